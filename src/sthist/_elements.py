@@ -1,0 +1,302 @@
+"""Find an element of a SpatialData by name or by role, or say what exists."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from spatialdata import SpatialData
+
+Kind = Literal["images", "labels", "points", "shapes", "tables"]
+
+UM = "um"
+"""Name of the coordinate system in which every element of a sample is registered, in micrometres."""
+
+NUCLEAR_NAMES = re.compile(r"dapi|hoechst|draq5|syto|nucle(ar|i|us)", re.IGNORECASE)
+CYTOPLASM_NAMES = re.compile(
+    r"poly.?t|18s|28s|rrna|cyto|membrane|boundary|cellbound|cd298|b2m|cd45|cadherin|atp1a1|keratin|panck|actin|sma\b|vimentin",
+    re.IGNORECASE,
+)
+MORPHOLOGY_NAMES = re.compile(r"^morphology(_focus|_mip)?$", re.IGNORECASE)
+HE_NAMES = re.compile(r"(^|[^a-z])(he|h&e|h_and_e|hematoxylin)([^a-z]|$)", re.IGNORECASE)
+CONTROL_PREFIXES = ("blank", "negcontrol", "negative", "negprb", "unassigned", "deprecated", "antisense", "falsecode", "systemcontrol", "intergenic")
+"""Features that are no genes, by lower-case prefix, over Xenium, CosMx and MERSCOPE."""
+
+
+def safe_key(name: str | Sequence[str]) -> str:
+    """A key that SpatialData accepts: letters, digits, ``_ . -``; everything else becomes ``_``.
+
+    Examples
+    --------
+    >>> from sthist._elements import safe_key
+    >>> safe_key("timm:resnet18"), safe_key(["conch", "uni"]), safe_key("B cells")
+    ('timm_resnet18', 'conch_uni', 'B_cells')
+    """
+    joined = name if isinstance(name, str) else "_".join(name)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", joined)
+
+
+def get(sdata: SpatialData, kind: Kind, key: str) -> Any:
+    """The element ``key`` of a kind; a KeyError says what exists and what comes closest."""
+    elements = getattr(sdata, kind)
+    if key in elements:
+        return elements[key]
+    msg = f"No {kind[:-1]} {key!r} in this object. {describe(kind, elements)}"
+    close = difflib.get_close_matches(key, list(elements), n=1)
+    if close:
+        msg += f" Did you mean {close[0]!r}?"
+    raise KeyError(msg)
+
+
+def describe(kind: str, keys: Iterable[str]) -> str:
+    """One sentence that lists the keys of a kind, a long list shortened."""
+    names = sorted(keys)
+    shown = ", ".join(repr(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"It has {kind} {shown}." if names else f"It has no {kind}."
+
+
+def roles(sdata: SpatialData) -> dict[str, Any]:
+    """What the readers recorded of the elements' roles; an empty dictionary for other people's objects."""
+    return dict(sdata.attrs.get("sthist", {}).get("roles", {}))
+
+
+def set_role(sdata: SpatialData, role: str, value: dict[str, Any]) -> None:
+    """Record the role of an element in ``sdata.attrs["sthist"]["roles"]``."""
+    sdata.attrs.setdefault("sthist", {}).setdefault("roles", {})[role] = value
+
+
+def require_one_sample(sdata: SpatialData) -> None:
+    """Refuse an object made by :func:`spatialdata.concatenate`: its samples lie on top of each other."""
+    names = [name for kind in ("images", "points", "shapes", "labels") for name in getattr(sdata, kind)]
+    stems: dict[str, set[str]] = {}
+    for name in names:
+        stem, dash, suffix = name.rpartition("-")
+        if not dash:
+            return
+        stems.setdefault(suffix, set()).add(stem)
+    stem_sets = list(stems.values())
+    if len(stem_sets) > 1 and all(stem_set == stem_sets[0] for stem_set in stem_sets):
+        samples = ", ".join(repr(sample) for sample in sorted(stems))
+        msg = (
+            f"This object looks like several samples put together by spatialdata.concatenate ({samples}): their planes "
+            "would be read as one. Keep one SpatialData per sample and pass them one by one."
+        )
+        raise ValueError(msg)
+
+
+def channel_names(element: Any) -> list[str]:
+    """Names of an image's channels, as text."""
+    from spatialdata.models import get_channel_names
+
+    return [str(name) for name in get_channel_names(element)]
+
+
+def find_he(sdata: SpatialData, image: str | None = None) -> str:
+    """Key of the H&E image: given, recorded by the reader, or the only image named like one."""
+    if image is not None:
+        get(sdata, "images", image)
+        return image
+    recorded = roles(sdata).get("he", {}).get("image")
+    if recorded in sdata.images:
+        return str(recorded)
+    candidates = [name for name in sdata.images if HE_NAMES.search(name) and name != "virtual_he"]
+    return _only_one(sdata, "H&E image", "images", candidates, "image=")
+
+
+@dataclass(frozen=True)
+class HighResElements:
+    """The elements of one sample of high-resolution spatial transcriptomics, by role.
+
+    Attributes
+    ----------
+    sdata
+        The sample.
+    nuclear
+        Images of the nuclear stain that together tile one plane.
+    nuclear_channel
+        Its channel.
+    cytoplasm_channels
+        Channels of the same images that show cytoplasm or membrane.
+    points, gene
+        Key of the transcripts and their gene column.
+    table
+        Key of the cell table.
+    """
+
+    sdata: SpatialData
+    nuclear: tuple[str, ...]
+    nuclear_channel: str
+    cytoplasm_channels: tuple[str, ...] = ()
+    points: str | None = None
+    gene: str | None = None
+    table: str | None = None
+
+
+def find_high_res(
+    sdata: SpatialData,
+    *,
+    image: str | Sequence[str] | None = None,
+    channel: str | None = None,
+    points: str | None = None,
+    table: str | None = None,
+) -> HighResElements:
+    """Resolve nuclear stain, transcripts and cells; everything is found where there is one candidate."""
+    require_one_sample(sdata)
+    nuclear, nuclear_channel = _find_nuclear(sdata, image, channel)
+    names = channel_names(sdata.images[nuclear[0]])
+    recorded = roles(sdata).get("nuclear", {}).get("cytoplasm")
+    cytoplasm = (
+        [name for name in recorded if name in names]
+        if recorded is not None
+        else [name for name in names if name != nuclear_channel and CYTOPLASM_NAMES.search(name)]
+    )
+    points_key, gene = find_transcripts(sdata, points)
+    return HighResElements(
+        sdata=sdata,
+        nuclear=nuclear,
+        nuclear_channel=nuclear_channel,
+        cytoplasm_channels=tuple(cytoplasm),
+        points=points_key,
+        gene=gene,
+        table=_find_cell_table(sdata, table),
+    )
+
+
+def _find_nuclear(
+    sdata: SpatialData, image: str | Sequence[str] | None, channel: str | None
+) -> tuple[tuple[str, ...], str]:
+    role = roles(sdata).get("nuclear", {})
+    if image is not None:
+        keys = (image,) if isinstance(image, str) else tuple(image)
+        for key in keys:
+            get(sdata, "images", key)
+    elif role and all(key in sdata.images for key in role["images"]):
+        keys = tuple(role["images"])
+        channel = channel or role.get("channel")
+    else:
+        keys = (_only_one(sdata, "nuclear stain", "images", _nuclear_candidates(sdata), "image="),)
+    names = channel_names(sdata.images[keys[0]])
+    for key in keys[1:]:
+        if channel_names(sdata.images[key]) != names:
+            msg = (
+                f"The images that tile the nuclear stain have different channels: {keys[0]!r} has {names}, "
+                f"{key!r} has {channel_names(sdata.images[key])}."
+            )
+            raise ValueError(msg)
+    return keys, _nuclear_channel(keys[0], names, channel)
+
+
+def _nuclear_candidates(sdata: SpatialData) -> list[str]:
+    by_channel = [
+        name
+        for name in sdata.images
+        if any(NUCLEAR_NAMES.search(channel) for channel in channel_names(sdata.images[name]))
+    ]
+    by_name = [name for name in sdata.images if NUCLEAR_NAMES.search(name) or MORPHOLOGY_NAMES.search(name)]
+    return by_channel or by_name
+
+
+def _nuclear_channel(key: str, names: list[str], channel: str | None) -> str:
+    if channel is not None:
+        if channel not in names:
+            msg = f"Image {key!r} has no channel {channel!r}; it has {names}."
+            raise KeyError(msg)
+        return channel
+    if len(names) == 1:
+        return names[0]
+    matches = [name for name in names if NUCLEAR_NAMES.search(name)]
+    if len(matches) == 1:
+        return matches[0]
+    msg = f"Which channel of image {key!r} is the nuclear stain? It has {names}; say so with channel=."
+    raise ValueError(msg)
+
+
+def find_transcripts(sdata: SpatialData, points: str | None = None) -> tuple[str | None, str | None]:
+    """Key of the transcripts and their gene column; (None, None) where the object has no points."""
+    role = roles(sdata).get("transcripts", {})
+    if points is None:
+        if role.get("points") in sdata.points:
+            points = role["points"]
+        elif not sdata.points:
+            return None, None
+        else:
+            named = [name for name in sdata.points if "transcript" in name.lower()]
+            points = _only_one(sdata, "transcripts", "points", named or list(sdata.points), "points=")
+    element = get(sdata, "points", points)
+    gene = role.get("gene") if role.get("points") == points else None
+    gene = gene or element.attrs.get("spatialdata_attrs", {}).get("feature_key")
+    if gene is None or gene not in element.columns:
+        columns = [str(column) for column in element.columns]
+        msg = (
+            f"Points {points!r} name no gene column{'' if gene is None else f' ({gene!r} is not there)'}: their columns "
+            f"are {columns}. Parse them with PointsModel.parse(..., feature_key=...) or "
+            "io.assemble(..., gene=...)."
+        )
+        raise ValueError(msg)
+    return points, str(gene)
+
+
+def _find_cell_table(sdata: SpatialData, table: str | None) -> str | None:
+    if table is not None:
+        get(sdata, "tables", table)
+        return table
+    recorded = roles(sdata).get("cells", {}).get("table")
+    if recorded in sdata.tables:
+        return str(recorded)
+    linked = [name for name in sdata.tables if "spatialdata_attrs" in sdata.tables[name].uns]
+    return linked[0] if len(linked) == 1 else None
+
+
+def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        msg = f"Found no {role}. {describe(kind, getattr(sdata, kind))} Say which one it is with {argument}"
+        raise KeyError(msg)
+    msg = f"Several {kind} could be the {role}: {', '.join(map(repr, sorted(candidates)))}. Choose with {argument}"
+    raise ValueError(msg)
+
+
+def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
+    """Regions of the cells that a table annotates, as a GeoDataFrame in µm, and their total counts, in its order.
+
+    Raises
+    ------
+    ValueError
+        If the table is linked to no shapes, or to cells that the shapes do not have.
+    """
+    import spatialdata as sd
+    from spatialdata.transformations import get_transformation
+
+    adata = sdata.tables[table]
+    link = adata.uns.get("spatialdata_attrs")
+    regions = [link["region"]] if link and isinstance(link["region"], str) else list(link["region"]) if link else []
+    keys = [region for region in regions if region in sdata.shapes]
+    if link is None or len(keys) != 1 or len(regions) != 1:
+        msg = (
+            f"Table {table!r} is linked to {regions or 'nothing'}, not to one shapes element. "
+            f"{describe('shapes', sdata.shapes)} Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
+        )
+        raise ValueError(msg)
+    shapes = sdata.shapes[keys[0]]
+    if UM not in get_transformation(shapes, get_all=True):
+        msg = f"Shapes {keys[0]!r} are not registered in {UM!r}; add the scale with pp.set_scale."
+        raise ValueError(msg)
+    shapes = sd.transform(shapes, to_coordinate_system=UM)
+    instances = adata.obs[link["instance_key"]]
+    missing = ~instances.isin(shapes.index)
+    if missing.any():
+        msg = (
+            f"Table {table!r} has {int(missing.sum())} cells that shapes {keys[0]!r} do not have, the first of them "
+            f"{instances[missing].iloc[0]!r}."
+        )
+        raise ValueError(msg)
+    counts = np.asarray(adata.X.sum(axis=1), dtype=np.float64).ravel()
+    return shapes.loc[instances], counts

@@ -1,0 +1,40 @@
+"""What ``within=`` means: a box, a polygon, or shapes, in µm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sthist import _elements
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+    from spatialdata import SpatialData
+
+
+def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
+    """The geometry, in µm, that a ``within=`` argument stands for.
+
+    Raises
+    ------
+    KeyError
+        If it names shapes that do not exist.
+    ValueError
+        If it is none of a box, a polygon and a name, or is empty or not valid.
+    """
+    import shapely
+    import spatialdata as sd
+
+    if isinstance(within, str):
+        shapes = sd.transform(_elements.get(sdata, "shapes", within), to_coordinate_system=_elements.UM)
+        geometry = shapely.union_all(shapes.geometry.buffer(shapes["radius"]) if "radius" in shapes else shapes.geometry)
+    elif isinstance(within, shapely.geometry.base.BaseGeometry):
+        geometry = within
+    elif len(within) == 4:
+        geometry = shapely.box(*map(float, within))
+    else:
+        msg = f"within={within!r} is neither a box (x0, y0, x1, y1) in µm, nor a polygon, nor the name of shapes."
+        raise ValueError(msg)
+    if geometry.is_empty or not geometry.is_valid or geometry.area == 0:
+        msg = f"within={within!r} has no area, or crosses itself: {shapely.is_valid_reason(geometry)}."
+        raise ValueError(msg)
+    return geometry

@@ -1,0 +1,293 @@
+"""The one place that writes to a user's zarr store.
+
+An element is built under ``<store>/.sthist/<name>/``, checked to be readable, moved into place with one rename, and
+then entered in the store's attributes and consolidated metadata. A kill at any moment leaves the elements of before or
+the complete result; the next writing verb finishes what was moved but not entered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import errno
+import json
+import os
+import shutil
+import uuid
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sthist._settings import logger, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from spatialdata import SpatialData
+
+WORK = ".sthist"
+KINDS = ("images", "labels", "points", "shapes", "tables")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def store_path(sdata: SpatialData) -> Path | None:
+    """Folder of the store that backs an object; None in memory. Remote stores are refused."""
+    if sdata.path is None:
+        return None
+    if "://" in str(sdata.path):
+        msg = f"The store {sdata.path} is remote; sthist writes to local stores only. Copy it, or work in memory."
+        raise ValueError(msg)
+    return Path(sdata.path).resolve()
+
+
+def provenance(call: str, **facts: Any) -> dict[str, Any]:
+    """What made a result: the call, the version, the date, and facts such as model and device. JSON values only."""
+    from importlib.metadata import version
+
+    made = {
+        "call": call,
+        "sthist": version("sthist"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    } | facts
+    return dict(json.loads(json.dumps(made)))
+
+
+def require_free(sdata: SpatialData, name: str, kind: str, *, overwrite: bool) -> None:
+    """Refuse a name that is taken, also by an element of another kind or in other case."""
+    for other in KINDS:
+        for taken in getattr(sdata, other):
+            if taken.lower() != name.lower():
+                continue
+            if taken != name or other != kind:
+                msg = f"The name {name!r} is taken by {other}[{taken!r}]; choose another with key_added=."
+                raise ValueError(msg)
+            if not overwrite:
+                msg = f"{kind}[{name!r}] exists. Pass overwrite=True to replace it, or key_added= for another name."
+                raise ValueError(msg)
+
+
+@contextmanager
+def writing(sdata: SpatialData) -> Iterator[None]:
+    """Hold the store's lock, after repairing what a kill left; nothing to do for an object in memory.
+
+    Raises
+    ------
+    RuntimeError
+        If another process is writing to the store.
+    """
+    path = store_path(sdata)
+    if path is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    if not os.access(path, os.W_OK):
+        msg = f"The store {path} is read-only: nothing was written. Copy it, or change its permissions."
+        raise PermissionError(msg)
+    (path / WORK).mkdir(exist_ok=True)
+    lock = FileLock(path / WORK / "lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        msg = f"Another process is writing to {path}. Wait until it is done; the lock goes with its process."
+        raise RuntimeError(msg) from None
+    try:
+        repair(path)
+        yield
+    finally:
+        lock.release()
+
+
+def workspace(sdata: SpatialData, name: str, fingerprint: str) -> Path:
+    """Folder in which the element ``name`` is built: inside the store, or in the scratch folder for one in memory."""
+    path = store_path(sdata)
+    if path is not None:
+        return path / WORK / name
+    return Path(settings.scratch_dir) / f"{name}-{fingerprint[:16]}"
+
+
+def add(sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Add a small element (shapes, a table) to an object and, if there is one, to its store.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken and ``overwrite`` is False.
+    """
+    import spatialdata as sd
+
+    require_free(sdata, name, kind, overwrite=overwrite)
+    if kind == "tables":
+        element.uns.setdefault("sthist", {})[name] = made
+    if store_path(sdata) is None:
+        _set(sdata, kind, name, element)
+        _record(sdata, kind, name, made)
+        return
+    with writing(sdata):
+        work = workspace(sdata, name, "")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        built = work / "built.zarr"
+        with warnings.catch_warnings():
+            # A table whose regions are elements of the real store has them nowhere in this one.
+            warnings.filterwarnings("ignore", message=".*annotates.*", category=UserWarning)
+            sd.SpatialData.init_from_elements({name: element}).write(built)
+        publish(sdata, kind, name, built, made)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[str, Any]) -> None:
+    """Move an element out of the store ``built`` into the object's own, and enter it there.
+
+    For an object in memory the element stays where it was built and the object reads it from there. The caller holds
+    :func:`writing`.
+
+    Parameters
+    ----------
+    sdata
+        The object.
+    kind, name
+        Where the element goes, and its name, which it has in ``built`` too.
+    built
+        A SpatialData store that holds the element.
+    made
+        Its provenance.
+    """
+    element = read_element(built, kind, name)  # it reads, or nothing is published
+    path = store_path(sdata)
+    if path is None:
+        logger.info("%s %r lies in %s until the object is written.", kind[:-1], name, built)
+        _set(sdata, kind, name, element)
+        _record(sdata, kind, name, made)
+        return
+    _write_own_provenance(built / kind / name, kind, made)
+    _ensure_group(path, kind)
+    consolidated = sdata.has_consolidated_metadata()
+    _move(built / kind / name, path / kind / name)
+    _record(sdata, kind, name, made)
+    _enter(path, kind, name, consolidated=consolidated)
+    _set(sdata, kind, name, read_element(path, kind, name))
+
+
+def read_element(store: Path, kind: str, name: str) -> Any:
+    """One element of a store, as lazily as SpatialData reads it."""
+    import spatialdata as sd
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*annotates.*", category=UserWarning)
+        return getattr(sd.read_zarr(store, selection=(kind,)), kind)[name]
+
+
+def write_transformations(sdata: SpatialData, names: list[str]) -> None:
+    """Write the transformations of elements to the object's store, and its attributes; nothing in memory."""
+    if store_path(sdata) is None:
+        return
+    with writing(sdata):
+        for name in names:
+            sdata.write_transformations(name)
+        sdata.write_attrs()
+        if sdata.has_consolidated_metadata():
+            sdata.write_consolidated_metadata()
+
+
+def repair(path: Path) -> None:
+    """Enter elements that a kill left moved but not entered in the store's attributes or consolidated metadata."""
+    root = json.loads((path / "zarr.json").read_text())
+    listed = root.get("consolidated_metadata")
+    results = root["attributes"].get("sthist", {}).get("results", {})
+    for kind in KINDS:
+        for group in sorted(path.glob(f"{kind}/*/zarr.json")):
+            name = group.parent.name
+            made = json.loads(group.read_text()).get("attributes", {}).get("sthist_provenance")
+            if made is None:
+                continue
+            unlisted = listed is not None and f"{kind}/{name}" not in listed["metadata"]
+            unrecorded = kind != "tables" and results.get(name) != made
+            if unlisted or unrecorded:
+                logger.warning("Entering %s[%r] in %s: an earlier run ended before it could.", kind, name, path)
+                _enter(path, kind, name, consolidated=listed is not None)
+
+
+def _set(sdata: SpatialData, kind: str, name: str, element: Any) -> None:
+    elements = getattr(sdata, kind)
+    if name in elements:
+        del elements[name]
+    elements[name] = element
+
+
+def _record(sdata: SpatialData, kind: str, name: str, made: dict[str, Any]) -> None:
+    if kind != "tables":
+        sdata.attrs.setdefault("sthist", {}).setdefault("results", {})[name] = made
+
+
+def _write_own_provenance(element: Path, kind: str, made: dict[str, Any]) -> None:
+    # Kept with the element itself, so that a repair can enter it in the store's attributes.
+    import zarr
+
+    group = zarr.open_group(element, mode="r+", use_consolidated=False)
+    group.attrs["sthist_provenance"] = made
+
+
+def _enter(path: Path, kind: str, name: str, *, consolidated: bool) -> None:
+    import zarr
+    from zarr.errors import ZarrUserWarning
+
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    if kind != "tables":
+        made = json.loads((path / kind / name / "zarr.json").read_text())["attributes"]["sthist_provenance"]
+        attrs = root.attrs.asdict()
+        attrs.setdefault("sthist", {}).setdefault("results", {})[name] = made
+        root.attrs.put(attrs)
+    if consolidated:
+        with warnings.catch_warnings():
+            # The parquet files of points and shapes are no zarr nodes; zarr says so for each of them.
+            warnings.simplefilter("ignore", ZarrUserWarning)
+            zarr.consolidate_metadata(root.store)
+
+
+def _ensure_group(path: Path, kind: str) -> None:
+    import zarr
+
+    if not (path / kind / "zarr.json").exists():
+        zarr.open_group(path, mode="r+", use_consolidated=False).require_group(kind)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a folder into place; an existing one is exchanged where the kernel can, else replaced (not atomic)."""
+    if not target.exists():
+        os.rename(source, target)
+        return
+    if not _exchange(source, target):
+        aside = source.with_name(f"{source.name}-{uuid.uuid4().hex}")
+        os.rename(target, aside)
+        os.rename(source, target)
+        shutil.rmtree(aside)
+        return
+    shutil.rmtree(source)
+
+
+def _exchange(source: Path, target: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.ENOSYS, errno.EINVAL}:  # an old kernel, or a file system without it
+        return False
+    raise OSError(code, os.strerror(code), str(target))
+
+
+__all__ = [
+    "add",
+    "provenance",
+    "publish",
+    "read_element",
+    "repair",
+    "require_free",
+    "store_path",
+    "workspace",
+    "write_transformations",
+    "writing",
+]

@@ -1,0 +1,359 @@
+"""Virtual H&E without weights: two stains, Beer and Lambert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sthist import scale, stains
+from sthist._settings import logger, settings
+from sthist.models._base import Stainer, VirtualStainModel
+from sthist.tiles._density import Grid, adaptive_density, count_transcripts, paint_cells
+from sthist.tiles._raster import rasterize
+from sthist.tiles._reader import TileReader, read_grid, read_region
+from sthist.tiles._spec import TileSpec
+from sthist.tiles._tissue import clean, mask_of_nuclear_stain
+
+if TYPE_CHECKING:
+    from sthist._elements import HighResElements
+
+TILE_PX = 512
+SAMPLE_TILES, SAMPLE_PX = 64, 256
+TISSUE_MPP = 4.0
+LUT_STEP = 1 / 1024
+LUT_MAX = 8.0
+
+EOSIN_LEVELS = (0.05, 0.5, 0.95)
+"""Quantiles over the tissue at which eosin is matched."""
+
+
+@dataclass(frozen=True)
+class BeerLambertConfig:
+    """Settings of :class:`BeerLambert`. Concentrations are optical densities (base e) along unit stain vectors.
+
+    The defaults describe a typical section: they were measured on OpenSlide's public test slide CMU-1 (CC0).
+
+    Attributes
+    ----------
+    haematoxylin_vector, eosin_vector
+        Optical density of red, green and blue per unit of stain, of unit length.
+    haematoxylin
+        Concentration between nuclei, and of strongly stained nuclei.
+    eosin
+        Concentration at the 5th, 50th and 95th percentile of the tissue.
+    nuclear_quantiles
+        Quantiles of the nuclear stain over the tissue that stand for "between nuclei" and "strongly stained".
+    cytoplasm_weight
+        Share of the cytoplasm channels in eosin where they exist; the rest is molecules.
+    bin_um
+        Grid on which molecules are counted.
+    min_points
+        Molecules under the smoothing Gaussian.
+    min_qv
+        Quality below which molecules are left out.
+    """
+
+    haematoxylin_vector: tuple[float, float, float] = (0.6500286, 0.7046090, 0.2857128)
+    eosin_vector: tuple[float, float, float] = (0.0704912, 0.9904001, 0.1191121)
+    haematoxylin: tuple[float, float] = (0.12, 1.2)
+    eosin: tuple[float, float, float] = (0.15, 0.35, 0.7)
+    nuclear_quantiles: tuple[float, float] = (0.4, 0.99)
+    cytoplasm_weight: float = 0.6
+    bin_um: float = 1.0
+    min_points: float = 20.0
+    min_qv: float = 20.0
+
+
+class BeerLambert(VirtualStainModel):
+    """Virtual H&E by the Beer-Lambert law; needs no weights and no training.
+
+    Haematoxylin follows the nuclear stain, its background removed and scaled by quantiles over the whole section.
+    Eosin follows the local density of molecules (with a Gaussian as wide as the counts ask for) and, where there is
+    one, a cytoplasm, membrane or poly-T channel. Where there are no molecules it follows the counts of the cells over
+    their outlines, else it is even over the tissue. Outside the tissue the image is white.
+
+    What it is not: eosin in real tissue binds to protein, also where there is no RNA (collagen, red cells, keratin),
+    and it cannot be known from molecules. The image shows nuclei where they are and RNA-rich cytoplasm; its pinks say
+    nothing of extracellular matrix.
+
+    Parameters
+    ----------
+    config
+        Settings; the defaults are a typical section.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> model = sthist.models.BeerLambert().fit((sdata, "he"))
+    >>> sthist.tl.virtual_he(sdata, model=model)
+    """
+
+    system: ClassVar[str] = "beer-lambert"
+    config_class: ClassVar[type] = BeerLambertConfig
+    config: BeerLambertConfig
+
+    def fit(self, reference: Any, *, seed: int | None = None) -> BeerLambert:
+        """Take stain vectors and concentrations from a real H&E image.
+
+        Parameters
+        ----------
+        reference
+            An (h, w, 3) uint8 array; or an image of a SpatialData, as ``(sdata, key)``; or a SpatialData with one H&E
+            image.
+        seed
+            Of the choice of tiles in a large image.
+
+        Returns
+        -------
+        The model, whose config has changed.
+
+        Raises
+        ------
+        ValueError
+            If the reference is no 8-bit RGB image, or shows almost no tissue.
+        """
+        rgb = _reference_pixels(reference, settings.seed if seed is None else seed)
+        vectors = stains.macenko(rgb)
+        tissue = (stains.optical_density(rgb) > stains.TISSUE_OD).all(-1)
+        haematoxylin, eosin = stains.concentrations(rgb[tissue], vectors).T
+        self.config = replace(
+            self.config,
+            haematoxylin_vector=tuple(vectors[0].tolist()),
+            eosin_vector=tuple(vectors[1].tolist()),
+            haematoxylin=tuple(np.quantile(haematoxylin, self.config.nuclear_quantiles).tolist()),
+            eosin=tuple(np.quantile(eosin, EOSIN_LEVELS).tolist()),
+        )
+        return self
+
+    def mpp(self, elements: HighResElements) -> float:
+        """The finest µm per pixel of the nuclear stain."""
+        return min(min(scale.resolve_mpp(elements.sdata, key)) for key in elements.nuclear)
+
+    def prepare(
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        *,
+        allow_upsampling: bool = False,
+    ) -> Stainer:
+        """Measure background and spread of the stain, the tissue, and the density of molecules.
+
+        Parameters
+        ----------
+        elements
+            The section's elements by role.
+        extent_um
+            Box of the whole section, in µm.
+        mpp
+            µm per pixel of the result.
+        allow_upsampling
+            Go on where the stain is much coarser than ``mpp``.
+
+        Raises
+        ------
+        ValueError
+            If no tissue is found, or the transcripts do not lie on the stain.
+        """
+        channels = (elements.nuclear_channel, *elements.cytoplasm_channels)
+        reader = TileReader(
+            elements.sdata,
+            elements.nuclear,
+            TileSpec.from_mpp(mpp, TILE_PX),
+            channels=channels,
+            allow_upsampling=allow_upsampling,
+        )
+        grid, molecules, points, source = self._molecules(elements, extent_um)
+        mask, mask_grid = self._tissue(elements, extent_um, grid, molecules)
+        levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid)
+        on_tissue = _resample(mask, mask_grid, grid) > 0.5
+        if molecules is None:
+            amount = np.full(grid.shape, self.config.eosin[1], np.float32)
+        else:
+            density = adaptive_density(molecules, on_tissue, n_points=points, min_points=self.config.min_points)
+            amount = _match(density, _quantiles(density[on_tissue]), self.config.eosin).astype(np.float32)
+        raster = np.stack([amount, _resample(mask, mask_grid, grid)])
+        eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
+        facts = {
+            "eosin_from": [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source],
+            "nuclear_stain": {"images": list(elements.nuclear), "channels": list(channels)},
+            "stain_levels": levels,
+            "n_molecules": 0.0 if molecules is None else float(molecules.sum()),
+            "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
+        }
+        logger.info("Eosin comes from: %s.", ", ".join(facts["eosin_from"]))
+        return Stainer([reader, eosin_reader], self._predictor(levels, reader.dtype), facts, overlap=0.0, concurrent=True)
+
+    def _molecules(
+        self, elements: HighResElements, extent_um: tuple[float, float, float, float]
+    ) -> tuple[Grid, np.ndarray | None, np.ndarray | None, str]:
+        """Counts per grid cell and the points behind them, from transcripts or cells, whichever saw more molecules."""
+        grid = Grid.over(extent_um, self.config.bin_um)
+        counts, n_transcripts = None, 0
+        if elements.points is not None:
+            counts, n_transcripts = count_transcripts(elements, grid, self.config.min_qv)
+        if elements.table is not None:
+            n_in_cells = float(elements.sdata.tables[elements.table].X.sum())
+            if counts is None or n_in_cells > 5 * n_transcripts:
+                painted, cells = paint_cells(elements, grid)
+                return grid, painted, cells, f"counts of cells ({n_in_cells:.0f}; {n_transcripts} transcripts)"
+        if counts is None:
+            return grid, None, None, "nothing but the tissue: there are no molecules and no cells"
+        return grid, counts, None, f"{n_transcripts} transcripts"
+
+    def _tissue(
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float],
+        grid: Grid,
+        molecules: np.ndarray | None,
+    ) -> tuple[np.ndarray, Grid]:
+        """Tissue on a coarse grid, 0 to 1: the shapes named "tissue", else found in stain and molecules."""
+        import spatialdata as sd
+        from scipy.ndimage import gaussian_filter
+
+        coarse = Grid.over(extent_um, TISSUE_MPP)
+        if "tissue" in elements.sdata.shapes:
+            shapes = sd.transform(elements.sdata.shapes["tissue"], to_coordinate_system="um")
+            mask = rasterize(shapes.geometry, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
+        else:
+            image = read_region(
+                elements.sdata, elements.nuclear, extent_um, coarse.bin_um, channels=[elements.nuclear_channel]
+            )[: coarse.shape[0], : coarse.shape[1], 0]
+            density = None
+            if molecules is not None:
+                density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 12.0 / coarse.bin_um)
+            found = mask_of_nuclear_stain(image, coarse.bin_um, density)
+            mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
+        if not mask.any():
+            msg = (
+                f"Found no tissue in the nuclear stain {elements.nuclear[0]!r}, channel {elements.nuclear_channel!r}: it is "
+                "empty or constant. Choose another with image= and channel=, or put outlines in shapes['tissue']."
+            )
+            raise ValueError(msg)
+        return gaussian_filter(mask.astype(np.float32), 0.7), coarse
+
+    def _stain_levels(
+        self,
+        elements: HighResElements,
+        channels: tuple[str, ...],
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        mask: np.ndarray,
+        mask_grid: Grid,
+    ) -> dict[str, list[float]]:
+        """Quantiles of each channel over the tissue, from tiles spread over it at full resolution."""
+        spec = TileSpec.from_mpp(mpp, SAMPLE_PX)
+        reader = TileReader(elements.sdata, elements.nuclear, spec, channels=channels, allow_upsampling=True)
+        x0, y0, x1, y1 = extent_um
+        centres = np.stack(
+            np.meshgrid(*(_spread(low, high, spec.size_um) for low, high in ((x0, x1), (y0, y1)))), -1
+        ).reshape(-1, 2)
+        cells = ((centres - mask_grid.origin_um) // mask_grid.bin_um).astype(int)
+        half = int(np.ceil(spec.size_um / mask_grid.bin_um / 2))
+        shown = np.array([mask[max(0, y - half) : y + half, max(0, x - half) : x + half].mean() for x, y in cells])
+        # The tiles with most tissue on a sparse section; evenly chosen ones on a large, full one.
+        candidates = np.flatnonzero(shown > min(0.5, shown.max() * 0.8))
+        rng = np.random.default_rng(settings.seed)
+        chosen = centres[np.sort(rng.permutation(candidates)[:SAMPLE_TILES])]
+        tiles = reader.read(chosen)
+        weights = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0] > 0.5
+        pixels = tiles[weights]
+        quantiles = {channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
+        for index, channel in enumerate(channels[1:], start=1):
+            quantiles[channel] = np.quantile(pixels[:, index], EOSIN_LEVELS)
+        low, high = quantiles[channels[0]]
+        if not high > low:
+            msg = (
+                f"The nuclear stain {elements.nuclear[0]!r}, channel {channels[0]!r}, is flat over the tissue (both its "
+                f"quantiles {self.config.nuclear_quantiles} are {low:g})."
+            )
+            raise ValueError(msg)
+        return {channel: [float(value) for value in values] for channel, values in quantiles.items()}
+
+    def _predictor(self, levels: dict[str, list[float]], dtype: np.dtype) -> Any:
+        """The function that stains tiles: three table look-ups and two products per pixel and colour."""
+        from sthist.models._stain_kernel import stain_tiles
+
+        config = self.config
+        (low, high), *cytoplasm = levels.values()
+        amounts = np.arange(0, LUT_MAX, LUT_STEP)
+        haematoxylin = np.exp(-np.outer(amounts, config.haematoxylin_vector)).astype(np.float32)
+        eosin = np.exp(-np.outer(amounts, config.eosin_vector)).astype(np.float32)
+        slope = (config.haematoxylin[1] - config.haematoxylin[0]) / (high - low)
+        weight = config.cytoplasm_weight if cytoplasm else 0.0
+        knots = np.array(cytoplasm, np.float32).reshape(len(cytoplasm), len(EOSIN_LEVELS))
+        targets = np.array(config.eosin, np.float32)
+
+        def predict(stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
+            out = np.empty((*stain.shape[:3], 3), np.uint8)
+            stain_tiles(
+                stain, raster, low, config.haematoxylin[0], slope, knots, targets, weight, haematoxylin, eosin, 1 / LUT_STEP, out
+            )
+            return out
+
+        return predict
+
+
+def _reference_pixels(reference: Any, seed: int) -> np.ndarray:
+    """Pixels of a reference H&E, (n, h, w, 3) uint8: all of a small array, tiles spread over a large image."""
+    from spatialdata import SpatialData
+
+    from sthist import _elements
+
+    if isinstance(reference, SpatialData):
+        reference = (reference, None)
+    if isinstance(reference, tuple):
+        sdata, key = reference
+        key = _elements.find_he(sdata, key)
+        mpp = float(np.sqrt(np.prod(scale.resolve_mpp(sdata, key))))
+        reader = TileReader(sdata, key, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
+        _require_rgb8(reader.dtype, len(reader.channels), f"image {key!r}")
+        x0, y0, x1, y1 = reader.extent_um
+        size = reader.spec.size_um
+        centres = np.stack(np.meshgrid(_spread(x0, x1, size), _spread(y0, y1, size)), -1).reshape(-1, 2)
+        chosen = np.random.default_rng(seed).permutation(len(centres))[: 4 * SAMPLE_TILES]
+        return reader.read(centres[np.sort(chosen)])
+    array = np.asarray(reference)
+    if array.ndim != 3:
+        msg = f"The reference H&E has shape {array.shape}; it should be (h, w, 3)."
+        raise ValueError(msg)
+    _require_rgb8(array.dtype, array.shape[-1], "The reference array")
+    step = max(1, int(np.sqrt(array.shape[0] * array.shape[1] / 16e6)))
+    return array[None, ::step, ::step]
+
+
+def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
+    if dtype != np.uint8 or n_channels != 3:
+        msg = f"The H&E, {what}, has {n_channels} channels of {dtype}; three channels of uint8 (RGB) are needed."
+        raise ValueError(msg)
+
+
+def _spread(low: float, high: float, size: float) -> np.ndarray:
+    """Centres of tiles side by side from low to high, at least one."""
+    n = max(1, int((high - low) // size))
+    return low + (high - low) * (np.arange(n) + 0.5) / n
+
+
+def _quantiles(values: np.ndarray) -> np.ndarray:
+    return np.quantile(values, EOSIN_LEVELS)
+
+
+def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) -> np.ndarray:
+    """Map values so that their knots take the targets: linear between, and on to 0 and to twice the upper step."""
+    low, middle, high = (float(knot) for knot in knots)
+    if not high > low:
+        return np.full(values.shape, targets[1])
+    middle = min(max(middle, low + 1e-3 * (high - low)), high - 1e-3 * (high - low))
+    x = [min(0.0, low - 1e-9), low, middle, high, 2 * high - middle]
+    y = [min(targets[0], targets[1] / 2), *targets, 2 * targets[2] - targets[1]]
+    return np.interp(values, x, y)
+
+
+def _resample(values: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """A grid's values on the cells of another, by the reader."""
+    reader = TileReader.from_array(values[None], source.to_um, TileSpec.from_mpp(target.bin_um, 256))
+    return read_grid(reader, target.origin_um, target.shape)[..., 0]

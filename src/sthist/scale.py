@@ -1,0 +1,143 @@
+"""The micrometres per pixel of an image, from ranked sources that must agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+TOLERANCE = 0.02
+"""Relative difference above which two sources of one scale contradict each other."""
+
+
+def matrix_to(element: Any, coordinate_system: str = _elements.UM) -> np.ndarray:
+    """The 3 x 3 matrix that takes (x, y, 1) of an element into a coordinate system.
+
+    Parameters
+    ----------
+    element
+        An image, labels, points or shapes element.
+    coordinate_system
+        Name of the target.
+
+    Returns
+    -------
+    Float64 of shape (3, 3).
+
+    Raises
+    ------
+    KeyError
+        If the element is not registered there.
+    """
+    from spatialdata.transformations import get_transformation
+
+    transformations = get_transformation(element, get_all=True)
+    if coordinate_system not in transformations:
+        raise KeyError(coordinate_system)
+    return np.asarray(
+        transformations[coordinate_system].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y")), np.float64
+    )
+
+
+def pixel_size(matrix: np.ndarray) -> tuple[float, float]:
+    """Length of one pixel along x and along y under a 3 x 3 (x, y, 1) matrix.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sthist.scale import pixel_size
+    >>> pixel_size(np.diag([0.5, 0.25, 1.0]))
+    (0.5, 0.25)
+    """
+    return float(np.hypot(matrix[0, 0], matrix[1, 0])), float(np.hypot(matrix[0, 1], matrix[1, 1]))
+
+
+def require_agreement(sources: dict[str, float], what: str) -> None:
+    """Refuse scales of one image that differ by more than 2 %.
+
+    Parameters
+    ----------
+    sources
+        µm/px by source.
+    what
+        What they are the scale of, for the message.
+
+    Raises
+    ------
+    ValueError
+        If two sources disagree; both are shown.
+    """
+    low, high = min(sources, key=sources.__getitem__), max(sources, key=sources.__getitem__)
+    if sources[high] > sources[low] * (1 + TOLERANCE):
+        msg = (
+            f"Two scales of {what} disagree by {sources[high] / sources[low] - 1:.1%}: {sources[low]:.4g} µm/px "
+            f"({low}) and {sources[high]:.4g} µm/px ({high}). Correct the wrong one, or give the right one with "
+            "pp.set_scale(..., overwrite=True)."
+        )
+        raise ValueError(msg)
+
+
+def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
+    """µm/px that readers found in an image's metadata, by source (OME, vendor, spot pitch)."""
+    return dict(sdata.attrs.get("sthist", {}).get("mpp", {}).get(image, {}))
+
+
+def record_mpp(sdata: SpatialData, image: str, source: str, mpp: float) -> None:
+    """Keep the µm/px that a source states of an image, for :func:`resolve_mpp`."""
+    scales = sdata.attrs.setdefault("sthist", {}).setdefault("mpp", {}).setdefault(image, {})
+    scales[source] = float(mpp)
+
+
+def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tuple[float, float]:
+    """Micrometres per pixel of an image along x and y.
+
+    The first of these that exists is returned: the argument, the ``um`` transformation, the image's metadata (OME,
+    vendor, spot pitch) as recorded by the reader. All that exist must agree within 2 %.
+
+    Parameters
+    ----------
+    sdata
+        The sample.
+    image
+        Key of the image.
+    mpp
+        A scale that the caller knows, in µm/px.
+
+    Returns
+    -------
+    µm/px along x and y.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image.
+    ValueError
+        If no source exists, or two disagree.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.scale.resolve_mpp(sdata, "morphology_focus")
+    (0.5, 0.5)
+    """
+    element = _elements.get(sdata, "images", image)
+    sources: dict[str, tuple[float, float]] = {}
+    if mpp is not None:
+        sources["the argument mpp="] = (float(mpp), float(mpp))
+    try:
+        sources["its transformation to 'um'"] = pixel_size(matrix_to(element))
+    except KeyError:
+        pass
+    for source, value in recorded_mpp(sdata, image).items():
+        sources[source] = (value, value)
+    if not sources:
+        msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
+        raise ValueError(msg)
+    require_agreement({name: float(np.sqrt(x * y)) for name, (x, y) in sources.items()}, f"image {image!r}")
+    return next(iter(sources.values()))

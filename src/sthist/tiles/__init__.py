@@ -1,0 +1,14 @@
+"""Pixel windows of known physical size: specify, read, map, and write them back."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "_canvas": ["Canvas"],
+        "_loader": ["TileLoader"],
+        "_map": ["map_tiles"],
+        "_reader": ["TileReader", "read_region"],
+        "_spec": ["TileSpec"],
+    },
+)

@@ -1,0 +1,201 @@
+"""An image of any size in the making: written block by block, resumable, never in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CHUNK_PX = 512
+COARSEST_PX = 1024
+"""The pyramid ends at the first level that is not larger than this."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A window of whole chunks of a canvas: the unit of work, of resuming and of distribution."""
+
+    row: int
+    column: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def name(self) -> str:
+        """Of its mark among the blocks that are done."""
+        return f"{self.row}-{self.column}"
+
+
+class Canvas:
+    """An RGB image of a slide, upright in ``um``, that is filled block by block and then published.
+
+    Parameters
+    ----------
+    folder
+        Where it is built. A canvas of the same fingerprint found there is continued; any other is deleted.
+    name
+        Name of the image element.
+    extent_um
+        x0, y0, x1, y1 of the plane, in µm. The size in pixels is rounded up to whole pixels, and then to a multiple of
+        2 to the number of pyramid levels.
+    mpp
+        µm per pixel.
+    fingerprint
+        JSON values that determine the result; kept in ``manifest.json``.
+    transformations
+        (3, 3) matrices from µm (x, y, 1) to further coordinate systems in which the image is to be registered.
+    block_px
+        Side of a block, a multiple of 512.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np, sthist
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "canvas"
+    >>> canvas = sthist.tiles.Canvas(folder, "image", extent_um=(0, 0, 100, 50), mpp=0.5, fingerprint={})
+    >>> for block in canvas.pending():
+    ...     canvas.write(block, np.full((3, block.y1 - block.y0, block.x1 - block.x0), 7, np.uint8))
+    >>> canvas.finish()
+    >>> canvas.shape, canvas.pending()
+    ((100, 200), [])
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        fingerprint: Mapping[str, Any],
+        transformations: Mapping[str, np.ndarray] | None = None,
+        block_px: int = 4 * CHUNK_PX,
+    ) -> None:
+        if block_px % CHUNK_PX:
+            msg = f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
+            raise ValueError(msg)
+        x0, y0, x1, y1 = extent_um
+        self.folder, self.name, self.mpp, self.origin_um = folder, name, mpp, (x0, y0)
+        # Less than a thousandth of a pixel is rounding, not tissue.
+        height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
+        self.n_levels = max(0, math.ceil(math.log2(max(height, width) / COARSEST_PX)))
+        step = 2**self.n_levels
+        self.shape = (-(-height // step) * step, -(-width // step) * step)
+        self._block_px = block_px
+        self._done = folder / "done"
+        manifest = json.loads(
+            json.dumps({"extent_um": extent_um, "mpp": mpp, "block_px": block_px, "fingerprint": dict(fingerprint)})
+        )
+        if self._continues(manifest):
+            logger.info("Continuing %s: %d of %d blocks are done.", name, len(self.blocks()) - len(self.pending()), len(self.blocks()))
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._create(transformations or {})
+            self._done.mkdir()
+            (folder / "manifest.json").write_text(json.dumps(manifest))  # last: without it the folder is not continued
+        self._levels = _open_levels(self.store / "images" / name)
+
+    @property
+    def store(self) -> Path:
+        """The SpatialData store that holds the image."""
+        return self.folder / "built.zarr"
+
+    def blocks(self) -> list[Block]:
+        """All blocks, row by row."""
+        size = self._block_px
+        return [
+            Block(i, j, i * size, min((i + 1) * size, self.shape[0]), j * size, min((j + 1) * size, self.shape[1]))
+            for i in range(-(-self.shape[0] // size))
+            for j in range(-(-self.shape[1] // size))
+        ]
+
+    def pending(self) -> list[Block]:
+        """The blocks that are not done."""
+        return [block for block in self.blocks() if not (self._done / block.name).exists()]
+
+    def write(self, block: Block, pixels: np.ndarray) -> None:
+        """Store the (3, h, w) uint8 pixels of a block and mark it done."""
+        self._levels[0][:, block.y0 : block.y1, block.x0 : block.x1] = pixels
+        (self._done / block.name).touch()
+
+    def finish(self) -> None:
+        """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up."""
+        from sthist.tiles._kernels import halve
+
+        for fine, coarse in zip(self._levels, self._levels[1:], strict=False):
+            size = self._block_px
+            corners = [(y, x) for y in range(0, coarse.shape[1], size) for x in range(0, coarse.shape[2], size)]
+
+            def reduce(corner: tuple[int, int], fine: Any = fine, coarse: Any = coarse, size: int = size) -> None:
+                y, x = corner
+                pixels = fine[:, 2 * y : 2 * (y + size), 2 * x : 2 * (x + size)]
+                coarse[:, y : y + size, x : x + size] = halve(np.ascontiguousarray(pixels))
+
+            with ThreadPoolExecutor(settings.threads) as pool:
+                list(pool.map(reduce, corners))
+
+    def _continues(self, manifest: dict[str, Any]) -> bool:
+        try:
+            found = json.loads((self.folder / "manifest.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        if found != manifest:
+            logger.info("Starting %s anew: what is in %s was made from other input or settings.", self.name, self.folder)
+        return bool(found == manifest)
+
+    def _create(self, transformations: Mapping[str, np.ndarray]) -> None:
+        """Let SpatialData write the metadata of a tiny image of as many levels, then give its arrays their size."""
+        import spatialdata as sd
+        import zarr
+        from spatialdata.models import Image2DModel
+        from spatialdata.transformations import Affine
+        from zarr.codecs import ZstdCodec
+
+        to_um = np.array([[self.mpp, 0, self.origin_um[0]], [0, self.mpp, self.origin_um[1]], [0, 0, 1]])
+        matrices = {"um": to_um} | {name: matrix @ to_um for name, matrix in transformations.items()}
+        side = 2**self.n_levels
+        image = Image2DModel.parse(
+            np.zeros((3, side, side), np.uint8),
+            dims=("c", "y", "x"),
+            c_coords=["r", "g", "b"],
+            scale_factors=[2] * self.n_levels or None,
+            transformations={name: Affine(m, ("x", "y"), ("x", "y")) for name, m in matrices.items()},
+        )
+        self.folder.mkdir(parents=True)
+        sd.SpatialData(images={self.name: image}).write(self.store)
+        element = self.store / "images" / self.name
+        for level, path in enumerate(_level_paths(element)):
+            zarr.create_array(
+                element / path,
+                shape=(3, self.shape[0] >> level, self.shape[1] >> level),
+                chunks=(3, CHUNK_PX, CHUNK_PX),
+                dtype="uint8",
+                fill_value=255,
+                compressors=ZstdCodec(level=1),
+                dimension_names=("c", "y", "x"),
+                overwrite=True,
+            )
+        zarr.consolidate_metadata(self.store)
+
+
+def _level_paths(element: Path) -> list[str]:
+    attributes = json.loads((element / "zarr.json").read_text())["attributes"]
+    return [dataset["path"] for dataset in attributes["ome"]["multiscales"][0]["datasets"]]
+
+
+def _open_levels(element: Path) -> list[Any]:
+    import zarr
+
+    return [zarr.open_array(element / path, mode="r+") for path in _level_paths(element)]

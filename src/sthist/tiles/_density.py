@@ -1,0 +1,223 @@
+"""Molecules and cells on a coarse grid: counts, and their density smoothed as far as the counts ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements, scale
+from sthist.tiles._raster import rasterize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sthist._elements import HighResElements
+
+MAX_CELLS = 16_000_000
+"""Cells of a grid at most: 64 MB in float32."""
+
+SIGMA = 1.5
+"""Of the Gaussian of each pyramid level, in cells of that level."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square cells over a box in µm.
+
+    Attributes
+    ----------
+    origin_um
+        x, y of the corner.
+    bin_um
+        Side of a cell.
+    shape
+        Rows and columns.
+    """
+
+    origin_um: tuple[float, float]
+    bin_um: float
+    shape: tuple[int, int]
+
+    @classmethod
+    def over(cls, extent_um: tuple[float, float, float, float], bin_um: float) -> Grid:
+        """The grid over a box; its cells grow where there would be too many."""
+        x0, y0, x1, y1 = extent_um
+        bin_um = max(bin_um, float(np.sqrt((x1 - x0) * (y1 - y0) / MAX_CELLS)))
+        return cls((x0, y0), bin_um, (max(1, int(np.ceil((y1 - y0) / bin_um))), max(1, int(np.ceil((x1 - x0) / bin_um)))))
+
+    @property
+    def to_um(self) -> np.ndarray:
+        """(3, 3) matrix from cells (x, y, 1) to µm."""
+        return np.array([[self.bin_um, 0, self.origin_um[0]], [0, self.bin_um, self.origin_um[1]], [0, 0, 1]])
+
+
+def iter_points(
+    elements: HighResElements, columns: tuple[str, ...] = ()
+) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+    """The transcripts, a partition at a time: x and y in µm, and a frame of further columns."""
+    points = _elements.get(elements.sdata, "points", str(elements.points))
+    try:
+        matrix = scale.matrix_to(points)
+    except KeyError:
+        msg = f"Points {elements.points!r} are not registered in 'um'; add the scale with pp.set_scale."
+        raise ValueError(msg) from None
+    wanted = points[["x", "y", *columns]]
+    for index in range(wanted.npartitions):
+        part = wanted.get_partition(index).compute()
+        x, y = part["x"].to_numpy(np.float64), part["y"].to_numpy(np.float64)
+        yield (
+            matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
+            matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
+            part,
+        )
+
+
+def is_gene(names: Any) -> np.ndarray:
+    """Which features are genes: no blank, negative control or unassigned codeword, by their prefix."""
+    lower = np.char.lower(np.asarray(names, dtype=str))
+    return ~np.logical_or.reduce([np.char.startswith(lower, prefix) for prefix in _elements.CONTROL_PREFIXES])
+
+
+def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.0) -> tuple[np.ndarray, int]:
+    """Transcripts per cell of a grid, controls and low quality left out, and how many there are in all.
+
+    Raises
+    ------
+    ValueError
+        If none passes the threshold, or fewer than half of them lie on the grid: another place or another unit.
+    """
+    from sthist.tiles._kernels import count_points
+
+    points = elements.sdata.points[str(elements.points)]
+    gene = str(elements.gene)
+    columns = (gene, "qv") if "qv" in points.columns else (gene,)
+    counts = np.zeros(grid.shape, np.uint32)
+    n_kept = n_inside = n_all = 0
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for x, y, part in iter_points(elements, columns):
+        categories = part[gene].astype("category").cat
+        keep = np.append(is_gene(categories.categories), False)[categories.codes.to_numpy()]
+        if "qv" in columns:
+            keep &= part["qv"].to_numpy() >= min_qv
+        n_all, n_kept = n_all + len(x), n_kept + int(keep.sum())
+        if len(x):
+            low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
+        n_inside += count_points(x, y, keep, *grid.origin_um, grid.bin_um, counts)
+    if n_kept == 0:
+        msg = (
+            f"None of the {n_all} transcripts in points {elements.points!r} is of a gene"
+            + (f" with qv >= {min_qv:g}" if "qv" in columns else "")
+            + ". Is the gene column right?"
+        )
+        raise ValueError(msg)
+    _require_same_plane(elements, grid, low, high, n_inside / n_kept)
+    return counts, n_inside
+
+
+def _require_same_plane(
+    elements: HighResElements, grid: Grid, low: np.ndarray, high: np.ndarray, inside: float
+) -> None:
+    origin = np.array(grid.origin_um)
+    extent = np.array(grid.shape[::-1]) * grid.bin_um
+    mpp = np.sqrt(np.prod(scale.resolve_mpp(elements.sdata, elements.nuclear[0])))
+    spans = (high - origin) / extent
+    in_pixels = np.allclose(spans * mpp, 1, atol=0.05) and not 0.9 < mpp < 1.1
+    in_um_twice = np.allclose(spans / mpp, 1, atol=0.05) and not 0.9 < mpp < 1.1
+    if inside >= 0.5 and not in_um_twice:
+        return
+    hint = ""
+    if in_pixels:
+        hint = f" They look like pixels of {mpp:.4g} µm declared as µm."
+    elif in_um_twice:
+        hint = f" They look like µm that were taken for pixels of {mpp:.4g} µm."
+    msg = (
+        f"{1 - inside:.0%} of the transcripts {elements.points!r} lie outside the nuclear stain {elements.nuclear[0]!r}: "
+        f"they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x {origin[0]:.0f} to "
+        f"{origin[0] + extent[0]:.0f}, y {origin[1]:.0f} to {origin[1] + extent[1]:.0f} µm.{hint} Correct the transformation "
+        "of the points to 'um'."
+    )
+    raise ValueError(msg)
+
+
+def paint_cells(elements: HighResElements, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Counts per grid cell from the table of cells, spread over their outlines, and how many cells stand behind each.
+
+    Cells that are mere points put their counts where they lie.
+    """
+    from sthist.tiles._kernels import count_points
+
+    shapes, counts = _elements.cell_counts(elements.sdata, str(elements.table))
+    geometry = shapes.geometry
+    if (geometry.geom_type == "Point").all():
+        if "radius" not in shapes:
+            x, y = geometry.x.to_numpy(), geometry.y.to_numpy()
+            cells = np.zeros(grid.shape, np.uint32)
+            count_points(x, y, np.ones(len(x), np.bool_), *grid.origin_um, grid.bin_um, cells)
+            columns = ((x - grid.origin_um[0]) // grid.bin_um).astype(int)
+            rows = ((y - grid.origin_um[1]) // grid.bin_um).astype(int)
+            inside = (rows >= 0) & (rows < grid.shape[0]) & (columns >= 0) & (columns < grid.shape[1])
+            weights = np.zeros(grid.shape, np.float32)
+            np.add.at(weights, (rows[inside], columns[inside]), counts[inside])
+            return weights, cells.astype(np.float32)
+        geometry = geometry.buffer(shapes["radius"])
+    areas = np.maximum(geometry.area.to_numpy() / grid.bin_um**2, 1.0)
+    density = rasterize(geometry, grid.origin_um, grid.bin_um, grid.shape, counts / areas)
+    return density.copy(), np.full(grid.shape, np.inf, np.float32)
+
+
+def adaptive_density(
+    counts: np.ndarray, mask: np.ndarray, *, n_points: np.ndarray | None = None, min_points: float = 20.0
+) -> np.ndarray:
+    """Density per grid cell, with a Gaussian that is as wide as the counts ask for.
+
+    Over a pyramid of widths (doubling from 1.5 cells), each place takes the narrowest under which at least
+    ``min_points`` points lie, with a smooth passage between widths. Cells outside the mask neither give nor take.
+
+    Parameters
+    ----------
+    counts
+        Per cell, 2-D.
+    mask
+        Where there is tissue, bool of the same shape.
+    n_points
+        Points behind the counts where one point weighs more than 1; the counts themselves by default.
+    min_points
+        Points under the Gaussian: 20 keep the relative error near 1/sqrt(20).
+
+    Returns
+    -------
+    Float32, mean count per cell around each cell; 0 outside the mask.
+    """
+    from scipy.ndimage import gaussian_filter
+    from skimage.transform import resize
+
+    weight = mask.astype(np.float32)
+    values = counts.astype(np.float32) * weight
+    points = values if n_points is None else np.where(mask, n_points, 0).astype(np.float32)
+    pyramid = [(values, points, weight)]
+    while min(pyramid[-1][0].shape) > 8 and len(pyramid) < 7:
+        pyramid.append(tuple(_pool(level) for level in pyramid[-1]))
+    density = np.zeros((1, 1), np.float32)
+    for values, points, weight in reversed(pyramid):
+        total = gaussian_filter(values, SIGMA, mode="nearest")
+        area = gaussian_filter(weight, SIGMA, mode="nearest")
+        if np.isinf(points).any():
+            trust = np.ones_like(total)
+        else:
+            seen = total if points is values else gaussian_filter(points, SIGMA, mode="nearest")
+            trust = np.clip(seen * (4 * np.pi * SIGMA**2) / (min_points / 2) - 1, 0, 1)
+        here = total / np.maximum(area, 1e-6)
+        if density.shape == (1, 1):
+            density = here
+        else:
+            coarse = resize(density, [2 * n for n in density.shape], order=1, mode="edge")[: here.shape[0], : here.shape[1]]
+            density = trust * here + (1 - trust) * coarse
+    return np.where(mask, density, 0).astype(np.float32)
+
+
+def _pool(level: np.ndarray) -> np.ndarray:
+    """Sums over 2 x 2 cells, an odd border padded with zeros."""
+    padded = np.pad(level, [(0, n % 2) for n in level.shape])
+    return padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).sum((1, 3))

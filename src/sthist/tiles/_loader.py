@@ -1,0 +1,105 @@
+"""Batches of tiles, read ahead of whoever uses them."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sthist.tiles._reader import TileReader
+
+
+class TileLoader:
+    """Iterates over ``(index, tile, ...)`` batches of one or more readers that share their centres.
+
+    Batches come in the order of the storage chunks, read ahead by threads. With ``shuffle``, runs of ``block``
+    neighbouring tiles are permuted and their tiles mixed over ``mix`` runs, so that training sees random batches while
+    chunks are still read about once. The order is a function of (seed, epoch) alone.
+
+    Parameters
+    ----------
+    readers
+        One reader, or several: paired tiles of registered images.
+    centres
+        (n, 2): x, y in µm.
+    batch_size
+        Tiles per batch; the last one may be smaller.
+    shuffle
+        Shuffle blocks of chunks.
+    seed, epoch
+        What the order depends on.
+    block, mix
+        Tiles per run, and runs that are mixed.
+    prefetch
+        Batches read ahead.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> reader = sthist.tiles.TileReader(sdata, "he", sthist.tiles.TileSpec(size_um=64, px=32))
+    >>> loader = sthist.tiles.TileLoader(reader, [[80, 80], [150, 150], [220, 220]], batch_size=2)
+    >>> [tiles.shape for _, tiles in loader]
+    [(2, 32, 32, 3), (1, 32, 32, 3)]
+    """
+
+    def __init__(
+        self,
+        readers: TileReader | Sequence[TileReader],
+        centres: Any,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        seed: int | None = None,
+        epoch: int = 0,
+        block: int = 32,
+        mix: int = 8,
+        prefetch: int = 2,
+    ) -> None:
+        self.readers = list(readers) if isinstance(readers, list | tuple) else [readers]
+        self.centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, epoch
+        self.seed = settings.seed if seed is None else seed
+        self._block, self._mix, self._prefetch = block, mix, prefetch
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.centres) // self.batch_size)
+
+    def indices(self) -> np.ndarray:
+        """The order of this epoch: indices into ``centres``."""
+        order = self.readers[0].order(self.centres)
+        if not self.shuffle:
+            return order
+        rng = np.random.default_rng([self.seed, self.epoch])
+        runs = [order[start : start + self._block] for start in range(0, len(order), self._block)]
+        runs = [runs[i] for i in rng.permutation(len(runs))]
+        mixed = [np.concatenate(runs[start : start + self._mix]) for start in range(0, len(runs), self._mix)]
+        return np.concatenate([rng.permutation(group) for group in mixed]) if mixed else order
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield (indices, tiles of the first reader, tiles of the second, ...)."""
+        indices = self.indices()
+        batches = deque(indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size))
+        ahead: deque[tuple[np.ndarray, Future[list[np.ndarray]]]] = deque()
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                while batches or ahead:
+                    while batches and len(ahead) <= self._prefetch:
+                        batch = batches.popleft()
+                        ahead.append((batch, pool.submit(self._read, batch)))
+                    index, future = ahead.popleft()
+                    yield (index, *future.result())
+            finally:
+                for _, future in ahead:
+                    future.cancel()
+
+    def _read(self, batch: np.ndarray) -> list[np.ndarray]:
+        return [reader.read(self.centres[batch]) for reader in self.readers]

@@ -1,0 +1,383 @@
+"""Windows of known physical size out of registered images."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sthist import scale
+from sthist._settings import settings
+from sthist.tiles._source import ChunkCache, ImageSource, source_from_array, source_from_element
+from sthist.tiles._spec import TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spatialdata import SpatialData
+
+    from sthist.tiles._source import Projection
+
+MAX_UPSAMPLING = 1.5
+"""An image whose finest µm/px is coarser than this times the spec's is refused."""
+
+GROUP = 64
+"""Neighbouring tiles whose chunks are decoded together."""
+
+
+class TileReader:
+    """Reads tiles of one :class:`TileSpec` from an image, or from several that tile one plane.
+
+    Tiles are upright in ``um``: whatever affine transformation registers the image (rotation, flip, anisotropic
+    scale, shear) is undone, and one tile pixel always shows ``spec.mpp`` micrometres. The pyramid level just finer
+    than that is read, each storage chunk once, and resampled with anti-aliasing (means over whole source pixels, then
+    bilinear interpolation). A tile pixel whose centre lies outside the image takes ``fill``.
+
+    Parameters
+    ----------
+    sdata
+        The sample; its images registered in ``um``.
+    image
+        Key of the image; several keys, such as the fields of view of CosMx, are read as one, the first where they
+        overlap.
+    spec
+        Physical size and pixels of the tiles.
+    channels
+        Names of the channels to read, in this order; all by default.
+    z
+        A plane of an image stack; by default the stack is projected.
+    projection
+        ``"max"`` or ``"mean"``.
+    fill
+        Value outside the image.
+    allow_upsampling
+        Read an image whose µm/px is more than 1.5 times ``spec.mpp``.
+    cache_bytes
+        Memory for decoded chunks.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image or channel.
+    ValueError
+        If an image has no scale, no plane ``z``, or is coarser than asked; while reading, if pixels are NaN.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> reader = sthist.tiles.TileReader(sdata, "he", sthist.tiles.TileSpec(size_um=112, px=224))
+    >>> reader.read([[150.0, 150.0]]).shape
+    (1, 224, 224, 3)
+    """
+
+    def __init__(
+        self,
+        sdata: SpatialData,
+        image: str | Sequence[str],
+        spec: TileSpec,
+        *,
+        channels: Sequence[str] | None = None,
+        z: int | None = None,
+        projection: Projection = "max",
+        fill: float = 0,
+        allow_upsampling: bool = False,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        keys = [image] if isinstance(image, str) else list(image)
+        sources = [source_from_element(sdata, key, channels=channels, z=z, projection=projection) for key in keys]
+        self._setup(sources, spec, fill, cache_bytes, allow_upsampling=allow_upsampling)
+
+    @classmethod
+    def from_array(
+        cls, array: np.ndarray, to_um: np.ndarray, spec: TileSpec, *, fill: float = 0, cache_bytes: int = 256 * 2**20
+    ) -> TileReader:
+        """A reader of an array in memory, at any resolution.
+
+        Parameters
+        ----------
+        array
+            Pixels, (c, y, x).
+        to_um
+            (3, 3) matrix from pixels (x, y, 1) to µm; pixel (0, 0) covers [0, 1) x [0, 1).
+        spec, fill, cache_bytes
+            As of the class.
+        """
+        reader = cls.__new__(cls)
+        reader._setup([source_from_array(array, to_um)], spec, fill, cache_bytes, allow_upsampling=True)
+        return reader
+
+    def _setup(
+        self, sources: list[ImageSource], spec: TileSpec, fill: float, cache_bytes: int, *, allow_upsampling: bool
+    ) -> None:
+        self.sources, self.spec, self.fill = sources, spec, fill
+        self.channels = sources[0].channels
+        self.dtype = sources[0].dtype
+        for source in sources[1:]:
+            if source.channels != self.channels or source.dtype != self.dtype:
+                msg = (
+                    f"Images {sources[0].name!r} and {source.name!r} do not tile one plane: channels {self.channels} of "
+                    f"{self.dtype} against {source.channels} of {source.dtype}."
+                )
+                raise ValueError(msg)
+        finest = max(max(scale.pixel_size(source.to_um)) for source in sources)
+        if finest > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
+            msg = (
+                f"Image {sources[0].name!r} has {finest:.4g} µm/px, but tiles of {spec.mpp:.4g} µm/px are asked for: "
+                f"more than {MAX_UPSAMPLING} times finer than what it shows. Pass allow_upsampling=True to go on."
+            )
+            raise ValueError(msg)
+        self._cache = ChunkCache(cache_bytes)
+        self._views = [_View(source, spec) for source in sources]
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the box around all images, in µm."""
+        corners = np.concatenate([source.corners_um() for source in self.sources])
+        return (*corners.min(0).tolist(), *corners.max(0).tolist())
+
+    def order(self, centres: np.ndarray) -> np.ndarray:
+        """The order of centres in which chunks are used while they are at hand: along a space-filling curve."""
+        return _morton_order(self._views[0].chunk_coordinates(centres))
+
+    def read(self, centres: Any, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Read tiles.
+
+        Parameters
+        ----------
+        centres
+            (n, 2): x, y of the centres, in µm.
+        out
+            Array to read into.
+
+        Returns
+        -------
+        Tiles of shape (n, px, px, c) and the image's dtype, in the order of ``centres``.
+        """
+        centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        px = self.spec.px
+        if out is None:
+            out = np.empty((len(centres), px, px, len(self.channels)), self.dtype)
+        order = self.order(centres) if len(centres) > 1 else np.arange(len(centres))
+        with ThreadPoolExecutor(settings.threads) as pool:
+            for start in range(0, len(order), GROUP):
+                group = order[start : start + GROUP]
+                windows = [view.windows(centres[group]) for view in self._views]
+                self._load_chunks(windows, pool)
+                list(pool.map(lambda i: self._read_one(i, windows, centres[group[i]], out[group[i]]), range(len(group))))
+        return out
+
+    def _load_chunks(self, windows: list[_Windows], pool: ThreadPoolExecutor) -> None:
+        """Decode what a group of tiles needs and is not at hand: neighbours in a row of chunks with one call."""
+        spans = [
+            (view, position, row, columns)
+            for position, (view, window) in enumerate(zip(self._views, windows, strict=True))
+            for row, columns in view.spans(window, self._cache, position)
+        ]
+        list(pool.map(lambda span: span[0].load_span(self._cache, *span[1:]), spans))
+
+    def _read_one(self, i: int, windows: list[_Windows], centre: np.ndarray, tile: np.ndarray) -> None:
+        tile.fill(self.fill)
+        covered = np.zeros(tile.shape[:2], np.bool_)
+        for position, (view, window) in enumerate(zip(self._views, windows, strict=True)):
+            view.paste(window.origins[i], window.lows[i], window.highs[i], tile, covered, self._cache, position)
+        if tile.dtype.kind == "f" and np.isnan(tile).any():
+            msg = (
+                f"Image {self.sources[0].name!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; fill them "
+                "before reading tiles."
+            )
+            raise ValueError(msg)
+
+
+class _Windows(NamedTuple):
+    """Where tiles lie on a level, in (y, x): their corners, and the pixels ``low:high`` that they need, (n, 2) each."""
+
+    origins: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+
+
+class _View:
+    """One source seen through one spec: the level, the reduction and the geometry that all its tiles share."""
+
+    def __init__(self, source: ImageSource, spec: TileSpec) -> None:
+        from_um = np.linalg.inv(source.to_um)
+        # In (y, x) order: level-0 pixels per tile pixel, and where (0, 0) µm lies.
+        step = from_um[1::-1, 1::-1] * spec.mpp
+        spans = tuple(float(span) for span in np.hypot(step[:, 0], step[:, 1]))
+        level = source.level((spans[0], spans[1]))
+        factor = np.array(level.factor)[:, None]
+        self.planes, self.px, self.source = level.planes, spec.px, source
+        self._linear = step / factor
+        self._from_um = from_um[1::-1, [1, 0, 2]] / factor
+        spans_level = np.hypot(self._linear[:, 0], self._linear[:, 1])
+        self._reduce = np.maximum(1, np.floor(spans_level + 1e-6)).astype(int)
+        residual = spans_level / self._reduce
+        self._supersample = 1 if residual.max() < 1.05 else 2
+        self._is_copy = bool(np.abs(self._linear - np.eye(2)).max() * spec.px < 1e-2)
+        self._level = level
+        self._key = source.levels.index(level)
+
+    def windows(self, centres: np.ndarray) -> _Windows:
+        """Where the tiles around centres (x, y in µm) lie on the level."""
+        middles = np.c_[centres[:, 1], centres[:, 0], np.ones(len(centres))] @ self._from_um.T
+        origins = middles - self._linear.sum(1) * (self.px / 2)
+        corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) @ self._linear.T * self.px
+        reduce, size = self._reduce, np.array([self.planes.height, self.planes.width])
+        lows = np.floor(origins + corners.min(0) - 1) // reduce * reduce
+        highs = -(-np.ceil(origins + corners.max(0) + 1) // reduce) * reduce
+        lows = np.clip(lows, 0, None).astype(int)
+        highs = np.minimum(highs, size).astype(int)
+        return _Windows(origins, lows, highs)
+
+    def spans(self, windows: _Windows, cache: ChunkCache, position: int) -> list[tuple[int, tuple[int, int]]]:
+        """Rows of chunks, with their first and last column, that windows need and the cache does not hold."""
+        needed: set[tuple[int, int]] = set()
+        touches = (windows.lows < windows.highs).all(1)
+        for low, high in zip(windows.lows[touches], windows.highs[touches], strict=True):
+            rows = range(*_covering(self.planes.y_edges, low[0], high[0]))
+            columns = range(*_covering(self.planes.x_edges, low[1], high[1]))
+            needed.update((row, column) for row in rows for column in columns)
+        spans: list[tuple[int, tuple[int, int]]] = []
+        for row, column in sorted(key for key in needed if (position, self._key, *key) not in cache):
+            if spans and spans[-1][0] == row and spans[-1][1][1] == column:
+                spans[-1] = (row, (spans[-1][1][0], column + 1))
+            else:
+                spans.append((row, (column, column + 1)))
+        return spans
+
+    def load_span(self, cache: ChunkCache, position: int, row: int, columns: tuple[int, int]) -> None:
+        """Decode neighbouring chunks of a row into the cache."""
+        for column, chunk in zip(range(*columns), self.planes.load(row, *columns), strict=True):
+            cache.get((position, self._key, row, column), lambda chunk=chunk: chunk)
+
+    def chunk_coordinates(self, centres: np.ndarray) -> np.ndarray:
+        """Row and column, (n, 2), of the chunk under each centre; clipped to the image."""
+        points = np.c_[centres[:, 1], centres[:, 0], np.ones(len(centres))] @ self._from_um.T
+        rows = np.searchsorted(self.planes.y_edges[1:-1], points[:, 0], side="right")
+        columns = np.searchsorted(self.planes.x_edges[1:-1], points[:, 1], side="right")
+        return np.c_[rows, columns]
+
+    def paste(
+        self,
+        origin: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        tile: np.ndarray,
+        covered: np.ndarray,
+        cache: ChunkCache,
+        position: int,
+    ) -> None:
+        """Fill the pixels of a tile that this source covers and that no earlier one did."""
+        from sthist.tiles import _kernels
+
+        if (low >= high).any() or covered.all():
+            return
+        region = np.ascontiguousarray(self._gather(low, high, cache, position))
+        shift = np.round(origin)
+        if self._is_copy and np.abs(origin - shift).max() < 1e-2:
+            y0, x0 = (shift.astype(int) - low).tolist()
+            _kernels.copy_aligned(region, y0, x0, tile, covered)
+            return
+        reduce = self._reduce
+        if (reduce > 1).any():
+            region = _kernels.block_mean(region, int(reduce[0]), int(reduce[1]))
+        size = np.array([self.planes.height, self.planes.width])
+        matrix = np.c_[self._linear, origin - low] / reduce[:, None]
+        bounds = np.c_[-low, size - low] / reduce[:, None]
+        if min(region.shape[1:]) < 2:
+            region = np.pad(region, [(0, 0), *((0, int(n < 2)) for n in region.shape[1:])], mode="edge")
+        _kernels.warp(
+            region, matrix, bounds.ravel(), self._supersample, tile.dtype.kind in "iu", tile, covered
+        )
+
+    def _gather(self, low: np.ndarray, high: np.ndarray, cache: ChunkCache, position: int) -> np.ndarray:
+        """The pixels ``low:high`` of the level, (c, h, w): a view where one chunk holds them all."""
+        planes = self.planes
+        rows = range(*_covering(planes.y_edges, low[0], high[0]))
+        columns = range(*_covering(planes.x_edges, low[1], high[1]))
+
+        def part(row: int, column: int) -> tuple[slice, slice, np.ndarray]:
+            chunk = cache.get(
+                (position, self._key, row, column), lambda: planes.load(row, column, column + 1)[0]
+            )
+            y, x = planes.y_edges[row], planes.x_edges[column]
+            y0, y1 = max(low[0], y), min(high[0], planes.y_edges[row + 1])
+            x0, x1 = max(low[1], x), min(high[1], planes.x_edges[column + 1])
+            pixels = chunk[:, y0 - y : y1 - y, x0 - x : x1 - x]
+            return slice(y0 - low[0], y1 - low[0]), slice(x0 - low[1], x1 - low[1]), pixels
+
+        if len(rows) == len(columns) == 1:
+            return part(rows[0], columns[0])[2]
+        region = np.empty((planes.shape[0], *(high - low)), planes.dtype)
+        for row in rows:
+            for column in columns:
+                ys, xs, pixels = part(row, column)
+                region[:, ys, xs] = pixels
+        return region
+
+
+def read_region(
+    sdata: SpatialData,
+    image: str | Sequence[str],
+    extent_um: tuple[float, float, float, float],
+    mpp: float,
+    *,
+    channels: Sequence[str] | None = None,
+    fill: float = 0,
+) -> np.ndarray:
+    """A box of an image at any resolution, upright in ``um``.
+
+    Parameters
+    ----------
+    sdata, image, channels, fill
+        As of :class:`TileReader`.
+    extent_um
+        x0, y0, x1, y1 in µm.
+    mpp
+        µm per pixel of the result; the pyramid level just finer is read.
+
+    Returns
+    -------
+    (h, w, c) of the image's dtype; h and w are the box over ``mpp``, rounded up.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.tiles.read_region(sdata, "he", (0, 0, 200, 100), mpp=4.0).shape
+    (25, 50, 3)
+    """
+    x0, y0, x1, y1 = extent_um
+    # Less than a thousandth of a pixel is rounding, not tissue.
+    height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
+    spec = TileSpec.from_mpp(mpp, min(256, max(height, width)))
+    reader = TileReader(sdata, image, spec, channels=channels, fill=fill, allow_upsampling=True)
+    return read_grid(reader, (x0, y0), (height, width))
+
+
+def read_grid(reader: TileReader, origin_um: Any, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w, c) pixels of a reader side by side, from a corner (x, y) in µm on."""
+    px = reader.spec.px
+    rows, columns = (-(-n // px) for n in shape)
+    corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
+    tiles = reader.read((corners + 0.5) * reader.spec.size_um + np.asarray(origin_um))
+    grid = tiles.reshape(rows, columns, px, px, -1).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * px, columns * px, -1)[: shape[0], : shape[1]]
+
+
+def _covering(edges: np.ndarray, low: int, high: int) -> tuple[int, int]:
+    """First chunk that a range of pixels touches, and the one after its last."""
+    return int(np.searchsorted(edges, low, side="right")) - 1, int(np.searchsorted(edges, high, side="left"))
+
+
+def _morton_order(cells: np.ndarray) -> np.ndarray:
+    """Indices that sort (n, 2) non-negative cells along a Z-order curve, stable within a cell."""
+    code = np.zeros(len(cells), np.uint64)
+    grid = cells.astype(np.uint64)
+    for bit in range(max(1, math.ceil(math.log2(int(cells.max(initial=0)) + 2)))):
+        for axis in (0, 1):
+            code |= ((grid[:, axis] >> np.uint64(bit)) & np.uint64(1)) << np.uint64(2 * bit + 1 - axis)
+    return np.argsort(code, kind="stable")

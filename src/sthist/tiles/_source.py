@@ -1,0 +1,276 @@
+"""Images as pyramids of chunked planes: what a reader reads from."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements, scale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from spatialdata import SpatialData
+
+Projection = Literal["max", "mean"]
+
+
+class Planes:
+    """The (channel, y, x) planes of one pyramid level, loaded chunk by chunk.
+
+    Parameters
+    ----------
+    data
+        A numpy, zarr or dask array.
+    dims
+        Its axes, of ``c``, ``z``, ``y``, ``x``, the last two in this order at the end.
+    channels
+        Which channels to load, in this order.
+    z
+        A plane of a stack; None to project it.
+    projection
+        How a stack is projected.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        dims: tuple[str, ...],
+        channels: Sequence[int],
+        z: int | None = None,
+        projection: Projection = "max",
+    ) -> None:
+        self._data, self._dims, self._channels = _behind_dask(data), dims, list(channels)
+        self._z, self._projection = z, projection
+        self.height, self.width = (int(n) for n in data.shape[-2:])
+        self.dtype = np.dtype(data.dtype) if projection == "max" or "z" not in dims else np.dtype(np.float32)
+        self.y_edges, self.x_edges = (_chunk_edges(self._data, axis) for axis in (-2, -1))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return len(self._channels), self.height, self.width
+
+    def load(self, row: int, first: int, stop: int) -> list[np.ndarray]:
+        """The chunks ``first:stop`` of a row, decoded with one call: (c, h, w) each."""
+        low, high = min(self._channels), max(self._channels) + 1
+        window = {
+            "c": slice(low, high),
+            "z": slice(None) if self._z is None else slice(self._z, self._z + 1),
+            "y": slice(self.y_edges[row], self.y_edges[row + 1]),
+            "x": slice(self.x_edges[first], self.x_edges[stop]),
+        }
+        block = self._data[tuple(window[axis] for axis in self._dims)]
+        if hasattr(block, "dask"):
+            block = block.compute(scheduler="synchronous")
+        block = np.asarray(block)
+        if "z" in self._dims:
+            axis = self._dims.index("z")
+            block = block.max(axis) if self._projection == "max" else block.mean(axis, dtype=np.float32)
+        if self._channels != list(range(low, high)):
+            block = block[[channel - low for channel in self._channels]]
+        return np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A pyramid level, and how many level-0 pixels one of its pixels spans along y and x."""
+
+    planes: Planes
+    factor: tuple[float, float]
+
+    def displacement(self) -> float:
+        """How far, in level-0 pixels, its content may lie from where its size says (see :meth:`ImageSource.level`)."""
+        sizes = (self.planes.height, self.planes.width)
+        return max(size * abs(factor - round(factor)) for size, factor in zip(sizes, self.factor, strict=True))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image as a pyramid, and the matrix that takes its level-0 pixels (x, y, 1) to µm.
+
+    Attributes
+    ----------
+    name
+        Key of the image, for messages.
+    levels
+        Finest first.
+    to_um
+        Float64 of shape (3, 3).
+    channels
+        Names of the channels that are read.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    to_um: np.ndarray
+    channels: tuple[str, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return self.levels[0].planes.dtype
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of level 0."""
+        return self.levels[0].planes.height, self.levels[0].planes.width
+
+    def corners_um(self) -> np.ndarray:
+        """The four corners in µm, (4, 2)."""
+        height, width = self.size
+        corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], np.float64)
+        return (corners @ self.to_um.T)[:, :2]
+
+    def level(self, step: tuple[float, float]) -> Level:
+        """The coarsest level not coarser than ``step`` level-0 pixels (y, x) per tile pixel.
+
+        A level whose size does not divide level 0's exactly may have been made by cropping as well as by resampling,
+        which places it differently: it is used only where the two agree to a quarter of a tile pixel.
+        """
+        best = self.levels[0]
+        for level in self.levels[1:]:
+            fine_enough = all(f <= s * 1.001 for f, s in zip(level.factor, step, strict=True))
+            if fine_enough and level.displacement() / min(step) < 0.25:
+                best = level
+        return best
+
+
+def source_from_array(array: np.ndarray, to_um: np.ndarray, name: str = "array") -> ImageSource:
+    """An array of (c, y, x) in memory, registered by its (x, y, 1) to µm matrix."""
+    planes = Planes(array, ("c", "y", "x"), range(array.shape[0]))
+    return ImageSource(name, (Level(planes, (1.0, 1.0)),), np.asarray(to_um, np.float64), tuple(map(str, range(array.shape[0]))))
+
+
+def source_from_element(
+    sdata: SpatialData,
+    image: str,
+    *,
+    channels: Sequence[str] | None = None,
+    z: int | None = None,
+    projection: Projection = "max",
+) -> ImageSource:
+    """The source of an image element, registered in ``um``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image or channel.
+    ValueError
+        If the image has no scale, or no plane ``z``.
+    """
+    element = _elements.get(sdata, "images", image)
+    try:
+        to_um = scale.matrix_to(element)
+    except KeyError:
+        msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
+        raise ValueError(msg) from None
+    names = _elements.channel_names(element)
+    wanted = names if channels is None else list(channels)
+    for channel in wanted:
+        if channel not in names:
+            msg = f"Image {image!r} has no channel {channel!r}; it has {names}."
+            raise KeyError(msg)
+    arrays = pyramid(element)
+    dims = tuple(str(dim) for dim in arrays[0].dims)
+    depth = arrays[0].sizes.get("z", 1)
+    if z is not None and not 0 <= z < depth:
+        msg = f"Image {image!r} has no plane z={z}: it has {depth} (0 to {depth - 1})."
+        raise ValueError(msg)
+    indices = [names.index(channel) for channel in wanted]
+    height, width = arrays[0].sizes["y"], arrays[0].sizes["x"]
+    levels = [
+        Level(
+            Planes(array.data, dims, indices, z if "z" in dims else None, projection),
+            (height / array.sizes["y"], width / array.sizes["x"]),
+        )
+        for array in arrays
+    ]
+    return ImageSource(image, tuple(levels), to_um, tuple(wanted))
+
+
+def pyramid(element: Any) -> list[Any]:
+    """The levels of an image as DataArrays, finest first; one for a single-scale image."""
+    from xarray import DataTree
+
+    if not isinstance(element, DataTree):
+        return [element]
+    return [next(iter(scale_node.data_vars.values())) for scale_node in element.children.values()]
+
+
+class ChunkCache:
+    """Decoded chunks, the least recently used dropped first; each is decoded by one thread only."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._chunks: OrderedDict[Any, Future[np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Any) -> bool:
+        """Whether a chunk is here, or being decoded."""
+        return key in self._chunks
+
+    def get(self, key: Any, load: Callable[[], np.ndarray]) -> np.ndarray:
+        """The chunk ``key``, loaded if it is not here."""
+        with self._lock:
+            future = self._chunks.get(key)
+            if future is not None:
+                self._chunks.move_to_end(key)
+            else:
+                mine = self._chunks[key] = Future()
+        if future is not None:
+            return future.result()
+        try:
+            chunk = load()
+        except BaseException as error:
+            with self._lock:
+                del self._chunks[key]
+            mine.set_exception(error)
+            raise
+        mine.set_result(chunk)
+        with self._lock:
+            self._bytes += chunk.nbytes
+            for old in list(self._chunks):
+                if self._bytes <= self._max_bytes or old == key:
+                    break
+                if self._chunks[old].done():
+                    self._bytes -= self._chunks.pop(old).result().nbytes
+        return chunk
+
+
+def _behind_dask(data: Any) -> Any:
+    """The zarr or numpy array that a dask array does nothing but wrap, else the dask array itself.
+
+    A window of zarr read through dask takes about five times as long.
+    """
+    if not hasattr(data, "dask"):
+        return data
+    import dask.array as da
+    import zarr
+
+    layers = getattr(data.dask, "layers", {})
+    wrapped = [
+        value
+        for name, layer in layers.items()
+        if name.startswith("original-")
+        for value in layer.values()
+        if isinstance(value, zarr.Array) and value.shape == data.shape
+    ]
+    if len(layers) == 2 and len(wrapped) == 1 and data.name in layers:
+        return wrapped[0]
+    return da.asarray(data)
+
+
+def _chunk_edges(data: Any, axis: int) -> np.ndarray:
+    length = data.shape[axis]
+    chunks = getattr(data, "chunks", None)
+    if chunks is None:
+        return np.array([0, length])
+    if isinstance(chunks[axis], tuple):
+        return np.concatenate([[0], np.cumsum(chunks[axis])])
+    return np.append(np.arange(0, length, chunks[axis]), length)

@@ -1,0 +1,60 @@
+"""How much tissue a tile shows, and on how many pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """A square tile of fixed physical size.
+
+    Saved inside every model, so that a model is never applied at another physical scale by accident.
+
+    Parameters
+    ----------
+    size_um
+        Side of the tile in micrometres.
+    px
+        Side of the tile in pixels.
+
+    Raises
+    ------
+    ValueError
+        If ``size_um`` is not a positive number or ``px`` not a positive integer.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sthist.tiles.TileSpec(size_um=112.0, px=224).mpp
+    0.5
+    """
+
+    size_um: float
+    px: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.size_um) and self.size_um > 0):
+            msg = f"TileSpec: size_um is {self.size_um!r}; a tile needs a positive size in micrometres."
+            raise ValueError(msg)
+        if int(self.px) != self.px or self.px < 1:
+            msg = f"TileSpec: px is {self.px!r}; a tile needs a whole, positive number of pixels."
+            raise ValueError(msg)
+        object.__setattr__(self, "size_um", float(self.size_um))
+        object.__setattr__(self, "px", int(self.px))
+
+    @classmethod
+    def from_mpp(cls, mpp: float, px: int) -> TileSpec:
+        """The spec of a tile of ``px`` pixels at ``mpp`` micrometres per pixel."""
+        return cls(size_um=mpp * px, px=px)
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per pixel."""
+        return self.size_um / self.px
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)

@@ -1,0 +1,239 @@
+"""Virtual H&E of a whole section."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements, _store, scale
+from sthist._region import region_geometry
+from sthist._settings import logger, settings
+from sthist.models import BeerLambert, load
+from sthist.models._base import VirtualStainModel
+from sthist.tiles import Canvas, map_tiles
+from sthist.tiles._source import source_from_element
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shapely.geometry.base import BaseGeometry
+    from spatialdata import SpatialData
+
+    from sthist._elements import HighResElements
+
+
+def virtual_he(
+    sdata: SpatialData,
+    model: str | Path | VirtualStainModel = "beer-lambert",
+    *,
+    image: str | Sequence[str] | None = None,
+    channel: str | None = None,
+    points: str | None = None,
+    table: str | None = None,
+    stain_reference: Any = None,
+    within: Any = None,
+    mpp: float | None = None,
+    key_added: str = "virtual_he",
+    batch_size: int = 16,
+    allow_upsampling: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Make a virtual H&E image from the nuclear stain and the molecules of a section.
+
+    Everything is found by itself where there is one candidate. The whole section is worked through block by block;
+    a run that was stopped is continued by the same call, and gives the same image.
+
+    The built-in ``"beer-lambert"`` model shows nuclei where the stain has them and pink where RNA is dense. It is a
+    view for the eye, in colours that pathologists read, not a prediction of the H&E stain: see
+    :class:`sthist.models.BeerLambert` for what it cannot know.
+
+    Parameters
+    ----------
+    sdata
+        One sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`, :func:`sthist.io.assemble`, or
+        :func:`sthist.pp.set_scale`).
+    model
+        ``"beer-lambert"``, the folder of a saved model, or a model.
+    image, channel
+        The nuclear stain: key (several keys that tile one plane) and channel.
+    points
+        The transcripts.
+    table
+        The cells, used where molecules are few or missing.
+    stain_reference
+        A real H&E whose stain colours and strengths to take: an (h, w, 3) uint8 array, ``(sdata, key)``, or a
+        SpatialData with one H&E image. For ``"beer-lambert"``.
+    within
+        Part of the section: a box (x0, y0, x1, y1) in µm, a polygon in µm, or the key of shapes. Outside of a polygon
+        the image is white. What is measured of the section (background, spread) is measured on all of it.
+    mpp
+        µm per pixel of the result; the model's own by default (the nuclear stain's for ``"beer-lambert"``).
+    key_added
+        Name of the image.
+    batch_size
+        Tiles per batch.
+    allow_upsampling
+        Go on where the nuclear stain is more than 1.5 times coarser than ``mpp``.
+    overwrite
+        Replace an image of that name.
+    progress
+        Show a progress bar; ``settings.progress`` by default.
+
+    Returns
+    -------
+    None. Writes ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, registered in ``um`` and in the coordinate
+    systems of the nuclear stain) and ``sdata.attrs["sthist"]["results"][key_added]``; also to the store of a backed
+    object.
+
+    Raises
+    ------
+    KeyError
+        If an element or channel that was named, or is needed, is missing.
+    ValueError
+        If several elements could be meant; if the name is taken; if the stain has no scale, is too coarse, or shows no
+        tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one.
+    PermissionError, RuntimeError
+        If the store is read-only, or another process is writing to it.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.tl.virtual_he(sdata)
+    >>> sdata["virtual_he"]["scale0"].image.shape if "scale0" in sdata["virtual_he"] else sdata["virtual_he"].shape
+    (3, 400, 400)
+    """
+    elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table)
+    _store.require_free(sdata, key_added, "images", overwrite=overwrite)
+    stain = _resolve_model(model, stain_reference)
+    extent_um = _extent(elements)
+    for key in elements.nuclear:
+        scale.resolve_mpp(sdata, key)
+    mpp = stain.mpp(elements) if mpp is None else float(mpp)
+    region = None if within is None else region_geometry(sdata, within)
+    canvas_extent = extent_um if region is None else _snap(region.bounds, extent_um, mpp)
+    stainer = stain.prepare(elements, extent_um, mpp, allow_upsampling=allow_upsampling)
+    fingerprint = _fingerprint(elements, stain, stainer.facts, region, stainer.overlap, batch_size)
+    digest = hashlib.sha256(json.dumps([fingerprint, canvas_extent, mpp], sort_keys=True).encode()).hexdigest()
+    made = _store.provenance("tl.virtual_he", model=stain.system, device="cpu", **fingerprint)
+    with _store.writing(sdata):
+        folder = _store.workspace(sdata, key_added, digest)
+        if _in_use(sdata, folder):  # in memory, the image that is replaced lies where an equal one would
+            folder = folder.with_name(f"{folder.name}-{len(list(folder.parent.glob(folder.name + '*')))}")
+        canvas = Canvas(
+            folder,
+            key_added,
+            extent_um=canvas_extent,
+            mpp=mpp,
+            fingerprint=fingerprint,
+            transformations=_other_systems(elements),
+        )
+        map_tiles(
+            stainer.readers,
+            stainer.predict,
+            canvas,
+            overlap=stainer.overlap,
+            batch_size=batch_size,
+            concurrent=stainer.concurrent,
+            within=region,
+            progress=progress,
+        )
+        _store.publish(sdata, "images", key_added, canvas.store, made)
+        if _store.store_path(sdata) is not None:
+            shutil.rmtree(folder)
+
+
+def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
+    if isinstance(model, str) and model == BeerLambert.system:
+        model = BeerLambert()
+    elif isinstance(model, str | Path):
+        loaded = load(model)
+        if not isinstance(loaded, VirtualStainModel):
+            msg = f"{model} holds a model of system {loaded.system!r}, which makes no virtual H&E."
+            raise ValueError(msg)
+        model = loaded
+    if stain_reference is None:
+        return model
+    if not isinstance(model, BeerLambert):
+        msg = f"stain_reference= is for the model {BeerLambert.system!r}; {model.system!r} has learned its colours."
+        raise ValueError(msg)
+    return BeerLambert(model.config).fit(stain_reference)
+
+
+def _extent(elements: HighResElements) -> tuple[float, float, float, float]:
+    corners = np.concatenate([source_from_element(elements.sdata, key).corners_um() for key in elements.nuclear])
+    return (*corners.min(0).tolist(), *corners.max(0).tolist())
+
+
+def _snap(
+    bounds: tuple[float, float, float, float], extent: tuple[float, float, float, float], mpp: float
+) -> tuple[float, float, float, float]:
+    """The box around a region on the section's own pixel grid, so that a part equals the same part of the whole."""
+    x0, y0 = extent[:2]
+    low = [o + np.floor((max(b, o) - o) / mpp + 1e-6) * mpp for b, o in zip(bounds[:2], (x0, y0), strict=True)]
+    high = [
+        min(o + np.ceil((b - o) / mpp - 1e-6) * mpp, e)
+        for b, o, e in zip(bounds[2:], (x0, y0), extent[2:], strict=True)
+    ]
+    if high[0] <= low[0] or high[1] <= low[1]:
+        msg = (
+            f"within= spans x {bounds[0]:.1f} to {bounds[2]:.1f}, y {bounds[1]:.1f} to {bounds[3]:.1f} µm, outside the "
+            f"nuclear stain (x {extent[0]:.1f} to {extent[2]:.1f}, y {extent[1]:.1f} to {extent[3]:.1f} µm)."
+        )
+        raise ValueError(msg)
+    return (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+
+
+def _fingerprint(
+    elements: HighResElements,
+    model: VirtualStainModel,
+    facts: dict[str, Any],
+    region: BaseGeometry | None,
+    overlap: float,
+    batch_size: int,
+) -> dict[str, Any]:
+    """What determines the image: the model, the elements, what was measured of them, and how tiles are batched."""
+    import dataclasses
+
+    fingerprint = {
+        "config": dataclasses.asdict(model.config),
+        "section": facts,
+        "matrices": [scale.matrix_to(elements.sdata.images[key]).tolist() for key in elements.nuclear],
+        "within": None if region is None else region.wkt,
+        "overlap": overlap,
+        "batch_size": batch_size,
+        "seed": settings.seed,
+    }
+    return dict(json.loads(json.dumps(fingerprint)))
+
+
+def _other_systems(elements: HighResElements) -> dict[str, np.ndarray]:
+    """Matrices from µm to the other coordinate systems in which all images of the nuclear stain agree."""
+    from spatialdata.transformations import get_transformation
+
+    systems: dict[str, np.ndarray] = {}
+    images = [elements.sdata.images[key] for key in elements.nuclear]
+    for name in get_transformation(images[0], get_all=True):
+        if name == _elements.UM or any(name not in get_transformation(image, get_all=True) for image in images):
+            continue
+        matrices = [scale.matrix_to(image, name) @ np.linalg.inv(scale.matrix_to(image)) for image in images]
+        if all(np.allclose(matrix, matrices[0], atol=1e-6) for matrix in matrices):
+            systems[name] = matrices[0]
+        else:
+            logger.info("virtual_he is not registered in %r: the fields of view do not lie there as in 'um'.", name)
+    return systems
+
+
+def _in_use(sdata: SpatialData, folder: Path) -> bool:
+    """Whether an image of an object in memory lies in a scratch folder."""
+    import spatialdata as sd
+
+    return _store.store_path(sdata) is None and any(
+        Path(file).is_relative_to(folder) for image in sdata.images.values() for file in sd.get_dask_backing_files(image)
+    )
