@@ -141,3 +141,40 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
         raise ValueError(msg)
     require_agreement({name: float(np.sqrt(x * y)) for name, (x, y) in sources.items()}, f"image {image!r}")
     return next(iter(sources.values()))
+
+
+def register(
+    sdata: SpatialData, image: str, mpp: float, *, coordinate_system: str = "global", overwrite: bool = False
+) -> list[str]:
+    """Register in ``um`` all elements that share a coordinate system with an image of known scale; in memory only.
+
+    The work behind :func:`sthist.pp.set_scale`, which see.
+
+    Returns
+    -------
+    Names of the elements that changed.
+    """
+    from spatialdata.transformations import Affine, get_transformation, set_transformation
+
+    element = _elements.get(sdata, "images", image)
+    if not (np.isfinite(mpp) and mpp > 0):
+        msg = f"mpp is {mpp!r}; the micrometres per pixel are a positive number."
+        raise ValueError(msg)
+    systems = list(get_transformation(element, get_all=True))
+    if coordinate_system not in systems:
+        msg = f"Image {image!r} is not registered in {coordinate_system!r}, but in {systems}; name one with coordinate_system=."
+        raise KeyError(msg)
+    if overwrite:
+        sdata.attrs.get("sthist", {}).get("mpp", {}).pop(image, None)
+    else:
+        resolve_mpp(sdata, image, mpp)
+    along_x, along_y = pixel_size(matrix_to(element, coordinate_system))
+    require_agreement({"along x": along_x, "along y": along_y}, f"image {image!r} in {coordinate_system!r}")
+    factor = mpp / np.sqrt(along_x * along_y)
+    changed = []
+    for _, name, other in sdata.gen_spatial_elements():
+        if coordinate_system in get_transformation(other, get_all=True):
+            matrix = np.diag([factor, factor, 1.0]) @ matrix_to(other, coordinate_system)
+            set_transformation(other, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_elements.UM)
+            changed.append(name)
+    return changed

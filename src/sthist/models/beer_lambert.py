@@ -33,7 +33,8 @@ EOSIN_LEVELS = (0.05, 0.5, 0.95)
 class BeerLambertConfig:
     """Settings of :class:`BeerLambert`. Concentrations are optical densities (base e) along unit stain vectors.
 
-    The defaults describe a typical section: they were measured on OpenSlide's public test slide CMU-1 (CC0).
+    The default vectors are haematoxylin's of Ruifrok and Johnston 2001 and eosin's as measured by Macenko's method on
+    OpenSlide's public test slide CMU-1 (CC0); the default amounts are those of a section of middling strength.
 
     Attributes
     ----------
@@ -56,13 +57,13 @@ class BeerLambertConfig:
     """
 
     haematoxylin_vector: tuple[float, float, float] = (0.6500286, 0.7046090, 0.2857128)
-    eosin_vector: tuple[float, float, float] = (0.0704912, 0.9904001, 0.1191121)
-    haematoxylin: tuple[float, float] = (0.12, 1.2)
+    eosin_vector: tuple[float, float, float] = (0.1744860, 0.9072740, 0.3826337)
+    haematoxylin: tuple[float, float] = (0.12, 1.8)
     eosin: tuple[float, float, float] = (0.15, 0.35, 0.7)
     nuclear_quantiles: tuple[float, float] = (0.4, 0.99)
     cytoplasm_weight: float = 0.6
     bin_um: float = 1.0
-    min_points: float = 20.0
+    min_points: float = 40.0
     min_qv: float = 20.0
 
 
@@ -225,7 +226,7 @@ class BeerLambert(VirtualStainModel):
             )[: coarse.shape[0], : coarse.shape[1], 0]
             density = None
             if molecules is not None:
-                density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 12.0 / coarse.bin_um)
+                density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 8.0 / coarse.bin_um)
             found = mask_of_nuclear_stain(image, coarse.bin_um, density)
             mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
         if not mask.any():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sthist import _elements, _store, scale
+from sthist import _store, scale
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -55,27 +53,5 @@ def set_scale(
     >>> sthist.scale.resolve_mpp(sdata, "dapi")
     (0.5, 0.5)
     """
-    from spatialdata.transformations import Affine, get_transformation, set_transformation
-
-    element = _elements.get(sdata, "images", image)
-    if not (np.isfinite(mpp) and mpp > 0):
-        msg = f"mpp is {mpp!r}; the micrometres per pixel are a positive number."
-        raise ValueError(msg)
-    systems = list(get_transformation(element, get_all=True))
-    if coordinate_system not in systems:
-        msg = f"Image {image!r} is not registered in {coordinate_system!r}, but in {systems}; name one with coordinate_system=."
-        raise KeyError(msg)
-    if overwrite:
-        sdata.attrs.get("sthist", {}).get("mpp", {}).pop(image, None)
-    else:
-        scale.resolve_mpp(sdata, image, mpp)
-    along_x, along_y = scale.pixel_size(scale.matrix_to(element, coordinate_system))
-    scale.require_agreement({"along x": along_x, "along y": along_y}, f"image {image!r} in {coordinate_system!r}")
-    factor = mpp / np.sqrt(along_x * along_y)
-    changed = []
-    for _, name, other in sdata.gen_spatial_elements():
-        if coordinate_system in get_transformation(other, get_all=True):
-            matrix = np.diag([factor, factor, 1.0]) @ scale.matrix_to(other, coordinate_system)
-            set_transformation(other, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_elements.UM)
-            changed.append(name)
+    changed = scale.register(sdata, image, mpp, coordinate_system=coordinate_system, overwrite=overwrite)
     _store.write_transformations(sdata, changed)

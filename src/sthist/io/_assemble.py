@@ -1,0 +1,337 @@
+"""A SpatialData out of loose files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements, scale
+from sthist._settings import logger
+from sthist.io._images import LooseImage, read_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import geopandas as gpd
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+UM_COLUMNS = (("x_um", "y_um"),)
+PX_COLUMNS = (("pixel_x", "pixel_y"), ("x_px", "y_px"), ("col", "row"))
+CELL_DIAMETER_UM = 10.0
+
+
+def assemble(
+    images: Mapping[str, Any] | None = None,
+    *,
+    mpp: float | Mapping[str, float] | None = None,
+    matrices: Mapping[str, Any] | None = None,
+    channels: Mapping[str, Sequence[str]] | None = None,
+    points: pd.DataFrame | str | Path | None = None,
+    table: AnnData | None = None,
+    cells: gpd.GeoDataFrame | pd.DataFrame | str | Path | None = None,
+    xy: tuple[str, str] | None = None,
+    unit: Literal["px", "um"] | None = None,
+    gene: str | None = None,
+    spot_diameter_um: float | None = None,
+) -> SpatialData:
+    """Put images, molecules and cells or spots together as one sample in micrometres.
+
+    Parameters
+    ----------
+    images
+        Name to path (TIFF, OME-TIFF, PNG, JPEG) or array: (y, x), (y, x, 3), (c, y, x), or (c, z, y, x) for a stack.
+        Names like ``"he"`` and ``"dapi"``, or channels named like stains, tell their roles.
+    mpp
+        µm per pixel: one number for all images, or one per image. Not needed where a file states it.
+    matrices
+        Image name to a (3, 3) matrix from its pixels (x, y, 1) to µm, in place of ``mpp``. Pixel (0, 0) covers
+        [0, 1) x [0, 1).
+    channels
+        Image name to the names of its channels, such as ``["PolyT", "DAPI"]``.
+    points
+        Molecules: a frame or a parquet file.
+    table
+        Cells or spots: an AnnData whose ``obs`` (or ``obsm["spatial"]``) holds coordinates.
+    cells
+        Outlines of the table's cells in µm: a GeoDataFrame indexed by cell; or a frame or parquet file with the columns
+        ``cell_id``, ``x_um``, ``y_um`` and one row per vertex.
+    xy
+        Columns of ``points`` and of ``table.obs`` that hold x and y. By default the first that exists of
+        (x_um, y_um), (pixel_x, pixel_y), (x_px, y_px), (col, row).
+    unit
+        Of ``xy``: ``"um"``, or ``"px"`` of the first image. Told by the column's name where it is one of those above.
+    gene
+        Column of ``points`` that names the gene; ``"gene"`` or ``"feature_name"`` by default.
+    spot_diameter_um
+        The table's rows are round spots of this diameter.
+
+    Returns
+    -------
+    A SpatialData in memory, all of it registered in ``um``: the images (pyramids where they are large),
+    ``points["transcripts"]``, ``shapes["spots"]`` or ``shapes["cells"]``, and ``tables["table"]`` linked to them with
+    ``obsm["spatial"]`` in µm. Roles are recorded in ``attrs["sthist"]["roles"]``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    KeyError
+        If a column, or an image that is named in another argument, is missing.
+    ValueError
+        If a scale is missing or contradicts a file's metadata, a unit cannot be told, coordinates are NaN, or cells and
+        table do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, sthist
+    >>> dapi = np.zeros((100, 200), np.uint8)
+    >>> molecules = pd.DataFrame({"x_um": [3.0, 8.0], "y_um": [4.0, 9.0], "gene": ["A", "B"]})
+    >>> sdata = sthist.io.assemble({"dapi": dapi}, mpp=0.5, points=molecules)
+    >>> sdata.coordinate_systems
+    ['um']
+    """
+    from spatialdata import SpatialData
+
+    images = dict(images or {})
+    for argument, mapping in (("matrices", matrices), ("channels", channels), ("mpp", mpp if isinstance(mpp, dict) else None)):
+        for name in mapping or {}:
+            if name not in images:
+                msg = f"{argument}= names the image {name!r}; images= has {sorted(images)}."
+                raise KeyError(msg)
+    sdata = SpatialData()
+    to_um: dict[str, np.ndarray] = {}
+    for name, source in images.items():
+        loose = read_image(source, name)
+        to_um[name] = _to_um(name, loose, mpp, matrices)
+        sdata.images[name] = _image_element(loose, to_um[name], (channels or {}).get(name), name)
+        for stated, value in loose.mpp.items():
+            scale.record_mpp(sdata, name, stated, value)
+        scale.resolve_mpp(sdata, name)
+    px_to_um = next(iter(to_um.values()), None)
+    if points is not None:
+        _add_points(sdata, points, xy, unit, gene, px_to_um)
+    if table is not None:
+        _add_table(sdata, table, cells, xy, unit, spot_diameter_um, px_to_um)
+    elif cells is not None:
+        _add_cells(sdata, _outlines(cells))
+    _record_roles(sdata)
+    return sdata
+
+
+def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] | None) -> np.ndarray:
+    if matrices is not None and name in matrices:
+        matrix = np.asarray(matrices[name], np.float64)
+        if matrix.shape != (3, 3) or abs(np.linalg.det(matrix)) < 1e-12 or not np.allclose(matrix[2], [0, 0, 1]):
+            msg = f"matrices[{name!r}] is no invertible (3, 3) affine matrix: {matrix.tolist()}."
+            raise ValueError(msg)
+        return matrix
+    given = mpp.get(name) if isinstance(mpp, dict) else mpp
+    sources = ({"the argument mpp=": float(given)} if given is not None else {}) | loose.mpp
+    if not sources:
+        msg = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
+        raise ValueError(msg)
+    scale.require_agreement(sources, f"image {name!r}")
+    value = next(iter(sources.values()))
+    if not (np.isfinite(value) and value > 0):
+        msg = f"The µm per pixel of image {name!r} is {value!r}; it is a positive number."
+        raise ValueError(msg)
+    return np.diag([value, value, 1.0])
+
+
+def _image_element(loose: LooseImage, to_um: np.ndarray, channels: Sequence[str] | None, name: str) -> Any:
+    from spatialdata.models import Image2DModel, Image3DModel
+    from spatialdata.transformations import Affine
+
+    n_channels = loose.pixels.shape[0]
+    names = list(channels) if channels is not None else loose.channels
+    if names is None:
+        names = ["r", "g", "b"] if n_channels == 3 else [name] if n_channels == 1 else None
+    if names is not None and len(names) != n_channels:
+        msg = f"Image {name!r} has {n_channels} channels; {len(names)} names are given: {names}."
+        raise ValueError(msg)
+    n_levels = max(0, int(np.ceil(np.log2(max(loose.pixels.shape[-2:]) / 1024)))) if "z" not in loose.dims else 0
+    model = Image3DModel if "z" in loose.dims else Image2DModel
+    return model.parse(
+        loose.pixels,
+        dims=loose.dims,
+        c_coords=names,
+        scale_factors=[2] * n_levels or None,
+        chunks={"c": n_channels, "y": 512, "x": 512} | ({"z": loose.pixels.shape[1]} if "z" in loose.dims else {}),
+        transformations={_elements.UM: Affine(to_um, ("x", "y"), ("x", "y"))},
+    )
+
+
+def _add_points(
+    sdata: SpatialData, points: Any, xy: Any, unit: Any, gene: str | None, px_to_um: np.ndarray | None
+) -> None:
+    from spatialdata.models import PointsModel
+    from spatialdata.transformations import Identity
+
+    frame = _frame(points, "points").reset_index(drop=True)
+    columns, found_unit = _find_xy(frame.columns, xy, unit, "points")
+    gene = gene if gene is not None else next((name for name in ("gene", "feature_name") if name in frame), None)
+    if gene is None or gene not in frame:
+        msg = f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are {list(frame.columns)}; name it with gene=."
+        raise KeyError(msg)
+    um = _in_um(frame[list(columns)].to_numpy(np.float64), found_unit, px_to_um, "points")
+    rest = frame.drop(columns=[name for name in ("x", "y", *columns) if name in frame])
+    rest = rest.assign(x=um[:, 0], y=um[:, 1])
+    rest[gene] = rest[gene].astype("category")
+    sdata.points["transcripts"] = PointsModel.parse(
+        rest, feature_key=gene, transformations={_elements.UM: Identity()}
+    )
+    _elements.set_role(sdata, "transcripts", {"points": "transcripts", "gene": gene})
+
+
+def _add_table(
+    sdata: SpatialData,
+    table: AnnData,
+    cells: Any,
+    xy: Any,
+    unit: Any,
+    spot_diameter_um: float | None,
+    px_to_um: np.ndarray | None,
+) -> None:
+    import geopandas as gpd
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    table = table.copy()
+    ids = table.obs["cell_id"].to_numpy() if "cell_id" in table.obs else table.obs_names.to_numpy()
+    key = "cells" if spot_diameter_um is None else "spots"
+    if cells is not None:
+        outlines = _outlines(cells)
+        missing = [cell for cell in ids if cell not in outlines.index]
+        if missing:
+            msg = (
+                f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them {missing[0]!r}; outlines "
+                f"are named like {outlines.index[0]!r}."
+            )
+            raise ValueError(msg)
+        outlines = outlines.loc[ids]
+        _add_cells(sdata, outlines)
+        centroids = outlines.geometry.centroid
+        centres = np.c_[centroids.x, centroids.y]
+    else:
+        if xy is None and "spatial" in table.obsm and not any(set(pair) <= set(table.obs) for pair in UM_COLUMNS + PX_COLUMNS):
+            if unit is None:
+                msg = 'The table has obsm["spatial"] but does not say its unit; give unit="px" or unit="um".'
+                raise ValueError(msg)
+            raw, found_unit = np.asarray(table.obsm["spatial"], np.float64)[:, :2], unit
+        else:
+            columns, found_unit = _find_xy(table.obs.columns, xy, unit, "table.obs")
+            raw = table.obs[list(columns)].to_numpy(np.float64)
+        centres = _in_um(raw, found_unit, px_to_um, "table.obs")
+        diameter = CELL_DIAMETER_UM if spot_diameter_um is None else float(spot_diameter_um)
+        if spot_diameter_um is None:
+            logger.info("The table's rows are shown as cells of %g µm; give cells= or spot_diameter_um=.", diameter)
+        frame = gpd.GeoDataFrame({"radius": diameter / 2}, geometry=gpd.points_from_xy(*centres.T), index=ids)
+        sdata.shapes[key] = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})
+    table.obsm["spatial"] = centres
+    table.obs["region"] = key
+    table.obs["region"] = table.obs["region"].astype("category")
+    table.obs["instance_id"] = ids
+    table.uns.pop("spatialdata_attrs", None)
+    sdata.tables["table"] = TableModel.parse(table, region=key, region_key="region", instance_key="instance_id")
+    if spot_diameter_um is None:
+        _elements.set_role(sdata, "cells", {"table": "table"})
+
+
+def _add_cells(sdata: SpatialData, outlines: gpd.GeoDataFrame) -> None:
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    sdata.shapes["cells"] = ShapesModel.parse(outlines, transformations={_elements.UM: Identity()})
+
+
+def _outlines(cells: Any) -> gpd.GeoDataFrame:
+    """Outlines by cell, from polygons or from one row per vertex."""
+    import geopandas as gpd
+    import pandas as pd
+    import shapely
+
+    if isinstance(cells, gpd.GeoDataFrame):
+        return cells
+    frame = _frame(cells, "cells")
+    missing = [name for name in ("cell_id", "x_um", "y_um") if name not in frame]
+    if missing:
+        msg = f"cells have no column {missing}; one row per vertex needs cell_id, x_um and y_um, and has {list(frame.columns)}."
+        raise KeyError(msg)
+    codes, ids = pd.factorize(frame["cell_id"])
+    order = np.argsort(codes, kind="stable")
+    coordinates, codes = frame[["x_um", "y_um"]].to_numpy(np.float64)[order], codes[order]
+    enough = np.bincount(codes, minlength=len(ids)) >= 3
+    keep = enough[codes]
+    rings = shapely.linearrings(coordinates[keep], indices=np.unique(codes[keep], return_inverse=True)[1])
+    valid = shapely.make_valid(shapely.polygons(rings))
+    # A ring that touches itself leaves lines behind; an outline is what has an area.
+    areas = [shapely.union_all([part for part in shapely.get_parts(shape) if part.area > 0]) for shape in valid]
+    return gpd.GeoDataFrame(geometry=areas, index=pd.Index(ids[enough], name="cell_id"))
+
+
+def _frame(source: Any, argument: str) -> pd.DataFrame:
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        frame = source
+    else:
+        path = Path(source)
+        if not path.exists():
+            msg = f"{argument}: there is no file {path}."
+            raise FileNotFoundError(msg)
+        frame = pd.read_parquet(path)
+    if frame.empty:
+        msg = f"{argument} has no rows."
+        raise ValueError(msg)
+    return frame
+
+
+def _find_xy(columns: Any, xy: Any, unit: Any, argument: str) -> tuple[tuple[str, str], str]:
+    known = [(pair, "um") for pair in UM_COLUMNS] + [(pair, "px") for pair in PX_COLUMNS]
+    if xy is not None and set(xy) <= set(columns):
+        found_unit = unit or next((found for pair, found in known if pair == tuple(xy)), None)
+        if found_unit is None:
+            msg = f'The unit of {argument} columns {tuple(xy)} cannot be told; give unit="px" or unit="um".'
+            raise ValueError(msg)
+        return (xy[0], xy[1]), found_unit
+    for pair, found in known:
+        if set(pair) <= set(columns):
+            return pair, found
+    if {"x", "y"} <= set(columns) and unit is not None:
+        return ("x", "y"), unit
+    msg = f"{argument} has no coordinates that are recognised: its columns are {list(columns)}; name them with xy= and unit=."
+    raise KeyError(msg)
+
+
+def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str) -> np.ndarray:
+    bad = ~np.isfinite(xy).all(1)
+    if bad.any():
+        msg = f"{int(bad.sum())} of {len(xy)} coordinates of {argument} are NaN or infinite, the first in row {int(bad.argmax())}."
+        raise ValueError(msg)
+    if unit == "um":
+        return xy
+    if unit != "px":
+        msg = f'unit is {unit!r}; it is "px" or "um".'
+        raise ValueError(msg)
+    if px_to_um is None:
+        msg = f"{argument} is in pixels, but there is no image to tell their size; give images=, or coordinates in µm."
+        raise ValueError(msg)
+    return np.c_[xy, np.ones(len(xy))] @ px_to_um[:2].T
+
+
+def _record_roles(sdata: SpatialData) -> None:
+    """Nuclear stain and H&E, where one image each is named like them."""
+    try:
+        elements = _elements.find_high_res(sdata)
+        role = {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "cytoplasm": list(elements.cytoplasm_channels)}
+        _elements.set_role(sdata, "nuclear", role)
+    except (KeyError, ValueError):
+        logger.debug("No nuclear stain recognised among %s.", list(sdata.images))
+    try:
+        _elements.set_role(sdata, "he", {"image": _elements.find_he(sdata)})
+    except (KeyError, ValueError):
+        logger.debug("No H&E recognised among %s.", list(sdata.images))

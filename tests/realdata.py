@@ -1,0 +1,104 @@
+"""The real data sets as SpatialData objects; where they are absent, tests skip."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sthist
+
+DATA = Path(os.environ.get("STHIST_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def folder(name: str) -> Path:
+    """The folder of a real data set; skips the test where it is absent."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"the real data set {name!r} is not on this machine (set STHIST_TEST_DATA)")
+    return path
+
+
+def picture(path: Path) -> np.ndarray:
+    """Pixels of a picture file."""
+    from sthist.io._images import read_image
+
+    return read_image(path, path.name).pixels
+
+
+def cosmx_lung12():
+    """One field of view: a composite whose blue is DAPI, and molecules."""
+    import anndata as ad
+
+    data = folder("cosmx_lung12")
+    return sthist.io.assemble(
+        {"stain": data / "fov2_composite.jpg"},
+        mpp=0.18,
+        channels={"stain": ["membrane", "PanCK", "DAPI"]},
+        points=data / "fov2_transcripts.parquet",
+        table=_with_centres(ad.read_h5ad(data / "fov2_cells.h5ad"), pd.read_parquet(data / "fov2_transcripts.parquet")),
+    )
+
+
+def _with_centres(table, molecules):
+    """Give cells that have no coordinates the mean of their molecules."""
+    if {"x_um", "y_um"} <= set(table.obs):
+        return table
+    centres = molecules[molecules.cell_id != 0].groupby("cell_id")[["x_um", "y_um"]].mean()
+    ids = table.obs["cell_id"] if "cell_id" in table.obs else table.obs_names.astype(int)
+    table.obs[["x_um", "y_um"]] = centres.loc[ids].to_numpy()
+    return table
+
+
+def merscope_mouse_brain():
+    """DAPI and poly-T, two planes each."""
+    import anndata as ad
+
+    data = folder("merscope_mouse_brain")
+    geometry = json.loads((data / "geometry.json").read_text())
+    planes = [[picture(data / f"{stain}_z{z}.jpg")[0] for z in (0, 1)] for stain in ("dapi", "polyT")]
+    outlines = pd.read_parquet(data / "cell_polygons.parquet")
+    return sthist.io.assemble(
+        {"mosaic": np.stack(planes)},
+        mpp=geometry["mpp"],
+        channels={"mosaic": ["DAPI", "PolyT"]},
+        points=pd.read_parquet(data / "transcripts.parquet").drop(columns=["col", "row"]),
+        table=ad.read_h5ad(data / "cells.h5ad"),
+        cells=outlines[outlines.groupby("cell_id")["z"].transform("max") == outlines.z],
+    )
+
+
+def xenium_ileum_tiny():
+    """The vendor's folder, as it is."""
+    return sthist.io.xenium(folder("xenium_ileum_tiny") / "outs")
+
+
+def xenium_breast_dapi_crop():
+    """A DAPI crop with every 200th molecule and 2189 cells, and the H&E of the whole section."""
+    import anndata as ad
+
+    data = folder("xenium_breast_rep1")
+    geometry = json.loads((data / "geometry.json").read_text())["images"]
+    molecules = pd.read_parquet(data / "transcripts_1in200.parquet")
+    x0, y0, x1, y1 = 646.85, 519.35, 1232.5, 982.6
+    molecules = molecules[molecules.x_um.between(x0, x1) & molecules.y_um.between(y0, y1)]
+    files = {"dapi": "dapi_crop_0.85um.ome.tif", "he": "he_section_5.8um.png"}
+    return sthist.io.assemble(
+        {name: picture(data / file) for name, file in files.items()},
+        matrices={name: geometry[file]["matrix"] for name, file in files.items()},
+        points=molecules,
+        table=ad.read_h5ad(data / "cells_dapi_crop.h5ad"),
+        cells=data / "cell_polygons_dapi_crop.parquet",
+    )
+
+
+HIGH_RES = {
+    "cosmx_lung12": cosmx_lung12,
+    "merscope_mouse_brain": merscope_mouse_brain,
+    "xenium_ileum_tiny": xenium_ileum_tiny,
+    "xenium_breast_rep1": xenium_breast_dapi_crop,
+}
