@@ -231,7 +231,6 @@ def _write_own_provenance(element: Path, kind: str, made: dict[str, Any]) -> Non
 
 def _enter(path: Path, kind: str, name: str, *, consolidated: bool) -> None:
     import zarr
-    from zarr.errors import ZarrUserWarning
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
     if kind != "tables":
@@ -240,10 +239,18 @@ def _enter(path: Path, kind: str, name: str, *, consolidated: bool) -> None:
         attrs.setdefault("sthist", {}).setdefault("results", {})[name] = made
         root.attrs.put(attrs)
     if consolidated:
-        with warnings.catch_warnings():
-            # The parquet files of points and shapes are no zarr nodes; zarr says so for each of them.
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            zarr.consolidate_metadata(root.store)
+        consolidate(path)
+
+
+def consolidate(path: Path) -> None:
+    """Write a store's consolidated metadata."""
+    import zarr
+    from zarr.errors import ZarrUserWarning
+
+    with warnings.catch_warnings():
+        # zarr warns that the format may change, and of the parquet files of points and shapes, which are no zarr nodes.
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(zarr.storage.LocalStore(path))
 
 
 def _ensure_group(path: Path, kind: str) -> None:
@@ -277,17 +284,3 @@ def _exchange(source: Path, target: Path) -> bool:
     if code in {errno.ENOSYS, errno.EINVAL}:  # an old kernel, or a file system without it
         return False
     raise OSError(code, os.strerror(code), str(target))
-
-
-__all__ = [
-    "add",
-    "provenance",
-    "publish",
-    "read_element",
-    "repair",
-    "require_free",
-    "store_path",
-    "workspace",
-    "write_transformations",
-    "writing",
-]

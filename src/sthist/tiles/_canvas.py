@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist import _store
 from sthist._settings import logger, settings
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Canvas:
                 dimension_names=("c", "y", "x"),
                 overwrite=True,
             )
-        zarr.consolidate_metadata(self.store)
+        _store.consolidate(self.store)
 
 
 def _level_paths(element: Path) -> list[str]:

@@ -59,7 +59,7 @@ def copy_aligned(region, y0, x0, out, covered):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
-def warp(region, matrix, bounds, supersample, round_half_up, out, covered):
+def warp(region, matrix, bounds, supersample, half, out, covered):
     """Sample a (c, h, w) region of at least 2 x 2 pixels into an (n, n, c) tile by bilinear interpolation.
 
     Parameters
@@ -73,8 +73,8 @@ def warp(region, matrix, bounds, supersample, round_half_up, out, covered):
         (4,): y0, y1, x0, x1 of the image in region coordinates. Tile pixels whose centre lies outside are left.
     supersample
         Points per tile pixel and axis, averaged: the anti-aliasing.
-    round_half_up
-        Round instead of truncate, for integer tiles.
+    half
+        Half a grey level for tiles of integers, 0 for those of floats.
     out, covered
         The tile, and which of its pixels are filled already (left as they are). Both are written.
     """
@@ -118,8 +118,9 @@ def warp(region, matrix, bounds, supersample, round_half_up, out, covered):
             if inside[j]:
                 covered[i, j] = True
                 for k in range(channels):
+                    # Storing in an integer tile cuts off; half a level more, away from zero, makes it round.
                     value = sums[k, j] * inverse
-                    out[i, j, k] = math.floor(value + np.float32(0.5)) if round_half_up else value
+                    out[i, j, k] = value + (half if value >= 0 else -half)
 
 
 @njit(nogil=True, cache=True)

@@ -242,8 +242,9 @@ class _View:
             needed.update((row, column) for row in rows for column in columns)
         spans: list[tuple[int, tuple[int, int]]] = []
         for row, column in sorted(key for key in needed if (position, self._key, *key) not in cache):
-            if spans and spans[-1][0] == row and spans[-1][1][1] == column:
-                spans[-1] = (row, (spans[-1][1][0], column + 1))
+            first, stop = spans[-1][1] if spans and spans[-1][0] == row else (column, -1)
+            if stop == column and stop - first < self.planes.most_per_call:
+                spans[-1] = (row, (first, column + 1))
             else:
                 spans.append((row, (column, column + 1)))
         return spans
@@ -289,9 +290,8 @@ class _View:
         bounds = np.c_[-low, size - low] / reduce[:, None]
         if min(region.shape[1:]) < 2:
             region = np.pad(region, [(0, 0), *((0, int(n < 2)) for n in region.shape[1:])], mode="edge")
-        _kernels.warp(
-            region, matrix, bounds.ravel(), self._supersample, tile.dtype.kind in "iu", tile, covered
-        )
+        half = np.float32(0.5 if tile.dtype.kind in "iu" else 0.0)
+        _kernels.warp(region, matrix, bounds.ravel(), self._supersample, half, tile, covered)
 
     def _gather(self, low: np.ndarray, high: np.ndarray, cache: ChunkCache, position: int) -> np.ndarray:
         """The pixels ``low:high`` of the level, (c, h, w): a view where one chunk holds them all."""

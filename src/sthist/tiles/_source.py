@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _elements, scale
+from sthist.tiles._chunks import chunk_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +51,8 @@ class Planes:
         self.height, self.width = (int(n) for n in data.shape[-2:])
         self.dtype = np.dtype(data.dtype) if projection == "max" or "z" not in dims else np.dtype(np.float32)
         self.y_edges, self.x_edges = (_chunk_edges(self._data, axis) for axis in (-2, -1))
+        self._read_chunk = chunk_reader(self._data)
+        self.most_per_call = 16 if self._read_chunk is None else 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,24 +60,30 @@ class Planes:
         return len(self._channels), self.height, self.width
 
     def load(self, row: int, first: int, stop: int) -> list[np.ndarray]:
-        """The chunks ``first:stop`` of a row, decoded with one call: (c, h, w) each."""
-        low, high = min(self._channels), max(self._channels) + 1
-        window = {
-            "c": slice(low, high),
+        """The chunks ``first:stop`` of a row, (c, h, w) each; through zarr and dask, they are decoded with one call."""
+        ranges = {
+            "c": slice(min(self._channels), max(self._channels) + 1),
             "z": slice(None) if self._z is None else slice(self._z, self._z + 1),
-            "y": slice(self.y_edges[row], self.y_edges[row + 1]),
-            "x": slice(self.x_edges[first], self.x_edges[stop]),
         }
-        block = self._data[tuple(window[axis] for axis in self._dims)]
+        leading = tuple(ranges[axis] for axis in self._dims[:-2])
+        if self._read_chunk is not None:
+            return [self._project(self._read_chunk(row, column)[leading]) for column in range(first, stop)]
+        rows, columns = slice(*self.y_edges[row : row + 2]), slice(self.x_edges[first], self.x_edges[stop])
+        block = self._data[(*leading, rows, columns)]
         if hasattr(block, "dask"):
             block = block.compute(scheduler="synchronous")
-        block = np.asarray(block)
+        block = self._project(np.asarray(block))
+        return np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
+
+    def _project(self, block: np.ndarray) -> np.ndarray:
+        """A block of the channels from the first to the last wanted, with its stack projected, in the wanted order."""
         if "z" in self._dims:
             axis = self._dims.index("z")
             block = block.max(axis) if self._projection == "max" else block.mean(axis, dtype=np.float32)
-        if self._channels != list(range(low, high)):
+        low = min(self._channels)
+        if self._channels != list(range(low, low + block.shape[0])):
             block = block[[channel - low for channel in self._channels]]
-        return np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
+        return block
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""``python -m sthist``."""
+
+import sys
+
+from sthist.cli import main
+
+sys.exit(main())

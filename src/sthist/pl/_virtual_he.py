@@ -1,0 +1,168 @@
+"""Nuclear stain, transcripts, virtual and real H&E of one region, side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements
+from sthist._region import region_geometry
+from sthist.pl._base import Extent, add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
+from sthist.tiles._density import is_gene, iter_points
+from sthist.tiles._reader import read_region
+from sthist.tiles._source import source_from_element
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+    from sthist._elements import HighResElements
+
+Panel = Literal["nuclear", "transcripts", "virtual", "real"]
+TITLES = {"nuclear": "nuclear stain", "transcripts": "transcripts", "virtual": "virtual H&E", "real": "real H&E"}
+
+
+def virtual_he(
+    sdata: SpatialData,
+    *,
+    panels: Sequence[Panel] | None = None,
+    within: Any = None,
+    key: str = "virtual_he",
+    image: str | Sequence[str] | None = None,
+    channel: str | None = None,
+    he: str | None = None,
+    points: str | None = None,
+    genes: Sequence[str] | None = None,
+    cmap: str = "gray",
+    vmin: float | str | None = None,
+    vmax: float | str | None = None,
+    ncols: int = 4,
+    axes: Axes | Sequence[Axes] | np.ndarray | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Show a region in nuclear stain, transcripts, virtual H&E and real H&E, side by side.
+
+    Each panel is read at the resolution at which it is shown, whatever the size of the region.
+
+    Parameters
+    ----------
+    sdata
+        One sample, registered in ``um``.
+    panels
+        Which of ``"nuclear"``, ``"transcripts"``, ``"virtual"``, ``"real"`` to show; by default all that there are.
+    within
+        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; all of the section by
+        default.
+    key
+        The virtual image.
+    image, channel, points
+        Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`.
+    he
+        The real H&E.
+    genes
+        Show the transcripts of these genes only.
+    cmap, vmin, vmax
+        Colour map and limits of the nuclear stain; a limit is a value, or a quantile such as ``"p99"``.
+    ncols
+        Panels in a row.
+    axes
+        Axes to draw on, one per panel.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes, one per panel, in µm.
+
+    Raises
+    ------
+    KeyError
+        If an element or gene that was named is missing.
+    ValueError
+        If a panel is unknown, the number of axes is wrong, or a limit cannot be read.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.tl.virtual_he(sdata)
+    >>> axes = sthist.pl.virtual_he(sdata, within=(50, 50, 150, 150))
+    >>> [ax.get_title() for ax in axes]
+    ['nuclear stain', 'transcripts', 'virtual H&E', 'real H&E']
+    """
+    elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points)
+    he = _real_he(sdata, he)
+    available = {"nuclear": True, "transcripts": elements.points is not None, "virtual": key in sdata.images, "real": he is not None}
+    shown = [panel for panel, there in available.items() if there] if panels is None else list(panels)
+    for panel in shown:
+        if panel not in TITLES:
+            msg = f"There is no panel {panel!r}; there are {list(TITLES)}."
+            raise ValueError(msg)
+    extent = _extent(elements) if within is None else region_geometry(sdata, within).bounds
+    drawn = make_axes(len(shown), ncols, extent, axes, shown)
+    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
+    for ax, panel in zip(drawn, shown, strict=True):
+        mpp = panel_mpp(ax, extent, saved=save is not None)
+        if panel == "nuclear":
+            channels = [elements.nuclear_channel]
+            stain = read_region(sdata, elements.nuclear, extent, mpp, channels=channels)[..., 0]
+            limits = {"vmin": limit(vmin, stain, "p1"), "vmax": limit(vmax, stain, "p99.8")}
+            show_image(ax, stain, extent, TITLES[panel], cmap=cmap, **limits)
+        elif panel == "transcripts":
+            show_image(ax, _dots(elements, extent, mpp, genes), extent, TITLES[panel])
+        else:
+            rgb = read_region(sdata, key if panel == "virtual" else _elements.find_he(sdata, he), extent, mpp, fill=255)
+            show_image(ax, rgb[..., :3], extent, TITLES[panel])
+        add_scale_bar(ax, extent, "white" if panel in {"nuclear", "transcripts"} else "black")
+    return finish(drawn, save)
+
+
+def _real_he(sdata: SpatialData, he: str | None) -> str | None:
+    """Key of the real H&E; None where there is none and none was named."""
+    if he is not None:
+        return _elements.find_he(sdata, he)
+    try:
+        return _elements.find_he(sdata)
+    except (KeyError, ValueError):
+        return None
+
+
+def _extent(elements: HighResElements) -> Extent:
+    corners = np.concatenate([source_from_element(elements.sdata, key).corners_um() for key in elements.nuclear])
+    (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence[str] | None) -> np.ndarray:
+    """Transcripts on black, (h, w, 3): the hue is the gene's, the brightness grows with their number."""
+    from matplotlib.colors import hsv_to_rgb
+
+    gene = _elements.find_transcripts(elements.sdata, elements.points)[1] or ""
+    x0, y0, x1, y1 = extent
+    shape = (int(np.ceil((y1 - y0) / mpp)), int(np.ceil((x1 - x0) / mpp)))
+    colours = np.zeros((*shape, 3), np.float32)
+    counts = np.zeros(shape, np.float32)
+    seen: set[str] = set()
+    for x, y, part in iter_points(elements, (gene,)):
+        categories = part[gene].astype("category").cat
+        names = np.asarray(categories.categories, str)
+        seen.update(names)
+        wanted = is_gene(names) if genes is None else np.isin(names, list(genes))
+        order = np.argsort(np.argsort(names))
+        hues = np.c_[order / max(1, len(names)), np.full((len(names), 2), [0.65, 1.0])]
+        codes = categories.codes.to_numpy()
+        rows, columns = ((y - y0) // mpp).astype(int), ((x - x0) // mpp).astype(int)
+        keep = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1]) & wanted[codes] & (codes >= 0)
+        np.add.at(counts, (rows[keep], columns[keep]), 1)
+        np.add.at(colours, (rows[keep], columns[keep]), hsv_to_rgb(hues)[codes[keep]].astype(np.float32))
+    for name in genes or []:
+        if name not in seen:
+            msg = f"There are no transcripts of gene {name!r} in points {elements.points!r}."
+            raise KeyError(msg)
+    mean = colours / np.maximum(counts, 1)[..., None]
+    top = np.percentile(counts[counts > 0], 99) if counts.any() else 1.0
+    return mean * np.minimum(1, 0.35 + 0.65 * counts / top)[..., None] * (counts > 0)[..., None]

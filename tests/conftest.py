@@ -1,0 +1,40 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import matplotlib
+import pytest
+
+import sthist
+
+matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path, monkeypatch):
+    """No progress bars, and a scratch folder that goes with the test."""
+    monkeypatch.setattr(sthist.settings, "progress", False)
+    monkeypatch.setattr(sthist.settings, "scratch_dir", tmp_path / "scratch")
+
+
+@pytest.fixture(scope="session")
+def _toy():
+    return sthist.datasets.toy(size_um=400)
+
+
+@pytest.fixture
+def toy(_toy):
+    """A toy section of 400 µm, fresh for each test."""
+    import spatialdata as sd
+
+    return sd.deepcopy(_toy)
+
+
+@pytest.fixture
+def backed(toy, tmp_path):
+    """The toy section on disk."""
+    import spatialdata as sd
+
+    path = tmp_path / "toy.zarr"
+    toy.write(path)
+    return sd.read_zarr(path)
