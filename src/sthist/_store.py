@@ -230,16 +230,28 @@ def _write_own_provenance(element: Path, kind: str, made: dict[str, Any]) -> Non
 
 
 def _enter(path: Path, kind: str, name: str, *, consolidated: bool) -> None:
+    """Enter an element in the store's attributes and consolidated metadata, both with one replacement of a file."""
     import zarr
 
-    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    scratch = path / WORK / "entering"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    root = json.loads((path / "zarr.json").read_text())
+    root.pop("consolidated_metadata", None)
     if kind != "tables":
         made = json.loads((path / kind / name / "zarr.json").read_text())["attributes"]["sthist_provenance"]
-        attrs = root.attrs.asdict()
-        attrs.setdefault("sthist", {}).setdefault("results", {})[name] = made
-        root.attrs.put(attrs)
+        root["attributes"].setdefault("sthist", {}).setdefault("results", {})[name] = made
+    (scratch / "zarr.json").write_text(json.dumps(root))
     if consolidated:
-        consolidate(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # parquet files are no zarr nodes
+            members = zarr.open_group(path, mode="r", use_consolidated=False).members(max_depth=None)
+        for member, _ in members:
+            (scratch / member).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / member / "zarr.json", scratch / member / "zarr.json")
+        consolidate(scratch)
+    os.replace(scratch / "zarr.json", path / "zarr.json")
+    shutil.rmtree(scratch)
 
 
 def consolidate(path: Path) -> None:

@@ -221,9 +221,7 @@ class BeerLambert(VirtualStainModel):
             shapes = sd.transform(elements.sdata.shapes["tissue"], to_coordinate_system="um")
             mask = rasterize(shapes.geometry, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
         else:
-            image = read_region(
-                elements.sdata, elements.nuclear, extent_um, coarse.bin_um, channels=[elements.nuclear_channel]
-            )[: coarse.shape[0], : coarse.shape[1], 0]
+            image = _read_stain(elements, extent_um, coarse)
             density = None
             if molecules is not None:
                 density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 8.0 / coarse.bin_um)
@@ -297,6 +295,19 @@ class BeerLambert(VirtualStainModel):
             return out
 
         return predict
+
+
+def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float, float], grid: Grid) -> np.ndarray:
+    """The nuclear stain on a coarse grid."""
+    channels = [elements.nuclear_channel]
+    image = read_region(elements.sdata, elements.nuclear, extent_um, grid.bin_um, channels=channels)[..., 0]
+    # The last cells may have their centre beyond the image; they are as their neighbours, not dark.
+    x0, y0, x1, y1 = extent_um
+    if image.shape[0] > 1 and (image.shape[0] - 0.5) * grid.bin_um > y1 - y0 - 1e-6:
+        image[-1] = image[-2]
+    if image.shape[1] > 1 and (image.shape[1] - 0.5) * grid.bin_um > x1 - x0 - 1e-6:
+        image[:, -1] = image[:, -2]
+    return image
 
 
 def _reference_pixels(reference: Any, seed: int) -> np.ndarray:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHUNK_PX = 512
+BLOCK_PX = 4 * CHUNK_PX
 COARSEST_PX = 1024
 """The pyramid ends at the first level that is not larger than this."""
 
@@ -59,7 +60,7 @@ class Canvas:
     transformations
         (3, 3) matrices from µm (x, y, 1) to further coordinate systems in which the image is to be registered.
     block_px
-        Side of a block, a multiple of 512.
+        Side of a block, a multiple of 512; 2048 by default.
 
     Examples
     --------
@@ -82,8 +83,9 @@ class Canvas:
         mpp: float,
         fingerprint: Mapping[str, Any],
         transformations: Mapping[str, np.ndarray] | None = None,
-        block_px: int = 4 * CHUNK_PX,
+        block_px: int | None = None,
     ) -> None:
+        block_px = BLOCK_PX if block_px is None else block_px
         if block_px % CHUNK_PX:
             msg = f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
             raise ValueError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class Grid:
         """The grid over a box; its cells grow where there would be too many."""
         x0, y0, x1, y1 = extent_um
         bin_um = max(bin_um, float(np.sqrt((x1 - x0) * (y1 - y0) / MAX_CELLS)))
-        return cls((x0, y0), bin_um, (max(1, int(np.ceil((y1 - y0) / bin_um))), max(1, int(np.ceil((x1 - x0) / bin_um)))))
+        rows, columns = (max(1, int(np.ceil(side / bin_um - 1e-3))) for side in (y1 - y0, x1 - x0))
+        return cls((x0, y0), bin_um, (rows, columns))
 
     @property
     def to_um(self) -> np.ndarray:
@@ -123,15 +125,17 @@ def _require_same_plane(
     extent = np.array(grid.shape[::-1]) * grid.bin_um
     mpp = np.sqrt(np.prod(scale.resolve_mpp(elements.sdata, elements.nuclear[0])))
     spans = (high - origin) / extent
-    in_pixels = np.allclose(spans * mpp, 1, atol=0.05) and not 0.9 < mpp < 1.1
-    in_um_twice = np.allclose(spans / mpp, 1, atol=0.05) and not 0.9 < mpp < 1.1
-    if inside >= 0.5 and not in_um_twice:
+    told_apart = not 0.8 < mpp < 1.25
+    if inside >= 0.5:
+        if told_apart and mpp < 1 and np.allclose(spans / mpp, 1, atol=0.1) and (low - origin < 0.1 * mpp * extent).all():
+            warnings.warn(
+                f"The transcripts {elements.points!r} fill just the first {mpp:.0%} of the nuclear stain along x and y: are "
+                f"they µm that were taken for pixels of {mpp:.4g} µm?",
+                stacklevel=2,
+            )
         return
-    hint = ""
-    if in_pixels:
-        hint = f" They look like pixels of {mpp:.4g} µm declared as µm."
-    elif in_um_twice:
-        hint = f" They look like µm that were taken for pixels of {mpp:.4g} µm."
+    in_pixels = told_apart and np.allclose(spans * mpp, 1, atol=0.15)
+    hint = f" They look like pixels of {mpp:.4g} µm declared as µm." if in_pixels else ""
     msg = (
         f"{1 - inside:.0%} of the transcripts {elements.points!r} lie outside the nuclear stain {elements.nuclear[0]!r}: "
         f"they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x {origin[0]:.0f} to "

@@ -60,7 +60,7 @@ def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | N
     smooth = gaussian_filter(image.astype(np.float32), 4.0 / mpp)
     evidence = np.zeros(smooth.shape, np.bool_)
     signal = smooth[smooth > smooth.min()]
-    if signal.size and np.ptp(signal) > 0:
+    if signal.size and np.ptp(smooth) > 1e-3 * np.abs(smooth).max():
         # Otsu separates nuclei from what is between them; half-way from the darkest is still tissue.
         evidence |= smooth > (threshold_otsu(signal) + smooth.min()) / 2
     if density is not None and (density > 0).any():

@@ -1,0 +1,35 @@
+"""Run by a test in a process of its own, which is then killed: virtual H&E of a store, slowly.
+
+``python interrupted.py STORE``
+"""
+
+import sys
+import time
+
+import spatialdata as sd
+
+import sthist
+from sthist.models import BeerLambert
+from sthist.models._base import Stainer
+from sthist.tiles import _canvas
+
+BLOCK_PX = 512
+
+
+class Slow(BeerLambert):
+    """The built-in model, each block of which takes a tenth of a second longer."""
+
+    def prepare(self, *args, **kwargs):
+        stainer = super().prepare(*args, **kwargs)
+
+        def predict(*tiles):
+            time.sleep(0.1)
+            return stainer.predict(*tiles)
+
+        return Stainer(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)
+
+
+if __name__ == "__main__":
+    _canvas.BLOCK_PX = BLOCK_PX
+    sthist.settings.progress = False
+    sthist.tl.virtual_he(sd.read_zarr(sys.argv[1]), Slow())
