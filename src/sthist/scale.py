@@ -11,6 +11,8 @@ from sthist import _elements
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+__all__ = ["matrix_to", "pixel_size", "resolve_mpp"]
+
 TOLERANCE = 0.02
 """Relative difference above which two sources of one scale contradict each other."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+__all__ = ["concentrations", "macenko", "optical_density", "to_rgb"]
+
 TISSUE_OD = 0.15
 """Optical density (base e) below which a pixel counts as background when stain vectors are estimated."""
 

@@ -134,11 +134,12 @@ def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] |
     if not sources:
         msg = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
         raise ValueError(msg)
+    for source, value in sources.items():
+        if not (np.isfinite(value) and value > 0):
+            msg = f"The µm per pixel of image {name!r} is {value!r} ({source}); it is a positive number."
+            raise ValueError(msg)
     scale.require_agreement(sources, f"image {name!r}")
     value = next(iter(sources.values()))
-    if not (np.isfinite(value) and value > 0):
-        msg = f"The µm per pixel of image {name!r} is {value!r}; it is a positive number."
-        raise ValueError(msg)
     return np.diag([value, value, 1.0])
 
 

@@ -8,10 +8,7 @@ from sthist.stains import optical_density
 
 
 def mask_of_he(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    """Tissue in a coarse H&E image.
-
-    A pixel is tissue where it is darker than glass and more purple or pink than it: the threshold on the optical
-    density of green (which both stains absorb) above the glass's own is Otsu's, but at least 0.05.
+    """Tissue in a coarse H&E image, by the optical density of green, which both stains absorb.
 
     Parameters
     ----------
@@ -27,15 +24,16 @@ def mask_of_he(rgb: np.ndarray, mpp: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
 
-    density = optical_density(rgb)
-    # Grey dirt and shadows absorb red as much as green; both stains absorb green more.
-    stain = gaussian_filter(density[..., 1] + (density[..., 1] - density[..., 0]).clip(0), 8.0 / mpp)
-    glass = np.percentile(stain, 2)
+    stain = gaussian_filter(optical_density(rgb)[..., 1], 8.0 / mpp)
+    glass = float(np.percentile(stain, 2))
     if np.ptp(stain) < 0.05:
-        return np.full(stain.shape, glass > 0.15)
-    threshold = max(threshold_otsu(stain), glass + 0.05)
-    low = (glass + threshold) / 2 if (stain > threshold).mean() > 0.02 else threshold
-    return stain > low
+        return np.full(stain.shape, glass > 0.3)  # nothing but glass, or nothing but tissue
+    split = threshold_otsu(stain)
+    background = float(np.median(stain[stain <= split]))
+    if background - glass > 0.1:
+        # Glass is even: what Otsu took for it is pale tissue, on a section that fills the image.
+        return stain > glass + 0.1
+    return stain > (background + split) / 2
 
 
 def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | None = None) -> np.ndarray:

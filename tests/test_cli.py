@@ -1,0 +1,61 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import spatialdata as sd
+from PIL import Image
+from realdata import folder
+
+from sthist import cli
+
+
+def test_demo(tmp_path, capsys):
+    """A store and two figures."""
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--size-um", "300"]) == 0
+    assert "virtual_he" in sd.read_zarr(tmp_path / "demo" / "toy.zarr").images
+    for name in ("virtual_he.png", "virtual_he_zoom.png"):
+        pixels = np.asarray(Image.open(tmp_path / "demo" / name).convert("RGB"))
+        assert pixels.std() > 20
+    assert "Done in" in capsys.readouterr().out
+
+
+def test_virtual_he_of_a_store(backed, tmp_path, capsys):
+    """Into another store, with a figure; again is refused, and with --overwrite not."""
+    arguments = ["virtual-he", str(backed.path), "--platform", "spatialdata", "--out", str(tmp_path / "o.zarr")]
+    assert cli.main([*arguments, "--figure", str(tmp_path / "f.png"), "--within", "50", "50", "150", "150"]) == 0
+    assert (tmp_path / "f.png").exists()
+    assert sd.read_zarr(tmp_path / "o.zarr")["virtual_he"].shape == (3, 200, 200)
+    assert "virtual_he" not in sd.read_zarr(backed.path).images
+    assert cli.main(arguments) == 1
+    assert "exists. Pass overwrite=True" in capsys.readouterr().err
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_virtual_he_of_a_xenium_folder(tmp_path):
+    """The vendor's folder to a store."""
+    outs = folder("xenium_ileum_tiny") / "outs"
+    out = tmp_path / "o.zarr"
+    assert cli.main(["virtual-he", str(outs), "--platform", "xenium", "--out", str(out)]) == 0
+    assert sd.read_zarr(out)["virtual_he"]["scale0"].image.shape[1] >= 3522
+
+
+@pytest.mark.parametrize("platform", ["xenium", "spatialdata"])
+def test_wrong_input(tmp_path, capsys, platform):
+    """One line, no traceback."""
+    status = cli.main(["virtual-he", str(tmp_path), "--platform", platform, "--out", str(tmp_path / "o.zarr")])
+    assert status == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sthist: ")
+    assert error.count("\n") == 1
+
+
+def test_doctor_as_a_module():
+    """Versions and devices; also as python -m sthist."""
+    out = subprocess.run([sys.executable, "-m", "sthist", "doctor"], capture_output=True, text=True, check=True).stdout
+    for word in ("sthist 0.1.0", "spatialdata ", "torch ", "devices: cpu", "scratch folder", "weights"):
+        assert word in out

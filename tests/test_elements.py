@@ -1,0 +1,76 @@
+"""Finding elements by role."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import spatialdata as sd
+from hypothesis import given
+from hypothesis import strategies as st
+from spatialdata.models import Image2DModel
+
+from sthist import _elements
+
+
+def image(channels=1, names=None):
+    return Image2DModel.parse(np.zeros((channels, 8, 8), np.uint8), dims=("c", "y", "x"), c_coords=names)
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_safe_key_is_accepted_by_spatialdata(name):
+    """Whatever the text, what comes out may name a column."""
+    from re import fullmatch
+
+    assert fullmatch(r"[A-Za-z0-9_.-]+", _elements.safe_key(name))
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        ({"morphology_focus": image()}, "morphology_focus"),
+        ({"morphology_focus": image(4, ["DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin"])}, "morphology_focus"),
+        ({"mosaic": image(2, ["PolyT", "DAPI"]), "he_image": image(3)}, "mosaic"),
+        ({"my_hoechst": image(), "he": image(3)}, "my_hoechst"),
+    ],
+)
+def test_nuclear_stain_is_recognised(images, found):
+    """By channel, else by name."""
+    elements = _elements.find_high_res(sd.SpatialData(images=images))
+    assert elements.nuclear == (found,)
+
+
+def test_channels_of_cytoplasm():
+    """Membrane, poly-T and ribosomal channels beside the nuclear one; other markers are not taken for it."""
+    names = ["DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin", "mystery"]
+    elements = _elements.find_high_res(sd.SpatialData(images={"stain": image(5, names)}))
+    assert elements.nuclear_channel == "DAPI"
+    assert elements.cytoplasm_channels == tuple(names[1:4])
+
+
+def test_unclear_channel():
+    """Two nuclear channels, or none."""
+    with pytest.raises(ValueError, match="Which channel of image 'stain'"):
+        _elements.find_high_res(sd.SpatialData(images={"stain": image(2, ["DAPI", "Hoechst"])}))
+    with pytest.raises(ValueError, match="Which channel of image 'dapi'"):
+        _elements.find_high_res(sd.SpatialData(images={"dapi": image(2, ["a", "b"])}))
+
+
+def test_fields_of_view_must_match():
+    """Other channels in one of them."""
+    sdata = sd.SpatialData(images={"a": image(1, ["DAPI"]), "b": image(1, ["Hoechst"])})
+    with pytest.raises(ValueError, match="have different channels: 'a' has"):
+        _elements.find_high_res(sdata, image=["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["he", "HE", "he_image", "sample_he", "H_and_E", "hematoxylin_eosin"])
+def test_he_is_recognised(name):
+    """By its name; words that contain the letters are not meant."""
+    sdata = sd.SpatialData(images={name: image(3), "the_other": image(3)})
+    assert _elements.find_he(sdata) == name
+
+
+def test_long_lists_are_cut():
+    """An error message stays readable."""
+    sdata = sd.SpatialData(images={f"fov_{i:03d}": image() for i in range(20)})
+    with pytest.raises(KeyError, match=r"'fov_007' and 12 more\."):
+        _elements.get(sdata, "images", "dapi")

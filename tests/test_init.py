@@ -1,0 +1,64 @@
+"""Importing sthist is cheap and loads nothing heavy; every public name exists and says what it does."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import sthist
+
+HEAVY = (
+    "torch timm open_clip diffusers lightning torchmetrics scanpy squidpy sklearn matplotlib.pyplot".split()
+)
+SUBMODULES = ["datasets", "io", "models", "pl", "pp", "scale", "stains", "tiles", "tl"]
+
+
+def test_import_loads_nothing_heavy():
+    """None of the modules that take seconds, beyond what spatialdata itself loads."""
+    code = (
+        "import json, sys, spatialdata; before = set(sys.modules); import sthist\n"
+        f"print(json.dumps([m for m in {list(HEAVY)} if m in set(sys.modules) - before]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout) == []
+    code = f"import json, sys, sthist; print(json.dumps([m for m in {list(HEAVY)} if m in sys.modules]))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout) == []
+
+
+def public_functions():
+    for name in SUBMODULES:
+        module = importlib.import_module(f"sthist.{name}")
+        names = getattr(module, "__all__", None) or [
+            n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and n[0] != "_"
+        ]
+        for function in names:
+            yield f"{name}.{function}", getattr(module, function)
+
+
+@pytest.mark.parametrize(("name", "thing"), list(public_functions()))
+def test_public_names_are_documented(name, thing):
+    """What it does, each parameter by name, and an example or the source of one."""
+    doc = inspect.getdoc(thing)
+    assert doc, name
+    if inspect.isfunction(thing):
+        for parameter in inspect.signature(thing).parameters.values():
+            assert parameter.name in doc, f"{name}: {parameter.name}"
+
+
+def test_everything_announced_is_there():
+    """dir() and __all__ hold no name that cannot be had."""
+    for name in sthist.__all__:
+        assert getattr(sthist, name) is not None
+
+
+def test_typed():
+    """Type checkers read our annotations."""
+    from importlib.resources import files
+
+    assert (files("sthist") / "py.typed").is_file()
