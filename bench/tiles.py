@@ -88,7 +88,7 @@ def read_by_slicing_and_fast_warp(sdata: sd.SpatialData, where: np.ndarray) -> n
 
 
 def read_with_spatialdata(sdata: sd.SpatialData, where: np.ndarray) -> list[np.ndarray]:
-    """spatialdata's own loader, rasterizing to the tile's pixels."""
+    """Spatialdata's own loader, rasterizing to the tile's pixels."""
     from spatialdata.dataloader import ImageTilesDataset
 
     loader = ImageTilesDataset(

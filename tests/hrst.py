@@ -79,9 +79,7 @@ def prototype(nuclei: np.ndarray, molecules: pd.DataFrame, reference: np.ndarray
         amounts = stains.concentrations(reference[tissue], vectors)
         base, top = np.quantile(amounts, 0.25, axis=0), np.quantile(amounts, 0.99, axis=0)
     haematoxylin = nuclei - np.quantile(nuclei, 0.4)
-    counts, _, _ = np.histogram2d(
-        molecules.pixel_y, molecules.pixel_x, nuclei.shape, [[0, n] for n in nuclei.shape]
-    )
+    counts, _, _ = np.histogram2d(molecules.pixel_y, molecules.pixel_x, nuclei.shape, [[0, n] for n in nuclei.shape])
     eosin = gaussian_filter(counts, 8.0)
     layers = [np.clip(layer / np.quantile(layer, 0.99), 0, 1.2) for layer in (haematoxylin, eosin)]
     amounts = np.stack(layers, -1) * (top - base) + base

@@ -28,7 +28,10 @@ def test_safe_key_is_accepted_by_spatialdata(name):
     ("images", "found"),
     [
         ({"morphology_focus": image()}, "morphology_focus"),
-        ({"morphology_focus": image(4, ["DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin"])}, "morphology_focus"),
+        (
+            {"morphology_focus": image(4, ["DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin"])},
+            "morphology_focus",
+        ),
         ({"mosaic": image(2, ["PolyT", "DAPI"]), "he_image": image(3)}, "mosaic"),
         ({"my_hoechst": image(), "he": image(3)}, "my_hoechst"),
     ],

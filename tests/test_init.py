@@ -12,9 +12,18 @@ import pytest
 
 import sthist
 
-HEAVY = (
-    "torch timm open_clip diffusers lightning torchmetrics scanpy squidpy sklearn matplotlib.pyplot".split()
-)
+HEAVY = [
+    "torch",
+    "timm",
+    "open_clip",
+    "diffusers",
+    "lightning",
+    "torchmetrics",
+    "scanpy",
+    "squidpy",
+    "sklearn",
+    "matplotlib.pyplot",
+]
 SUBMODULES = ["datasets", "io", "models", "pl", "pp", "scale", "stains", "tiles", "tl"]
 
 
@@ -35,7 +44,9 @@ def public_functions():
     for name in SUBMODULES:
         module = importlib.import_module(f"sthist.{name}")
         names = getattr(module, "__all__", None) or [
-            n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and n[0] != "_"
+            n
+            for n, f in vars(module).items()
+            if inspect.isfunction(f) and f.__module__ == module.__name__ and n[0] != "_"
         ]
         for function in names:
             yield f"{name}.{function}", getattr(module, function)

@@ -43,7 +43,9 @@ def test_scale_of_the_other_image_gives_the_same(plain):
 def test_two_scales_that_disagree(plain):
     """More than 2 % is an error that shows both; overwrite= settles it; less is rounding."""
     scale.record_mpp(plain, "dapi", "OME PhysicalSizeX", 0.2125)
-    with pytest.raises(ValueError, match=r"disagree by 17.6%: 0.2125 µm/px \(OME PhysicalSizeX\) and 0.25 µm/px \(the argument"):
+    with pytest.raises(
+        ValueError, match=r"disagree by 17.6%: 0.2125 µm/px \(OME PhysicalSizeX\) and 0.25 µm/px \(the argument"
+    ):
         sthist.pp.set_scale(plain, "dapi", mpp=0.25)
     sthist.pp.set_scale(plain, "dapi", mpp=0.2126)
     assert scale.resolve_mpp(plain, "dapi")[0] == pytest.approx(0.2126)

@@ -18,7 +18,9 @@ from sthist import _store
 
 
 def square(side=10.0):
-    return ShapesModel.parse(gpd.GeoDataFrame(geometry=[shapely.box(0, 0, side, side)]), transformations={"um": Identity()})
+    return ShapesModel.parse(
+        gpd.GeoDataFrame(geometry=[shapely.box(0, 0, side, side)]), transformations={"um": Identity()}
+    )
 
 
 def test_add_and_read_back(backed):

@@ -26,7 +26,18 @@ CYTOPLASM_NAMES = re.compile(
 )
 MORPHOLOGY_NAMES = re.compile(r"^morphology(_focus|_mip)?$", re.IGNORECASE)
 HE_NAMES = re.compile(r"(^|[^a-z])(he|h&e|h_and_e|hematoxylin)([^a-z]|$)", re.IGNORECASE)
-CONTROL_PREFIXES = ("blank", "negcontrol", "negative", "negprb", "unassigned", "deprecated", "antisense", "falsecode", "systemcontrol", "intergenic")
+CONTROL_PREFIXES = (
+    "blank",
+    "negcontrol",
+    "negative",
+    "negprb",
+    "unassigned",
+    "deprecated",
+    "antisense",
+    "falsecode",
+    "systemcontrol",
+    "intergenic",
+)
 """Features that are no genes, by lower-case prefix, over Xenium, CosMx and MERSCOPE."""
 
 

@@ -26,7 +26,9 @@ def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
 
     if isinstance(within, str):
         shapes = sd.transform(_elements.get(sdata, "shapes", within), to_coordinate_system=_elements.UM)
-        geometry = shapely.union_all(shapes.geometry.buffer(shapes["radius"]) if "radius" in shapes else shapes.geometry)
+        geometry = shapely.union_all(
+            shapes.geometry.buffer(shapes["radius"]) if "radius" in shapes else shapes.geometry
+        )
     elif isinstance(within, shapely.geometry.base.BaseGeometry):
         geometry = within
     elif len(within) == 4:

@@ -52,7 +52,11 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     progress: bool = True
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads: int = field(
+        default_factory=lambda: (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+    )
     cache_dir: Path = field(default_factory=_cache_dir)
     scratch_dir: Path = field(default_factory=_scratch_dir)
     offline: bool = field(default_factory=lambda: os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"})

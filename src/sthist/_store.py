@@ -107,7 +107,9 @@ def workspace(sdata: SpatialData, name: str, fingerprint: str) -> Path:
     return Path(settings.scratch_dir) / f"{name}-{fingerprint[:16]}"
 
 
-def add(sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, Any], *, overwrite: bool = False) -> None:
+def add(
+    sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, Any], *, overwrite: bool = False
+) -> None:
     """Add a small element (shapes, a table) to an object and, if there is one, to its store.
 
     Raises
@@ -131,7 +133,7 @@ def add(sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, 
         built = work / "built.zarr"
         with warnings.catch_warnings():
             # A table whose regions are elements of the real store has them nowhere in this one.
-            warnings.filterwarnings("ignore", message=".*annotates.*", category=UserWarning)
+            warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
             sd.SpatialData.init_from_elements({name: element}).write(built)
         publish(sdata, kind, name, built, made)
         shutil.rmtree(work, ignore_errors=True)
@@ -175,7 +177,7 @@ def read_element(store: Path, kind: str, name: str) -> Any:
     import spatialdata as sd
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*annotates.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
         return getattr(sd.read_zarr(store, selection=(kind,)), kind)[name]
 
 

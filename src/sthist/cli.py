@@ -15,10 +15,24 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 PLATFORMS = ("xenium", "spatialdata")
-REPORTED = (
-    "spatialdata spatialdata-io anndata zarr dask scanpy squidpy numba torch diffusers peft timm open_clip_torch lightning "
-    "torchmetrics scikit-image"
-).split()
+REPORTED = [
+    "spatialdata",
+    "spatialdata-io",
+    "anndata",
+    "zarr",
+    "dask",
+    "scanpy",
+    "squidpy",
+    "numba",
+    "torch",
+    "diffusers",
+    "peft",
+    "timm",
+    "open_clip_torch",
+    "lightning",
+    "torchmetrics",
+    "scikit-image",
+]
 OPTIONAL = {
     "imagecodecs": "TIFF compressed with JPEG or JPEG 2000",
     "spatialdata_plot": "more plots of SpatialData",

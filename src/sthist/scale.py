@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,10 +133,8 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
     sources: dict[str, tuple[float, float]] = {}
     if mpp is not None:
         sources["the argument mpp="] = (float(mpp), float(mpp))
-    try:
+    with suppress(KeyError):
         sources["its transformation to 'um'"] = pixel_size(matrix_to(element))
-    except KeyError:
-        pass
     for source, value in recorded_mpp(sdata, image).items():
         sources[source] = (value, value)
     if not sources:

@@ -37,7 +37,11 @@ def test_contents(toy):
 def test_table_counts_the_molecules(toy):
     """Good molecules of genes in cells, each once."""
     frame = toy["transcripts"].compute()
-    good = frame[(frame.qv >= 20) & (frame.cell_id != "UNASSIGNED") & sthist.tiles._density.is_gene(frame.feature_name.astype(str))]
+    good = frame[
+        (frame.qv >= 20)
+        & (frame.cell_id != "UNASSIGNED")
+        & sthist.tiles._density.is_gene(frame.feature_name.astype(str))
+    ]
     assert toy["table"].X.sum() == len(good)
     cell = good.cell_id.value_counts().index[0]
     assert toy["table"][cell].X.sum() == (good.cell_id == cell).sum()
@@ -80,7 +84,9 @@ def test_survives_writing(toy, backed):
     assert again.attrs["sthist"] == toy.attrs["sthist"]
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [({"kind": "slide-seq"}, "kind is 'slide-seq'"), ({"size_um": 20}, "at least 100 µm")])
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"kind": "slide-seq"}, "kind is 'slide-seq'"), ({"size_um": 20}, "at least 100 µm")]
+)
 def test_bad_arguments(kwargs, message):
     """Said at once."""
     with pytest.raises(ValueError, match=message):

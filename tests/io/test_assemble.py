@@ -77,7 +77,9 @@ def test_spots(table):
 
 def test_cells_from_vertices(dapi, table, tmp_path):
     """One row per vertex, in a parquet file; a ring that crosses itself keeps its area."""
-    rows = [("c1", x, y) for x, y in [(0, 0), (4, 0), (4, 4), (0, 4)]] + [("c2", x, y) for x, y in [(9, 9), (13, 13), (13, 9), (9, 13)]]
+    rows = [("c1", x, y) for x, y in [(0, 0), (4, 0), (4, 4), (0, 4)]] + [
+        ("c2", x, y) for x, y in [(9, 9), (13, 13), (13, 9), (9, 13)]
+    ]
     frame = pd.DataFrame(rows, columns=["cell_id", "x_um", "y_um"])
     frame.to_parquet(tmp_path / "cells.parquet")
     sdata = sthist.io.assemble({"dapi": dapi}, mpp=0.5, table=table, cells=tmp_path / "cells.parquet")
@@ -95,9 +97,18 @@ def test_image_files(tmp_path, dapi):
     tifffile.imwrite(tmp_path / "dapi16.tif", dapi.astype(np.uint16) * 200)
     tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb")
     stack = np.zeros((2, 3, 60, 80), np.uint16)
-    meta = {"axes": "CZYX", "PhysicalSizeX": 0.2, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 200, "PhysicalSizeYUnit": "nm", "Channel": {"Name": ["DAPI", "18S"]}}
+    meta = {
+        "axes": "CZYX",
+        "PhysicalSizeX": 0.2,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": 200,
+        "PhysicalSizeYUnit": "nm",
+        "Channel": {"Name": ["DAPI", "18S"]},
+    }
     tifffile.imwrite(tmp_path / "stack.ome.tif", stack, metadata=meta)
-    images = {name: tmp_path / name for name in ("he.png", "rgba.png", "dapi16.tif", "rgb.tif")} | {"stack": tmp_path / "stack.ome.tif"}
+    images = {name: tmp_path / name for name in ("he.png", "rgba.png", "dapi16.tif", "rgb.tif")} | {
+        "stack": tmp_path / "stack.ome.tif"
+    }
     sdata = sthist.io.assemble(images, mpp={name: 0.5 for name in images if name != "stack"})
     for name in ("he.png", "rgba.png", "rgb.tif"):
         np.testing.assert_array_equal(sdata[name].to_numpy(), rgb.transpose(2, 0, 1))
@@ -154,9 +165,17 @@ def bad(dapi, molecules, table, **changes):
         ({"gene": "target"}, KeyError, "points have no gene column 'target'"),
         ({"points": "nowhere.parquet"}, FileNotFoundError, "points: there is no file"),
         ({"points": pd.DataFrame({"pixel_x": [], "pixel_y": [], "gene": []})}, ValueError, "points has no rows"),
-        ({"points": pd.DataFrame({"a": [1], "gene": ["A"]})}, KeyError, "points has no coordinates that are recognised"),
+        (
+            {"points": pd.DataFrame({"a": [1], "gene": ["A"]})},
+            KeyError,
+            "points has no coordinates that are recognised",
+        ),
         ({"points": pd.DataFrame({"x": [1.0], "y": [1.0], "gene": ["A"]})}, KeyError, "name them with xy= and unit="),
-        ({"points": pd.DataFrame({"x_um": [1.0, np.nan], "y_um": [1.0, 2], "gene": ["A", "B"]})}, ValueError, "1 of 2 coordinates of points are NaN or infinite, the first in row 1"),
+        (
+            {"points": pd.DataFrame({"x_um": [1.0, np.nan], "y_um": [1.0, 2], "gene": ["A", "B"]})},
+            ValueError,
+            "1 of 2 coordinates of points are NaN or infinite, the first in row 1",
+        ),
         ({"unit": "mm", "xy": ("pixel_x", "pixel_y")}, ValueError, 'unit is \'mm\'; it is "px" or "um"'),
         ({"images": {}, "mpp": None}, ValueError, "there is no image to tell their size"),
         ({"cells": pd.DataFrame({"cell": [1]})}, KeyError, r"cells have no column \['cell_id', 'x_um', 'y_um'\]"),

@@ -40,12 +40,16 @@ def test_holes_are_kept(section):
     """The lumina of the larger ducts are no tissue."""
     sdata = sd.SpatialData(images={"he": section["he"]})
     sthist.pp.tissue(sdata, mpp=4.0, max_hole_um2=500)
-    assert sum(len(part.interiors) for shape in sdata["tissue"].geometry for part in getattr(shape, "geoms", [shape])) >= 2
+    assert (
+        sum(len(part.interiors) for shape in sdata["tissue"].geometry for part in getattr(shape, "geoms", [shape])) >= 2
+    )
 
 
 def test_no_tissue():
     """Blank glass."""
-    blank = Image2DModel.parse(np.full((3, 99, 99), 250, np.uint8), transformations={"um": Scale([2.0, 2.0], ("x", "y"))})
+    blank = Image2DModel.parse(
+        np.full((3, 99, 99), 250, np.uint8), transformations={"um": Scale([2.0, 2.0], ("x", "y"))}
+    )
     with pytest.raises(ValueError, match="Found no tissue"):
         sthist.pp.tissue(sd.SpatialData(images={"he": blank}))
 

@@ -48,14 +48,18 @@ def test_equals_zarr(tmp_path, dtype, endian, checksum):
 )
 def test_anything_else_is_left_to_zarr(tmp_path, kwargs):
     """Other codecs, shards, channels in chunks of their own, zarr v2."""
-    array = zarr.create_array(tmp_path / "a", **({"shape": (2, 50, 70), "chunks": (2, 16, 32), "dtype": "uint8"} | kwargs))
+    array = zarr.create_array(
+        tmp_path / "a", **({"shape": (2, 50, 70), "chunks": (2, 16, 32), "dtype": "uint8"} | kwargs)
+    )
     assert chunk_reader(array) is None
 
 
 @pytest.mark.parametrize("keep", [0, 10])
 def test_truncated_chunk(tmp_path, keep):
     """Says which file."""
-    array = zarr.create_array(tmp_path / "a", shape=(1, 64, 64), chunks=(1, 64, 64), dtype="uint8", compressors=ZstdCodec())
+    array = zarr.create_array(
+        tmp_path / "a", shape=(1, 64, 64), chunks=(1, 64, 64), dtype="uint8", compressors=ZstdCodec()
+    )
     array[:] = np.random.default_rng(0).integers(0, 255, (1, 64, 64))
     chunk = tmp_path / "a" / "c" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:keep])

@@ -186,7 +186,9 @@ def test_each_chunk_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         source_module.Planes,
         "load",
-        lambda self, row, first, stop: loaded.extend((row, c) for c in range(first, stop)) or original(self, row, first, stop),
+        lambda self, row, first, stop: (
+            loaded.extend((row, c) for c in range(first, stop)) or original(self, row, first, stop)
+        ),
     )
     x0, y0, x1, y1 = reader.extent_um
     reader.read(np.random.default_rng(0).uniform([x0, y0], [x1, y1], (500, 2)))
@@ -224,7 +226,9 @@ def test_images_that_tile_one_plane_read_as_one():
     for row in (0, 1):
         for column in (0, 1):
             part = pixels[:, row * 100 : row * 100 + 100, column * 120 : column * 120 + 120]
-            fields.images[f"fov_{row}{column}"] = as_sdata(part, affine(scale=(0.5, 0.5), shift=(column * 60, row * 50)))["image"]
+            fields.images[f"fov_{row}{column}"] = as_sdata(
+                part, affine(scale=(0.5, 0.5), shift=(column * 60, row * 50))
+            )["image"]
     spec = TileSpec.from_mpp(0.5, 60)
     keys = sorted(fields.images)
     reader = TileReader(fields, keys, spec)
@@ -296,7 +300,12 @@ def test_too_coarse_image_is_refused():
     sdata = as_sdata(np.zeros((1, 50, 50), np.uint8), np.diag([2.0, 2.0, 1.0]))
     with pytest.raises(ValueError, match=r"has 2 µm/px, but tiles of 0.5 µm/px .* allow_upsampling=True"):
         TileReader(sdata, "image", TileSpec.from_mpp(0.5, 8))
-    assert TileReader(sdata, "image", TileSpec.from_mpp(0.5, 8), allow_upsampling=True).read([[50, 50]]).shape == (1, 8, 8, 1)
+    assert TileReader(sdata, "image", TileSpec.from_mpp(0.5, 8), allow_upsampling=True).read([[50, 50]]).shape == (
+        1,
+        8,
+        8,
+        1,
+    )
 
 
 def test_image_without_scale():
@@ -324,7 +333,9 @@ def test_read_region_is_the_image_at_any_size(toy):
     assert np.corrcoef(coarse.ravel(), means.ravel())[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("bad", [{"size_um": 0, "px": 8}, {"size_um": np.nan, "px": 8}, {"size_um": 8, "px": 0}, {"size_um": 8, "px": 2.5}])
+@pytest.mark.parametrize(
+    "bad", [{"size_um": 0, "px": 8}, {"size_um": np.nan, "px": 8}, {"size_um": 8, "px": 0}, {"size_um": 8, "px": 2.5}]
+)
 def test_spec_is_checked(bad):
     """Sizes are positive, pixels whole."""
     with pytest.raises(ValueError, match="TileSpec"):

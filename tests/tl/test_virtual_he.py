@@ -293,7 +293,9 @@ def test_fields_of_view_are_one_image(toy):
                 dims=("c", "y", "x"),
                 c_coords=["DAPI"],
                 transformations={
-                    "um": Affine(np.array([[0.5, 0, 200 * column], [0, 0.5, 200 * row], [0, 0, 1]]), ("x", "y"), ("x", "y"))
+                    "um": Affine(
+                        np.array([[0.5, 0, 200 * column], [0, 0.5, 200 * row], [0, 0, 1]]), ("x", "y"), ("x", "y")
+                    )
                 },
             )
     fields = [f"fov_{row}{column}" for row in (0, 1) for column in (0, 1)]
@@ -311,7 +313,9 @@ def test_unlinked_or_ambiguous_elements(toy):
         sthist.tl.virtual_he(toy, points="molecules")
     toy.attrs["sthist"]["roles"].pop("nuclear")
     toy.images["other"] = toy["morphology_focus"]
-    with pytest.raises(ValueError, match="Several images could be the nuclear stain: 'morphology_focus', 'other'.*image="):
+    with pytest.raises(
+        ValueError, match="Several images could be the nuclear stain: 'morphology_focus', 'other'.*image="
+    ):
         sthist.tl.virtual_he(toy)
     for name in ("other", "morphology_focus"):
         del toy.images[name]
@@ -324,7 +328,9 @@ def test_stain_without_scale_or_with_two(toy):
     from spatialdata.transformations import remove_transformation
 
     sthist.scale.record_mpp(toy, "morphology_focus", "pixel_size of experiment.xenium", 0.2125)
-    with pytest.raises(ValueError, match=r"disagree by 135.3%: 0.2125 µm/px \(pixel_size .*\) and 0.5 µm/px \(its transf"):
+    with pytest.raises(
+        ValueError, match=r"disagree by 135.3%: 0.2125 µm/px \(pixel_size .*\) and 0.5 µm/px \(its transf"
+    ):
         sthist.tl.virtual_he(toy)
     remove_transformation(toy["morphology_focus"], "um")
     with pytest.raises(ValueError, match="has no scale: give it once with pp.set_scale"):
@@ -401,7 +407,11 @@ def test_stain_smaller_than_a_tile_and_of_8_bits(toy):
     results = []
     del toy.points["transcripts"]
     del toy.tables["table"]
-    for name, image in (("u8", (dapi / 24).clip(0, 255).astype(np.uint8)), ("u16", dapi), ("f32", dapi.astype(np.float32))):
+    for name, image in (
+        ("u8", (dapi / 24).clip(0, 255).astype(np.uint8)),
+        ("u16", dapi),
+        ("f32", dapi.astype(np.float32)),
+    ):
         toy.images[name] = Image2DModel.parse(
             image, dims=("c", "y", "x"), c_coords=["DAPI"], transformations={"um": Scale([0.5, 0.5], ("x", "y"))}
         )

@@ -56,7 +56,13 @@ MARKERS = {
     "B cell": ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A", "CD22", "PAX5"],
 }
 HOUSEKEEPING = ["ACTB", "GAPDH", "B2M", "EEF1A1", "RPLP0", "TPT1", "UBC", "MALAT1", "FTH1", "TMSB4X", "PPIA", "RPS18"]
-CONTROLS = ["NegControlProbe_00001", "NegControlProbe_00002", "NegControlCodeword_0500", "BLANK_0001", "UnassignedCodeword_0001"]
+CONTROLS = [
+    "NegControlProbe_00001",
+    "NegControlProbe_00002",
+    "NegControlCodeword_0500",
+    "BLANK_0001",
+    "UnassignedCodeword_0001",
+]
 LOW_QV, CONTROL_SHARE, AMBIENT_SHARE = 0.12, 0.01, 0.03
 HE_ROTATION_DEG, HE_SHIFT_UM = 2.0, (12.0, -8.0)
 HE_VECTORS = np.array([[0.60, 0.72, 0.35], [0.17, 0.95, 0.26]])
@@ -182,7 +188,18 @@ def _cells(regions: dict[str, BaseGeometry], size: float, rng: np.random.Generat
         # Stroma runs in waves; its nuclei lie along it.
         along = 0.5 * np.sin(centres[:, 0] / 180) + 0.4 * np.cos(centres[:, 1] / 140)
         angle = along + rng.normal(0, 0.25, len(centres)) if region == "stroma" else rng.uniform(0, np.pi, len(centres))
-        frames.append(pd.DataFrame({"cell_type": kinds, "x": centres[:, 0], "y": centres[:, 1], "a": axes[:, 0], "b": axes[:, 1], "angle": angle}))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "cell_type": kinds,
+                    "x": centres[:, 0],
+                    "y": centres[:, 1],
+                    "a": axes[:, 0],
+                    "b": axes[:, 1],
+                    "angle": angle,
+                }
+            )
+        )
     cells = pd.concat(frames, ignore_index=True)
     cells = cells[(cells.x > 0) & (cells.y > 0) & (cells.x < size) & (cells.y < size)].reset_index(drop=True)
     cells.index = pd.Index([f"cell_{i:06d}" for i in range(len(cells))], name="cell_id")
@@ -245,10 +262,12 @@ def _transcripts(cells: pd.DataFrame, size: float, rng: np.random.Generator) -> 
             "x": np.r_[x, cells.x.to_numpy()[anchor] + rng.normal(0, 12, n_free)],
             "y": np.r_[y, cells.y.to_numpy()[anchor] + rng.normal(0, 12, n_free)],
             "z": rng.uniform(10, 20, n).astype(np.float32),
-            "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=names),
+            "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=pd.Index(names)),
             "cell_id": pd.Categorical(np.r_[cells.index.to_numpy()[owner], np.full(n_free, "UNASSIGNED")]),
             "overlaps_nucleus": np.r_[in_nucleus, np.zeros(n_free, bool)].astype(np.uint8),
-            "qv": np.where(rng.uniform(size=n) < LOW_QV, rng.uniform(3, 20, n), rng.uniform(20, 40, n)).astype(np.float32),
+            "qv": np.where(rng.uniform(size=n) < LOW_QV, rng.uniform(3, 20, n), rng.uniform(20, 40, n)).astype(
+                np.float32
+            ),
         }
     )
     inside = frame.x.between(0, size, inclusive="left") & frame.y.between(0, size, inclusive="left")
@@ -336,12 +355,12 @@ def _assemble(
                 ),
             }.items()
         },
-        tables={"table": TableModel.parse(table, region="cell_boundaries", region_key="region", instance_key="instance_id")},
+        tables={
+            "table": TableModel.parse(table, region="cell_boundaries", region_key="region", instance_key="instance_id")
+        },
     )
     _elements.set_role(sdata, "nuclear", {"images": ["morphology_focus"], "channel": "DAPI"})
     _elements.set_role(sdata, "he", {"image": "he"})
     _elements.set_role(sdata, "transcripts", {"points": "transcripts", "gene": "feature_name"})
     _elements.set_role(sdata, "cells", {"table": "table"})
     return sdata
-
-

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 DAPI_GLASS, DAPI_TISSUE, DAPI_NUCLEUS = 110.0, 140.0, 4200.0
 REGION_EOSIN = {"stroma": 0.42, "duct": 0.3, "immune": 0.22}
-CYTOPLASM_EOSIN = {"epithelial": 0.26, "fibroblast": 0.1, "endothelial": 0.1, "macrophage": 0.22, "T cell": 0.05, "B cell": 0.05}
+CYTOPLASM_EOSIN = {
+    "epithelial": 0.26,
+    "fibroblast": 0.1,
+    "endothelial": 0.1,
+    "macrophage": 0.22,
+    "T cell": 0.05,
+    "B cell": 0.05,
+}
 
 
 class Scene:
@@ -40,7 +47,9 @@ class Scene:
 
         self._mpp, self._rng, shape = mpp, rng, (n_px, n_px)
         values = cells[["x", "y", "a", "b", "angle"]].to_numpy(np.float64)
-        brightness = rng.lognormal(-0.02, 0.2, len(cells)) * np.where(cells.cell_type.isin(["T cell", "B cell"]), 1.25, 1.0)
+        brightness = rng.lognormal(-0.02, 0.2, len(cells)) * np.where(
+            cells.cell_type.isin(["T cell", "B cell"]), 1.25, 1.0
+        )
         self.dna = np.zeros(shape, np.float32)
         paint_ellipses(self.dna, values, brightness, 0.0, mpp, 0.35)
         chromatin = gaussian_filter(rng.standard_normal(shape, np.float32), 0.6 / mpp)
@@ -51,12 +60,18 @@ class Scene:
         matrix = np.zeros(shape, np.float32)
         for name, amount in REGION_EOSIN.items():
             matrix += amount * rasterize([regions[name]], (0, 0), mpp, shape)
-        lumen = rasterize([regions["lumen"]], (0, 0), mpp, shape) > 0 if not regions["lumen"].is_empty else np.zeros(shape, bool)
+        lumen = (
+            rasterize([regions["lumen"]], (0, 0), mpp, shape) > 0
+            if not regions["lumen"].is_empty
+            else np.zeros(shape, bool)
+        )
         matrix[lumen] = 0.02
         self.tissue = gaussian_filter((matrix > 0).astype(np.float32), 1.0 / mpp)
         # Collagen runs in long, thin strands.
         strands = gaussian_filter(rng.standard_normal(shape, np.float32), (1.2 / mpp, 9.0 / mpp))
-        self.protein = np.clip(gaussian_filter(matrix, 1.0 / mpp) * (1 + 0.3 * strands / strands.std()), 0, None) + cytoplasm
+        self.protein = (
+            np.clip(gaussian_filter(matrix, 1.0 / mpp) * (1 + 0.3 * strands / strands.std()), 0, None) + cytoplasm
+        )
 
     def dapi(self) -> np.ndarray:
         """The nuclear stain: blurred by the objective, with haze, background and noise; (h, w) uint16."""

@@ -97,7 +97,11 @@ def assemble(
     from spatialdata import SpatialData
 
     images = dict(images or {})
-    for argument, mapping in (("matrices", matrices), ("channels", channels), ("mpp", mpp if isinstance(mpp, dict) else None)):
+    for argument, mapping in (
+        ("matrices", matrices),
+        ("channels", channels),
+        ("mpp", mpp if isinstance(mpp, dict) else None),
+    ):
         for name in mapping or {}:
             if name not in images:
                 msg = f"{argument}= names the image {name!r}; images= has {sorted(images)}."
@@ -182,9 +186,7 @@ def _add_points(
     rest = frame.drop(columns=[name for name in ("x", "y", *columns) if name in frame])
     rest = rest.assign(x=um[:, 0], y=um[:, 1])
     rest[gene] = rest[gene].astype("category")
-    sdata.points["transcripts"] = PointsModel.parse(
-        rest, feature_key=gene, transformations={_elements.UM: Identity()}
-    )
+    sdata.points["transcripts"] = PointsModel.parse(rest, feature_key=gene, transformations={_elements.UM: Identity()})
     _elements.set_role(sdata, "transcripts", {"points": "transcripts", "gene": gene})
 
 
@@ -218,7 +220,11 @@ def _add_table(
         centroids = outlines.geometry.centroid
         centres = np.c_[centroids.x, centroids.y]
     else:
-        if xy is None and "spatial" in table.obsm and not any(set(pair) <= set(table.obs) for pair in UM_COLUMNS + PX_COLUMNS):
+        if (
+            xy is None
+            and "spatial" in table.obsm
+            and not any(set(pair) <= set(table.obs) for pair in UM_COLUMNS + PX_COLUMNS)
+        ):
             if unit is None:
                 msg = 'The table has obsm["spatial"] but does not say its unit; give unit="px" or unit="um".'
                 raise ValueError(msg)
@@ -328,7 +334,11 @@ def _record_roles(sdata: SpatialData) -> None:
     """Nuclear stain and H&E, where one image each is named like them."""
     try:
         elements = _elements.find_high_res(sdata)
-        role = {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "cytoplasm": list(elements.cytoplasm_channels)}
+        role = {
+            "images": list(elements.nuclear),
+            "channel": elements.nuclear_channel,
+            "cytoplasm": list(elements.cytoplasm_channels),
+        }
         _elements.set_role(sdata, "nuclear", role)
     except (KeyError, ValueError):
         logger.debug("No nuclear stain recognised among %s.", list(sdata.images))

@@ -128,5 +128,5 @@ def _ome(file: Any) -> tuple[dict[str, float], list[str] | None]:
             unit = UNIT_UM.get(pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm"))
             if unit is not None:
                 sizes[f"OME PhysicalSize{axis}"] = float(pixels.attrib[f"PhysicalSize{axis}"]) * unit
-    names = [channel.attrib.get("Name") for channel in pixels.findall("{*}Channel")]
+    names = [channel.attrib.get("Name", "") for channel in pixels.findall("{*}Channel")]
     return sizes, names if names and all(names) else None

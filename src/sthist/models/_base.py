@@ -119,7 +119,9 @@ def load(folder: str | Path) -> Model:
     if unknown:
         msg = f"{path} has settings that this version of sthist does not know: {unknown}."
         raise ValueError(msg)
-    return model_class._from_folder(Path(folder), content["config"])
+    # JSON has no tuples.
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in content["config"].items()}
+    return model_class._from_folder(Path(folder), config)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,11 @@ class VirtualStainModel(Model):
 
     @abstractmethod
     def prepare(
-        self, elements: HighResElements, extent_um: tuple[float, float, float, float], mpp: float, *, allow_upsampling: bool
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        *,
+        allow_upsampling: bool,
     ) -> Stainer:
         """Measure what is needed of a section, once, and return what makes its tiles."""

@@ -178,15 +178,18 @@ class BeerLambert(VirtualStainModel):
             amount = _match(density, _quantiles(density[on_tissue]), self.config.eosin).astype(np.float32)
         raster = np.stack([amount, _resample(mask, mask_grid, grid)])
         eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
+        eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
         facts = {
-            "eosin_from": [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source],
+            "eosin_from": eosin_from,
             "nuclear_stain": {"images": list(elements.nuclear), "channels": list(channels)},
             "stain_levels": levels,
             "n_molecules": 0.0 if molecules is None else float(molecules.sum()),
             "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
         }
-        logger.info("Eosin comes from: %s.", ", ".join(facts["eosin_from"]))
-        return Stainer([reader, eosin_reader], self._predictor(levels, reader.dtype), facts, overlap=0.0, concurrent=True)
+        logger.info("Eosin comes from: %s.", ", ".join(eosin_from))
+        return Stainer(
+            [reader, eosin_reader], self._predictor(levels, reader.dtype), facts, overlap=0.0, concurrent=True
+        )
 
     def _molecules(
         self, elements: HighResElements, extent_um: tuple[float, float, float, float]
@@ -290,7 +293,18 @@ class BeerLambert(VirtualStainModel):
         def predict(stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
             out = np.empty((*stain.shape[:3], 3), np.uint8)
             stain_tiles(
-                stain, raster, low, config.haematoxylin[0], slope, knots, targets, weight, haematoxylin, eosin, 1 / LUT_STEP, out
+                stain,
+                raster,
+                low,
+                config.haematoxylin[0],
+                slope,
+                knots,
+                targets,
+                weight,
+                haematoxylin,
+                eosin,
+                1 / LUT_STEP,
+                out,
             )
             return out
 

@@ -96,7 +96,12 @@ def virtual_he(
     """
     elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points)
     he = _real_he(sdata, he)
-    available = {"nuclear": True, "transcripts": elements.points is not None, "virtual": key in sdata.images, "real": he is not None}
+    available = {
+        "nuclear": True,
+        "transcripts": elements.points is not None,
+        "virtual": key in sdata.images,
+        "real": he is not None,
+    }
     shown = [panel for panel, there in available.items() if there] if panels is None else list(panels)
     for panel in shown:
         if panel not in TITLES:

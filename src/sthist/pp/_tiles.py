@@ -103,7 +103,9 @@ def tiles(
         centres = _centroids(regions)
         obs = pd.DataFrame({"source_id": regions.index.astype(str)})
     if len(centres) == 0:
-        msg = f"No tile of {size_um:g} µm has at least {min_tissue:.0%} tissue; lower min_tissue, or make tiles smaller."
+        msg = (
+            f"No tile of {size_um:g} µm has at least {min_tissue:.0%} tissue; lower min_tissue, or make tiles smaller."
+        )
         raise ValueError(msg)
     half = spec.size_um / 2
     squares = shapely.box(*(centres - half).T, *(centres + half).T)
@@ -118,16 +120,16 @@ def tiles(
     _store.add(sdata, "tables", table_key, table, made, overwrite=overwrite)
 
 
-def _grid(
-    area: BaseGeometry, spec: TileSpec, overlap: float, min_tissue: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _grid(area: BaseGeometry, spec: TileSpec, overlap: float, min_tissue: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the tiles of a grid over an area, row by row, and the part of each that lies in it."""
     import shapely
 
     x0, y0, x1, y1 = area.bounds
     step = spec.size_um * (1 - overlap)
     half = spec.size_um / 2
-    grid = np.meshgrid(np.arange(x0 + half, max(x1, x0 + spec.size_um), step), np.arange(y0 + half, max(y1, y0 + spec.size_um), step))
+    grid = np.meshgrid(
+        np.arange(x0 + half, max(x1, x0 + spec.size_um), step), np.arange(y0 + half, max(y1, y0 + spec.size_um), step)
+    )
     centres = np.stack(grid, -1).reshape(-1, 2)
     squares = shapely.box(*(centres - half).T, *(centres + half).T)
     shapely.prepare(area)

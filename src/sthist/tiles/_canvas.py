@@ -102,7 +102,12 @@ class Canvas:
             json.dumps({"extent_um": extent_um, "mpp": mpp, "block_px": block_px, "fingerprint": dict(fingerprint)})
         )
         if self._continues(manifest):
-            logger.info("Continuing %s: %d of %d blocks are done.", name, len(self.blocks()) - len(self.pending()), len(self.blocks()))
+            logger.info(
+                "Continuing %s: %d of %d blocks are done.",
+                name,
+                len(self.blocks()) - len(self.pending()),
+                len(self.blocks()),
+            )
         else:
             shutil.rmtree(folder, ignore_errors=True)
             self._create(transformations or {})
@@ -155,7 +160,9 @@ class Canvas:
         except (FileNotFoundError, json.JSONDecodeError):
             return False
         if found != manifest:
-            logger.info("Starting %s anew: what is in %s was made from other input or settings.", self.name, self.folder)
+            logger.info(
+                "Starting %s anew: what is in %s was made from other input or settings.", self.name, self.folder
+            )
         return bool(found == manifest)
 
     def _create(self, transformations: Mapping[str, np.ndarray]) -> None:

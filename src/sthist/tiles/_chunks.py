@@ -25,9 +25,10 @@ def chunk_reader(array: Any) -> Callable[[int, int], np.ndarray] | None:
     if not isinstance(array, zarr.Array) or array.metadata.zarr_format != 3:
         return None
     metadata, store = array.metadata, array.store
+    if not isinstance(store, zarr.storage.LocalStore):
+        return None
     plain = (
-        isinstance(store, zarr.storage.LocalStore)
-        and getattr(metadata.chunk_grid, "chunk_shape", None) is not None
+        getattr(metadata.chunk_grid, "chunk_shape", None) is not None
         and [type(codec).__name__ for codec in metadata.codecs] == ["BytesCodec", "ZstdCodec"]
         and all(n >= length for n, length in zip(array.chunks[:-2], array.shape[:-2], strict=True))
     )
@@ -37,8 +38,7 @@ def chunk_reader(array: Any) -> Callable[[int, int], np.ndarray] | None:
 
     folder = store.root / array.path
     endian = getattr(metadata.codecs[0], "endian", None)
-    order = ">" if endian is not None and endian.value == "big" else "<"
-    dtype = np.dtype(array.dtype).newbyteorder(order)
+    dtype = np.dtype(array.dtype).newbyteorder(">" if endian is not None and endian.value == "big" else "<")
     shape, chunk_shape, leading = array.shape, array.chunks, (0,) * (array.ndim - 2)
     n_bytes = int(np.prod(chunk_shape)) * dtype.itemsize
     codec = pa.Codec("zstd")

@@ -127,7 +127,12 @@ def _require_same_plane(
     spans = (high - origin) / extent
     told_apart = not 0.8 < mpp < 1.25
     if inside >= 0.5:
-        if told_apart and mpp < 1 and np.allclose(spans / mpp, 1, atol=0.1) and (low - origin < 0.1 * mpp * extent).all():
+        if (
+            told_apart
+            and mpp < 1
+            and np.allclose(spans / mpp, 1, atol=0.1)
+            and (low - origin < 0.1 * mpp * extent).all()
+        ):
             warnings.warn(
                 f"The transcripts {elements.points!r} fill just the first {mpp:.0%} of the nuclear stain along x and y: are "
                 f"they µm that were taken for pixels of {mpp:.4g} µm?",
@@ -202,7 +207,8 @@ def adaptive_density(
     points = values if n_points is None else np.where(mask, n_points, 0).astype(np.float32)
     pyramid = [(values, points, weight)]
     while min(pyramid[-1][0].shape) > 8 and len(pyramid) < 7:
-        pyramid.append(tuple(_pool(level) for level in pyramid[-1]))
+        values, points, weight = pyramid[-1]
+        pyramid.append((_pool(values), _pool(points), _pool(weight)))
     density = np.zeros((1, 1), np.float32)
     for values, points, weight in reversed(pyramid):
         total = gaussian_filter(values, SIGMA, mode="nearest")
@@ -216,7 +222,9 @@ def adaptive_density(
         if density.shape == (1, 1):
             density = here
         else:
-            coarse = resize(density, [2 * n for n in density.shape], order=1, mode="edge")[: here.shape[0], : here.shape[1]]
+            coarse = resize(density, [2 * n for n in density.shape], order=1, mode="edge")[
+                : here.shape[0], : here.shape[1]
+            ]
             density = trust * here + (1 - trust) * coarse
     return np.where(mask, density, 0).astype(np.float32)
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import settings
+from sthist.tiles._reader import TileReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from sthist.tiles._reader import TileReader
 
 
 class TileLoader:
@@ -63,7 +62,7 @@ class TileLoader:
         mix: int = 8,
         prefetch: int = 2,
     ) -> None:
-        self.readers = list(readers) if isinstance(readers, list | tuple) else [readers]
+        self.readers = [readers] if isinstance(readers, TileReader) else list(readers)
         self.centres = np.asarray(centres, np.float64).reshape(-1, 2)
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, epoch
         self.seed = settings.seed if seed is None else seed

@@ -185,7 +185,8 @@ class _Progress:
         )
         blocks = canvas.blocks()
         done = sum(map(_megapixels, blocks)) - sum(map(_megapixels, pending))
-        self._task = self._bar.add_task(canvas.name, total=sum(map(_megapixels, blocks)), completed=done)
+        self._task = self._bar.add_task(canvas.name, total=sum(map(_megapixels, blocks)))
+        self._bar.update(self._task, completed=done)
 
     def __enter__(self) -> _Progress:
         self._bar.start()

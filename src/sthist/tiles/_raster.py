@@ -46,7 +46,10 @@ def rasterize(
     for geometry, value in zip(geometries, [1.0] * len(geometries) if values is None else values, strict=True):
         for polygon in getattr(geometry, "geoms", [geometry]):
             # Pillow's vertices are pixel centres.
-            rings = [((np.asarray(ring.coords)[:, :2] - origin_um) / mpp - 0.5) for ring in (polygon.exterior, *polygon.interiors)]
+            rings = [
+                ((np.asarray(ring.coords)[:, :2] - origin_um) / mpp - 0.5)
+                for ring in (polygon.exterior, *polygon.interiors)
+            ]
             for position, ring in enumerate(rings):
                 if len(ring) > 2:
                     draw.polygon(ring.ravel().tolist(), fill=float(value) if position == 0 else 0.0)

@@ -163,11 +163,13 @@ class TileReader:
         order = self.order(centres) if len(centres) > 1 else np.arange(len(centres))
         with ThreadPoolExecutor(settings.threads) as pool:
             for start in range(0, len(order), GROUP):
-                group = order[start : start + GROUP]
-                windows = [view.windows(centres[group]) for view in self._views]
-                self._load_chunks(windows, pool)
-                list(pool.map(lambda i: self._read_one(i, windows, centres[group[i]], out[group[i]]), range(len(group))))
+                self._read_group(centres, order[start : start + GROUP], out, pool)
         return out
+
+    def _read_group(self, centres: np.ndarray, group: np.ndarray, out: np.ndarray, pool: ThreadPoolExecutor) -> None:
+        windows = [view.windows(centres[group]) for view in self._views]
+        self._load_chunks(windows, pool)
+        list(pool.map(lambda i: self._read_one(i, windows, centres[group[i]], out[group[i]]), range(len(group))))
 
     def _load_chunks(self, windows: list[_Windows], pool: ThreadPoolExecutor) -> None:
         """Decode what a group of tiles needs and is not at hand: neighbours in a row of chunks with one call."""
@@ -252,7 +254,7 @@ class _View:
     def load_span(self, cache: ChunkCache, position: int, row: int, columns: tuple[int, int]) -> None:
         """Decode neighbouring chunks of a row into the cache."""
         for column, chunk in zip(range(*columns), self.planes.load(row, *columns), strict=True):
-            cache.get((position, self._key, row, column), lambda chunk=chunk: chunk)
+            cache.put((position, self._key, row, column), chunk)
 
     def chunk_coordinates(self, centres: np.ndarray) -> np.ndarray:
         """Row and column, (n, 2), of the chunk under each centre; clipped to the image."""
@@ -300,9 +302,7 @@ class _View:
         columns = range(*_covering(planes.x_edges, low[1], high[1]))
 
         def part(row: int, column: int) -> tuple[slice, slice, np.ndarray]:
-            chunk = cache.get(
-                (position, self._key, row, column), lambda: planes.load(row, column, column + 1)[0]
-            )
+            chunk = cache.get((position, self._key, row, column), lambda: planes.load(row, column, column + 1)[0])
             y, x = planes.y_edges[row], planes.x_edges[column]
             y0, y1 = max(low[0], y), min(high[0], planes.y_edges[row + 1])
             x0, x1 = max(low[1], x), min(high[1], planes.x_edges[column + 1])

@@ -153,7 +153,9 @@ class ImageSource:
 def source_from_array(array: np.ndarray, to_um: np.ndarray, name: str = "array") -> ImageSource:
     """An array of (c, y, x) in memory, registered by its (x, y, 1) to µm matrix."""
     planes = Planes(array, ("c", "y", "x"), range(array.shape[0]))
-    return ImageSource(name, (Level(planes, (1.0, 1.0)),), np.asarray(to_um, np.float64), tuple(map(str, range(array.shape[0]))))
+    return ImageSource(
+        name, (Level(planes, (1.0, 1.0)),), np.asarray(to_um, np.float64), tuple(map(str, range(array.shape[0])))
+    )
 
 
 def source_from_element(
@@ -223,6 +225,10 @@ class ChunkCache:
     def __contains__(self, key: Any) -> bool:
         """Whether a chunk is here, or being decoded."""
         return key in self._chunks
+
+    def put(self, key: Any, chunk: np.ndarray) -> None:
+        """Keep a chunk that was decoded already."""
+        self.get(key, lambda: chunk)
 
     def get(self, key: Any, load: Callable[[], np.ndarray]) -> np.ndarray:
         """The chunk ``key``, loaded if it is not here."""

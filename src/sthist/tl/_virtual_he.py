@@ -13,7 +13,7 @@ import numpy as np
 from sthist import _elements, _store, scale
 from sthist._region import region_geometry
 from sthist._settings import logger, settings
-from sthist.models import BeerLambert, load
+from sthist.models import BeerLambert, Model, load
 from sthist.models._base import VirtualStainModel
 from sthist.tiles import Canvas, map_tiles
 from sthist.tiles._source import source_from_element
@@ -106,7 +106,7 @@ def virtual_he(
     >>> import sthist
     >>> sdata = sthist.datasets.toy(size_um=200)
     >>> sthist.tl.virtual_he(sdata)
-    >>> sdata["virtual_he"]["scale0"].image.shape if "scale0" in sdata["virtual_he"] else sdata["virtual_he"].shape
+    >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
     elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table)
@@ -150,20 +150,20 @@ def virtual_he(
 
 
 def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
-    if isinstance(model, str) and model == BeerLambert.system:
-        model = BeerLambert()
-    elif isinstance(model, str | Path):
-        loaded = load(model)
-        if not isinstance(loaded, VirtualStainModel):
-            msg = f"{model} holds a model of system {loaded.system!r}, which makes no virtual H&E."
-            raise ValueError(msg)
-        model = loaded
-    if stain_reference is None:
-        return model
-    if not isinstance(model, BeerLambert):
-        msg = f"stain_reference= is for the model {BeerLambert.system!r}; {model.system!r} has learned its colours."
+    loaded: Model
+    if isinstance(model, Model):
+        loaded = model
+    else:
+        loaded = BeerLambert() if model == BeerLambert.system else load(model)
+    if not isinstance(loaded, VirtualStainModel):
+        msg = f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E."
         raise ValueError(msg)
-    return BeerLambert(model.config).fit(stain_reference)
+    if stain_reference is None:
+        return loaded
+    if not isinstance(loaded, BeerLambert):
+        msg = f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
+        raise ValueError(msg)
+    return BeerLambert(loaded.config).fit(stain_reference)
 
 
 def _extent(elements: HighResElements) -> tuple[float, float, float, float]:
@@ -235,5 +235,7 @@ def _in_use(sdata: SpatialData, folder: Path) -> bool:
     import spatialdata as sd
 
     return _store.store_path(sdata) is None and any(
-        Path(file).is_relative_to(folder) for image in sdata.images.values() for file in sd.get_dask_backing_files(image)
+        Path(file).is_relative_to(folder)
+        for image in sdata.images.values()
+        for file in sd.get_dask_backing_files(image)
     )

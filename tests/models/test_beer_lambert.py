@@ -1,0 +1,83 @@
+"""The built-in model: against its own formula, and against a prototype on real histology."""
+
+from __future__ import annotations
+
+import json
+
+import hrst
+import numpy as np
+import pytest
+
+import sthist
+from sthist import stains
+from sthist.models import BeerLambert, BeerLambertConfig
+from sthist.models._stain_kernel import stain_tiles
+
+
+def test_kernel_is_the_formula():
+    """Per pixel: 255 exp(-(h H + e E)), to a grey level, for all amounts, channels and shares of tissue."""
+    rng = np.random.default_rng(0)
+    stain = rng.integers(0, 60000, (2, 30, 30, 3)).astype(np.uint16)
+    raster = rng.uniform(0, 1, (2, 30, 30, 2)).astype(np.float32)
+    raster[0, 0, :, 1] = 0
+    config = BeerLambertConfig()
+    amounts = np.arange(0, 8, 1 / 1024)
+    tables = [
+        np.exp(-np.outer(amounts, v)).astype(np.float32) for v in (config.haematoxylin_vector, config.eosin_vector)
+    ]
+    knots = np.array([[1000, 20000, 50000], [0, 10, 20]], np.float32)
+    targets = np.array([0.1, 0.4, 0.9], np.float32)
+    out = np.empty((2, 30, 30, 3), np.uint8)
+    stain_tiles(stain, raster, 5000.0, 0.1, 3e-5, knots, targets, 0.6, *tables, 1024, out)
+    haematoxylin = 0.1 + 3e-5 * np.maximum(stain[..., 0] - 5000.0, 0)
+    x = [[low, middle, high, middle + 2 * (high - middle)] for low, middle, high in knots]
+    cytoplasm = [np.interp(stain[..., c + 1], x[c], [0.1, 0.4, 0.9, 1.4]) for c in (0, 1)]
+    eosin = 0.4 * raster[..., 0] + 0.6 * np.mean(cytoplasm, 0)
+    both = np.stack([haematoxylin, eosin], -1) * raster[..., 1:]
+    expected = stains.to_rgb(both, np.array([config.haematoxylin_vector, config.eosin_vector]), dtype=np.float64)
+    assert np.abs(out - expected).max() <= 1
+    assert (out[0, 0] == 255).all()
+
+
+@pytest.mark.parametrize("name", hrst.CROPS)
+def test_beats_the_prototype_on_real_histology(name):
+    """In SSIM and PSNR, with default stains and with those of another section; the mean colour stands beside them."""
+    real = hrst.crop(name)
+    nuclei, molecules = hrst.simulate(real)
+    reference = hrst.section("C3")
+    table = {"mean colour": hrst.scores(hrst.mean_colour(real), real)}
+    for label, stain in (("default", None), ("reference", reference)):
+        table[f"prototype, {label}"] = hrst.scores(hrst.prototype(nuclei, molecules, stain), real)
+        table[f"built-in, {label}"] = hrst.scores(hrst.built_in(nuclei, molecules, stain), real)
+    print(name, hrst.CROPS[name], {key: (round(a, 3), round(b, 2)) for key, (a, b) in table.items()})
+    for label in ("default", "reference"):
+        ours, theirs = table[f"built-in, {label}"], table[f"prototype, {label}"]
+        assert ours[0] > theirs[0]
+        assert ours[1] > theirs[1]
+        assert ours[0] > table["mean colour"][0] + 0.1
+
+
+def test_scale_is_the_sections_not_the_tiles(toy):
+    """Two parts of a section are stained alike, though one is crowded and the other is not."""
+    elements = sthist._elements.find_high_res(toy)
+    stainer = BeerLambert().prepare(elements, (0, 0, 400, 400), 0.5)
+    levels = stainer.facts["stain_levels"]["DAPI"]
+    dapi = toy["morphology_focus"].to_numpy()
+    assert np.quantile(dapi, 0.5) < levels[1]
+    assert stainer.facts["n_molecules"] == pytest.approx(toy["table"].X.sum(), rel=0.05)
+
+
+def test_save_and_load(tmp_path, toy):
+    """The same config, in JSON; a model of another system or version is refused."""
+    model = BeerLambert(BeerLambertConfig(min_qv=25.0)).fit((toy, "he"))
+    model.save(tmp_path)
+    assert BeerLambert.load(tmp_path).config == model.config
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["system"] == "beer-lambert"
+    (tmp_path / "config.json").write_text(json.dumps(content | {"system": "alchemy"}))
+    with pytest.raises(ValueError, match="names the system 'alchemy'; known are"):
+        sthist.models.load(tmp_path)
+    content["config"]["phlogiston"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"does not know: \['phlogiston'\]"):
+        sthist.models.load(tmp_path)
