@@ -118,7 +118,7 @@ def test_name_of_another_element_is_refused(toy):
 def test_a_part_is_a_part_of_the_whole(toy):
     """A box gives the same pixels as the whole image has there."""
     sthist.tl.virtual_he(toy)
-    sthist.tl.virtual_he(toy, within=(100.2, 50.0, 300.0, 250.0), key_added="part")
+    sthist.tl.virtual_he(toy, within=(100.3, 50.0, 299.8, 250.0), key_added="part")
     part = pixels(toy, "part")
     assert part.shape == (3, 400, 400)
     np.testing.assert_array_equal(part, pixels(toy)[:, 100:500, 200:600])

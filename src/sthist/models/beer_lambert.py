@@ -227,7 +227,7 @@ class BeerLambert(VirtualStainModel):
             image = _read_stain(elements, extent_um, coarse)
             density = None
             if molecules is not None:
-                density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 8.0 / coarse.bin_um)
+                density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 6.0 / coarse.bin_um)
             found = mask_of_nuclear_stain(image, coarse.bin_um, density)
             mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
         if not mask.any():

@@ -11,7 +11,7 @@ from sthist._region import region_geometry
 from sthist.pl._base import Extent, add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
 from sthist.tiles._density import is_gene, iter_points
 from sthist.tiles._reader import read_region
-from sthist.tiles._source import source_from_element
+from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ def virtual_he(
         if panel not in TITLES:
             msg = f"There is no panel {panel!r}; there are {list(TITLES)}."
             raise ValueError(msg)
-    extent = _extent(elements) if within is None else region_geometry(sdata, within).bounds
+    extent = extent_um(sdata, elements.nuclear) if within is None else region_geometry(sdata, within).bounds
     drawn = make_axes(len(shown), ncols, extent, axes, shown)
     drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     for ax, panel in zip(drawn, shown, strict=True):
@@ -134,12 +134,6 @@ def _real_he(sdata: SpatialData, he: str | None) -> str | None:
         return _elements.find_he(sdata)
     except (KeyError, ValueError):
         return None
-
-
-def _extent(elements: HighResElements) -> Extent:
-    corners = np.concatenate([source_from_element(elements.sdata, key).corners_um() for key in elements.nuclear])
-    (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
-    return float(x0), float(y0), float(x1), float(y1)
 
 
 def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence[str] | None) -> np.ndarray:

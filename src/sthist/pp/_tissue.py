@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sthist import _elements, _store
 from sthist.tiles._raster import polygonize
-from sthist.tiles._reader import TileReader, read_region
-from sthist.tiles._spec import TileSpec
+from sthist.tiles._reader import read_region
+from sthist.tiles._source import extent_um, pyramid
 from sthist.tiles._tissue import clean, mask_of_he, mask_of_nuclear_stain
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def tissue(
     _elements.require_one_sample(sdata)
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
     keys, channels = _image_for_tissue(sdata, image)
-    extent = TileReader(sdata, keys, TileSpec.from_mpp(mpp, 1), channels=channels, allow_upsampling=True).extent_um
+    extent = extent_um(sdata, keys)
     pixels = read_region(sdata, keys, extent, mpp, channels=channels, fill=255 if channels is None else 0)
     mask = mask_of_he(pixels, mpp) if channels is None else mask_of_nuclear_stain(pixels[..., 0], mpp)
     polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), extent[:2], mpp)
@@ -92,8 +92,6 @@ def _image_for_tissue(sdata: SpatialData, image: str | None) -> tuple[list[str],
             elements = _elements.find_high_res(sdata)
             return list(elements.nuclear), [elements.nuclear_channel]
     element = _elements.get(sdata, "images", image)
-    from sthist.tiles._source import pyramid
-
     level = pyramid(element)[0]
     if level.sizes["c"] == 3 and level.dtype == "uint8" and "z" not in level.dims:
         return [image], None

@@ -178,7 +178,7 @@ class _Progress:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} MP"),
+            TextColumn("{task.completed:.1f}/{task.total:.1f} MP"),
             _speed_column(),
             TimeRemainingColumn(),
             disable=not (settings.progress if show is None else show),

@@ -205,6 +205,13 @@ def source_from_element(
     return ImageSource(image, tuple(levels), to_um, tuple(wanted))
 
 
+def extent_um(sdata: SpatialData, images: Sequence[str]) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of the box around images, in µm."""
+    corners = np.concatenate([source_from_element(sdata, key).corners_um() for key in images])
+    (x0, y0), (x1, y1) = corners.min(0).tolist(), corners.max(0).tolist()
+    return x0, y0, x1, y1
+
+
 def pyramid(element: Any) -> list[Any]:
     """The levels of an image as DataArrays, finest first; one for a single-scale image."""
     from xarray import DataTree

@@ -62,7 +62,9 @@ def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | N
         # Otsu separates nuclei from what is between them; half-way from the darkest is still tissue.
         evidence |= smooth > (threshold_otsu(signal) + smooth.min()) / 2
     if density is not None and (density > 0).any():
-        evidence |= density > 0.25 * np.median(density[density > 0])
+        # The density around a typical molecule; the far tails of the smoothing do not count.
+        typical = float((density**2).sum() / density.sum())
+        evidence |= density > 0.05 * typical
     return _close(evidence, 30.0 / mpp)
 
 

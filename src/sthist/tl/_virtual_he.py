@@ -16,7 +16,7 @@ from sthist._settings import logger, settings
 from sthist.models import BeerLambert, Model, load
 from sthist.models._base import VirtualStainModel
 from sthist.tiles import Canvas, map_tiles
-from sthist.tiles._source import source_from_element
+from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,15 +112,15 @@ def virtual_he(
     elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table)
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
     stain = _resolve_model(model, stain_reference)
-    extent_um = _extent(elements)
+    section_um = extent_um(sdata, elements.nuclear)
     for key in elements.nuclear:
         scale.resolve_mpp(sdata, key)
     mpp = stain.mpp(elements) if mpp is None else float(mpp)
     region = None if within is None else region_geometry(sdata, within)
-    canvas_extent = extent_um if region is None else _snap(region.bounds, extent_um, mpp)
-    stainer = stain.prepare(elements, extent_um, mpp, allow_upsampling=allow_upsampling)
+    canvas_um = section_um if region is None else _snap(region.bounds, section_um, mpp)
+    stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
     fingerprint = _fingerprint(elements, stain, stainer.facts, region, stainer.overlap, batch_size)
-    digest = hashlib.sha256(json.dumps([fingerprint, canvas_extent, mpp], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
     made = _store.provenance("tl.virtual_he", model=stain.system, device="cpu", **fingerprint)
     with _store.writing(sdata):
         folder = _store.workspace(sdata, key_added, digest)
@@ -129,7 +129,7 @@ def virtual_he(
         canvas = Canvas(
             folder,
             key_added,
-            extent_um=canvas_extent,
+            extent_um=canvas_um,
             mpp=mpp,
             fingerprint=fingerprint,
             transformations=_other_systems(elements),
@@ -141,7 +141,7 @@ def virtual_he(
             overlap=stainer.overlap,
             batch_size=batch_size,
             concurrent=stainer.concurrent,
-            within=region,
+            within=None if region is None or region.equals(region.envelope) else region,
             progress=progress,
         )
         _store.publish(sdata, "images", key_added, canvas.store, made)
@@ -150,11 +150,9 @@ def virtual_he(
 
 
 def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
-    loaded: Model
-    if isinstance(model, Model):
-        loaded = model
-    else:
-        loaded = BeerLambert() if model == BeerLambert.system else load(model)
+    if isinstance(model, str) and model == BeerLambert.system:
+        model = BeerLambert()
+    loaded: Model = model if isinstance(model, Model) else load(model)
     if not isinstance(loaded, VirtualStainModel):
         msg = f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E."
         raise ValueError(msg)
@@ -164,11 +162,6 @@ def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) 
         msg = f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
         raise ValueError(msg)
     return BeerLambert(loaded.config).fit(stain_reference)
-
-
-def _extent(elements: HighResElements) -> tuple[float, float, float, float]:
-    corners = np.concatenate([source_from_element(elements.sdata, key).corners_um() for key in elements.nuclear])
-    return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
 
 def _snap(

@@ -1,0 +1,42 @@
+"""Sphinx configuration."""
+
+import os
+import shutil
+from pathlib import Path
+
+import sthist
+
+HERE = Path(__file__).parent
+os.environ["STHIST_DOCS"] = "1"
+
+# Notebooks live beside the package, for those who only want them; Sphinx reads below its own folder only.
+shutil.copytree(HERE.parent / "tutorials", HERE / "generated" / "tutorials", dirs_exist_ok=True)
+
+project = "sthist"
+author = "The sthist developers"
+copyright = "2026, The sthist developers"
+version = release = sthist.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+myst_enable_extensions = ["colon_fence", "deflist"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+suppress_warnings = ["myst.xref_missing"]
+html_theme = "sphinx_book_theme"
+html_title = "sthist"
+html_static_path = ["_static"]
+html_theme_options = {"show_navbar_depth": 1}
