@@ -72,6 +72,14 @@ def test_he_is_recognised(name):
     assert _elements.find_he(sdata) == name
 
 
+def test_results_are_not_taken_for_measurements():
+    """A virtual image of whatever name is no H&E, and fields of view are no samples."""
+    sdata = sd.SpatialData(images={"he": image(3), "my_he": image(3)})
+    sdata.attrs["sthist"] = {"results": {"my_he": {}}}
+    assert _elements.find_he(sdata) == "he"
+    _elements.require_one_sample(sd.SpatialData(images={"fov-1": image(), "fov-2": image()}))
+
+
 def test_long_lists_are_cut():
     """An error message stays readable."""
     sdata = sd.SpatialData(images={f"fov_{i:03d}": image() for i in range(20)})

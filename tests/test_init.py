@@ -62,6 +62,15 @@ def test_public_names_are_documented(name, thing):
             assert parameter.name in doc, f"{name}: {parameter.name}"
 
 
+def test_the_api_page_lists_every_public_name():
+    """What is not documented is not there for a user."""
+    from pathlib import Path
+
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    missing = [name for name, _ in public_functions() if f"   {name}\n" not in page]
+    assert missing == []
+
+
 def test_everything_announced_is_there():
     """dir() and __all__ hold no name that cannot be had."""
     for name in sthist.__all__:

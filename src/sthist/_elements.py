@@ -93,7 +93,8 @@ def require_one_sample(sdata: SpatialData) -> None:
             return
         stems.setdefault(suffix, set()).add(stem)
     stem_sets = list(stems.values())
-    if len(stem_sets) > 1 and all(stem_set == stem_sets[0] for stem_set in stem_sets):
+    # Two elements at least: images named fov-1 and fov-2 are fields of view of one sample.
+    if len(stem_sets) > 1 and len(stem_sets[0]) > 1 and all(stem_set == stem_sets[0] for stem_set in stem_sets):
         samples = ", ".join(repr(sample) for sample in sorted(stems))
         msg = (
             f"This object looks like several samples put together by spatialdata.concatenate ({samples}): their planes "
@@ -117,8 +118,14 @@ def find_he(sdata: SpatialData, image: str | None = None) -> str:
     recorded = roles(sdata).get("he", {}).get("image")
     if recorded in sdata.images:
         return str(recorded)
-    candidates = [name for name in sdata.images if HE_NAMES.search(name) and name != "virtual_he"]
+    candidates = [name for name in _measured_images(sdata) if HE_NAMES.search(name)]
     return _only_one(sdata, "H&E image", "images", candidates, "image=")
+
+
+def _measured_images(sdata: SpatialData) -> list[str]:
+    """Images that no verb has made."""
+    results = sdata.attrs.get("sthist", {}).get("results", {})
+    return [name for name in sdata.images if name not in results and name != "virtual_he"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,8 @@ class HighResElements:
         Key of the transcripts and their gene column.
     table
         Key of the cell table.
+    z
+        Plane of the stain that counts; None for the projection of all.
     """
 
     sdata: SpatialData
@@ -148,6 +157,7 @@ class HighResElements:
     points: str | None = None
     gene: str | None = None
     table: str | None = None
+    z: int | None = None
 
 
 def find_high_res(
@@ -157,6 +167,7 @@ def find_high_res(
     channel: str | None = None,
     points: str | None = None,
     table: str | None = None,
+    z: int | None = None,
 ) -> HighResElements:
     """Resolve nuclear stain, transcripts and cells; everything is found where there is one candidate."""
     require_one_sample(sdata)
@@ -177,6 +188,7 @@ def find_high_res(
         points=points_key,
         gene=gene,
         table=_find_cell_table(sdata, table),
+        z=z,
     )
 
 
@@ -207,10 +219,10 @@ def _find_nuclear(
 def _nuclear_candidates(sdata: SpatialData) -> list[str]:
     by_channel = [
         name
-        for name in sdata.images
+        for name in _measured_images(sdata)
         if any(NUCLEAR_NAMES.search(channel) for channel in channel_names(sdata.images[name]))
     ]
-    by_name = [name for name in sdata.images if NUCLEAR_NAMES.search(name) or MORPHOLOGY_NAMES.search(name)]
+    by_name = [name for name in _measured_images(sdata) if NUCLEAR_NAMES.search(name) or MORPHOLOGY_NAMES.search(name)]
     return by_channel or by_name
 
 

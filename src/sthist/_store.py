@@ -7,6 +7,7 @@ the complete result; the next writing verb finishes what was moved but not enter
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import datetime
 import errno
@@ -99,12 +100,43 @@ def writing(sdata: SpatialData) -> Iterator[None]:
         lock.release()
 
 
-def workspace(sdata: SpatialData, name: str, fingerprint: str) -> Path:
-    """Folder in which the element ``name`` is built: inside the store, or in the scratch folder for one in memory."""
+@contextmanager
+def workspace(sdata: SpatialData, name: str, digest: str) -> Iterator[Path]:
+    """Folder in which an image is built: in the object's store, or in the scratch folder for an object in memory.
+
+    The same image (by its digest) is built in the same folder, so that a run that was stopped is continued, unless
+    another process is at it, or the object shows an image that lies there. What is in the scratch folder goes when
+    the process ends, if it was completed.
+    """
+    from filelock import FileLock, Timeout
+
     path = store_path(sdata)
     if path is not None:
-        return path / WORK / name
-    return Path(settings.scratch_dir) / f"{name}-{fingerprint[:16]}"
+        yield path / WORK / name
+        shutil.rmtree(path / WORK / name)
+        return
+    folder = Path(settings.scratch_dir) / f"{name}-{digest[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+        if _shows(sdata, folder):
+            folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
+    except Timeout:
+        folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _shows(sdata: SpatialData, folder: Path) -> bool:
+    """Whether an image of an object lies in a folder."""
+    import spatialdata as sd
+
+    files = [file for image in sdata.images.values() for file in sd.get_dask_backing_files(image)]
+    return any(Path(file).is_relative_to(folder) for file in files)
 
 
 def add(
@@ -126,8 +158,7 @@ def add(
         _set(sdata, kind, name, element)
         _record(sdata, kind, name, made)
         return
-    with writing(sdata):
-        work = workspace(sdata, name, "")
+    with writing(sdata), workspace(sdata, name, "") as work:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         built = work / "built.zarr"
@@ -136,7 +167,6 @@ def add(
             warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
             sd.SpatialData.init_from_elements({name: element}).write(built)
         publish(sdata, kind, name, built, made)
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[str, Any]) -> None:

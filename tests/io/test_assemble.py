@@ -120,6 +120,27 @@ def test_image_files(tmp_path, dapi):
         sthist.io.assemble({"stack": tmp_path / "stack.ome.tif"}, mpp=0.5)
 
 
+@pytest.mark.parametrize(
+    ("axes", "shape", "dims"),
+    [
+        ("ZYX", (4, 30, 20), ("c", "z", "y", "x")),
+        ("ZCYX", (4, 2, 30, 20), ("c", "z", "y", "x")),
+        ("CYX", (2, 30, 20), ("c", "y", "x")),
+    ],
+)
+def test_axes_of_tiff(tmp_path, axes, shape, dims):
+    """In whatever order the file has them; time is not one of them."""
+    pixels = np.random.default_rng(0).integers(0, 99, shape).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata={"axes": axes})
+    image = sthist.io.assemble({"a": tmp_path / "a.ome.tif"}, mpp=1.0)["a"]
+    assert image.dims == dims
+    expected = {"ZYX": lambda: pixels[None], "ZCYX": lambda: np.swapaxes(pixels, 0, 1), "CYX": lambda: pixels}[axes]()
+    np.testing.assert_array_equal(image.to_numpy(), expected)
+    tifffile.imwrite(tmp_path / "t.ome.tif", np.zeros((3, 2, 30, 20), np.uint8), metadata={"axes": "TCYX"})
+    with pytest.raises(ValueError, match=r"the axes of .* are TCYX"):
+        sthist.io.assemble({"t": tmp_path / "t.ome.tif"}, mpp=1.0)
+
+
 def test_real_svs():
     """Aperio's file is a TIFF; its scale is not in OME, so it is given."""
     path = folder("he_svs") / "CMU-1-Small-Region.svs"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import shapely
 import spatialdata as sd
-from spatialdata.models import Image2DModel, PointsModel, ShapesModel
+from spatialdata.models import Image2DModel, Image3DModel, PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
 
 import sthist
@@ -237,6 +237,25 @@ def test_cells_stand_in_for_molecules(toy, caplog):
     with caplog.at_level(logging.INFO, "sthist"):
         sthist.tl.virtual_he(toy, key_added="alone")
     assert "nothing but the tissue" in caplog.text
+
+
+def test_a_plane_of_a_stack(toy):
+    """One plane, or the maximum of all; a plane that is not there is an error."""
+    dapi = toy["morphology_focus"].to_numpy()
+    left = np.where(np.indices(dapi.shape)[2] < 400, dapi, 100).astype(np.uint16)
+    toy.images["stack"] = Image3DModel.parse(
+        np.stack([left, dapi], axis=1),
+        dims=("c", "z", "y", "x"),
+        c_coords=["DAPI"],
+        transformations={"um": Scale([0.5, 0.5], ("x", "y"))},
+    )
+    sthist.tl.virtual_he(toy)
+    sthist.tl.virtual_he(toy, image="stack", key_added="projected")
+    sthist.tl.virtual_he(toy, image="stack", z=0, key_added="left")
+    np.testing.assert_array_equal(pixels(toy, "projected"), pixels(toy))
+    assert pixels(toy, "left")[0, :, 420:].min() > pixels(toy)[0, :, 420:].min() + 50
+    with pytest.raises(ValueError, match=r"Image 'stack' has no plane z=2: it has 2 \(0 to 1\)"):
+        sthist.tl.virtual_he(toy, image="stack", z=2, key_added="none")
 
 
 def test_cytoplasm_channel_is_used(toy):

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+TIFF_AXES = {"C": "c", "S": "c", "Q": "c", "I": "c", "Z": "z", "Y": "y", "X": "x"}
+"""tifffile's letters: channels, samples (colours), unknown and image sequences are all channels here."""
+
 UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3}
 
 
@@ -100,17 +103,18 @@ def _read_tiff(path: Path, name: str) -> LooseImage:
     except tifffile.TiffFileError as error:
         msg = f"Image {name!r}: {path} is no TIFF file: {error}."
         raise ValueError(msg) from None
-    kept = [axis for axis, n in zip(axes, pixels.shape, strict=True) if axis in "CZYXSQI" and (n > 1 or axis in "YX")]
-    pixels = pixels.reshape([n for n in pixels.shape if n > 1] if min(pixels.shape) == 1 else pixels.shape)
-    if kept == ["Y", "X", "S"]:
-        image = _from_array(pixels, name)
-    elif kept in (["Z", "Y", "X"], ["Q", "Y", "X"], ["I", "Y", "X"]) and kept[0] == "Z":
-        image = LooseImage(pixels[None], ("c", "z", "y", "x"), {})
-    elif kept == ["Z", "C", "Y", "X"]:
-        image = LooseImage(pixels.transpose(1, 0, 2, 3), ("c", "z", "y", "x"), {})
-    else:
-        image = _from_array(pixels, name)
-    return LooseImage(image.pixels, image.dims, mpp, channels)
+    shown = [axis for axis, n in zip(axes, pixels.shape, strict=True) if n > 1 or axis in "YX"]
+    dims = [TIFF_AXES.get(axis, axis) for axis in shown]
+    if len(set(dims)) < len(dims) or not {"y", "x"} <= set(dims) <= {"c", "z", "y", "x"}:
+        msg = f"Image {name!r}: the axes of {path} are {axes} {pixels.shape}; one each of channels, z, y and x can be read."
+        raise ValueError(msg)
+    pixels = pixels.reshape([n for axis, n in zip(axes, pixels.shape, strict=True) if n > 1 or axis in "YX"])
+    if "S" in shown:
+        pixels = np.take(pixels, range(min(3, pixels.shape[shown.index("S")])), shown.index("S"))  # no transparency
+    if "c" not in dims:
+        pixels, dims = pixels[None], ["c", *dims]
+    order = [axis for axis in ("c", "z", "y", "x") if axis in dims]
+    return LooseImage(pixels.transpose([dims.index(axis) for axis in order]), tuple(order), mpp, channels)
 
 
 def _ome(file: Any) -> tuple[dict[str, float], list[str] | None]:

@@ -165,6 +165,7 @@ class BeerLambert(VirtualStainModel):
             elements.nuclear,
             TileSpec.from_mpp(mpp, TILE_PX),
             channels=channels,
+            z=elements.z,
             allow_upsampling=allow_upsampling,
         )
         grid, molecules, points, source = self._molecules(elements, extent_um)
@@ -181,7 +182,7 @@ class BeerLambert(VirtualStainModel):
         eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
         facts = {
             "eosin_from": eosin_from,
-            "nuclear_stain": {"images": list(elements.nuclear), "channels": list(channels)},
+            "nuclear_stain": {"images": list(elements.nuclear), "channels": list(channels), "z": elements.z},
             "stain_levels": levels,
             "n_molecules": 0.0 if molecules is None else float(molecules.sum()),
             "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
@@ -249,7 +250,9 @@ class BeerLambert(VirtualStainModel):
     ) -> dict[str, list[float]]:
         """Quantiles of each channel over the tissue, from tiles spread over it at full resolution."""
         spec = TileSpec.from_mpp(mpp, SAMPLE_PX)
-        reader = TileReader(elements.sdata, elements.nuclear, spec, channels=channels, allow_upsampling=True)
+        reader = TileReader(
+            elements.sdata, elements.nuclear, spec, channels=channels, z=elements.z, allow_upsampling=True
+        )
         x0, y0, x1, y1 = extent_um
         centres = np.stack(
             np.meshgrid(*(_spread(low, high, spec.size_um) for low, high in ((x0, x1), (y0, y1)))), -1
@@ -314,7 +317,9 @@ class BeerLambert(VirtualStainModel):
 def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float, float], grid: Grid) -> np.ndarray:
     """The nuclear stain on a coarse grid."""
     channels = [elements.nuclear_channel]
-    image = read_region(elements.sdata, elements.nuclear, extent_um, grid.bin_um, channels=channels)[..., 0]
+    image = read_region(elements.sdata, elements.nuclear, extent_um, grid.bin_um, channels=channels, z=elements.z)[
+        ..., 0
+    ]
     # The last cells may have their centre beyond the image; they are as their neighbours, not dark.
     x0, y0, x1, y1 = extent_um
     if image.shape[0] > 1 and (image.shape[0] - 0.5) * grid.bin_um > y1 - y0 - 1e-6:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MAX_UPSAMPLING = 1.5
 """An image whose finest µm/px is coarser than this times the spec's is refused."""
 
-GROUP = 64
-"""Neighbouring tiles whose chunks are decoded together."""
+MAX_GROUP = 64
+"""Neighbouring tiles whose chunks are decoded together, at most."""
 
 
 class TileReader:
@@ -131,6 +131,8 @@ class TileReader:
             raise ValueError(msg)
         self._cache = ChunkCache(cache_bytes)
         self._views = [_View(source, spec) for source in sources]
+        # What a group of tiles needs is decoded before it is used: half of the cache has to hold it.
+        self._group = max(1, min(MAX_GROUP, cache_bytes // 2 // max(view.bytes_per_tile() for view in self._views)))
 
     @property
     def extent_um(self) -> tuple[float, float, float, float]:
@@ -140,7 +142,10 @@ class TileReader:
 
     def order(self, centres: np.ndarray) -> np.ndarray:
         """The order of centres in which chunks are used while they are at hand: along a space-filling curve."""
-        return _morton_order(self._views[0].chunk_coordinates(centres))
+        if len(self._views) == 1 or len(centres) == 0:
+            return _morton_order(self._views[0].chunk_coordinates(centres))
+        # Several images have no chunks in common; a tile's own size is as good a cell.
+        return _morton_order(((centres - centres.min(0)) // self.spec.size_um).astype(int))
 
     def read(self, centres: Any, *, out: np.ndarray | None = None) -> np.ndarray:
         """Read tiles.
@@ -162,8 +167,8 @@ class TileReader:
             out = np.empty((len(centres), px, px, len(self.channels)), self.dtype)
         order = self.order(centres) if len(centres) > 1 else np.arange(len(centres))
         with ThreadPoolExecutor(settings.threads) as pool:
-            for start in range(0, len(order), GROUP):
-                self._read_group(centres, order[start : start + GROUP], out, pool)
+            for start in range(0, len(order), self._group):
+                self._read_group(centres, order[start : start + self._group], out, pool)
         return out
 
     def _read_group(self, centres: np.ndarray, group: np.ndarray, out: np.ndarray, pool: ThreadPoolExecutor) -> None:
@@ -211,7 +216,7 @@ class _View:
         spans = tuple(float(span) for span in np.hypot(step[:, 0], step[:, 1]))
         level = source.level((spans[0], spans[1]))
         factor = np.array(level.factor)[:, None]
-        self.planes, self.px, self.source = level.planes, spec.px, source
+        self.planes, self.px = level.planes, spec.px
         self._linear = step / factor
         self._from_um = from_um[1::-1, [1, 0, 2]] / factor
         spans_level = np.hypot(self._linear[:, 0], self._linear[:, 1])
@@ -219,8 +224,12 @@ class _View:
         residual = spans_level / self._reduce
         self._supersample = 1 if residual.max() < 1.05 else 2
         self._is_copy = bool(np.abs(self._linear - np.eye(2)).max() * spec.px < 1e-2)
-        self._level = level
         self._key = source.levels.index(level)
+
+    def bytes_per_tile(self) -> int:
+        """Pixels that one tile needs of the level, in bytes."""
+        sides = np.minimum(np.abs(self._linear).sum(1) * self.px + 2, [self.planes.height, self.planes.width])
+        return max(1, int(np.prod(sides)) * self.planes.shape[0] * self.planes.dtype.itemsize)
 
     def windows(self, centres: np.ndarray) -> _Windows:
         """Where the tiles around centres (x, y in µm) lie on the level."""
@@ -326,13 +335,15 @@ def read_region(
     mpp: float,
     *,
     channels: Sequence[str] | None = None,
+    z: int | None = None,
+    projection: Projection = "max",
     fill: float = 0,
 ) -> np.ndarray:
     """A box of an image at any resolution, upright in ``um``.
 
     Parameters
     ----------
-    sdata, image, channels, fill
+    sdata, image, channels, z, projection, fill
         As of :class:`TileReader`.
     extent_um
         x0, y0, x1, y1 in µm.
@@ -354,7 +365,9 @@ def read_region(
     # Less than a thousandth of a pixel is rounding, not tissue.
     height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
     spec = TileSpec.from_mpp(mpp, min(256, max(height, width)))
-    reader = TileReader(sdata, image, spec, channels=channels, fill=fill, allow_upsampling=True)
+    reader = TileReader(
+        sdata, image, spec, channels=channels, z=z, projection=projection, fill=fill, allow_upsampling=True
+    )
     return read_grid(reader, (x0, y0), (height, width))
 
 

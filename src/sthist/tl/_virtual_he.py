@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
@@ -35,6 +34,7 @@ def virtual_he(
     channel: str | None = None,
     points: str | None = None,
     table: str | None = None,
+    z: int | None = None,
     stain_reference: Any = None,
     within: Any = None,
     mpp: float | None = None,
@@ -66,6 +66,8 @@ def virtual_he(
         The transcripts.
     table
         The cells, used where molecules are few or missing.
+    z
+        Plane of a nuclear stain that is a stack; by default its maximum over all planes.
     stain_reference
         A real H&E whose stain colours and strengths to take: an (h, w, 3) uint8 array, ``(sdata, key)``, or a
         SpatialData with one H&E image. For ``"beer-lambert"``.
@@ -109,7 +111,7 @@ def virtual_he(
     >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
-    elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table)
+    elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table, z=z)
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
     stain = _resolve_model(model, stain_reference)
     section_um = extent_um(sdata, elements.nuclear)
@@ -118,35 +120,31 @@ def virtual_he(
     mpp = stain.mpp(elements) if mpp is None else float(mpp)
     region = None if within is None else region_geometry(sdata, within)
     canvas_um = section_um if region is None else _snap(region.bounds, section_um, mpp)
-    stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
-    fingerprint = _fingerprint(elements, stain, stainer.facts, region, stainer.overlap, batch_size)
-    digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
-    made = _store.provenance("tl.virtual_he", model=stain.system, device="cpu", **fingerprint)
     with _store.writing(sdata):
-        folder = _store.workspace(sdata, key_added, digest)
-        if _in_use(sdata, folder):  # in memory, the image that is replaced lies where an equal one would
-            folder = folder.with_name(f"{folder.name}-{len(list(folder.parent.glob(folder.name + '*')))}")
-        canvas = Canvas(
-            folder,
-            key_added,
-            extent_um=canvas_um,
-            mpp=mpp,
-            fingerprint=fingerprint,
-            transformations=_other_systems(elements),
-        )
-        map_tiles(
-            stainer.readers,
-            stainer.predict,
-            canvas,
-            overlap=stainer.overlap,
-            batch_size=batch_size,
-            concurrent=stainer.concurrent,
-            within=None if region is None or region.equals(region.envelope) else region,
-            progress=progress,
-        )
-        _store.publish(sdata, "images", key_added, canvas.store, made)
-        if _store.store_path(sdata) is not None:
-            shutil.rmtree(folder)
+        stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
+        fingerprint = _fingerprint(elements, stain, stainer.facts, region, stainer.overlap, batch_size)
+        digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
+        with _store.workspace(sdata, key_added, digest) as folder:
+            canvas = Canvas(
+                folder,
+                key_added,
+                extent_um=canvas_um,
+                mpp=mpp,
+                fingerprint=fingerprint,
+                transformations=_other_systems(elements),
+            )
+            map_tiles(
+                stainer.readers,
+                stainer.predict,
+                canvas,
+                overlap=stainer.overlap,
+                batch_size=batch_size,
+                concurrent=stainer.concurrent,
+                within=None if region is None or region.equals(region.envelope) else region,
+                progress=progress,
+            )
+            made = _store.provenance("tl.virtual_he", model=stain.system, device="cpu", **fingerprint)
+            _store.publish(sdata, "images", key_added, canvas.store, made)
 
 
 def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
@@ -221,14 +219,3 @@ def _other_systems(elements: HighResElements) -> dict[str, np.ndarray]:
         else:
             logger.info("virtual_he is not registered in %r: the fields of view do not lie there as in 'um'.", name)
     return systems
-
-
-def _in_use(sdata: SpatialData, folder: Path) -> bool:
-    """Whether an image of an object in memory lies in a scratch folder."""
-    import spatialdata as sd
-
-    return _store.store_path(sdata) is None and any(
-        Path(file).is_relative_to(folder)
-        for image in sdata.images.values()
-        for file in sd.get_dask_backing_files(image)
-    )
