@@ -72,18 +72,15 @@ def prototype(nuclei: np.ndarray, molecules: pd.DataFrame, reference: np.ndarray
     """The baseline: two stains, one width of smoothing, quantiles of the crop."""
     vectors = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
     top = np.array([1.5, 0.8])  # 99th percentiles of haematoxylin and eosin
-    base = np.array([0.1, 0.1])
     if reference is not None:
         vectors = stains.macenko(reference)
         tissue = (stains.optical_density(reference) > stains.TISSUE_OD).all(-1)
-        amounts = stains.concentrations(reference[tissue], vectors)
-        base, top = np.quantile(amounts, 0.25, axis=0), np.quantile(amounts, 0.99, axis=0)
+        top = np.quantile(stains.concentrations(reference[tissue], vectors), 0.99, axis=0)
     haematoxylin = nuclei - np.quantile(nuclei, 0.4)
     counts, _, _ = np.histogram2d(molecules.pixel_y, molecules.pixel_x, nuclei.shape, [[0, n] for n in nuclei.shape])
     eosin = gaussian_filter(counts, 8.0)
     layers = [np.clip(layer / np.quantile(layer, 0.99), 0, 1.2) for layer in (haematoxylin, eosin)]
-    amounts = np.stack(layers, -1) * (top - base) + base
-    return stains.to_rgb(amounts, vectors)
+    return stains.to_rgb(np.stack(layers, -1) * top, vectors)
 
 
 def mean_colour(he: np.ndarray) -> np.ndarray:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sthist import scale, stains
+from sthist import _elements, scale, stains
 from sthist._settings import logger, settings
 from sthist.models._base import Stainer, VirtualStainModel
 from sthist.tiles._density import Grid, adaptive_density, count_transcripts, paint_cells
 from sthist.tiles._raster import rasterize
 from sthist.tiles._reader import TileReader, read_grid, read_region
 from sthist.tiles._spec import TileSpec
-from sthist.tiles._tissue import clean, mask_of_nuclear_stain
+from sthist.tiles._tissue import clean, mask_of_he, mask_of_nuclear_stain
 
 if TYPE_CHECKING:
     from sthist._elements import HighResElements
@@ -25,8 +25,8 @@ TISSUE_MPP = 4.0
 LUT_STEP = 1 / 1024
 LUT_MAX = 8.0
 
-EOSIN_LEVELS = (0.05, 0.5, 0.95)
-"""Quantiles over the tissue at which eosin is matched."""
+EOSIN_LEVELS = (0.5, 0.95)
+"""Quantiles over the tissue at which eosin is matched; below them it goes to what there is without molecules."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class BeerLambertConfig:
     haematoxylin
         Concentration between nuclei, and of strongly stained nuclei.
     eosin
-        Concentration at the 5th, 50th and 95th percentile of the tissue.
+        Concentration where there are no molecules, and at the 50th and 95th percentile of the tissue.
     nuclear_quantiles
-        Quantiles of the nuclear stain over the tissue that stand for "between nuclei" and "strongly stained".
+        Quantiles of the nuclear stain over the tissue: below the first is "between nuclei", the second is "strongly
+        stained".
     cytoplasm_weight
         Share of the cytoplasm channels in eosin where they exist; the rest is molecules.
     bin_um
@@ -59,7 +60,7 @@ class BeerLambertConfig:
     haematoxylin_vector: tuple[float, float, float] = (0.6500286, 0.7046090, 0.2857128)
     eosin_vector: tuple[float, float, float] = (0.1744860, 0.9072740, 0.3826337)
     haematoxylin: tuple[float, float] = (0.12, 1.8)
-    eosin: tuple[float, float, float] = (0.15, 0.35, 0.7)
+    eosin: tuple[float, float, float] = (0.1, 0.35, 0.7)
     nuclear_quantiles: tuple[float, float] = (0.4, 0.99)
     cytoplasm_weight: float = 0.6
     bin_um: float = 1.0
@@ -118,14 +119,14 @@ class BeerLambert(VirtualStainModel):
         """
         rgb = _reference_pixels(reference, settings.seed if seed is None else seed)
         vectors = stains.macenko(rgb)
-        tissue = (stains.optical_density(rgb) > stains.TISSUE_OD).all(-1)
-        haematoxylin, eosin = stains.concentrations(rgb[tissue], vectors).T
+        haematoxylin, eosin = stains.concentrations(rgb, vectors).T
+        low, high = np.quantile(haematoxylin, self.config.nuclear_quantiles)
         self.config = replace(
             self.config,
             haematoxylin_vector=tuple(vectors[0].tolist()),
             eosin_vector=tuple(vectors[1].tolist()),
-            haematoxylin=tuple(np.quantile(haematoxylin, self.config.nuclear_quantiles).tolist()),
-            eosin=tuple(np.quantile(eosin, EOSIN_LEVELS).tolist()),
+            haematoxylin=(float(haematoxylin[haematoxylin <= low].mean()), float(high)),
+            eosin=tuple(np.quantile(eosin, (0.01, *EOSIN_LEVELS)).tolist()),
         )
         return self
 
@@ -176,7 +177,9 @@ class BeerLambert(VirtualStainModel):
             amount = np.full(grid.shape, self.config.eosin[1], np.float32)
         else:
             density = adaptive_density(molecules, on_tissue, n_points=points, min_points=self.config.min_points)
-            amount = _match(density, _quantiles(density[on_tissue]), self.config.eosin).astype(np.float32)
+            amount = _match(density, np.quantile(density[on_tissue], EOSIN_LEVELS), self.config.eosin).astype(
+                np.float32
+            )
         raster = np.stack([amount, _resample(mask, mask_grid, grid)])
         eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
         eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
@@ -253,23 +256,13 @@ class BeerLambert(VirtualStainModel):
         reader = TileReader(
             elements.sdata, elements.nuclear, spec, channels=channels, z=elements.z, allow_upsampling=True
         )
-        x0, y0, x1, y1 = extent_um
-        centres = np.stack(
-            np.meshgrid(*(_spread(low, high, spec.size_um) for low, high in ((x0, x1), (y0, y1)))), -1
-        ).reshape(-1, 2)
-        cells = ((centres - mask_grid.origin_um) // mask_grid.bin_um).astype(int)
-        half = int(np.ceil(spec.size_um / mask_grid.bin_um / 2))
-        shown = np.array([mask[max(0, y - half) : y + half, max(0, x - half) : x + half].mean() for x, y in cells])
-        # The tiles with most tissue on a sparse section; evenly chosen ones on a large, full one.
-        candidates = np.flatnonzero(shown > min(0.5, shown.max() * 0.8))
-        rng = np.random.default_rng(settings.seed)
-        chosen = centres[np.sort(rng.permutation(candidates)[:SAMPLE_TILES])]
+        chosen = _sample_tiles(extent_um, spec, mask, mask_grid, settings.seed)
         tiles = reader.read(chosen)
         weights = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0] > 0.5
         pixels = tiles[weights]
         quantiles = {channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
         for index, channel in enumerate(channels[1:], start=1):
-            quantiles[channel] = np.quantile(pixels[:, index], EOSIN_LEVELS)
+            quantiles[channel] = np.quantile(pixels[:, index], (0.05, *EOSIN_LEVELS))
         low, high = quantiles[channels[0]]
         if not high > low:
             msg = (
@@ -290,7 +283,7 @@ class BeerLambert(VirtualStainModel):
         eosin = np.exp(-np.outer(amounts, config.eosin_vector)).astype(np.float32)
         slope = (config.haematoxylin[1] - config.haematoxylin[0]) / (high - low)
         weight = config.cytoplasm_weight if cytoplasm else 0.0
-        knots = np.array(cytoplasm, np.float32).reshape(len(cytoplasm), len(EOSIN_LEVELS))
+        knots = np.array(cytoplasm, np.float32).reshape(len(cytoplasm), 3)
         targets = np.array(config.eosin, np.float32)
 
         def predict(stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
@@ -330,31 +323,59 @@ def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float,
 
 
 def _reference_pixels(reference: Any, seed: int) -> np.ndarray:
-    """Pixels of a reference H&E, (n, h, w, 3) uint8: all of a small array, tiles spread over a large image."""
+    """Tissue pixels of a reference H&E, (n, 3) uint8: evenly out of an array, from tiles over a registered image."""
     from spatialdata import SpatialData
-
-    from sthist import _elements
 
     if isinstance(reference, SpatialData):
         reference = (reference, None)
     if isinstance(reference, tuple):
-        sdata, key = reference
-        key = _elements.find_he(sdata, key)
-        mpp = float(np.sqrt(np.prod(scale.resolve_mpp(sdata, key))))
-        reader = TileReader(sdata, key, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
-        _require_rgb8(reader.dtype, len(reader.channels), f"image {key!r}")
-        x0, y0, x1, y1 = reader.extent_um
-        size = reader.spec.size_um
-        centres = np.stack(np.meshgrid(_spread(x0, x1, size), _spread(y0, y1, size)), -1).reshape(-1, 2)
-        chosen = np.random.default_rng(seed).permutation(len(centres))[: 4 * SAMPLE_TILES]
-        return reader.read(centres[np.sort(chosen)])
-    array = np.asarray(reference)
+        pixels = _pixels_of_image(reference[0], _elements.find_he(*reference), seed)
+    else:
+        pixels = _pixels_of_array(np.asarray(reference))
+    if len(pixels) == 0:
+        msg = "The reference H&E shows no tissue."
+        raise ValueError(msg)
+    return pixels
+
+
+def _pixels_of_array(array: np.ndarray) -> np.ndarray:
     if array.ndim != 3:
         msg = f"The reference H&E has shape {array.shape}; it should be (h, w, 3)."
         raise ValueError(msg)
-    _require_rgb8(array.dtype, array.shape[-1], "The reference array")
-    step = max(1, int(np.sqrt(array.shape[0] * array.shape[1] / 16e6)))
-    return array[None, ::step, ::step]
+    _require_rgb8(array.dtype, array.shape[-1], "the reference array")
+    step = int(np.clip(np.sqrt(array.shape[0] * array.shape[1] / 1e6), 1, 8))
+    image = array[::step, ::step]
+    # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
+    mask = clean(mask_of_he(image, step / 2), step / 2, min_area_um2=600.0, max_hole_um2=2500.0)
+    return image[mask]
+
+
+def _pixels_of_image(sdata: Any, key: str, seed: int) -> np.ndarray:
+    mpp = float(np.sqrt(np.prod(scale.resolve_mpp(sdata, key))))
+    reader = TileReader(sdata, key, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
+    _require_rgb8(reader.dtype, len(reader.channels), f"image {key!r}")
+    grid = Grid.over(reader.extent_um, TISSUE_MPP)
+    overview = read_region(sdata, key, reader.extent_um, grid.bin_um, fill=255)
+    mask = clean(mask_of_he(overview, grid.bin_um), grid.bin_um, min_area_um2=600.0, max_hole_um2=2500.0)
+    centres = _sample_tiles(reader.extent_um, reader.spec, mask, grid, seed)
+    on_tissue = (
+        TileReader.from_array(mask[None].astype(np.float32), grid.to_um, reader.spec).read(centres)[..., 0] > 0.5
+    )
+    return reader.read(centres)[on_tissue]
+
+
+def _sample_tiles(
+    extent_um: tuple[float, float, float, float], spec: TileSpec, mask: np.ndarray, grid: Grid, seed: int
+) -> np.ndarray:
+    """Centres of up to 64 tiles that show tissue; on a sparse section, of those that show most."""
+    x0, y0, x1, y1 = extent_um
+    columns, rows = (_spread(low, high, spec.size_um) for low, high in ((x0, x1), (y0, y1)))
+    centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+    cells = ((centres - grid.origin_um) // grid.bin_um).astype(int)
+    half = int(np.ceil(spec.size_um / grid.bin_um / 2))
+    shown = np.array([mask[max(0, y - half) : y + half, max(0, x - half) : x + half].mean() for x, y in cells])
+    candidates = np.flatnonzero(shown > min(0.5, shown.max() * 0.8))
+    return centres[np.sort(np.random.default_rng(seed).permutation(candidates)[:SAMPLE_TILES])]
 
 
 def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
@@ -369,19 +390,13 @@ def _spread(low: float, high: float, size: float) -> np.ndarray:
     return low + (high - low) * (np.arange(n) + 0.5) / n
 
 
-def _quantiles(values: np.ndarray) -> np.ndarray:
-    return np.quantile(values, EOSIN_LEVELS)
-
-
 def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) -> np.ndarray:
-    """Map values so that their knots take the targets: linear between, and on to 0 and to twice the upper step."""
-    low, middle, high = (float(knot) for knot in knots)
-    if not high > low:
+    """Map values so that 0 and the two knots take the targets: linear between, and on to twice the upper step."""
+    middle, high = (float(knot) for knot in knots)
+    if not high > 0:
         return np.full(values.shape, targets[1])
-    middle = min(max(middle, low + 1e-3 * (high - low)), high - 1e-3 * (high - low))
-    x = [min(0.0, low - 1e-9), low, middle, high, 2 * high - middle]
-    y = [min(targets[0], targets[1] / 2), *targets, 2 * targets[2] - targets[1]]
-    return np.interp(values, x, y)
+    middle = min(max(middle, 1e-3 * high), (1 - 1e-3) * high)
+    return np.interp(values, [0, middle, high, 2 * high - middle], [*targets, 2 * targets[2] - targets[1]])
 
 
 def _resample(values: np.ndarray, source: Grid, target: Grid) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The built-in virtual H&E against a prototype and the mean colour, on nuclear stain and molecules made from real H&E.
 
-Run ``PYTHONPATH=tests python bench/hrst.py [--json FILE] [--figure FILE]``. Needs the her2st sections (see ``tests/realdata.py``).
+Run ``PYTHONPATH=tests python bench/built_in_model.py [--json FILE] [--figure FILE]``. Needs the her2st sections (see ``tests/realdata.py``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
         }
         rows.append(np.hstack([image[::2, ::2] for image in images.values()]))
     result = {
-        "command": "PYTHONPATH=tests python bench/hrst.py",
+        "command": "PYTHONPATH=tests python bench/built_in_model.py",
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "crop_px": hrst.SIDE,
         "mpp": hrst.MPP,
