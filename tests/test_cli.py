@@ -44,6 +44,18 @@ def test_virtual_he_of_a_xenium_folder(tmp_path):
     assert sd.read_zarr(out)["virtual_he"]["scale0"].image.shape[1] >= 3522
 
 
+def test_out_of_another_input_is_refused(backed, tmp_path, capsys):
+    """And what an interrupted copy left is not taken for a sample."""
+    arguments = ["virtual-he", str(backed.path), "--platform", "spatialdata", "--out", str(tmp_path / "o.zarr")]
+    (tmp_path / "o.zarr.partial" / "images").mkdir(parents=True)
+    assert cli.main(arguments) == 0
+    assert not (tmp_path / "o.zarr.partial").exists()
+    other = tmp_path / "other.zarr"
+    sd.read_zarr(backed.path).write(other)
+    assert cli.main([arguments[0], str(other), *arguments[2:], "--overwrite"]) == 1
+    assert f"was not made from {other}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("platform", ["xenium", "spatialdata"])
 def test_wrong_input(tmp_path, capsys, platform):
     """One line, no traceback."""

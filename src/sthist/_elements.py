@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sthist._settings import logger
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -171,11 +173,11 @@ def find_high_res(
 ) -> HighResElements:
     """Resolve nuclear stain, transcripts and cells; everything is found where there is one candidate."""
     require_one_sample(sdata)
-    nuclear, nuclear_channel = _find_nuclear(sdata, image, channel)
+    nuclear, nuclear_channel = find_nuclear(sdata, image, channel)
     names = channel_names(sdata.images[nuclear[0]])
     recorded = roles(sdata).get("nuclear", {}).get("cytoplasm")
     cytoplasm = (
-        [name for name in recorded if name in names]
+        [name for name in recorded if name in names and name != nuclear_channel]
         if recorded is not None
         else [name for name in names if name != nuclear_channel and CYTOPLASM_NAMES.search(name)]
     )
@@ -192,9 +194,10 @@ def find_high_res(
     )
 
 
-def _find_nuclear(
-    sdata: SpatialData, image: str | Sequence[str] | None, channel: str | None
+def find_nuclear(
+    sdata: SpatialData, image: str | Sequence[str] | None = None, channel: str | None = None
 ) -> tuple[tuple[str, ...], str]:
+    """Images of the nuclear stain that tile one plane, and its channel."""
     role = roles(sdata).get("nuclear", {})
     if image is not None:
         keys = (image,) if isinstance(image, str) else tuple(image)
@@ -267,14 +270,21 @@ def find_transcripts(sdata: SpatialData, points: str | None = None) -> tuple[str
 
 
 def _find_cell_table(sdata: SpatialData, table: str | None) -> str | None:
+    """The table of cells: the one that is named, else one whose cells can be placed."""
     if table is not None:
         get(sdata, "tables", table)
         return table
     recorded = roles(sdata).get("cells", {}).get("table")
-    if recorded in sdata.tables:
-        return str(recorded)
-    linked = [name for name in sdata.tables if "spatialdata_attrs" in sdata.tables[name].uns]
-    return linked[0] if len(linked) == 1 else None
+    candidates = [
+        name
+        for name, adata in sdata.tables.items()
+        if "spatialdata_attrs" in adata.uns and adata.X is not None and name not in adata.uns.get("sthist", {})
+    ]
+    name = recorded if recorded in sdata.tables else candidates[0] if len(candidates) == 1 else None
+    if name is not None and _cell_shapes(sdata, name) is None:
+        logger.info("The cells of table %r are left aside: no shapes are theirs.", name)
+        return None
+    return name
 
 
 def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:
@@ -287,39 +297,54 @@ def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], 
     raise ValueError(msg)
 
 
+def _cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
+    """Shapes that are the cells of a table, and the name of each of its cells in them.
+
+    Those that the table is linked to; else, as for a Xenium table that is linked to labels, those whose index holds the
+    names of its cells.
+    """
+    adata = sdata.tables[table]
+    link = adata.uns.get("spatialdata_attrs", {})
+    regions = [link["region"]] if isinstance(link.get("region"), str) else list(link.get("region") or [])
+    if len(regions) == 1 and regions[0] in sdata.shapes:
+        instances = adata.obs[link["instance_key"]].to_numpy()
+        if np.isin(instances, sdata.shapes[regions[0]].index).all():
+            return regions[0], instances
+    names = [adata.obs["cell_id"].to_numpy()] if "cell_id" in adata.obs else []
+    for instances in (*names, adata.obs_names.to_numpy()):
+        for key in sorted(sdata.shapes, key=lambda key: "cell" not in key):
+            index = sdata.shapes[key].index
+            if index.is_unique and len(instances) and np.isin(instances.astype(str), index.astype(str)).all():
+                by_name = dict(zip(index.astype(str), index, strict=True))
+                return key, np.array([by_name[name] for name in instances.astype(str)], dtype=index.dtype)
+    return None
+
+
 def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
     """Regions of the cells that a table annotates, as a GeoDataFrame in µm, and their total counts, in its order.
 
     Raises
     ------
     ValueError
-        If the table is linked to no shapes, or to cells that the shapes do not have.
+        If no shapes are the table's cells.
     """
     import spatialdata as sd
     from spatialdata.transformations import get_transformation
 
     adata = sdata.tables[table]
-    link = adata.uns.get("spatialdata_attrs")
-    regions = [link["region"]] if link and isinstance(link["region"], str) else list(link["region"]) if link else []
-    keys = [region for region in regions if region in sdata.shapes]
-    if link is None or len(keys) != 1 or len(regions) != 1:
+    found = _cell_shapes(sdata, table)
+    if found is None or adata.X is None:
+        regions = adata.uns.get("spatialdata_attrs", {}).get("region", "nothing")
         msg = (
-            f"Table {table!r} is linked to {regions or 'nothing'}, not to one shapes element. "
+            f"Table {table!r} {'has no counts' if adata.X is None else f'is linked to {regions!r}, and no shapes are its cells'}. "
             f"{describe('shapes', sdata.shapes)} Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
         )
         raise ValueError(msg)
-    shapes = sdata.shapes[keys[0]]
+    key, instances = found
+    shapes = sdata.shapes[key]
     if UM not in get_transformation(shapes, get_all=True):
-        msg = f"Shapes {keys[0]!r} are not registered in {UM!r}; add the scale with pp.set_scale."
+        msg = f"Shapes {key!r} are not registered in {UM!r}; add the scale with pp.set_scale."
         raise ValueError(msg)
     shapes = sd.transform(shapes, to_coordinate_system=UM)
-    instances = adata.obs[link["instance_key"]]
-    missing = ~instances.isin(shapes.index)
-    if missing.any():
-        msg = (
-            f"Table {table!r} has {int(missing.sum())} cells that shapes {keys[0]!r} do not have, the first of them "
-            f"{instances[missing].iloc[0]!r}."
-        )
-        raise ValueError(msg)
     counts = np.asarray(adata.X.sum(axis=1), dtype=np.float64).ravel()
     return shapes.loc[instances], counts

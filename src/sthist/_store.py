@@ -83,6 +83,12 @@ def writing(sdata: SpatialData) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout
 
+    if not (path / "zarr.json").exists():
+        msg = (
+            f"The store {path} has the older zarr format 2, which sthist does not write to. Convert it once: "
+            'spatialdata.read_zarr("old.zarr").write("new.zarr").'
+        )
+        raise ValueError(msg)
     if not os.access(path, os.W_OK):
         msg = f"The store {path} is read-only: nothing was written. Copy it, or change its permissions."
         raise PermissionError(msg)
@@ -102,11 +108,10 @@ def writing(sdata: SpatialData) -> Iterator[None]:
 
 @contextmanager
 def workspace(sdata: SpatialData, name: str, digest: str) -> Iterator[Path]:
-    """Folder in which an image is built: in the object's store, or in the scratch folder for an object in memory.
+    """Folder in which an element is built: in the object's store, or in the scratch folder for an object in memory.
 
-    The same image (by its digest) is built in the same folder, so that a run that was stopped is continued, unless
-    another process is at it, or the object shows an image that lies there. What is in the scratch folder goes when
-    the process ends, if it was completed.
+    The same element (by its digest) is built in the same folder, so that a run that was stopped is continued, unless
+    another process is at it. The folder goes when the element is published.
     """
     from filelock import FileLock, Timeout
 
@@ -120,23 +125,13 @@ def workspace(sdata: SpatialData, name: str, digest: str) -> Iterator[Path]:
     lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)
-        if _shows(sdata, folder):
-            folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
     except Timeout:
         folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         yield folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        shutil.rmtree(folder)
     finally:
         lock.release()
-
-
-def _shows(sdata: SpatialData, folder: Path) -> bool:
-    """Whether an image of an object lies in a folder."""
-    import spatialdata as sd
-
-    files = [file for image in sdata.images.values() for file in sd.get_dask_backing_files(image)]
-    return any(Path(file).is_relative_to(folder) for file in files)
 
 
 def add(
@@ -172,8 +167,8 @@ def add(
 def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[str, Any]) -> None:
     """Move an element out of the store ``built`` into the object's own, and enter it there.
 
-    For an object in memory the element stays where it was built and the object reads it from there. The caller holds
-    :func:`writing`.
+    For an object in memory it goes to a folder of this process's own in the scratch folder, which is there until the
+    process ends, and the object reads it from there. The caller holds :func:`writing`.
 
     Parameters
     ----------
@@ -186,11 +181,14 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
     made
         Its provenance.
     """
-    element = read_element(built, kind, name)  # it reads, or nothing is published
+    read_element(built, kind, name)  # it reads, or nothing is published
     path = store_path(sdata)
     if path is None:
-        logger.info("%s %r lies in %s until the object is written.", kind[:-1], name, built)
-        _set(sdata, kind, name, element)
+        own = Path(settings.scratch_dir) / f"{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}.zarr"
+        os.rename(built, own)
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        logger.info("%s %r lies in %s until the object is written.", kind[:-1], name, own)
+        _set(sdata, kind, name, read_element(own, kind, name))
         _record(sdata, kind, name, made)
         return
     _write_own_provenance(built / kind / name, kind, made)

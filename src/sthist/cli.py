@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -124,19 +126,29 @@ def _virtual_he(options: argparse.Namespace) -> None:
 
 
 def _open(options: argparse.Namespace) -> SpatialData:
-    """The sample at ``--out``: read from the input and written there, unless an earlier run has done so."""
+    """The sample at ``--out``: copied there from the input, whole or not at all, unless an earlier run has done so."""
     import sthist
 
+    source = str(options.input.resolve())
     if options.platform == "spatialdata":
-        if not (options.input / "zarr.json").exists():
-            msg = f"{options.input} is no SpatialData store: it has no zarr.json."
+        if not any((options.input / name).exists() for name in ("zarr.json", ".zgroup")):
+            msg = f"{options.input} is no SpatialData store: it has neither zarr.json nor .zgroup."
             raise FileNotFoundError(msg)
         if options.out.resolve() == options.input.resolve():
             return _read_store(options.out)
     if not options.out.exists():
-        read = sthist.io.xenium if options.platform == "xenium" else _read_store
-        read(options.input).write(options.out)
-    return _read_store(options.out)
+        sdata = sthist.io.xenium(options.input) if options.platform == "xenium" else _read_store(options.input)
+        sdata.attrs.setdefault("sthist", {})["source"] = source
+        partial = options.out.with_name(options.out.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sdata.write(partial)
+        os.rename(partial, options.out)
+    sdata = _read_store(options.out)
+    made_from = sdata.attrs.get("sthist", {}).get("source")
+    if made_from != source:
+        msg = f"{options.out} was not made from {source}, but from {made_from or 'something else'}; name another --out."
+        raise ValueError(msg)
+    return sdata
 
 
 def _read_store(path: Path) -> SpatialData:

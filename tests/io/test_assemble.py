@@ -216,6 +216,31 @@ def test_files_that_are_no_images(tmp_path):
             sthist.io.assemble({"x": tmp_path / name}, mpp=1.0)
 
 
+def test_what_ome_files_say(tmp_path):
+    """Three colours under one name; micrometres spelt with the Greek letter."""
+    rgb = np.zeros((50, 40, 3), np.uint8)
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        'DimensionOrder="XYCZT" Type="uint8" SizeX="40" SizeY="50" SizeZ="1" SizeC="3" SizeT="1" PhysicalSizeX="0.25" '
+        'PhysicalSizeXUnit="\u03bcm"><Channel ID="Channel:0:0" Name="RGB" SamplesPerPixel="3"/><TiffData/></Pixels></Image></OME>'
+    )
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb", description=xml.encode(), metadata=None)
+    sdata = sthist.io.assemble({"he": tmp_path / "rgb.tif"})
+    assert sdata["he"].coords["c"].to_numpy().tolist() == ["r", "g", "b"]
+    assert scale.resolve_mpp(sdata, "he") == (0.25, 0.25)
+
+
+def test_outlines_without_area(dapi, caplog):
+    """Left out, and said."""
+    rows = [("a", 0, 0), ("a", 4, 0), ("a", 4, 4), ("b", 1, 1), ("b", 2, 2), ("b", 3, 3), ("c", 1, 1)]
+    with caplog.at_level(logging.WARNING, "sthist"):
+        sdata = sthist.io.assemble(
+            {"dapi": dapi}, mpp=0.5, cells=pd.DataFrame(rows, columns=["cell_id", "x_um", "y_um"])
+        )
+    assert sdata["cells"].index.tolist() == ["a"]
+    assert "2 outlines have no area" in caplog.text
+
+
 def test_cells_without_outline(dapi, table):
     """Names the first."""
     outlines = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 4, 4)], index=["c1"])

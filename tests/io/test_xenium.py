@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -28,6 +29,26 @@ def test_real_folder():
     stain = sdata["morphology_focus"]["scale0"].image.to_numpy()[0]
     on_nuclei = stain[rows.astype(int), columns.astype(int)]
     assert (on_nuclei > 0).mean() > 0.9
+
+
+def test_cells_of_a_table_linked_to_labels():
+    """The vendor's table goes with the label image; its cells are found among the outlines by their names."""
+    sdata = sthist.io.xenium(folder("xenium_ileum_tiny") / "outs", transcripts=False)
+    sthist.tl.virtual_he(sdata)
+    made = sdata.attrs["sthist"]["results"]["virtual_he"]["section"]["eosin_from"]
+    assert made[0].startswith("counts of cells")
+
+
+def test_contradicting_metadata(tmp_path):
+    """Another µm/px in the image than in experiment.xenium."""
+    import shutil
+
+    shutil.copytree(folder("xenium_ileum_tiny") / "outs", tmp_path / "outs", copy_function=os.symlink)
+    content = json.loads((tmp_path / "outs" / "experiment.xenium").read_text())
+    (tmp_path / "outs" / "experiment.xenium").unlink()
+    (tmp_path / "outs" / "experiment.xenium").write_text(json.dumps(content | {"pixel_size": 0.5}))
+    with pytest.raises(ValueError, match=r"disagree by 135.3%: 0.2125 µm/px \(OME PhysicalSizeX\) and 0.5"):
+        sthist.io.xenium(tmp_path / "outs")
 
 
 def test_no_xenium_folder(tmp_path):

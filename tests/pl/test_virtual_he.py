@@ -40,6 +40,9 @@ def test_what_there_is_is_shown(toy):
         sthist.pl.virtual_he(toy, panels=["virtual"])
     with pytest.raises(ValueError, match="There is no panel 'dapi'"):
         sthist.pl.virtual_he(toy, panels=["dapi"])
+    del toy.points["transcripts"]
+    with pytest.raises(KeyError, match="has no transcripts that is recognised"):
+        sthist.pl.virtual_he(toy, panels=["transcripts"])
 
 
 def test_axes_in_axes_out(stained):

@@ -45,6 +45,21 @@ def test_holes_are_kept(section):
     )
 
 
+def test_points_that_are_no_transcripts_do_not_matter(toy):
+    """Tissue is looked for in an image."""
+    import pandas as pd
+    from spatialdata.models import PointsModel
+    from spatialdata.transformations import Identity
+
+    toy.attrs["sthist"]["roles"].pop("transcripts")
+    toy.points["landmarks"] = PointsModel.parse(
+        pd.DataFrame({"x": [1.0], "y": [1.0]}), transformations={"um": Identity()}
+    )
+    del toy.points["transcripts"]
+    sthist.pp.tissue(toy, image="morphology_focus")
+    assert len(toy["tissue"])
+
+
 def test_no_tissue():
     """Blank glass."""
     blank = Image2DModel.parse(
@@ -112,6 +127,23 @@ def test_raster_and_back():
     (again,) = polygonize(mask, (0, 0), 0.5)
     assert again.symmetric_difference(ring).area < 0.03 * ring.area
     assert polygonize(np.zeros((5, 5), bool), (0, 0), 1.0) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rasterize_is_by_pixel_centre(seed):
+    """As shapely says of each centre, for rings with holes and islands in them, in whatever order; a box is exact."""
+    rng = np.random.default_rng(seed)
+    assert (rasterize([shapely.box(10, 10, 20, 20)], (0, 0), 1, (30, 30)) > 0).sum() == 100
+    centre = shapely.Point(rng.uniform(30, 50, 2))
+    ring = centre.buffer(25).difference(centre.buffer(12)).buffer(rng.uniform(-1, 1))
+    star = shapely.Polygon(rng.uniform(0, 80, (7, 2))).buffer(0)
+    shapes = [centre.buffer(5), ring, star]
+    found = rasterize(shapes, (3.3, -2.1), 0.7, (120, 110), values=[1, 2, 3])
+    rows, columns = np.indices(found.shape) + 0.5
+    expected = np.zeros(found.shape)
+    for value, shape in enumerate(shapes, start=1):
+        expected[shapely.contains_xy(shape, 3.3 + 0.7 * columns, -2.1 + 0.7 * rows)] = value
+    assert (found != expected).mean() < 1e-3
 
 
 def test_rasterize_values_and_origin():

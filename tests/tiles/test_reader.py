@@ -196,6 +196,31 @@ def test_each_chunk_is_decoded_once(tmp_path, monkeypatch):
     assert type(reader.sources[0].levels[0].planes._data).__module__.startswith("zarr")
 
 
+def test_scattered_tiles_do_not_fill_the_memory():
+    """Chunks of a group never take more than half of the cache, and none is decoded twice for it."""
+    loads = []
+
+    def block(block_info=None):
+        loads.append(block_info[None]["chunk-location"])
+        return np.full((1, 256, 256), 7, np.uint8)
+
+    lazy = da.map_blocks(
+        block, chunks=((1,), (256,) * 8, (256,) * 8), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
+    )
+    element = Image2DModel.parse(
+        lazy, dims=("c", "y", "x"), transformations={"um": Affine(np.eye(3), ("x", "y"), ("x", "y"))}
+    )
+    sdata = sd.SpatialData(images={"image": element})
+    reader = TileReader(sdata, "image", TileSpec.from_mpp(1, 16), cache_bytes=8 * 256**2)
+    centres = (np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2) + 0.5) * 256
+    assert (reader.read(centres) == 7).all()
+    assert len(loads) == len(set(loads)) == 64
+    windows = [view.windows(centres) for view in reader._views]
+    groups = list(reader._groups(windows))
+    assert max(len(chunks[0]) for _, chunks in groups) == 4
+    assert sum(len(group) for group, _ in groups) == 64
+
+
 def test_changed_image_is_not_read_from_the_store(tmp_path):
     """An image that was computed on after reading is read as it is now."""
     pixels = np.full((1, 64, 64), 10, np.uint8)

@@ -153,6 +153,8 @@ def _image_element(loose: LooseImage, to_um: np.ndarray, channels: Sequence[str]
 
     n_channels = loose.pixels.shape[0]
     names = list(channels) if channels is not None else loose.channels
+    if channels is None and names is not None and len(names) != n_channels:
+        names = None  # an OME file names the three colours of one channel once
     if names is None:
         names = ["r", "g", "b"] if n_channels == 3 else [name] if n_channels == 1 else None
     if names is not None and len(names) != n_channels:
@@ -277,7 +279,11 @@ def _outlines(cells: Any) -> gpd.GeoDataFrame:
     valid = shapely.make_valid(shapely.polygons(rings))
     # A ring that touches itself leaves lines behind; an outline is what has an area.
     areas = [shapely.union_all([part for part in shapely.get_parts(shape) if part.area > 0]) for shape in valid]
-    return gpd.GeoDataFrame(geometry=areas, index=pd.Index(ids[enough], name="cell_id"))
+    frame = gpd.GeoDataFrame(geometry=areas, index=pd.Index(ids[enough], name="cell_id"))
+    flat = frame.geometry.is_empty
+    if flat.any() or not enough.all():
+        logger.warning("%d outlines have no area and are left out.", int(flat.sum()) + int((~enough).sum()))
+    return frame[~flat]
 
 
 def _frame(source: Any, argument: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 TIFF_AXES = {"C": "c", "S": "c", "Q": "c", "I": "c", "Z": "z", "Y": "y", "X": "x"}
 """tifffile's letters: channels, samples (colours), unknown and image sequences are all channels here."""
 
-UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3}
+UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _read_tiff(path: Path, name: str) -> LooseImage:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             pixels, axes = series.asarray(), series.axes
-            mpp, channels = _ome(file)
+            mpp, channels = ome_scale_and_channels(file)
     except tifffile.TiffFileError as error:
         msg = f"Image {name!r}: {path} is no TIFF file: {error}."
         raise ValueError(msg) from None
@@ -117,7 +117,7 @@ def _read_tiff(path: Path, name: str) -> LooseImage:
     return LooseImage(pixels.transpose([dims.index(axis) for axis in order]), tuple(order), mpp, channels)
 
 
-def _ome(file: Any) -> tuple[dict[str, float], list[str] | None]:
+def ome_scale_and_channels(file: Any) -> tuple[dict[str, float], list[str] | None]:
     """µm/px and channel names from a TIFF's OME metadata; nothing where it has none."""
     import xml.etree.ElementTree as ET
 

@@ -58,6 +58,8 @@ def xenium(path: str | Path, **kwargs: Any) -> SpatialData:
         msg = f"{path} gave no morphology image ({_elements.describe('images', sdata.images)}); sthist needs the nuclear stain."
         raise ValueError(msg)
     scale.record_mpp(sdata, stain, "pixel_size of experiment.xenium", float(pixel_size))
+    for stated, value in _stated_by_image(Path(path), stain).items():
+        scale.record_mpp(sdata, stain, stated, value)
     scale.register(sdata, stain, float(pixel_size))
     elements = _elements.find_high_res(sdata, image=stain)
     _elements.set_role(
@@ -73,3 +75,17 @@ def xenium(path: str | Path, **kwargs: Any) -> SpatialData:
     if len(he) == 1:
         _elements.set_role(sdata, "he", {"image": he[0]})
     return sdata
+
+
+def _stated_by_image(folder: Path, stain: str) -> dict[str, float]:
+    """µm/px in the metadata of the vendor's morphology image."""
+    import tifffile
+
+    from sthist.io._images import ome_scale_and_channels
+
+    files = [*sorted((folder / stain).glob("*.ome.tif")), folder / f"{stain}.ome.tif"]
+    for file in files:
+        if file.exists():
+            with tifffile.TiffFile(file) as tiff:
+                return ome_scale_and_channels(tiff)[0]
+    return {}

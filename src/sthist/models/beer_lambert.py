@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sthist import _elements, scale, stains
+from sthist import scale, stains
 from sthist._settings import logger, settings
 from sthist.models._base import Stainer, VirtualStainModel
+from sthist.models._sampling import SAMPLE_PX, TISSUE_MPP, reference_pixels, sample_tiles
 from sthist.tiles._density import Grid, adaptive_density, count_transcripts, paint_cells
 from sthist.tiles._raster import rasterize
 from sthist.tiles._reader import TileReader, read_grid, read_region
 from sthist.tiles._spec import TileSpec
-from sthist.tiles._tissue import clean, mask_of_he, mask_of_nuclear_stain
+from sthist.tiles._tissue import clean, mask_of_nuclear_stain
 
 if TYPE_CHECKING:
     from sthist._elements import HighResElements
 
 TILE_PX = 512
-SAMPLE_TILES, SAMPLE_PX = 64, 256
-TISSUE_MPP = 4.0
 LUT_STEP = 1 / 1024
 LUT_MAX = 8.0
 
@@ -117,7 +117,7 @@ class BeerLambert(VirtualStainModel):
         ValueError
             If the reference is no 8-bit RGB image, or shows almost no tissue.
         """
-        rgb = _reference_pixels(reference, settings.seed if seed is None else seed)
+        rgb = reference_pixels(reference, settings.seed if seed is None else seed)
         vectors = stains.macenko(rgb)
         haematoxylin, eosin = stains.concentrations(rgb, vectors).T
         low, high = np.quantile(haematoxylin, self.config.nuclear_quantiles)
@@ -170,8 +170,9 @@ class BeerLambert(VirtualStainModel):
             allow_upsampling=allow_upsampling,
         )
         grid, molecules, points, source = self._molecules(elements, extent_um)
-        mask, mask_grid = self._tissue(elements, extent_um, grid, molecules)
-        levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid)
+        content = hashlib.blake2b(digest_size=16)
+        mask, mask_grid = self._tissue(elements, extent_um, grid, molecules, content)
+        levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid, content)
         on_tissue = _resample(mask, mask_grid, grid) > 0.5
         if molecules is None:
             amount = np.full(grid.shape, self.config.eosin[1], np.float32)
@@ -181,12 +182,14 @@ class BeerLambert(VirtualStainModel):
                 np.float32
             )
         raster = np.stack([amount, _resample(mask, mask_grid, grid)])
+        content.update(raster.tobytes())
         eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
         eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
         facts = {
             "eosin_from": eosin_from,
             "nuclear_stain": {"images": list(elements.nuclear), "channels": list(channels), "z": elements.z},
             "stain_levels": levels,
+            "content": content.hexdigest(),
             "n_molecules": 0.0 if molecules is None else float(molecules.sum()),
             "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
         }
@@ -218,6 +221,7 @@ class BeerLambert(VirtualStainModel):
         extent_um: tuple[float, float, float, float],
         grid: Grid,
         molecules: np.ndarray | None,
+        content: Any,
     ) -> tuple[np.ndarray, Grid]:
         """Tissue on a coarse grid, 0 to 1: the shapes named "tissue", else found in stain and molecules."""
         import spatialdata as sd
@@ -229,6 +233,7 @@ class BeerLambert(VirtualStainModel):
             mask = rasterize(shapes.geometry, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
         else:
             image = _read_stain(elements, extent_um, coarse)
+            content.update(image.tobytes())
             density = None
             if molecules is not None:
                 density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 6.0 / coarse.bin_um)
@@ -250,16 +255,22 @@ class BeerLambert(VirtualStainModel):
         mpp: float,
         mask: np.ndarray,
         mask_grid: Grid,
+        content: Any,
     ) -> dict[str, list[float]]:
-        """Quantiles of each channel over the tissue, from tiles spread over it at full resolution."""
+        """Quantiles of each channel over the tissue, from tiles spread over it at full resolution.
+
+        The pixels go into the hash ``content``, as does whatever else is seen of the section: other input is another
+        section, and none of its blocks is taken for one of this.
+        """
         spec = TileSpec.from_mpp(mpp, SAMPLE_PX)
         reader = TileReader(
             elements.sdata, elements.nuclear, spec, channels=channels, z=elements.z, allow_upsampling=True
         )
-        chosen = _sample_tiles(extent_um, spec, mask, mask_grid, settings.seed)
+        chosen = sample_tiles(extent_um, spec, mask, mask_grid, settings.seed)
         tiles = reader.read(chosen)
-        weights = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0] > 0.5
-        pixels = tiles[weights]
+        content.update(tiles.tobytes())
+        tissue = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0]
+        pixels = tiles[tissue > min(0.5, tissue.max() / 2)]  # a speck is nowhere all tissue
         quantiles = {channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
         for index, channel in enumerate(channels[1:], start=1):
             quantiles[channel] = np.quantile(pixels[:, index], (0.05, *EOSIN_LEVELS))
@@ -320,74 +331,6 @@ def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float,
     if image.shape[1] > 1 and (image.shape[1] - 0.5) * grid.bin_um > x1 - x0 - 1e-6:
         image[:, -1] = image[:, -2]
     return image
-
-
-def _reference_pixels(reference: Any, seed: int) -> np.ndarray:
-    """Tissue pixels of a reference H&E, (n, 3) uint8: evenly out of an array, from tiles over a registered image."""
-    from spatialdata import SpatialData
-
-    if isinstance(reference, SpatialData):
-        reference = (reference, None)
-    if isinstance(reference, tuple):
-        pixels = _pixels_of_image(reference[0], _elements.find_he(*reference), seed)
-    else:
-        pixels = _pixels_of_array(np.asarray(reference))
-    if len(pixels) == 0:
-        msg = "The reference H&E shows no tissue."
-        raise ValueError(msg)
-    return pixels
-
-
-def _pixels_of_array(array: np.ndarray) -> np.ndarray:
-    if array.ndim != 3:
-        msg = f"The reference H&E has shape {array.shape}; it should be (h, w, 3)."
-        raise ValueError(msg)
-    _require_rgb8(array.dtype, array.shape[-1], "the reference array")
-    step = int(np.clip(np.sqrt(array.shape[0] * array.shape[1] / 1e6), 1, 8))
-    image = array[::step, ::step]
-    # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
-    mask = clean(mask_of_he(image, step / 2), step / 2, min_area_um2=600.0, max_hole_um2=2500.0)
-    return image[mask]
-
-
-def _pixels_of_image(sdata: Any, key: str, seed: int) -> np.ndarray:
-    mpp = float(np.sqrt(np.prod(scale.resolve_mpp(sdata, key))))
-    reader = TileReader(sdata, key, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
-    _require_rgb8(reader.dtype, len(reader.channels), f"image {key!r}")
-    grid = Grid.over(reader.extent_um, TISSUE_MPP)
-    overview = read_region(sdata, key, reader.extent_um, grid.bin_um, fill=255)
-    mask = clean(mask_of_he(overview, grid.bin_um), grid.bin_um, min_area_um2=600.0, max_hole_um2=2500.0)
-    centres = _sample_tiles(reader.extent_um, reader.spec, mask, grid, seed)
-    on_tissue = (
-        TileReader.from_array(mask[None].astype(np.float32), grid.to_um, reader.spec).read(centres)[..., 0] > 0.5
-    )
-    return reader.read(centres)[on_tissue]
-
-
-def _sample_tiles(
-    extent_um: tuple[float, float, float, float], spec: TileSpec, mask: np.ndarray, grid: Grid, seed: int
-) -> np.ndarray:
-    """Centres of up to 64 tiles that show tissue; on a sparse section, of those that show most."""
-    x0, y0, x1, y1 = extent_um
-    columns, rows = (_spread(low, high, spec.size_um) for low, high in ((x0, x1), (y0, y1)))
-    centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
-    cells = ((centres - grid.origin_um) // grid.bin_um).astype(int)
-    half = int(np.ceil(spec.size_um / grid.bin_um / 2))
-    shown = np.array([mask[max(0, y - half) : y + half, max(0, x - half) : x + half].mean() for x, y in cells])
-    candidates = np.flatnonzero(shown > min(0.5, shown.max() * 0.8))
-    return centres[np.sort(np.random.default_rng(seed).permutation(candidates)[:SAMPLE_TILES])]
-
-
-def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
-    if dtype != np.uint8 or n_channels != 3:
-        msg = f"The H&E, {what}, has {n_channels} channels of {dtype}; three channels of uint8 (RGB) are needed."
-        raise ValueError(msg)
-
-
-def _spread(low: float, high: float, size: float) -> np.ndarray:
-    """Centres of tiles side by side from low to high, at least one."""
-    n = max(1, int((high - low) // size))
-    return low + (high - low) * (np.arange(n) + 0.5) / n
 
 
 def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) -> np.ndarray:

@@ -108,6 +108,10 @@ def virtual_he(
             msg = f"There is no panel {panel!r}; there are {list(TITLES)}."
             raise ValueError(msg)
     extent = extent_um(sdata, elements.nuclear) if within is None else region_geometry(sdata, within).bounds
+    for panel in shown:
+        if panel in {"transcripts", "real"} and not available[panel]:
+            msg = f"The panel {panel!r} cannot be shown: this object has no {TITLES[panel]} that is recognised."
+            raise KeyError(msg)
     drawn = make_axes(len(shown), ncols, extent, axes, shown)
     drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     for ax, panel in zip(drawn, shown, strict=True):

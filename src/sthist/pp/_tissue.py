@@ -89,11 +89,10 @@ def _image_for_tissue(sdata: SpatialData, image: str | None) -> tuple[list[str],
         try:
             return [_elements.find_he(sdata)], None
         except KeyError:
-            elements = _elements.find_high_res(sdata)
-            return list(elements.nuclear), [elements.nuclear_channel]
+            keys, channel = _elements.find_nuclear(sdata)
+            return list(keys), [channel]
     element = _elements.get(sdata, "images", image)
     level = pyramid(element)[0]
     if level.sizes["c"] == 3 and level.dtype == "uint8" and "z" not in level.dims:
         return [image], None
-    elements = _elements.find_high_res(sdata, image=image)
-    return [image], [elements.nuclear_channel]
+    return [image], [_elements.find_nuclear(sdata, image)[1]]

@@ -179,3 +179,42 @@ def count_points(x, y, keep, x0, y0, bin_um, grid):
             grid[row, column] += 1
             n_inside += 1
     return n_inside
+
+
+@njit(nogil=True, cache=True)
+def fill_polygons(points, rings, polygons, values, image):
+    """Fill polygons row by row: cells whose centre lies inside by the even-odd rule over all rings.
+
+    Parameters
+    ----------
+    points
+        (n, 2): x, y of all vertices, in cells; rings are closed.
+    rings
+        Where each ring begins among the points, and the end of the last.
+    polygons
+        Where each polygon begins among the rings, and the end of the last.
+    values
+        What each polygon is filled with.
+    image
+        (rows, columns), written.
+    """
+    rows, columns = image.shape
+    for p in range(polygons.size - 1):
+        first, last = rings[polygons[p]], rings[polygons[p + 1]]
+        crossings = np.empty(last - first, np.float64)
+        low, high = np.inf, -np.inf
+        for k in range(first, last):
+            low, high = min(low, points[k, 1]), max(high, points[k, 1])
+        for i in range(max(0, math.ceil(low - 0.5)), min(rows, math.floor(high - 0.5) + 1)):
+            y = i + 0.5
+            n = 0
+            for r in range(polygons[p], polygons[p + 1]):
+                for k in range(rings[r], rings[r + 1] - 1):
+                    y0, y1 = points[k, 1], points[k + 1, 1]
+                    if (y0 <= y) != (y1 <= y):
+                        crossings[n] = points[k, 0] + (y - y0) / (y1 - y0) * (points[k + 1, 0] - points[k, 0])
+                        n += 1
+            crossings[:n].sort()
+            for c in range(0, n - 1, 2):
+                for j in range(max(0, math.ceil(crossings[c] - 0.5)), min(columns, math.ceil(crossings[c + 1] - 0.5))):
+                    image[i, j] = values[p]

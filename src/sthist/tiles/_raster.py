@@ -19,7 +19,7 @@ def rasterize(
     shape: tuple[int, int],
     values: Iterable[float] | None = None,
 ) -> np.ndarray:
-    """Paint polygons onto a grid, holes left out; later ones over earlier ones.
+    """Paint polygons onto a grid: the cells whose centre they contain; later ones over earlier ones.
 
     Parameters
     ----------
@@ -38,22 +38,19 @@ def rasterize(
     -------
     Float32 of ``shape``, 0 where no polygon lies.
     """
-    from PIL import Image, ImageDraw
+    import shapely
 
-    image = Image.new("F", (shape[1], shape[0]), 0.0)
-    draw = ImageDraw.Draw(image)
-    geometries = list(geometries)
-    for geometry, value in zip(geometries, [1.0] * len(geometries) if values is None else values, strict=True):
-        for polygon in getattr(geometry, "geoms", [geometry]):
-            # Pillow's vertices are pixel centres.
-            rings = [
-                ((np.asarray(ring.coords)[:, :2] - origin_um) / mpp - 0.5)
-                for ring in (polygon.exterior, *polygon.interiors)
-            ]
-            for position, ring in enumerate(rings):
-                if len(ring) > 2:
-                    draw.polygon(ring.ravel().tolist(), fill=float(value) if position == 0 else 0.0)
-    return np.asarray(image)
+    from sthist.tiles._kernels import fill_polygons
+
+    image = np.zeros(shape, np.float32)
+    parts, index = shapely.get_parts(np.asarray(list(geometries), dtype=object), return_index=True)
+    painted = np.ones(len(index), np.float32) if values is None else np.asarray(list(values), np.float32)[index]
+    solid = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > 0)
+    if solid.any():
+        _, coordinates, (rings, polygons) = shapely.to_ragged_array(parts[solid])
+        cells = (coordinates[:, :2] - np.asarray(origin_um)) / mpp
+        fill_polygons(cells, rings.astype(np.int64), polygons.astype(np.int64), painted[solid], image)
+    return image
 
 
 def polygonize(mask: np.ndarray, origin_um: Any, mpp: float) -> list[BaseGeometry]:

@@ -14,7 +14,7 @@ from sthist.tiles._source import ChunkCache, ImageSource, source_from_array, sou
 from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from spatialdata import SpatialData
 
@@ -131,8 +131,7 @@ class TileReader:
             raise ValueError(msg)
         self._cache = ChunkCache(cache_bytes)
         self._views = [_View(source, spec) for source in sources]
-        # What a group of tiles needs is decoded before it is used: half of the cache has to hold it.
-        self._group = max(1, min(MAX_GROUP, cache_bytes // 2 // max(view.bytes_per_tile() for view in self._views)))
+        self._group_bytes = cache_bytes // 2
 
     @property
     def extent_um(self) -> tuple[float, float, float, float]:
@@ -166,22 +165,36 @@ class TileReader:
         if out is None:
             out = np.empty((len(centres), px, px, len(self.channels)), self.dtype)
         order = self.order(centres) if len(centres) > 1 else np.arange(len(centres))
+        windows = [view.windows(centres[order]) for view in self._views]
         with ThreadPoolExecutor(settings.threads) as pool:
-            for start in range(0, len(order), self._group):
-                self._read_group(centres, order[start : start + self._group], out, pool)
+            for group, chunks in self._groups(windows):
+                self._load_chunks(chunks, pool)
+                list(pool.map(lambda i: self._read_one(i, windows, centres[order[i]], out[order[i]]), group))
         return out
 
-    def _read_group(self, centres: np.ndarray, group: np.ndarray, out: np.ndarray, pool: ThreadPoolExecutor) -> None:
-        windows = [view.windows(centres[group]) for view in self._views]
-        self._load_chunks(windows, pool)
-        list(pool.map(lambda i: self._read_one(i, windows, centres[group[i]], out[group[i]]), range(len(group))))
+    def _groups(self, windows: list[_Windows]) -> Iterator[tuple[range, list[set[tuple[int, int]]]]]:
+        """Runs of tiles, and the chunks that they need of each image: never more than half of the cache holds."""
+        needed = [view.chunks(window) for view, window in zip(self._views, windows, strict=True)]
+        sizes = [view.planes.chunk_bytes for view in self._views]
+        n = len(windows[0].origins)
+        start = 0
+        while start < n:
+            stop, chunks = start, [set[tuple[int, int]]() for _ in self._views]
+            while stop < n and stop - start < MAX_GROUP:
+                more = [have | need[stop] for have, need in zip(chunks, needed, strict=True)]
+                n_bytes = sum(len(have) * size for have, size in zip(more, sizes, strict=True))
+                if stop > start and n_bytes > self._group_bytes:
+                    break
+                stop, chunks = stop + 1, more
+            yield range(start, stop), chunks
+            start = stop
 
-    def _load_chunks(self, windows: list[_Windows], pool: ThreadPoolExecutor) -> None:
+    def _load_chunks(self, chunks: list[set[tuple[int, int]]], pool: ThreadPoolExecutor) -> None:
         """Decode what a group of tiles needs and is not at hand: neighbours in a row of chunks with one call."""
         spans = [
             (view, position, row, columns)
-            for position, (view, window) in enumerate(zip(self._views, windows, strict=True))
-            for row, columns in view.spans(window, self._cache, position)
+            for position, (view, needed) in enumerate(zip(self._views, chunks, strict=True))
+            for row, columns in view.spans(needed, self._cache, position)
         ]
         list(pool.map(lambda span: span[0].load_span(self._cache, *span[1:]), spans))
 
@@ -226,11 +239,6 @@ class _View:
         self._is_copy = bool(np.abs(self._linear - np.eye(2)).max() * spec.px < 1e-2)
         self._key = source.levels.index(level)
 
-    def bytes_per_tile(self) -> int:
-        """Pixels that one tile needs of the level, in bytes."""
-        sides = np.minimum(np.abs(self._linear).sum(1) * self.px + 2, [self.planes.height, self.planes.width])
-        return max(1, int(np.prod(sides)) * self.planes.shape[0] * self.planes.dtype.itemsize)
-
     def windows(self, centres: np.ndarray) -> _Windows:
         """Where the tiles around centres (x, y in µm) lie on the level."""
         middles = np.c_[centres[:, 1], centres[:, 0], np.ones(len(centres))] @ self._from_um.T
@@ -243,14 +251,23 @@ class _View:
         highs = np.minimum(highs, size).astype(int)
         return _Windows(origins, lows, highs)
 
-    def spans(self, windows: _Windows, cache: ChunkCache, position: int) -> list[tuple[int, tuple[int, int]]]:
-        """Rows of chunks, with their first and last column, that windows need and the cache does not hold."""
-        needed: set[tuple[int, int]] = set()
-        touches = (windows.lows < windows.highs).all(1)
-        for low, high in zip(windows.lows[touches], windows.highs[touches], strict=True):
-            rows = range(*_covering(self.planes.y_edges, low[0], high[0]))
-            columns = range(*_covering(self.planes.x_edges, low[1], high[1]))
-            needed.update((row, column) for row in rows for column in columns)
+    def chunks(self, windows: _Windows) -> list[set[tuple[int, int]]]:
+        """Row and column of the chunks that each window needs; none where it lies beside the image."""
+        return [
+            {
+                (row, column)
+                for row in range(*_covering(self.planes.y_edges, low[0], high[0]))
+                for column in range(*_covering(self.planes.x_edges, low[1], high[1]))
+            }
+            if (low < high).all()
+            else set()
+            for low, high in zip(windows.lows, windows.highs, strict=True)
+        ]
+
+    def spans(
+        self, needed: set[tuple[int, int]], cache: ChunkCache, position: int
+    ) -> list[tuple[int, tuple[int, int]]]:
+        """Rows of chunks, with their first and last column, that are needed and that the cache does not hold."""
         spans: list[tuple[int, tuple[int, int]]] = []
         for row, column in sorted(key for key in needed if (position, self._key, *key) not in cache):
             first, stop = spans[-1][1] if spans and spans[-1][0] == row else (column, -1)

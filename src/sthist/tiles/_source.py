@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Projection = Literal["max", "mean"]
+MAX_CALL_BYTES = 32 * 2**20
+"""Neighbouring chunks that are decoded with one call take this much memory at most."""
 
 
 class Planes:
@@ -49,10 +51,18 @@ class Planes:
         self._data, self._dims, self._channels = _behind_dask(data), dims, list(channels)
         self._z, self._projection = z, projection
         self.height, self.width = (int(n) for n in data.shape[-2:])
-        self.dtype = np.dtype(data.dtype) if projection == "max" or "z" not in dims else np.dtype(np.float32)
+        self.dtype = _pixel_dtype(data.dtype) if projection == "max" or "z" not in dims else np.dtype(np.float32)
         self.y_edges, self.x_edges = (_chunk_edges(self._data, axis) for axis in (-2, -1))
         self._read_chunk = chunk_reader(self._data)
-        self.most_per_call = 16 if self._read_chunk is None else 1
+        self.chunk_bytes = self._bytes_of_a_chunk()
+        self.most_per_call = max(1, min(16, MAX_CALL_BYTES // self.chunk_bytes)) if self._read_chunk is None else 1
+
+    def _bytes_of_a_chunk(self) -> int:
+        """Memory that decoding a chunk takes, all channels and planes of it; 1 where it is in memory already."""
+        if isinstance(self._data, np.ndarray):
+            return 1
+        area = int(np.diff(self.y_edges).max()) * int(np.diff(self.x_edges).max())
+        return area * int(np.prod(self._data.shape[:-2])) * self._data.dtype.itemsize
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,13 +77,16 @@ class Planes:
         }
         leading = tuple(ranges[axis] for axis in self._dims[:-2])
         if self._read_chunk is not None:
-            return [self._project(self._read_chunk(row, column)[leading]) for column in range(first, stop)]
+            chunks = [self._read_chunk(row, column) for column in range(first, stop)]
+            # A few channels of a chunk would keep all of them alive.
+            return [self._project(c[leading] if c[leading].size == c.size else c[leading].copy()) for c in chunks]
         rows, columns = slice(*self.y_edges[row : row + 2]), slice(self.x_edges[first], self.x_edges[stop])
         block = self._data[(*leading, rows, columns)]
         if hasattr(block, "dask"):
             block = block.compute(scheduler="synchronous")
         block = self._project(np.asarray(block))
-        return np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
+        parts = np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
+        return parts if len(parts) == 1 else [part.copy() for part in parts]  # a part would keep its neighbours alive
 
     def _project(self, block: np.ndarray) -> np.ndarray:
         """A block of the channels from the first to the last wanted, with its stack projected, in the wanted order."""
@@ -83,7 +96,7 @@ class Planes:
         low = min(self._channels)
         if self._channels != list(range(low, low + block.shape[0])):
             block = block[[channel - low for channel in self._channels]]
-        return block
+        return block.astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -143,9 +156,12 @@ class ImageSource:
         which places it differently: it is used only where the two agree to a quarter of a tile pixel.
         """
         best = self.levels[0]
+        displacement = 0.0
         for level in self.levels[1:]:
+            # A crop leaves its mark on some levels and displaces all: what is finer speaks for what is coarser.
+            displacement = max(displacement, level.displacement())
             fine_enough = all(f <= s * 1.001 for f, s in zip(level.factor, step, strict=True))
-            if fine_enough and level.displacement() / min(step) < 0.25:
+            if fine_enough and displacement / min(step) < 0.25:
                 best = level
         return best
 
@@ -263,6 +279,12 @@ class ChunkCache:
                 if self._chunks[old].done():
                     self._bytes -= self._chunks.pop(old).result().nbytes
         return chunk
+
+
+def _pixel_dtype(dtype: Any) -> np.dtype:
+    """The type in which pixels are worked on: native byte order, and nothing smaller than the kernels know."""
+    native = np.dtype(dtype).newbyteorder("=")
+    return np.dtype({"float16": np.float32, "bool": np.uint8}.get(native.name, native))
 
 
 def _behind_dask(data: Any) -> Any:
