@@ -540,7 +540,7 @@ def test_a_speck_of_tissue(toy):
 
 
 def test_older_stores_are_refused(backed):
-    """zarr format 2 has no zarr.json: such a store is read, and not written to."""
+    """A store of zarr format 2 has no zarr.json: it is read, and not written to."""
     (backed.path / "zarr.json").rename(backed.path / ".zgroup")
     with pytest.raises(ValueError, match="has the older zarr format 2.*write"):
         sthist.tl.virtual_he(backed)
