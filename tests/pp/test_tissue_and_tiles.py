@@ -189,6 +189,15 @@ class TestAdaptiveDensity:
         np.testing.assert_allclose(density[mask], 3, rtol=1e-4)
         assert (density[~mask] == 0).all()
 
+    def test_a_gap_stays_a_gap(self):
+        """Where the neighbourhood promises many points and there are none, there are none."""
+        rows, columns = np.indices((256, 256)) - 128
+        inside = np.hypot(rows, columns) < 25
+        counts = np.where(inside, 0, np.random.default_rng(0).poisson(0.5, (256, 256)))
+        density = adaptive_density(counts, np.ones(counts.shape, bool))
+        assert density[np.hypot(rows, columns) < 18].max() < 0.1
+        assert density[np.hypot(rows, columns) > 32].mean() == pytest.approx(0.5, rel=0.05)
+
     def test_no_points_at_all(self):
         """Zero, and no division by it."""
         assert (adaptive_density(np.zeros((30, 20)), np.ones((30, 20), bool)) == 0).all()

@@ -182,7 +182,8 @@ def adaptive_density(
     """Density per grid cell, with a Gaussian that is as wide as the counts ask for.
 
     Over a pyramid of widths (doubling from 1.5 cells), each place takes the narrowest under which at least
-    ``min_points`` points lie, with a smooth passage between widths. Cells outside the mask neither give nor take.
+    ``min_points`` points lie, or would lie by the next wider one, with a smooth passage between widths. Cells outside
+    the mask neither give nor take.
 
     Parameters
     ----------
@@ -208,24 +209,24 @@ def adaptive_density(
     pyramid = [(values, points, weight)]
     while min(pyramid[-1][0].shape) > 8 and len(pyramid) < 7:
         values, points, weight = pyramid[-1]
-        pyramid.append((_pool(values), _pool(points), _pool(weight)))
-    density = np.zeros((1, 1), np.float32)
+        pooled = _pool(values)
+        pyramid.append((pooled, pooled if points is values else _pool(points), _pool(weight)))
+    kernel = 4 * np.pi * SIGMA**2
+    density = np.empty((0, 0), np.float32)
     for values, points, weight in reversed(pyramid):
         total = gaussian_filter(values, SIGMA, mode="nearest")
         area = gaussian_filter(weight, SIGMA, mode="nearest")
-        if np.isinf(points).any():
-            trust = np.ones_like(total)
-        else:
-            seen = total if points is values else gaussian_filter(points, SIGMA, mode="nearest")
-            trust = np.clip(seen * (4 * np.pi * SIGMA**2) / (min_points / 2) - 1, 0, 1)
         here = total / np.maximum(area, 1e-6)
-        if density.shape == (1, 1):
+        if density.size == 0 or np.isinf(points).any():
             density = here
-        else:
-            coarse = resize(density, [2 * n for n in density.shape], order=1, mode="edge")[
-                : here.shape[0], : here.shape[1]
-            ]
-            density = trust * here + (1 - trust) * coarse
+            continue
+        size = [2 * n for n in density.shape]
+        coarse = resize(density, size, order=1, mode="edge")[: here.shape[0], : here.shape[1]]
+        seen = total if points is values else gaussian_filter(points, SIGMA, mode="nearest")
+        # Where the wider Gaussian promises many points and there are none, that is as sure as seeing many.
+        expected = coarse * area if points is values else seen
+        trust = np.clip(np.maximum(seen, expected) * kernel / (min_points / 2) - 1, 0, 1)
+        density = trust * here + (1 - trust) * coarse
     return np.where(mask, density, 0).astype(np.float32)
 
 
