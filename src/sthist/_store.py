@@ -195,8 +195,8 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
     _ensure_group(path, kind)
     consolidated = sdata.has_consolidated_metadata()
     _move(built / kind / name, path / kind / name)
-    _record(sdata, kind, name, made)
     _enter(path, kind, name, consolidated=consolidated)
+    _record(sdata, kind, name, made)
     _set(sdata, kind, name, read_element(path, kind, name))
 
 

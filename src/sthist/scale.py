@@ -86,12 +86,26 @@ def require_agreement(sources: dict[str, float], what: str) -> None:
 
 
 def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
-    """µm/px that readers found in an image's metadata, by source (OME, vendor, spot pitch)."""
+    """µm/px that readers found in an image's metadata, by source (OME, vendor, spot pitch).
+
+    Parameters
+    ----------
+    sdata, image
+        The sample, and the key of the image.
+    """
     return dict(sdata.attrs.get("sthist", {}).get("mpp", {}).get(image, {}))
 
 
 def record_mpp(sdata: SpatialData, image: str, source: str, mpp: float) -> None:
-    """Keep the µm/px that a source states of an image, for :func:`resolve_mpp`."""
+    """Keep the µm/px that a source states of an image, for :func:`resolve_mpp`.
+
+    Parameters
+    ----------
+    sdata, image
+        The sample, and the key of the image.
+    source, mpp
+        Who states it, for messages, and the µm/px.
+    """
     scales = sdata.attrs.setdefault("sthist", {}).setdefault("mpp", {}).setdefault(image, {})
     scales[source] = float(mpp)
 
@@ -149,7 +163,16 @@ def register(
 ) -> list[str]:
     """Register in ``um`` all elements that share a coordinate system with an image of known scale; in memory only.
 
-    The work behind :func:`sthist.pp.set_scale`, which see.
+    The work behind :func:`sthist.pp.set_scale`, which see for the errors raised.
+
+    Parameters
+    ----------
+    sdata, image, mpp
+        The sample, the key of the image, and its µm/px.
+    coordinate_system
+        The system in which the elements are registered now.
+    overwrite
+        Replace a scale that disagrees.
 
     Returns
     -------

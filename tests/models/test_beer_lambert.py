@@ -12,6 +12,7 @@ import sthist
 from sthist import stains
 from sthist.models import BeerLambert, BeerLambertConfig
 from sthist.models._stain_kernel import stain_tiles
+from sthist.tiles._raster import rasterize
 
 
 def test_kernel_is_the_formula():
@@ -57,14 +58,16 @@ def test_beats_the_prototype_on_real_histology(name):
         assert ours[0] > table["mean colour"][0] + 0.1
 
 
-def test_scale_is_the_sections_not_the_tiles(toy):
-    """Two parts of a section are stained alike, though one is crowded and the other is not."""
+def test_levels_are_quantiles_over_the_tissue(toy):
+    """Those of all pixels of the true regions, by numpy, to a twentieth; those of the whole field, the null, are not."""
     elements = sthist._elements.find_high_res(toy)
-    stainer = BeerLambert().prepare(elements, (0, 0, 400, 400), 0.5)
-    levels = stainer.facts["stain_levels"]["DAPI"]
-    dapi = toy["morphology_focus"].to_numpy()
-    assert np.quantile(dapi, 0.5) < levels[1]
-    assert stainer.facts["n_molecules"] == pytest.approx(toy["table"].X.sum(), rel=0.05)
+    facts = BeerLambert().prepare(elements, (0, 0, 400, 400), 0.5).facts
+    dapi = toy["morphology_focus"].to_numpy()[0]
+    tissue = rasterize(toy["regions"].geometry, (0, 0), 0.5, dapi.shape) > 0
+    found = facts["stain_levels"]["DAPI"]
+    np.testing.assert_allclose(found, np.quantile(dapi[tissue], (0.4, 0.99)), rtol=0.05)
+    assert abs(np.quantile(dapi, 0.4) / found[0] - 1) > 0.05
+    assert facts["n_molecules"] == pytest.approx(toy["table"].X.sum(), rel=0.05)
 
 
 def test_save_and_load(tmp_path, toy):

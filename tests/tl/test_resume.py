@@ -167,3 +167,59 @@ def test_killed_while_publishing(stored, tmp_path, monkeypatch, step, consolidat
     assert after.has_consolidated_metadata() == consolidated
     assert set(after.attrs["sthist"]["results"]) == {"outline", "virtual_he"}
     assert_equal(pyramid(after), stored[1])
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_killed_while_replacing(stored, tmp_path, monkeypatch, exchange):
+    """Just after the new image is in place: the same call again gives the new image, not the one it replaced."""
+
+    class Killed(BaseException):
+        """As good as a kill."""
+
+    store = tmp_path / "s.zarr"
+    shutil.copytree(stored[0], store)
+    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    sdata = sd.read_zarr(store)
+    dark = BeerLambert(sthist.models.BeerLambertConfig(haematoxylin=(0.5, 3.0)))
+    sthist.tl.virtual_he(sdata, dark)
+    if not exchange:
+        monkeypatch.setattr(_store, "_exchange", lambda *_: False)
+    move, rmtree = _store._move, shutil.rmtree
+
+    def die(*_args, **_kwargs):
+        raise Killed
+
+    def dies_after_the_move(source, target):
+        with monkeypatch.context() as patch:
+            patch.setattr(_store.shutil, "rmtree", die)
+            move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "_move", dies_after_the_move)
+        with pytest.raises(Killed):
+            sthist.tl.virtual_he(sdata, Counting(), overwrite=True)
+    assert shutil.rmtree is rmtree
+    assert_equal(pyramid(sd.read_zarr(store)), stored[1])
+    again = sd.read_zarr(store)
+    sthist.tl.virtual_he(again, Counting(), overwrite=True)
+    assert_equal(pyramid(sd.read_zarr(store)), stored[1])
+
+
+def test_again_after_a_kill_between_move_and_entry(stored, tmp_path, monkeypatch):
+    """The canvas has gone to its place: the same call starts anew and does not look for it."""
+
+    def die(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    store = tmp_path / "s.zarr"
+    shutil.copytree(stored[0], store)
+    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    with monkeypatch.context() as patch:
+        patch.setattr(_store, "_enter", die)
+        with pytest.raises(KeyboardInterrupt):
+            sthist.tl.virtual_he(sd.read_zarr(store), Counting())
+    sthist.pp.tissue(sd.read_zarr(store), key_added="outline")  # repairs
+    with pytest.raises(ValueError, match="exists"):
+        sthist.tl.virtual_he(sd.read_zarr(store), Counting())
+    sthist.tl.virtual_he(sd.read_zarr(store), Counting(), overwrite=True)
+    assert_equal(pyramid(sd.read_zarr(store)), stored[1])

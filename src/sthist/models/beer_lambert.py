@@ -173,7 +173,8 @@ class BeerLambert(VirtualStainModel):
         content = hashlib.blake2b(digest_size=16)
         mask, mask_grid = self._tissue(elements, extent_um, grid, molecules, content)
         levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid, content)
-        on_tissue = _resample(mask, mask_grid, grid) > 0.5
+        tissue = _resample(mask, mask_grid, grid)
+        on_tissue = tissue > 0.5
         if molecules is None:
             amount = np.full(grid.shape, self.config.eosin[1], np.float32)
         else:
@@ -181,7 +182,7 @@ class BeerLambert(VirtualStainModel):
             amount = _match(density, np.quantile(density[on_tissue], EOSIN_LEVELS), self.config.eosin).astype(
                 np.float32
             )
-        raster = np.stack([amount, _resample(mask, mask_grid, grid)])
+        raster = np.stack([amount, tissue])
         content.update(raster.tobytes())
         eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
         eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
@@ -194,9 +195,7 @@ class BeerLambert(VirtualStainModel):
             "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
         }
         logger.info("Eosin comes from: %s.", ", ".join(eosin_from))
-        return Stainer(
-            [reader, eosin_reader], self._predictor(levels, reader.dtype), facts, overlap=0.0, concurrent=True
-        )
+        return Stainer([reader, eosin_reader], self._predictor(levels), facts, overlap=0.0, concurrent=True)
 
     def _molecules(
         self, elements: HighResElements, extent_um: tuple[float, float, float, float]
@@ -283,7 +282,7 @@ class BeerLambert(VirtualStainModel):
             raise ValueError(msg)
         return {channel: [float(value) for value in values] for channel, values in quantiles.items()}
 
-    def _predictor(self, levels: dict[str, list[float]], dtype: np.dtype) -> Any:
+    def _predictor(self, levels: dict[str, list[float]]) -> Any:
         """The function that stains tiles: three table look-ups and two products per pixel and colour."""
         from sthist.models._stain_kernel import stain_tiles
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,9 +111,11 @@ class Canvas:
             )
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            self._create(transformations or {})
+            identity = uuid.uuid4().hex
+            self._create(transformations or {}, identity)
             self._done.mkdir()
-            (folder / "manifest.json").write_text(json.dumps(manifest))  # last: without it the folder is not continued
+            # Last: without it the folder is not continued.
+            (folder / "manifest.json").write_text(json.dumps(manifest | {"identity": identity}))
         self._levels = _open_levels(self.store / "images" / name)
 
     @property
@@ -157,7 +160,11 @@ class Canvas:
     def _continues(self, manifest: dict[str, Any]) -> bool:
         try:
             found = json.loads((self.folder / "manifest.json").read_text())
+            element = json.loads((self.store / "images" / self.name / "zarr.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        # A kill while publishing can leave no image here, or the one that was replaced: its marks are another's.
+        if found.pop("identity", None) != element["attributes"].get("sthist_canvas"):
             return False
         if found != manifest:
             logger.info(
@@ -165,7 +172,7 @@ class Canvas:
             )
         return bool(found == manifest)
 
-    def _create(self, transformations: Mapping[str, np.ndarray]) -> None:
+    def _create(self, transformations: Mapping[str, np.ndarray], identity: str) -> None:
         """Let SpatialData write the metadata of a tiny image of as many levels, then give its arrays their size."""
         import spatialdata as sd
         import zarr
@@ -197,6 +204,7 @@ class Canvas:
                 dimension_names=("c", "y", "x"),
                 overwrite=True,
             )
+        zarr.open_group(element, mode="r+", use_consolidated=False).attrs["sthist_canvas"] = identity
         _store.consolidate(self.store)
 
 

@@ -265,7 +265,7 @@ class ChunkCache:
             return future.result()
         try:
             chunk = load()
-        except BaseException as error:
+        except BaseException as error:  # whoever waits for this chunk gets it too, and is not left waiting
             with self._lock:
                 del self._chunks[key]
             mine.set_exception(error)

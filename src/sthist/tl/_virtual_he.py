@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist._elements import HighResElements
+    from sthist.models._base import Stainer
 
 
 def virtual_he(
@@ -122,7 +123,8 @@ def virtual_he(
     canvas_um = section_um if region is None else _snap(region.bounds, section_um, mpp)
     with _store.writing(sdata):
         stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
-        fingerprint = _fingerprint(elements, stain, stainer.facts, region, stainer.overlap, batch_size)
+        systems = _other_systems(elements)
+        fingerprint = _fingerprint(elements, stain, stainer, systems, region, batch_size)
         digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
         with _store.workspace(sdata, key_added, digest) as folder:
             canvas = Canvas(
@@ -131,7 +133,7 @@ def virtual_he(
                 extent_um=canvas_um,
                 mpp=mpp,
                 fingerprint=fingerprint,
-                transformations=_other_systems(elements),
+                transformations=systems,
             )
             map_tiles(
                 stainer.readers,
@@ -184,9 +186,9 @@ def _snap(
 def _fingerprint(
     elements: HighResElements,
     model: VirtualStainModel,
-    facts: dict[str, Any],
+    stainer: Stainer,
+    systems: dict[str, np.ndarray],
     region: BaseGeometry | None,
-    overlap: float,
     batch_size: int,
 ) -> dict[str, Any]:
     """What determines the image: the model, the elements, what was measured of them, and how tiles are batched."""
@@ -194,10 +196,11 @@ def _fingerprint(
 
     fingerprint = {
         "config": dataclasses.asdict(model.config),
-        "section": facts,
+        "section": stainer.facts,
         "matrices": [scale.matrix_to(elements.sdata.images[key]).tolist() for key in elements.nuclear],
+        "systems": {name: matrix.tolist() for name, matrix in systems.items()},
         "within": None if region is None else region.wkt,
-        "overlap": overlap,
+        "overlap": stainer.overlap,
         "batch_size": batch_size,
         "seed": settings.seed,
     }
