@@ -28,19 +28,15 @@ CYTOPLASM_NAMES = re.compile(
 )
 MORPHOLOGY_NAMES = re.compile(r"^morphology(_focus|_mip)?$", re.IGNORECASE)
 HE_NAMES = re.compile(r"(^|[^a-z])(he|h&e|h_and_e|hematoxylin)([^a-z]|$)", re.IGNORECASE)
-CONTROL_PREFIXES = (
-    "blank",
-    "negcontrol",
-    "negative",
-    "negprb",
-    "unassigned",
-    "deprecated",
-    "antisense",
-    "falsecode",
-    "systemcontrol",
-    "intergenic",
-)
-"""Features that are no genes, by lower-case prefix, over Xenium, CosMx and MERSCOPE."""
+CONTROL_FEATURES = {
+    "xenium": ("negcontrol", "unassigned", "deprecated", "antisense", "blank", "intergenic"),
+    "cosmx": ("negative", "negprb", "systemcontrol", "falsecode"),
+    "merscope": ("blank",),
+}
+"""Features that are no genes, by lower-case prefix, as each platform names them."""
+
+CONTROL_PREFIXES = tuple(sorted({prefix for prefixes in CONTROL_FEATURES.values() for prefix in prefixes}))
+"""All of them: no gene symbol begins with any."""
 
 
 def safe_key(name: str | Sequence[str]) -> str:
@@ -189,7 +185,7 @@ def find_high_res(
         cytoplasm_channels=tuple(cytoplasm),
         points=points_key,
         gene=gene,
-        table=_find_cell_table(sdata, table),
+        table=find_cell_table(sdata, table),
         z=z,
     )
 
@@ -269,7 +265,7 @@ def find_transcripts(sdata: SpatialData, points: str | None = None) -> tuple[str
     return points, str(gene)
 
 
-def _find_cell_table(sdata: SpatialData, table: str | None) -> str | None:
+def find_cell_table(sdata: SpatialData, table: str | None = None) -> str | None:
     """The table of cells: the one that is named, else one whose cells can be placed."""
     if table is not None:
         get(sdata, "tables", table)
@@ -281,7 +277,7 @@ def _find_cell_table(sdata: SpatialData, table: str | None) -> str | None:
         if "spatialdata_attrs" in adata.uns and adata.X is not None and name not in adata.uns.get("sthist", {})
     ]
     name = recorded if recorded in sdata.tables else candidates[0] if len(candidates) == 1 else None
-    if name is not None and _cell_shapes(sdata, name) is None:
+    if name is not None and cell_shapes(sdata, name) is None:
         logger.info("The cells of table %r are left aside: no shapes are theirs.", name)
         return None
     return name
@@ -297,7 +293,7 @@ def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], 
     raise ValueError(msg)
 
 
-def _cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
+def cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
     """Shapes that are the cells of a table, and the name of each of its cells in them.
 
     Those that the table is linked to; else, as for a Xenium table that is linked to labels, those whose index holds the
@@ -332,7 +328,7 @@ def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
     from spatialdata.transformations import get_transformation
 
     adata = sdata.tables[table]
-    found = _cell_shapes(sdata, table)
+    found = cell_shapes(sdata, table)
     if found is None or adata.X is None:
         regions = adata.uns.get("spatialdata_attrs", {}).get("region", "nothing")
         msg = (

@@ -1,5 +1,7 @@
-"""Readers: vendor folders and loose files, as SpatialData in micrometres."""
+"""Readers: vendor folders, slides and loose files, as SpatialData in micrometres."""
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(__name__, submod_attrs={"_assemble": ["assemble"], "_xenium": ["xenium"]})
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__, submod_attrs={"_assemble": ["assemble"], "_he": ["slide"], "_xenium": ["xenium"]}
+)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist import _elements, scale
 from sthist._settings import logger
-from sthist.io._images import LooseImage, read_image
+from sthist.io._images import LooseImage, image_element, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,8 @@ def assemble(
     Parameters
     ----------
     images
-        Name to path (TIFF, OME-TIFF, PNG, JPEG) or array: (y, x), (y, x, 3), (c, y, x), or (c, z, y, x) for a stack.
+        Name to path (TIFF, OME-TIFF, SVS, PNG, JPEG) or array: (y, x), (y, x, 3), (c, y, x), or (c, z, y, x) for a stack.
+        TIFF files are read as they are needed.
         Names like ``"he"`` and ``"dapi"``, or channels named like stains, tell their roles.
     mpp
         µm per pixel: one number for all images, or one per image. Not needed where a file states it.
@@ -95,6 +96,7 @@ def assemble(
     ['um']
     """
     from spatialdata import SpatialData
+    from spatialdata.transformations import Affine
 
     images = dict(images or {})
     for argument, mapping in (
@@ -111,7 +113,8 @@ def assemble(
     for name, source in images.items():
         loose = read_image(source, name)
         to_um[name] = _to_um(name, loose, mpp, matrices)
-        sdata.images[name] = _image_element(loose, to_um[name], (channels or {}).get(name), name)
+        registered = {_elements.UM: Affine(to_um[name], ("x", "y"), ("x", "y"))}
+        sdata.images[name] = image_element(loose, registered, channels=(channels or {}).get(name), name=name)
         for stated, value in loose.mpp.items():
             scale.record_mpp(sdata, name, stated, value)
         scale.resolve_mpp(sdata, name)
@@ -145,31 +148,6 @@ def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] |
     scale.require_agreement(sources, f"image {name!r}")
     value = next(iter(sources.values()))
     return np.diag([value, value, 1.0])
-
-
-def _image_element(loose: LooseImage, to_um: np.ndarray, channels: Sequence[str] | None, name: str) -> Any:
-    from spatialdata.models import Image2DModel, Image3DModel
-    from spatialdata.transformations import Affine
-
-    n_channels = loose.pixels.shape[0]
-    names = list(channels) if channels is not None else loose.channels
-    if channels is None and names is not None and len(names) != n_channels:
-        names = None  # an OME file names the three colours of one channel once
-    if names is None:
-        names = ["r", "g", "b"] if n_channels == 3 else [name] if n_channels == 1 else None
-    if names is not None and len(names) != n_channels:
-        msg = f"Image {name!r} has {n_channels} channels; {len(names)} names are given: {names}."
-        raise ValueError(msg)
-    n_levels = max(0, int(np.ceil(np.log2(max(loose.pixels.shape[-2:]) / 1024)))) if "z" not in loose.dims else 0
-    model = Image3DModel if "z" in loose.dims else Image2DModel
-    return model.parse(
-        loose.pixels,
-        dims=loose.dims,
-        c_coords=names,
-        scale_factors=[2] * n_levels or None,
-        chunks={"c": n_channels, "y": 512, "x": 512} | ({"z": loose.pixels.shape[1]} if "z" in loose.dims else {}),
-        transformations={_elements.UM: Affine(to_um, ("x", "y"), ("x", "y"))},
-    )
 
 
 def _add_points(

@@ -1,48 +1,56 @@
-"""Loose image files: pixels, and what the file says of scale and channels."""
+"""Images from files and arrays, as elements of a SpatialData."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-TIFF_AXES = {"C": "c", "S": "c", "Q": "c", "I": "c", "Z": "z", "Y": "y", "X": "x"}
-"""tifffile's letters: channels, samples (colours), unknown and image sequences are all channels here."""
+from sthist.io._tiff import open_tiff
 
-UNIT_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3}
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff", ".bif"}
+CHUNK_PX = 512
+COARSEST_PX = 1024
+"""Pyramids end where the longer side is at most this."""
 
 
 @dataclass(frozen=True)
 class LooseImage:
-    """An image file.
+    """An image that is no element yet.
 
     Attributes
     ----------
     pixels
-        Array; axes as in ``dims``.
+        Array; axes as in ``dims``. A dask array where the file is read lazily.
     dims
         Of ``c``, ``z``, ``y``, ``x``.
     mpp
         µm/px by the source that states it.
     channels
         Names, where the file has them.
+    coarser
+        Further levels of the file's own pyramid.
     """
 
     pixels: Any
     dims: tuple[str, ...]
     mpp: dict[str, float]
     channels: list[str] | None = None
+    coarser: tuple[Any, ...] = ()
 
 
 def read_image(source: Any, name: str) -> LooseImage:
-    """A path or an array as an image.
+    """A path or an array as an image; TIFF files are opened, not read.
 
     Parameters
     ----------
     source
-        TIFF, OME-TIFF, PNG or JPEG; or an array of (y, x), (y, x, 3 or 4), (c, y, x) or (c, z, y, x).
+        TIFF, OME-TIFF, SVS, PNG or JPEG; or an array of (y, x), (y, x, 3 or 4), (c, y, x) or (c, z, y, x).
     name
         For messages.
 
@@ -50,18 +58,25 @@ def read_image(source: Any, name: str) -> LooseImage:
     ------
     FileNotFoundError
         If there is no such file.
+    ImportError
+        If the file needs the extra ``wsi``.
     ValueError
-        If it is no image, or its axes cannot be told.
+        If it is no image, is truncated, or its axes cannot be told.
     """
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.exists():
-            msg = f"Image {name!r}: there is no file {path}."
-            raise FileNotFoundError(msg)
-        if path.suffix.lower() in {".tif", ".tiff", ".svs", ".btf"}:
-            return _read_tiff(path, name)
+    if not isinstance(source, str | Path):
+        return _from_array(source if hasattr(source, "shape") else np.asarray(source), name)
+    path = Path(source)
+    if not path.is_file():
+        msg = f"Image {name!r}: there is no file {path}."
+        raise FileNotFoundError(msg)
+    if path.suffix.lower() not in TIFF_SUFFIXES:
         return _from_array(_read_picture(path, name), name)
-    return _from_array(source if hasattr(source, "shape") else np.asarray(source), name)
+    try:
+        levels, dims, mpp, channels = open_tiff(path)
+    except ValueError as error:
+        msg = f"Image {name!r}: {error}"
+        raise ValueError(msg) from None
+    return LooseImage(levels[0], dims, mpp, channels, tuple(levels[1:]))
 
 
 def _from_array(array: Any, name: str) -> LooseImage:
@@ -88,49 +103,83 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
     except UnidentifiedImageError:
         msg = f"Image {name!r}: {path} is no picture that Pillow can read."
         raise ValueError(msg) from None
+    except (OSError, SyntaxError) as error:  # Pillow's two ways to say that a known format is broken
+        msg = f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?"
+        raise ValueError(msg) from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read_tiff(path: Path, name: str) -> LooseImage:
-    import tifffile
+def image_element(
+    loose: LooseImage, transformations: Mapping[str, Any], *, channels: Sequence[str] | None = None, name: str
+) -> Any:
+    """An image as an element: with the pyramid that its file has, or one of halves where it is large.
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            pixels, axes = series.asarray(), series.axes
-            mpp, channels = ome_scale_and_channels(file)
-    except tifffile.TiffFileError as error:
-        msg = f"Image {name!r}: {path} is no TIFF file: {error}."
-        raise ValueError(msg) from None
-    shown = [axis for axis, n in zip(axes, pixels.shape, strict=True) if n > 1 or axis in "YX"]
-    dims = [TIFF_AXES.get(axis, axis) for axis in shown]
-    if len(set(dims)) < len(dims) or not {"y", "x"} <= set(dims) <= {"c", "z", "y", "x"}:
-        msg = f"Image {name!r}: the axes of {path} are {axes} {pixels.shape}; one each of channels, z, y and x can be read."
+    Parameters
+    ----------
+    loose
+        The image.
+    transformations
+        By coordinate system.
+    channels
+        Names; by default the file's own, r, g, b for three, and the image's name for one.
+    name
+        Of the image, for messages.
+
+    Raises
+    ------
+    ValueError
+        If the number of names is not that of the channels.
+    """
+    from spatialdata.models import Image2DModel, Image3DModel
+
+    names = _channel_names(loose, channels, name)
+    size = max(loose.pixels.shape[-2:])
+    model = Image3DModel if "z" in loose.dims else Image2DModel
+    if loose.coarser and "z" not in loose.dims and 2 * max(loose.coarser[0].shape[-2:]) > size / 4:
+        return _with_own_pyramid(loose, names, transformations)
+    n_levels = 0 if "z" in loose.dims else max(0, int(np.ceil(np.log2(size / COARSEST_PX))))
+    lazy = hasattr(loose.pixels, "dask")
+    depth = {"z": loose.pixels.shape[1]} if "z" in loose.dims else {}
+    return model.parse(
+        loose.pixels,
+        dims=loose.dims,
+        c_coords=names,
+        scale_factors=[2] * n_levels or None,
+        chunks=None if lazy else {"c": len(loose.pixels), "y": CHUNK_PX, "x": CHUNK_PX} | depth,
+        transformations=dict(transformations),
+    )
+
+
+def _channel_names(loose: LooseImage, channels: Sequence[str] | None, name: str) -> list[str] | None:
+    n_channels = loose.pixels.shape[0]
+    names = list(channels) if channels is not None else loose.channels
+    if channels is None and names is not None and len(names) != n_channels:
+        names = None  # an OME file names the three colours of one channel once
+    if names is None:
+        names = ["r", "g", "b"] if n_channels == 3 else [name] if n_channels == 1 else None
+    if names is not None and len(names) != n_channels:
+        msg = f"Image {name!r} has {n_channels} channels; {len(names)} names are given: {names}."
         raise ValueError(msg)
-    pixels = pixels.reshape([n for axis, n in zip(axes, pixels.shape, strict=True) if n > 1 or axis in "YX"])
-    if "S" in shown:
-        pixels = np.take(pixels, range(min(3, pixels.shape[shown.index("S")])), shown.index("S"))  # no transparency
-    if "c" not in dims:
-        pixels, dims = pixels[None], ["c", *dims]
-    order = [axis for axis in ("c", "z", "y", "x") if axis in dims]
-    return LooseImage(pixels.transpose([dims.index(axis) for axis in order]), tuple(order), mpp, channels)
+    return names
 
 
-def ome_scale_and_channels(file: Any) -> tuple[dict[str, float], list[str] | None]:
-    """µm/px and channel names from a TIFF's OME metadata; nothing where it has none."""
-    import xml.etree.ElementTree as ET
+def _with_own_pyramid(loose: LooseImage, names: list[str] | None, transformations: Mapping[str, Any]) -> Any:
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import set_transformation
+    from xarray import DataArray, Dataset, DataTree
 
-    if not file.ome_metadata:
-        return {}, None
-    pixels = ET.fromstring(file.ome_metadata).find(".//{*}Pixels")
-    if pixels is None:
-        return {}, None
-    sizes = {}
-    for axis in "XY":
-        if f"PhysicalSize{axis}" in pixels.attrib:
-            unit = UNIT_UM.get(pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm"))
-            if unit is not None:
-                sizes[f"OME PhysicalSize{axis}"] = float(pixels.attrib[f"PhysicalSize{axis}"]) * unit
-    names = [channel.attrib.get("Name", "") for channel in pixels.findall("{*}Channel")]
-    return sizes, names if names and all(names) else None
+    levels = {}
+    for position, pixels in enumerate((loose.pixels, *loose.coarser)):
+        # Centres of a level's pixels, in pixels of the finest one.
+        places = {
+            dim: (np.arange(n) + 0.5) * (loose.pixels.shape[axis] / n)
+            for axis, (dim, n) in enumerate(zip(loose.dims, pixels.shape, strict=True))
+            if dim != "c"
+        }
+        coords = {"c": names if names is not None else range(len(pixels))} | places
+        levels[f"scale{position}"] = Dataset({"image": DataArray(pixels, dims=loose.dims, coords=coords)})
+    element = DataTree.from_dict(levels)
+    set_transformation(element, dict(transformations), set_all=True)
+    Image2DModel().validate(element)
+    return element

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist.tiles._spec import TileSpec
+from sthist import _elements, _store, scale
+from sthist._settings import logger
+from sthist.tiles import Overlay, TileReader, TileSpec, farthest_points, has_content
+from sthist.tiles._sampling import lies_inside
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from geopandas import GeoDataFrame
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
@@ -20,10 +24,13 @@ def tiles(
     *,
     size_um: float = 112.0,
     px: int = 224,
-    sampling: Literal["grid", "regions"] = "grid",
+    sampling: Literal["grid", "regions", "fps"] = "grid",
     shapes: str | None = None,
     overlap: float = 0.0,
     min_tissue: float = 0.5,
+    n_tiles: int = 2000,
+    max_blank: float = 0.9,
+    images: Sequence[str] | None = None,
     key_added: str = "tiles",
     overwrite: bool = False,
 ) -> None:
@@ -39,13 +46,21 @@ def tiles(
         Pixels to which a tile will be sampled.
     sampling
         ``"grid"``: side by side over the tissue. ``"regions"``: one around the centroid of each region of ``shapes``.
+        ``"fps"``: around cells that are spread evenly by farthest point sampling, as ST2HE's training tiles are.
     shapes
         For ``"grid"``, outlines of the tissue (``"tissue"`` by default, see :func:`sthist.pp.tissue`); for
-        ``"regions"``, the regions.
+        ``"regions"``, the regions; for ``"fps"``, the cells (those of the cell table by default).
     overlap
         Part of a tile's side that it shares with the next one on the grid, from 0 to less than 1.
     min_tissue
         Tiles of the grid of which less is tissue are left out.
+    n_tiles
+        For ``"fps"``, how many tiles are wanted.
+    max_blank
+        For ``"fps"``, tiles are left out of which more is black or near white (grey 0, or above 230) in any of
+        ``images``; so are tiles that leave an image.
+    images
+        For ``"fps"``, what the tiles must show: by default the nuclear stain and the H&E, those that there are.
     key_added
         Name of the shapes; the table is named ``<key_added>_table``.
     overwrite
@@ -55,7 +70,7 @@ def tiles(
     -------
     None. Writes ``sdata.shapes[key_added]``, squares in µm, and ``sdata.tables[key_added + "_table"]`` with one row per
     tile, ``obsm["spatial"]`` (centres x, y in µm) and ``uns["tile_spec"]``; in ``obs`` the columns ``region``,
-    ``instance_id`` and, for the grid, ``tissue_fraction``, for regions ``source_id``.
+    ``instance_id`` and, for the grid, ``tissue_fraction``, otherwise ``source_id``, the region's name.
 
     Raises
     ------
@@ -85,8 +100,8 @@ def tiles(
     if not 0 <= overlap < 1:
         msg = f"overlap is {overlap}; it is a part of the tile's side, from 0 to less than 1."
         raise ValueError(msg)
-    if sampling not in {"grid", "regions"}:
-        msg = f"sampling is {sampling!r}; it is 'grid' or 'regions'."
+    if sampling not in {"grid", "regions", "fps"}:
+        msg = f"sampling is {sampling!r}; it is 'grid', 'regions' or 'fps'."
         raise ValueError(msg)
     _elements.require_one_sample(sdata)
     if sampling == "regions" and shapes is None:
@@ -95,17 +110,19 @@ def tiles(
     table_key = f"{key_added}_table"
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
     _store.require_free(sdata, table_key, "tables", overwrite=overwrite)
-    regions = sd.transform(_elements.get(sdata, "shapes", shapes or "tissue"), to_coordinate_system=_elements.UM)
+    shapes = shapes or (_cells(sdata) if sampling == "fps" else "tissue")
+    regions = sd.transform(_elements.get(sdata, "shapes", shapes), to_coordinate_system=_elements.UM)
     if sampling == "grid":
         centres, fraction = _grid(shapely.union_all(regions.geometry), spec, overlap, min_tissue)
         obs = pd.DataFrame({"tissue_fraction": fraction})
+        hint = f"has at least {min_tissue:.0%} tissue; lower min_tissue"
     else:
         centres = _centroids(regions)
-        obs = pd.DataFrame({"source_id": regions.index.astype(str)})
+        chosen = _spread(sdata, centres, spec, n_tiles, max_blank, images) if sampling == "fps" else slice(None)
+        centres, obs = centres[chosen], pd.DataFrame({"source_id": regions.index.astype(str)[chosen]})
+        hint = f"lies on all images and is blank by at most {max_blank:.0%}; check their alignment, raise max_blank"
     if len(centres) == 0:
-        msg = (
-            f"No tile of {size_um:g} µm has at least {min_tissue:.0%} tissue; lower min_tissue, or make tiles smaller."
-        )
+        msg = f"No tile of {size_um:g} µm {hint}, or make tiles smaller."
         raise ValueError(msg)
     half = spec.size_um / 2
     squares = shapely.box(*(centres - half).T, *(centres + half).T)
@@ -143,3 +160,68 @@ def _grid(area: BaseGeometry, spec: TileSpec, overlap: float, min_tissue: float)
 def _centroids(regions: GeoDataFrame) -> np.ndarray:
     centroids = regions.geometry.centroid
     return np.c_[centroids.x, centroids.y]
+
+
+def _cells(sdata: SpatialData) -> str:
+    """Shapes of the sample's cells."""
+    table = _elements.find_cell_table(sdata)
+    found = None if table is None else _elements.cell_shapes(sdata, table)
+    if found is None:
+        msg = f"Found no cells to sample. {_elements.describe('shapes', sdata.shapes)} Say which ones they are with shapes=."
+        raise KeyError(msg)
+    return found[0]
+
+
+def _spread(
+    sdata: SpatialData, centres: np.ndarray, spec: TileSpec, n: int, max_blank: float, images: Sequence[str] | None
+) -> np.ndarray:
+    """Indices of cells by farthest point sampling whose tiles lie on the images and show something."""
+    readers = _views(sdata, spec, images)
+    inside = np.flatnonzero(
+        np.logical_and.reduce([lies_inside(reader.sources, centres, spec.size_um) for reader in readers])
+    )
+    if len(inside) == 0:
+        return inside
+    # Blank tiles are replaced by the next farthest: the order does not depend on how many are asked for.
+    order = inside[farthest_points(centres[inside], len(inside) if len(inside) < 3 * n else 3 * n)]
+    kept: list[int] = []
+    n_blank = 0
+    for start in range(0, len(order), 64):
+        batch = order[start : start + 64]
+        shows = np.logical_and.reduce([has_content(reader.read(centres[batch]), max_blank) for reader in readers])
+        kept += batch[shows].tolist()
+        n_blank += int((~shows).sum())
+        if len(kept) >= n:
+            break
+    logger.info(
+        "%d tiles; %d of %d cells lie too near a border, %d tiles were blank.",
+        min(len(kept), n),
+        len(centres) - len(inside),
+        len(centres),
+        n_blank,
+    )
+    return np.array(kept[:n], np.int64)
+
+
+def _views(sdata: SpatialData, spec: TileSpec, images: Sequence[str] | None) -> list[TileReader | Overlay]:
+    """What tiles must show, read no finer than the images are: as grey of 8 bits, or as RGB."""
+    keys: list[str | tuple[str, ...]] = list(images or [])
+    if images is None:
+        for find in (lambda: _elements.find_nuclear(sdata)[0], lambda: _elements.find_he(sdata)):
+            try:
+                keys.append(find())
+            except (KeyError, ValueError):
+                continue
+    if not keys:
+        msg = f"Found neither a nuclear stain nor an H&E. {_elements.describe('images', sdata.images)} Name them with images=."
+        raise KeyError(msg)
+    views: list[TileReader | Overlay] = []
+    for key in keys:
+        first = key if isinstance(key, str) else key[0]
+        mpp = min(scale.resolve_mpp(sdata, first))
+        seen = TileSpec(spec.size_um, max(1, min(spec.px, round(spec.size_um / mpp))))
+        if len(_elements.channel_names(sdata.images[first])) == 3 and isinstance(key, str):
+            views.append(TileReader(sdata, key, seen, fill=255))
+        else:
+            views.append(Overlay(sdata, seen, mode="none", image=key))
+    return views

@@ -8,7 +8,10 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_canvas": ["Canvas"],
         "_loader": ["TileLoader"],
         "_map": ["map_tiles"],
+        "_overlay": ["Overlay"],
+        "_pairs": ["export_pairs", "paired_loader"],
         "_reader": ["TileReader", "read_region"],
+        "_sampling": ["farthest_points", "has_content"],
         "_spec": ["TileSpec"],
     },
 )

@@ -12,7 +12,7 @@ from sthist import _elements, scale
 from sthist.tiles._raster import rasterize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sthist._elements import HighResElements
 
@@ -76,10 +76,12 @@ def iter_points(
         )
 
 
-def is_gene(names: Any) -> np.ndarray:
-    """Which features are genes: no blank, negative control or unassigned codeword, by their prefix."""
+def is_gene(names: Any, controls: Sequence[str] | None = None) -> np.ndarray:
+    """Which features are genes: no blank, negative control or unassigned codeword, by their prefix, whatever its case."""
     lower = np.char.lower(np.asarray(names, dtype=str))
-    return ~np.logical_or.reduce([np.char.startswith(lower, prefix) for prefix in _elements.CONTROL_PREFIXES])
+    prefixes = _elements.CONTROL_PREFIXES if controls is None else [prefix.lower() for prefix in controls]
+    starts = [np.char.startswith(lower, prefix) for prefix in prefixes]
+    return ~np.logical_or.reduce(starts) if starts else np.ones(lower.shape, np.bool_)
 
 
 def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.0) -> tuple[np.ndarray, int]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist._settings import settings
-from sthist.tiles._reader import TileReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+
+    from sthist.tiles._overlay import Overlay
+    from sthist.tiles._reader import TileReader
 
 
 class TileLoader:
@@ -25,7 +28,7 @@ class TileLoader:
     Parameters
     ----------
     readers
-        One reader, or several: paired tiles of registered images.
+        One reader (of images or of overlays), or several: paired tiles of registered images.
     centres
         (n, 2): x, y in µm.
     batch_size
@@ -51,7 +54,7 @@ class TileLoader:
 
     def __init__(
         self,
-        readers: TileReader | Sequence[TileReader],
+        readers: TileReader | Overlay | Sequence[TileReader | Overlay],
         centres: Any,
         *,
         batch_size: int = 32,
@@ -62,7 +65,7 @@ class TileLoader:
         mix: int = 8,
         prefetch: int = 2,
     ) -> None:
-        self.readers = [readers] if isinstance(readers, TileReader) else list(readers)
+        self.readers: list[TileReader | Overlay] = list(readers) if isinstance(readers, Sequence) else [readers]
         self.centres = np.asarray(centres, np.float64).reshape(-1, 2)
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, epoch
         self.seed = settings.seed if seed is None else seed

@@ -49,7 +49,7 @@ class TileReader:
     channels
         Names of the channels to read, in this order; all by default.
     z
-        A plane of an image stack; by default the stack is projected.
+        A plane of an image stack, or the first and last of several; by default the whole stack is projected.
     projection
         ``"max"`` or ``"mean"``.
     fill
@@ -82,7 +82,7 @@ class TileReader:
         spec: TileSpec,
         *,
         channels: Sequence[str] | None = None,
-        z: int | None = None,
+        z: int | tuple[int, int] | None = None,
         projection: Projection = "max",
         fill: float = 0,
         allow_upsampling: bool = False,
@@ -220,7 +220,7 @@ def read_region(
     mpp: float,
     *,
     channels: Sequence[str] | None = None,
-    z: int | None = None,
+    z: int | tuple[int, int] | None = None,
     projection: Projection = "max",
     fill: float = 0,
 ) -> np.ndarray:

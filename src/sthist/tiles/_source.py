@@ -35,9 +35,9 @@ class Planes:
     channels
         Which channels to load, in this order.
     z
-        A plane of a stack; None to project it.
+        A plane of a stack, or the first and the last of several; None for all.
     projection
-        How a stack is projected.
+        How several planes are projected.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Planes:
         data: Any,
         dims: tuple[str, ...],
         channels: Sequence[int],
-        z: int | None = None,
+        z: int | tuple[int, int] | None = None,
         projection: Projection = "max",
     ) -> None:
         self._data, self._dims, self._channels = _behind_dask(data), dims, list(channels)
@@ -73,7 +73,7 @@ class Planes:
         """The chunks ``first:stop`` of a row, (c, h, w) each; through zarr and dask, they are decoded with one call."""
         ranges = {
             "c": slice(min(self._channels), max(self._channels) + 1),
-            "z": slice(None) if self._z is None else slice(self._z, self._z + 1),
+            "z": slice(None) if self._z is None else slice(first_last(self._z)[0], first_last(self._z)[1] + 1),
         }
         leading = tuple(ranges[axis] for axis in self._dims[:-2])
         if self._read_chunk is not None:
@@ -179,7 +179,7 @@ def source_from_element(
     image: str,
     *,
     channels: Sequence[str] | None = None,
-    z: int | None = None,
+    z: int | tuple[int, int] | None = None,
     projection: Projection = "max",
 ) -> ImageSource:
     """The source of an image element, registered in ``um``.
@@ -206,7 +206,7 @@ def source_from_element(
     arrays = pyramid(element)
     dims = tuple(str(dim) for dim in arrays[0].dims)
     depth = arrays[0].sizes.get("z", 1)
-    if z is not None and not 0 <= z < depth:
+    if z is not None and not 0 <= first_last(z)[0] <= first_last(z)[1] < depth:
         msg = f"Image {image!r} has no plane z={z}: it has {depth} (0 to {depth - 1})."
         raise ValueError(msg)
     indices = [names.index(channel) for channel in wanted]
@@ -219,6 +219,12 @@ def source_from_element(
         for array in arrays
     ]
     return ImageSource(image, tuple(levels), to_um, tuple(wanted))
+
+
+def first_last(z: int | tuple[int, int]) -> tuple[int, int]:
+    """The first and the last of one plane or of a range of planes."""
+    first, last = z if isinstance(z, tuple) else (z, z)
+    return int(first), int(last)
 
 
 def extent_um(sdata: SpatialData, images: Sequence[str]) -> tuple[float, float, float, float]:

@@ -1,0 +1,273 @@
+"""Lay an image on another one: matrices, landmarks, and what they leave over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements, scale
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+LANDMARK_COLUMNS = (
+    ("alignmentX", "alignmentY", "fixedX", "fixedY"),
+    ("moving_x", "moving_y", "fixed_x", "fixed_y"),
+)
+"""Columns of x, y in the image, then in what it is aligned to: Xenium Explorer's names, and plain ones."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """An affine from an image's pixels to the frame of another element.
+
+    Attributes
+    ----------
+    matrix
+        (3, 3): (x, y, 1) of the image to (x, y, 1) of the target frame.
+    residuals
+        Distance of each landmark from where the affine puts it, in units of the target frame; None for a matrix.
+    """
+
+    matrix: np.ndarray
+    residuals: np.ndarray | None = None
+
+
+def read_alignment(source: Any) -> Alignment:
+    """A matrix or landmarks, told apart by their shape.
+
+    Parameters
+    ----------
+    source
+        A (3, 3) array or a csv file of one; or landmarks (see :func:`read_landmarks`).
+
+    Raises
+    ------
+    FileNotFoundError, KeyError, ValueError
+        If the file is missing, or holds neither.
+    """
+    if isinstance(source, str | Path):
+        rows = _rows(Path(source))
+        if len(rows) == 3 and all(len(row) == 3 for row in rows):
+            return Alignment(read_matrix(source))
+        return from_landmarks(*read_landmarks(source))
+    if isinstance(source, tuple) and len(source) == 2:
+        return from_landmarks(*read_landmarks(source))
+    if hasattr(source, "columns"):
+        return from_landmarks(*read_landmarks(source))
+    return Alignment(read_matrix(source))
+
+
+def read_matrix(source: Any) -> np.ndarray:
+    """An invertible affine (3, 3) matrix, from an array or a csv file without header.
+
+    Parameters
+    ----------
+    source
+        The array, or the path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no such matrix.
+    """
+    what = "matrix"
+    if isinstance(source, str | Path):
+        what = str(source)
+        try:
+            source = [[float(value) for value in row] for row in _rows(Path(source))]
+        except ValueError as error:
+            msg = f"{what} holds something that is no number: {error}. A 3 x 3 matrix has three rows of three numbers."
+            raise ValueError(msg) from None
+    try:
+        matrix = np.asarray(source, np.float64)
+    except (TypeError, ValueError):
+        msg = f"{what} is no 3 x 3 matrix of numbers: {source!r}."
+        raise ValueError(msg) from None
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        msg = f"{what} is no 3 x 3 matrix of finite numbers: its shape is {matrix.shape}."
+        raise ValueError(msg)
+    if not np.allclose(matrix[2], [0, 0, 1], atol=1e-9):
+        msg = (
+            f"{what} is no affine matrix: its last row is {matrix[2].tolist()}, not [0, 0, 1]. Projective matrices cannot "
+            "be undone tile by tile; fit an affine one."
+        )
+        raise ValueError(msg)
+    # Relative to the lengths of its columns: a small scale is no singular matrix.
+    lengths = np.linalg.norm(matrix[:2, :2], axis=0)
+    if (lengths == 0).any() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6 * lengths.prod():
+        msg = f"{what} is singular: it squeezes the image onto a line: {matrix.tolist()}."
+        raise ValueError(msg)
+    return matrix
+
+
+def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of points, in the image and in what it is aligned to.
+
+    Parameters
+    ----------
+    source
+        A pair of (n, 2) arrays; or a frame or csv file with the columns ``alignmentX``, ``alignmentY``, ``fixedX``,
+        ``fixedY`` (Xenium Explorer), or ``moving_x``, ``moving_y``, ``fixed_x``, ``fixed_y``.
+
+    Returns
+    -------
+    Points of the image, and of the target; (n, 2) each.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    KeyError
+        If columns are missing.
+    ValueError
+        If the points do not pair, or are no finite numbers.
+    """
+    import pandas as pd
+
+    if isinstance(source, tuple):
+        moving, fixed = (np.asarray(points, np.float64) for points in source)
+    else:
+        frame = source
+        if isinstance(source, str | Path):
+            _rows(Path(source))
+            frame = pd.read_csv(source)
+        columns = next((names for names in LANDMARK_COLUMNS if set(names) <= set(frame.columns)), None)
+        if columns is None:
+            msg = f"Landmarks need the columns {LANDMARK_COLUMNS[0]} or {LANDMARK_COLUMNS[1]}; these have {list(frame.columns)}."
+            raise KeyError(msg)
+        points = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+        moving, fixed = points[:, :2], points[:, 2:]
+    if moving.shape != fixed.shape or moving.ndim != 2 or moving.shape[1:] != (2,):
+        msg = (
+            f"Landmarks are two arrays of (n, 2) points that pair; these have shapes {moving.shape} and {fixed.shape}."
+        )
+        raise ValueError(msg)
+    bad = ~(np.isfinite(moving) & np.isfinite(fixed)).all(1)
+    if bad.any():
+        msg = f"{int(bad.sum())} landmarks are no finite numbers, the first in row {int(bad.argmax())}."
+        raise ValueError(msg)
+    return moving, fixed
+
+
+def from_landmarks(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
+    """The affine that takes landmarks onto each other with the least squared distances.
+
+    Parameters
+    ----------
+    moving, fixed
+        Points of the image and of the target, (n, 2) each, n at least 3.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than three, or they lie on a line.
+    """
+    if len(moving) < 3:
+        msg = f"An affine needs at least 3 landmarks; {len(moving)} are given."
+        raise ValueError(msg)
+    for points, where in ((moving, "the image"), (fixed, "the target")):
+        spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
+        if spread[1] < 1e-3 * spread[0] or spread[0] == 0:
+            msg = f"The {len(points)} landmarks lie on one line in {where}; add one beside it."
+            raise ValueError(msg)
+    centre = moving.mean(0)
+    design = np.c_[moving - centre, np.ones(len(moving))]
+    solution = np.linalg.lstsq(design, fixed, rcond=None)[0]
+    matrix = np.eye(3)
+    matrix[:2, :2] = solution[:2].T
+    matrix[:2, 2] = solution[2] - solution[:2].T @ centre
+    residuals = np.linalg.norm(design @ solution - fixed, axis=1)
+    return Alignment(matrix, residuals)
+
+
+def align(sdata: SpatialData, image: str, alignment: Alignment, to: str | None = None) -> dict[str, Any]:
+    """Register an image by an alignment, in memory.
+
+    Parameters
+    ----------
+    sdata, image
+        The sample, and the key of the image.
+    alignment
+        From the image's full-resolution pixels to the frame ``to``.
+    to
+        Key of an image (its full-resolution pixels), or the name of a coordinate system; the nuclear stain by default.
+
+    Returns
+    -------
+    Facts for the provenance: the matrix to µm, µm/px, and the residuals in µm.
+
+    Raises
+    ------
+    KeyError
+        If there is no such frame.
+    ValueError
+        If the implied µm/px contradicts the image's metadata, or the frame is not registered in ``um``.
+    """
+    from spatialdata.transformations import Affine, set_transformation
+
+    element = _elements.get(sdata, "images", image)
+    frames = _frames(sdata, image, to)
+    to_um = frames[_elements.UM] @ alignment.matrix
+    implied = scale.pixel_size(to_um)
+    mpp = float(np.sqrt(implied[0] * implied[1]))
+    scale.require_agreement({"implied by its alignment": mpp} | scale.recorded_mpp(sdata, image), f"image {image!r}")
+    for name, from_frame in frames.items():
+        affine = Affine(from_frame @ alignment.matrix, ("x", "y"), ("x", "y"))
+        set_transformation(element, affine, to_coordinate_system=name)
+    unit = np.sqrt(np.prod(scale.pixel_size(frames[_elements.UM])))
+    residuals = None if alignment.residuals is None else (alignment.residuals * unit).tolist()
+    return {"to": to, "matrix_to_um": to_um.tolist(), "mpp": mpp, "residuals_um": residuals}
+
+
+def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndarray]:
+    """Matrices from the frame ``to`` into ``um`` and the other systems that it is registered in."""
+    from spatialdata.transformations import get_transformation
+
+    if to is None:
+        keys, _ = _elements.find_nuclear(sdata)
+        if len(keys) > 1:
+            msg = (
+                f"The nuclear stain consists of {len(keys)} images; name the frame of the alignment with to=, one of "
+                f"{sdata.coordinate_systems}."
+            )
+            raise ValueError(msg)
+        to = keys[0]
+    if to in sdata.images and to != image:
+        element = sdata.images[to]
+        frames = {name: scale.matrix_to(element, name) for name in get_transformation(element, get_all=True)}
+        if _elements.UM not in frames:
+            msg = f"Image {to!r} has no scale: give it once with pp.set_scale(sdata, {to!r}, mpp=...)."
+            raise ValueError(msg)
+        return frames
+    if to == _elements.UM:
+        return {to: np.eye(3)}
+    for _, name, element in sdata.gen_spatial_elements():
+        systems = get_transformation(element, get_all=True)
+        if name != image and to in systems and _elements.UM in systems:
+            back = np.linalg.inv(scale.matrix_to(element, to))
+            return {_elements.UM: scale.matrix_to(element) @ back, to: np.eye(3)}
+    others = [name for name in sdata.images if name != image]
+    msg = f"to={to!r} is no image ({others}) and no coordinate system that is registered in 'um' ({sdata.coordinate_systems})."
+    raise KeyError(msg)
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The filled cells of a csv file, row by row."""
+    import csv
+
+    if not path.is_file():
+        msg = f"There is no alignment file {path}."
+        raise FileNotFoundError(msg)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [[value.strip() for value in row if value.strip()] for row in csv.reader(file)]
+    rows = [row for row in rows if row]
+    if not rows:
+        msg = f"{path} is empty; it should hold a 3 x 3 matrix or landmarks."
+        raise ValueError(msg)
+    return rows

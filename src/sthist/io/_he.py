@@ -1,0 +1,144 @@
+"""H&E: beside the spots and cells of a sample, or alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _alignment, _elements, scale
+from sthist.io._images import LooseImage, image_element, read_image
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> SpatialData:
+    """An H&E slide alone, as a SpatialData in micrometres.
+
+    TIFF and what is built on it (OME-TIFF, SVS, NDPI, SCN) is read as it is needed, with the pyramid of the file; PNG
+    and JPEG are read whole.
+
+    Parameters
+    ----------
+    path
+        TIFF, OME-TIFF, SVS, PNG or JPEG.
+    mpp
+        µm per pixel. Not needed where the file states it (OME metadata, Aperio's description, resolution tags).
+    name
+        Of the image.
+
+    Returns
+    -------
+    A SpatialData with ``images[name]``, (3, y, x) uint8, registered in ``um`` and, in pixels, in ``global``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If the slide's compression needs the extra ``wsi``.
+    ValueError
+        If the file is no image or truncated, has other than three colours of 8 bits, states no µm/px and none is given,
+        or states another one.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np, sthist
+    >>> from PIL import Image
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "slide.png"
+    >>> Image.fromarray(np.full((40, 60, 3), 240, np.uint8)).save(path)
+    >>> sdata = sthist.io.slide(path, mpp=0.5)
+    >>> sthist.tiles.read_region(sdata, "he", (0, 0, 30, 20), mpp=1.0).shape
+    (20, 30, 3)
+    """
+    from spatialdata import SpatialData
+    from spatialdata.transformations import Identity
+
+    loose = read_he(path, name)
+    sources = ({"the argument mpp=": float(mpp)} if mpp is not None else {}) | loose.mpp
+    if not sources:
+        msg = f"{path} states no µm per pixel; give it with mpp=."
+        raise ValueError(msg)
+    for source, value in sources.items():
+        if not (np.isfinite(value) and value > 0):
+            msg = f"The µm per pixel of {path} is {value!r} ({source}); it is a positive number."
+            raise ValueError(msg)
+    scale.require_agreement(sources, f"image {name!r}")
+    sdata = SpatialData()
+    sdata.images[name] = image_element(loose, {"global": Identity()}, name=name)
+    for source, value in loose.mpp.items():
+        scale.record_mpp(sdata, name, source, value)
+    scale.register(sdata, name, next(iter(sources.values())))
+    _elements.set_role(sdata, "he", {"image": name})
+    return sdata
+
+
+def attach_he(
+    sdata: SpatialData,
+    source: Any,
+    *,
+    name: str = "he",
+    alignment: Any = None,
+    to: str | None = None,
+    coordinate_system: str | None = None,
+) -> None:
+    """Add an H&E to a sample, registered by its alignment, in memory.
+
+    Parameters
+    ----------
+    sdata
+        The sample, registered in ``um``.
+    source
+        The image's file.
+    name
+        Key of the new image.
+    alignment
+        Matrix or landmarks (file or arrays) from the H&E's full-resolution pixels to ``to``.
+    to
+        Key of an image, or a coordinate system; the nuclear stain by default.
+    coordinate_system
+        In place of an alignment: the H&E's pixels are the unit of this system.
+
+    Raises
+    ------
+    ValueError
+        If neither an alignment nor a coordinate system is given, or what they imply contradicts the file's µm/px.
+    """
+    from spatialdata.transformations import Identity
+
+    if alignment is None and coordinate_system is None:
+        msg = f"Where does the H&E {source} lie? Give its 3 x 3 matrix or landmarks with he_alignment=."
+        raise ValueError(msg)
+    found = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
+    loose = read_he(source, name)
+    # A system of its own until it is aligned: an element is always registered somewhere.
+    sdata.images[name] = image_element(loose, {f"{name}_px": Identity()}, name=name)
+    for stated, value in loose.mpp.items():
+        scale.record_mpp(sdata, name, stated, value)
+    _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
+    _elements.set_role(sdata, "he", {"image": name})
+
+
+def read_he(source: Any, name: str) -> LooseImage:
+    """An image file or array that is three colours of 8 bits.
+
+    Parameters
+    ----------
+    source, name
+        As of ``read_image``.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    loose = read_image(source, name)
+    if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
+        msg = (
+            f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'}) is no H&E: it has "
+            f"{loose.pixels.shape[0]} channels of {loose.pixels.dtype}; three colours of uint8 are needed."
+        )
+        raise ValueError(msg)
+    return loose

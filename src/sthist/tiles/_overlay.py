@@ -1,0 +1,430 @@
+"""Transcripts as dots on the nuclear stain: what ST2HE sees."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements
+from sthist._settings import settings
+from sthist.tiles._points import PointFilter, PointIndex
+from sthist.tiles._reader import TileReader
+from sthist.tiles._source import extent_um, first_last
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from spatialdata import SpatialData
+
+    from sthist.tiles._source import ImageSource
+    from sthist.tiles._spec import TileSpec
+
+Mode = Literal["multi", "mono", "none"]
+SATURATION, VALUE = 0.65, 0.95
+HUES_PER_RING = 450
+"""Hues that 8 bits tell apart at that saturation; larger panels take further rings of higher saturation."""
+
+LIMIT_TILES, LIMIT_PX = 64, 256
+LIMIT_QUANTILES = (0.01, 0.998)
+MAX_DOT_PX = 128
+
+
+class Overlay:
+    """Reads tiles of the nuclear stain with one dot per transcript, drawn tile by tile.
+
+    A reader like :class:`TileReader`: one set of centres gives paired tiles of overlay and H&E, and :func:`map_tiles`
+    runs a model on it. Dots are discs with exact coverage at 1/16 of a pixel or finer, later transcripts over earlier
+    ones within a cell of the index, a quarter of a tile wide. A dot is drawn on every tile that it touches, so tiles
+    continue each other.
+
+    Parameters
+    ----------
+    sdata
+        One sample, registered in ``um``.
+    spec
+        Physical size and pixels of the tiles. ST2HE: ``TileSpec(size_um=108.8, px=512)``.
+    mode
+        ``"multi"``: one hue per gene of the panel; ``"mono"``: one colour for all; ``"none"``: the stain alone.
+    palette
+        ``"permuted"``: hues are dealt anew for each tile, from ``(seed, tile id)``; ``"fixed"``: genes take hues in
+        alphabetical order; or a mapping of gene to a colour that matplotlib knows.
+    color
+        Of the dots of ``"mono"``.
+    dot_um
+        Diameter of a dot in µm; in place of ``s``.
+    s, dpi
+        Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels.
+        The paper draws ``s=0.3`` at 64 dpi, half a pixel: at that size, s acts as an opacity.
+    min_qv
+        Transcripts of less quality are left out; 20 itself is kept.
+    genes
+        Draw these genes only.
+    controls
+        Prefixes of features that are no genes, in any case; by default those of Xenium, CosMx and MERSCOPE.
+    z
+        A plane, or the first and the last of several, of the stain and of the transcripts together; all by default.
+    z_step
+        Transcripts' z from one plane to the next; by default what the reader recorded.
+    background
+        ``"stain"``, or ``"black"``.
+    limits
+        Intensities of the stain that become black and white; by default its 1 and 99.8 % quantiles over up to 64 tiles
+        where transcripts are.
+    image, channel, points
+        Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`.
+    seed
+        Of the palette; ``settings.seed`` by default.
+    allow_upsampling
+        Read a stain that is more than 1.5 times coarser than ``spec.mpp``.
+
+    Raises
+    ------
+    KeyError
+        If an element, channel or column is missing, or a gene is not in the panel or not in the palette.
+    ValueError
+        If no transcript passes, the dot is no positive size, or an argument is unknown.
+
+    References
+    ----------
+    The dots are ST2HE's; upstream draws them with matplotlib.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> spec = sthist.tiles.TileSpec(size_um=64, px=128)
+    >>> overlay = sthist.tiles.Overlay(sdata, spec, dot_um=0.5)
+    >>> overlay.read([[100.0, 100.0]]).shape, len(overlay.genes)
+    ((1, 128, 128, 3), 60)
+    """
+
+    channels = ("r", "g", "b")
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self,
+        sdata: SpatialData,
+        spec: TileSpec,
+        *,
+        mode: Mode = "multi",
+        palette: Literal["permuted", "fixed"] | Mapping[str, Any] = "permuted",
+        color: Any = (1.0, 0.35, 0.35),
+        dot_um: float | None = None,
+        s: float = 0.3,
+        dpi: float = 64.0,
+        min_qv: float = 20.0,
+        genes: Sequence[str] | None = None,
+        controls: Sequence[str] | None = None,
+        z: int | tuple[int, int] | None = None,
+        z_step: float | None = None,
+        background: Literal["stain", "black"] = "stain",
+        limits: tuple[float, float] | None = None,
+        image: str | Sequence[str] | None = None,
+        channel: str | None = None,
+        points: str | None = None,
+        seed: int | None = None,
+        allow_upsampling: bool = False,
+    ) -> None:
+        for name, value, known in (
+            ("mode", mode, ("multi", "mono", "none")),
+            ("background", background, ("stain", "black")),
+        ):
+            if value not in known:
+                msg = f"{name} is {value!r}; it is one of {list(known)}."
+                raise ValueError(msg)
+        self.spec, self.seed = spec, settings.seed if seed is None else int(seed)
+        elements = _find(sdata, image, channel, points, with_stain=background == "stain", with_points=mode != "none")
+        self._reader = None
+        extent = None
+        if background == "stain":
+            self._reader = TileReader(
+                sdata,
+                elements.nuclear,
+                spec,
+                channels=[elements.nuclear_channel],
+                z=z,
+                allow_upsampling=allow_upsampling,
+            )
+            extent = extent_um(sdata, elements.nuclear)
+        self.index = None
+        if mode != "none":
+            planes = None if z is None else first_last(z)
+            keep = PointFilter(
+                min_qv,
+                None if genes is None else tuple(map(str, genes)),
+                None if controls is None else tuple(controls),
+                planes,
+                _z_step(sdata, z_step) if planes is not None else 1.0,
+            )
+            self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
+            for gene in genes or []:
+                if gene not in self.index.genes:
+                    msg = f"Gene {gene!r} is not among the {len(self.index.genes)} genes of points {elements.points!r} that are drawn."
+                    raise KeyError(msg)
+        self.limits = limits if limits is not None or self._reader is None else self._measured_limits()
+        if self.limits is not None and not self.limits[0] < self.limits[1]:
+            msg = f"limits are {self.limits}: the first must be less than the second. Is the stain all of one value?"
+            raise ValueError(msg)
+        self._restyle(mode, palette, color, dot_um, s, dpi)
+
+    def restyled(
+        self,
+        *,
+        mode: Mode | None = None,
+        palette: Literal["permuted", "fixed"] | Mapping[str, Any] | None = None,
+        color: Any = None,
+        dot_um: float | None = None,
+        s: float | None = None,
+        dpi: float | None = None,
+        seed: int | None = None,
+    ) -> Overlay:
+        """The same transcripts on the same stain, drawn in another way, without sorting them again.
+
+        Parameters
+        ----------
+        mode, palette, color, dot_um, s, dpi, seed
+            As of the class; what is not given stays.
+
+        Returns
+        -------
+        A new overlay that shares the index.
+        """
+        other = copy.copy(self)
+        if seed is not None:
+            other.seed = int(seed)
+        if s is not None or dpi is not None:
+            s, dpi = self._s if s is None else s, self._dpi if dpi is None else dpi
+        elif dot_um is None:
+            dot_um, s, dpi = self._dot_um, self._s, self._dpi
+        mode = self.mode if mode is None else mode
+        if mode != "none" and self.index is None:
+            msg = 'This overlay was made with mode="none": it has no transcripts to draw. Make a new one.'
+            raise ValueError(msg)
+        other._restyle(
+            mode,
+            self._palette if palette is None else palette,
+            self._color if color is None else color,
+            dot_um,
+            self._s if s is None else s,
+            self._dpi if dpi is None else dpi,
+        )
+        return other
+
+    def _restyle(self, mode: Mode, palette: Any, color: Any, dot_um: float | None, s: float, dpi: float) -> None:
+        from matplotlib.colors import to_rgb
+
+        from sthist.tiles._dot_kernels import disc_coverage
+
+        self.mode, self._palette, self._color = mode, palette, color
+        self._dot_um, self._s, self._dpi = dot_um, s, dpi
+        self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(max(s, 0.0)) * dpi / 72)
+        if not 0 < self.dot_px <= MAX_DOT_PX:
+            msg = f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change dot_um= or s=."
+            raise ValueError(msg)
+        n_offsets = 32 if self.dot_px < 4 else 16
+        coverage = disc_coverage(self.dot_px / 2, n_offsets, 64)
+        # Eight bits, cut off as matplotlib's rasteriser does; so what a dot covers does not depend on its colour.
+        self._table = (np.floor(coverage * 255) / 255).astype(np.float32)
+        self._mono = np.array(to_rgb(color), np.float32) * 255
+        self._fixed = self._fixed_colours(palette)
+
+    def _fixed_colours(self, palette: Any) -> np.ndarray:
+        """(genes, 3) float32: a colour per gene, hues ascending."""
+        from matplotlib.colors import to_rgb
+
+        if not isinstance(palette, str):
+            missing = [gene for gene in self.genes if gene not in palette]
+            if missing:
+                msg = (
+                    f"{len(missing)} of {len(self.genes)} genes have no colour in palette=, the first of them {missing[0]!r}; add "
+                    "them, or name the genes to draw with genes=."
+                )
+                raise KeyError(msg)
+            return np.array([to_rgb(palette[gene]) for gene in self.genes], np.float32).reshape(-1, 3) * 255
+        if palette not in {"permuted", "fixed"}:
+            msg = f"palette is {palette!r}; it is 'permuted', 'fixed', or a mapping of gene to colour."
+            raise ValueError(msg)
+        return hues(len(self.genes))
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The panel: genes that are drawn, in alphabetical order."""
+        return () if self.index is None else self.index.genes
+
+    @property
+    def sources(self) -> list[ImageSource]:
+        """The images of the stain."""
+        return [] if self._reader is None else self._reader.sources
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the box around the stain, or around the transcripts, in µm."""
+        if self._reader is not None:
+            return self._reader.extent_um
+        assert self.index is not None
+        x0, y0 = self.index.origin_um
+        rows, columns = self.index.shape
+        return x0, y0, x0 + columns * self.index.cell_um, y0 + rows * self.index.cell_um
+
+    def order(self, centres: np.ndarray) -> np.ndarray:
+        """The order of centres in which the chunks of the stain are used while they are at hand."""
+        return np.arange(len(centres)) if self._reader is None else self._reader.order(centres)
+
+    def palette(self, tile_id: int | Sequence[int]) -> np.ndarray:
+        """Colours of :attr:`genes` on a tile.
+
+        Parameters
+        ----------
+        tile_id
+            A whole number, or several, that name the tile.
+
+        Returns
+        -------
+        Float32 of shape (genes, 3), 0 to 255.
+        """
+        if self.mode == "mono":
+            return np.broadcast_to(self._mono, (len(self.genes), 3)).copy()
+        if self._palette != "permuted":
+            return self._fixed
+        name = [int(part) & (2**64 - 1) for part in np.atleast_1d(np.asarray(tile_id, np.int64))]
+        return self._fixed[np.random.default_rng([self.seed, *name]).permutation(len(self._fixed))]
+
+    def read(self, centres: Any, *, ids: Sequence[int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Read tiles.
+
+        Parameters
+        ----------
+        centres
+            (n, 2): x, y of the centres, in µm.
+        ids
+            What the palette of each tile is drawn from; by default its place, to the nanometre.
+        out
+            Array to read into.
+
+        Returns
+        -------
+        Tiles of shape (n, px, px, 3), uint8, in the order of ``centres``.
+        """
+        centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        px = self.spec.px
+        if out is None:
+            out = np.empty((len(centres), px, px, 3), np.uint8)
+        names = np.round(centres * 1000).astype(np.int64) if ids is None else np.asarray(ids, np.int64)
+        if len(names) != len(centres):
+            msg = f"{len(names)} ids are given for {len(centres)} tiles."
+            raise ValueError(msg)
+        stain = None if self._reader is None else self._reader.read(centres)[..., 0]
+
+        def draw(i: int) -> None:
+            self._draw(centres[i], names[i], None if stain is None else stain[i], out[i])
+
+        if len(centres) == 1:
+            draw(0)  # starting threads would take as long
+            return out
+        with ThreadPoolExecutor(settings.threads) as pool:
+            list(pool.map(draw, range(len(centres))))
+        return out
+
+    def _draw(self, centre: np.ndarray, tile_id: Any, stain: np.ndarray | None, tile: np.ndarray) -> None:
+        from sthist.tiles._dot_kernels import draw_dots, grey_tile
+
+        if stain is not None and self.limits is not None:
+            low, high = self.limits
+            grey_tile(stain, float(low), float(high), tile)
+        else:
+            tile.fill(0)
+        if self.mode != "none" and self.index is not None:
+            corner = centre - self.spec.size_um / 2
+            margin = (self.dot_px / 2 + 1) * self.spec.mpp
+            box = (*(corner - margin), *(corner + self.spec.size_um + margin))
+            index = self.index
+            draw_dots(
+                tile,
+                index.x,
+                index.y,
+                index.gene,
+                index.starts,
+                index.shape[1],
+                index.cells(box),
+                np.asarray(index.origin_um) - corner,
+                index.cell_um,
+                self.spec.mpp,
+                self._table,
+                self.palette(tile_id),
+            )
+
+    def _measured_limits(self) -> tuple[float, float]:
+        """Quantiles of the stain over tiles spread over the places where transcripts are."""
+        from sthist.tiles._spec import TileSpec
+
+        assert self._reader is not None
+        spec = TileSpec.from_mpp(self.spec.mpp, min(LIMIT_PX, self.spec.px))
+        x0, y0, x1, y1 = self._reader.extent_um
+        columns, rows = (
+            np.arange(low + spec.size_um / 2, max(high, low + spec.size_um), spec.size_um)
+            for low, high in ((x0, x1), (y0, y1))
+        )
+        centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+        if self.index is not None:
+            at = ((centres - self.index.origin_um) // self.index.cell_um).astype(int)
+            at = np.clip(at, 0, np.array(self.index.shape[::-1]) - 1)
+            filled = self.index.counts()[at[:, 1], at[:, 0]] > 0
+            centres = centres[filled] if filled.any() else centres
+        chosen = np.random.default_rng(0).permutation(len(centres))[:LIMIT_TILES]
+        reader = copy.copy(self._reader)
+        reader._setup(self._reader.sources, spec, 0, 64 * 2**20, allow_upsampling=True)
+        pixels = reader.read(centres[np.sort(chosen)])
+        low, high = np.quantile(pixels, LIMIT_QUANTILES)
+        if low == high:  # a field that is dark but for a few nuclei
+            low, high = pixels.min(), pixels.max()
+        return float(low), float(high)
+
+
+def hues(n: int) -> np.ndarray:
+    """Colours of evenly spaced, ascending hue, all distinct in 8 bits.
+
+    Parameters
+    ----------
+    n
+        How many.
+
+    Returns
+    -------
+    Float32 of shape (n, 3), whole numbers from 0 to 255.
+    """
+    from matplotlib.colors import hsv_to_rgb
+
+    rings = max(1, -(-n // HUES_PER_RING))
+    saturation = SATURATION + (1 - SATURATION) * (np.arange(n) % rings) / rings
+    # Hues are a circle: in several rings, the last one must not meet the first.
+    turn = max(1, n if rings == 1 else n + rings)
+    hsv = np.stack([np.arange(n) / turn, saturation, np.full(n, VALUE)], -1)
+    return np.round(hsv_to_rgb(hsv) * 255).astype(np.float32).reshape(-1, 3)
+
+
+def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool, with_points: bool) -> Any:
+    """The elements that an overlay needs, and no others."""
+    nuclear: tuple[str, ...] = ()
+    nuclear_channel = ""
+    if with_stain:
+        nuclear, nuclear_channel = _elements.find_nuclear(sdata, image, channel)
+    key, gene = _elements.find_transcripts(sdata, points) if with_points else (None, None)
+    if with_points and key is None:
+        msg = f'No transcripts to draw. {_elements.describe("points", sdata.points)} Read them, or pass mode="none".'
+        raise KeyError(msg)
+    _elements.require_one_sample(sdata)
+    return _elements.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene)
+
+
+def _z_step(sdata: SpatialData, given: float | None) -> float:
+    step = given if given is not None else _elements.roles(sdata).get("transcripts", {}).get("z_step")
+    if step is None:
+        msg = "How far apart are the planes, in the unit of the transcripts' z? Say so with z_step=."
+        raise ValueError(msg)
+    if not step > 0:
+        msg = f"z_step is {step!r}; it is a positive number."
+        raise ValueError(msg)
+    return float(step)

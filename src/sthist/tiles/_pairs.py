@@ -1,0 +1,201 @@
+"""Paired tiles of one section: nuclear stain with transcripts, and the H&E of the same place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements
+from sthist._settings import logger, settings
+from sthist.tiles._loader import TileLoader
+from sthist.tiles._overlay import Overlay
+from sthist.tiles._reader import TileReader
+from sthist.tiles._sampling import spatial_split
+from sthist.tiles._spec import TileSpec
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+SUBSETS = ("train", "test")
+
+
+def paired_loader(
+    sdata: SpatialData,
+    tiles: str = "tiles",
+    *,
+    overlay: Overlay | None = None,
+    he: str | None = None,
+    batch_size: int = 4,
+    shuffle: bool = False,
+    seed: int | None = None,
+    epoch: int = 0,
+    allow_upsampling: bool = False,
+    **kwargs: Any,
+) -> TileLoader:
+    """Batches of (index, overlay, H&E) for training an image translation.
+
+    Parameters
+    ----------
+    sdata
+        One sample, with an H&E registered in ``um`` (:func:`sthist.pp.align`).
+    tiles
+        Tiles that :func:`sthist.pp.tiles` has laid; their size and pixels are taken.
+    overlay
+        How the input is drawn; by default one of the tiles' spec, with ``kwargs``.
+    he
+        Key of the H&E.
+    batch_size, shuffle, seed, epoch
+        As of :class:`sthist.tiles.TileLoader`.
+    allow_upsampling
+        Read images that are more than 1.5 times coarser than the tiles.
+    kwargs
+        Of :class:`sthist.tiles.Overlay`, where none is given.
+
+    Returns
+    -------
+    A loader that yields indices into the tiles, overlays (n, px, px, 3) and H&E (n, px, px, 3), both uint8. Outside of
+    the H&E is white.
+
+    Raises
+    ------
+    KeyError
+        If there are no such tiles, or an element is missing.
+    ValueError
+        If the overlay has another TileSpec than the tiles.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=400)
+    >>> sthist.pp.tiles(sdata, size_um=64, px=128, sampling="fps", n_tiles=6)
+    >>> loader = sthist.tiles.paired_loader(sdata, batch_size=3)
+    >>> [(overlay.shape, he.shape) for _, overlay, he in loader]
+    [((3, 128, 128, 3), (3, 128, 128, 3)), ((3, 128, 128, 3), (3, 128, 128, 3))]
+    """
+    table, spec = laid_tiles(sdata, tiles)
+    overlay, target = _readers(sdata, spec, overlay, he, kwargs, allow_upsampling=allow_upsampling)
+    return TileLoader(
+        [overlay, target], table.obsm["spatial"], batch_size=batch_size, shuffle=shuffle, seed=seed, epoch=epoch
+    )
+
+
+def export_pairs(
+    sdata: SpatialData,
+    folder: str | Path,
+    tiles: str = "tiles",
+    *,
+    prompt: str = "dapi2he",
+    test_fraction: float = 0.1,
+    overlay: Overlay | None = None,
+    he: str | None = None,
+    prefix: str = "",
+    seed: int | None = None,
+    allow_upsampling: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Write paired tiles as PNG files with prompts, in the layout that ST2HE and img2img-turbo train from.
+
+    Parameters
+    ----------
+    sdata, tiles, overlay, he, allow_upsampling, kwargs
+        As of :func:`sthist.tiles.paired_loader`.
+    folder
+        Is made. ``train_A`` and ``test_A`` hold the overlays, ``train_B`` and ``test_B`` the H&E under the same names, and
+        ``train_prompts.json`` and ``test_prompts.json`` map each name to its prompt.
+    prompt
+        One text for all tiles, such as ``"This is a breast H&E image"``, or the name of a column of the tiles' table that
+        holds one per tile.
+    test_fraction
+        Part of the tiles to hold out. They are held out by blocks of the section, and tiles that overlap them are left out:
+        a random split of overlapping tiles leaks.
+    prefix
+        Put before each name, so that several samples can share a folder.
+    seed
+        Of the split and the palettes; ``settings.seed`` by default.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As of :func:`sthist.tiles.paired_loader`.
+    FileExistsError
+        If a tile of that name is there already.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, sthist
+    >>> sdata = sthist.datasets.toy(size_um=400)
+    >>> sthist.pp.tiles(sdata, size_um=64, px=128, sampling="fps", n_tiles=6)
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> sthist.tiles.export_pairs(sdata, folder, prompt="This is a toy H&E image", test_fraction=0)
+    >>> sorted(path.name for path in folder.iterdir()), len(list((folder / "train_A").iterdir()))
+    (['test_A', 'test_B', 'test_prompts.json', 'train_A', 'train_B', 'train_prompts.json'], 6)
+    """
+    from PIL import Image
+
+    table, spec = laid_tiles(sdata, tiles)
+    seed = settings.seed if seed is None else seed
+    overlay, target = _readers(sdata, spec, overlay, he, {"seed": seed} | kwargs, allow_upsampling=allow_upsampling)
+    centres = np.asarray(table.obsm["spatial"], np.float64)
+    split = spatial_split(centres, spec.size_um, test_fraction, seed=seed)
+    if (split == "dropped").any():
+        logger.info("%d of %d tiles overlap the test set and are left out.", (split == "dropped").sum(), len(split))
+    prompts = table.obs[prompt].astype(str).tolist() if prompt in table.obs else [prompt] * len(table)
+    ids = table.obs["instance_id"].to_numpy()
+    names = [f"{prefix}{tile}.png" for tile in ids]
+    folder = Path(folder)
+    for subset in SUBSETS:
+        for side in "AB":
+            (folder / f"{subset}_{side}").mkdir(parents=True, exist_ok=True)
+        taken = [name for name in np.array(names)[split == subset] if (folder / f"{subset}_A" / name).exists()]
+        if taken:
+            msg = f"{folder / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
+            raise FileExistsError(msg)
+    for subset in SUBSETS:
+        chosen = np.flatnonzero(split == subset)
+        for start in range(0, len(chosen), 32):
+            batch = chosen[start : start + 32]
+            pairs = zip(batch, overlay.read(centres[batch], ids=ids[batch]), target.read(centres[batch]), strict=True)
+            for i, stain, histology in pairs:
+                Image.fromarray(stain).save(folder / f"{subset}_A" / names[i])
+                Image.fromarray(histology).save(folder / f"{subset}_B" / names[i])
+        path = folder / f"{subset}_prompts.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | {names[i]: prompts[i] for i in chosen}, indent=1, ensure_ascii=False))
+
+
+def laid_tiles(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
+    """The table of tiles that :func:`sthist.pp.tiles` has laid, and their spec.
+
+    Raises
+    ------
+    KeyError
+        If there are none, or the table says nothing of their size.
+    """
+    table = _elements.get(sdata, "tables", f"{tiles}_table")
+    if "tile_spec" not in table.uns or "spatial" not in table.obsm:
+        msg = f"Table '{tiles}_table' holds no tiles: it has no uns['tile_spec'] and obsm['spatial']; lay them with pp.tiles."
+        raise KeyError(msg)
+    spec = table.uns["tile_spec"]
+    return table, TileSpec(float(spec["size_um"]), int(spec["px"]))
+
+
+def _readers(
+    sdata: SpatialData,
+    spec: TileSpec,
+    overlay: Overlay | None,
+    he: str | None,
+    kwargs: dict[str, Any],
+    *,
+    allow_upsampling: bool,
+) -> tuple[Overlay, TileReader]:
+    he = _elements.find_he(sdata, he)
+    if overlay is None:
+        overlay = Overlay(sdata, spec, allow_upsampling=allow_upsampling, **kwargs)
+    elif overlay.spec != spec:
+        msg = f"The overlay is made for {overlay.spec}, the tiles are of {spec}."
+        raise ValueError(msg)
+    return overlay, TileReader(sdata, he, spec, fill=255, allow_upsampling=allow_upsampling)

@@ -1,0 +1,200 @@
+"""Transcripts sorted by place, so that a tile costs what is in it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sthist._settings import logger, settings
+from sthist.tiles._density import is_gene, iter_points
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sthist._elements import HighResElements
+
+IN_MEMORY = 5_000_000
+"""Transcripts above which the sorted ones lie in a file: 12 bytes each."""
+
+MAX_CELLS = 16_000_000
+
+
+@dataclass(frozen=True)
+class PointFilter:
+    """Which transcripts are drawn.
+
+    Attributes
+    ----------
+    min_qv
+        Least quality value, kept; of no effect where the points have no ``qv``.
+    genes
+        These alone; None for all of the panel.
+    controls
+        Lower-case prefixes of features that are no genes.
+    planes
+        First and last plane, both kept; None for all.
+    z_step
+        Unit of the transcripts' z from one plane to the next.
+    """
+
+    min_qv: float = 20.0
+    genes: tuple[str, ...] | None = None
+    controls: tuple[str, ...] | None = None
+    planes: tuple[int, int] | None = None
+    z_step: float = 1.0
+
+    def panel(self, names: np.ndarray) -> np.ndarray:
+        """Which features are drawn."""
+        keep = is_gene(names, self.controls)
+        return keep if self.genes is None else keep & np.isin(names, self.genes)
+
+
+class PointIndex:
+    """The transcripts of a sample, filtered and sorted by the cell of a square grid that they lie in.
+
+    Built in two passes over the partitions of the points element: count, then place. Up to five million lie in memory,
+    more in a file of :attr:`sthist.settings.scratch_dir` that goes with the index.
+
+    Parameters
+    ----------
+    elements
+        The sample, with its points.
+    extent_um
+        x0, y0, x1, y1: what lies outside is left out. None for the box around the transcripts.
+    cell_um
+        Side of a cell.
+    keep
+        Which transcripts.
+
+    Raises
+    ------
+    ValueError
+        If none is left.
+    """
+
+    def __init__(
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float] | None,
+        cell_um: float,
+        keep: PointFilter,
+    ) -> None:
+        from sthist.tiles._dot_kernels import place_points
+
+        self._elements, self._keep = elements, keep
+        gene = str(elements.gene)
+        points = elements.sdata.points[str(elements.points)]
+        self._gene = gene
+        self._columns = (gene, *(name for name in ("qv",) if name in points.columns))
+        if keep.planes is not None:
+            if "z" not in points.columns:
+                msg = f"Points {elements.points!r} have no column 'z'; a plane of them cannot be chosen."
+                raise KeyError(msg)
+            self._columns = (*self._columns, "z")
+        names, box = self._survey()
+        x0, y0, x1, y1 = box if extent_um is None else extent_um
+        self.cell_um = max(cell_um, float(np.sqrt(max((x1 - x0) * (y1 - y0), 1e-9) / MAX_CELLS)))
+        self.origin_um = (float(x0), float(y0))
+        self.shape = tuple(int((high - low) // self.cell_um) + 1 for low, high in ((y0, y1), (x0, x1)))
+        self.genes = tuple(names[keep.panel(names)].tolist())
+        counts = np.zeros(self.shape[0] * self.shape[1], np.int64)
+        n_all = 0
+        for cells, *_ in self._placed():
+            n_all += len(cells)
+            counts += np.bincount(cells[cells >= 0], minlength=len(counts))
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        if len(self) == 0:
+            raise ValueError(self._why_none(n_all, "qv" in self._columns))
+        self.x, self.y, self.gene = self._allocate(len(self))
+        following = self.starts[:-1].copy()
+        for cells, x, y, codes in self._placed():
+            place_points(cells, x, y, codes, following, self.x, self.y, self.gene)
+
+    def __len__(self) -> int:
+        """Number of transcripts."""
+        return int(self.starts[-1])
+
+    def cells(self, box_um: tuple[float, float, float, float]) -> np.ndarray:
+        """First and last-plus-one row, then column, of the cells that a box touches: int64 of shape (4,)."""
+        x0, y0, x1, y1 = box_um
+        bounds = []
+        for low, high, origin, n in (
+            (y0, y1, self.origin_um[1], self.shape[0]),
+            (x0, x1, self.origin_um[0], self.shape[1]),
+        ):
+            bounds += [
+                min(max(int((low - origin) // self.cell_um), 0), n),
+                min(max(int((high - origin) // self.cell_um) + 1, 0), n),
+            ]
+        return np.array(bounds, np.int64)
+
+    def counts(self) -> np.ndarray:
+        """Transcripts per cell, int64 of the grid's shape."""
+        return np.diff(self.starts).reshape(self.shape)
+
+    def _survey(self) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+        """Names of all features, sorted, and the box around the transcripts."""
+        categories = self._elements.sdata.points[str(self._elements.points)][self._gene]
+        known = getattr(getattr(categories, "cat", None), "known", False)
+        names = set(map(str, categories.cat.categories)) if known else set()
+        low, high = np.full(2, np.inf), np.full(2, -np.inf)
+        for x, y, part in iter_points(self._elements, (self._gene,)):
+            if len(x):
+                low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
+            if not known:
+                names.update(map(str, part[self._gene].dropna().unique()))
+        if not np.isfinite(low).all() or not np.isfinite(high).all():
+            msg = f"Points {self._elements.points!r} have no transcripts, or coordinates that are no finite numbers."
+            raise ValueError(msg)
+        return np.array(sorted(names)), (*low.tolist(), *high.tolist())
+
+    def _placed(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """By partition: the cell of each transcript (-1 for those left out), its place in the cell, its gene's number."""
+        number = {name: i for i, name in enumerate(self.genes)}
+        for x, y, part in iter_points(self._elements, self._columns):
+            categories = part[self._gene].astype("category").cat
+            of_category = np.array([number.get(str(name), -1) for name in categories.categories] + [-1], np.int32)
+            codes = of_category[categories.codes.to_numpy()]
+            keep = codes >= 0
+            if "qv" in part:
+                keep &= part["qv"].to_numpy() >= self._keep.min_qv
+            if self._keep.planes is not None:
+                plane = np.floor(part["z"].to_numpy(np.float64) / self._keep.z_step + 0.5)
+                keep &= (plane >= self._keep.planes[0]) & (plane <= self._keep.planes[1])
+            column, row = (
+                np.floor((values - origin) / self.cell_um).astype(np.int64)
+                for values, origin in zip((x, y), self.origin_um, strict=True)
+            )
+            keep &= (row >= 0) & (row < self.shape[0]) & (column >= 0) & (column < self.shape[1])
+            in_x = (x - self.origin_um[0] - column * self.cell_um).astype(np.float32)
+            in_y = (y - self.origin_um[1] - row * self.cell_um).astype(np.float32)
+            yield np.where(keep, row * self.shape[1] + column, -1), in_x, in_y, codes
+
+    def _why_none(self, n_all: int, has_qv: bool) -> str:
+        parts = [f"of a gene{'' if self._keep.genes is None else f' among {list(self._keep.genes)[:5]}'}"]
+        if has_qv:
+            parts.append(f"with qv >= {self._keep.min_qv:g}")
+        if self._keep.planes is not None:
+            parts.append(f"on planes {self._keep.planes[0]} to {self._keep.planes[1]}")
+        return (
+            f"None of the {n_all} transcripts in points {self._elements.points!r} is {', '.join(parts)} and inside the image; "
+            "lower min_qv, or check the gene column and the transformation to 'um'."
+        )
+
+    def _allocate(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        dtypes = {"x": np.float32, "y": np.float32, "gene": np.int32}
+        if n <= IN_MEMORY:
+            x, y, gene = (np.empty(n, dtype) for dtype in dtypes.values())
+            return x, y, gene
+        settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="points-", dir=settings.scratch_dir))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        logger.info("%d transcripts are sorted in %s.", n, folder)
+        x, y, gene = (np.memmap(folder / name, dtype, "w+", shape=(n,)) for name, dtype in dtypes.items())
+        return x, y, gene

@@ -1,0 +1,186 @@
+"""Which tiles to train on: spread over the section, on the image, and not blank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sthist.tiles._source import ImageSource
+
+WHITE_ABOVE, MAX_BLANK = 230, 0.9
+"""ST2HE's content rule: a tile is left out if more than 90 % of its pixels are black (0) or near white (> 230)."""
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Grey of RGB, ITU-R BT.601, as Pillow and OpenCV have it."""
+
+
+def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarray:
+    """Choose points that are spread evenly: each the farthest from all that were chosen before it.
+
+    The first k of ``n`` points are those of any larger ``n``; turning or shifting the points does not change the choice.
+
+    Parameters
+    ----------
+    points
+        (m, 2): x, y.
+    n
+        How many; at most m are returned.
+    seed
+        The first point is drawn; by default it is the one nearest the mean of all.
+
+    Returns
+    -------
+    Indices into ``points``, int64 of shape (min(n, m),), in the order of the choice.
+
+    Raises
+    ------
+    ValueError
+        If there are no points, they are not (m, 2) finite numbers, or ``n`` is not positive.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sthist.tiles.farthest_points([[0, 0], [1, 0], [2, 0], [9, 0]], 3).tolist()
+    [2, 3, 0]
+    """
+    from sthist.tiles._dot_kernels import farthest_first
+
+    points = np.ascontiguousarray(points, np.float64)
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) == 0 or not np.isfinite(points).all():
+        msg = f"Points to choose from are (m, 2) finite numbers, m at least 1; these have shape {points.shape}."
+        raise ValueError(msg)
+    if int(n) != n or n < 1:
+        msg = f"n is {n!r}; it is a whole number from 1 on."
+        raise ValueError(msg)
+    if seed is None:
+        start = int(np.argmin(((points - points.mean(0)) ** 2).sum(1)))
+    else:
+        start = int(np.random.default_rng(seed).integers(len(points)))
+    return farthest_first(points, start, min(int(n), len(points)))
+
+
+def blank_fraction(tiles: np.ndarray) -> np.ndarray:
+    """Part of each tile that is black (grey 0) or near white (grey above 230).
+
+    Parameters
+    ----------
+    tiles
+        (n, h, w, c) uint8 with one or three channels.
+
+    Returns
+    -------
+    Float64 of shape (n,).
+    """
+    grey = (
+        tiles[..., 0] if tiles.shape[-1] == 1 else np.floor(tiles[..., :3].astype(np.float32) @ LUMA + np.float32(0.5))
+    )
+    return ((grey == 0) | (grey > WHITE_ABOVE)).mean((1, 2))
+
+
+def has_content(tiles: np.ndarray, max_blank: float = MAX_BLANK) -> np.ndarray:
+    """Which tiles show something: at most 90 % of their pixels are black or near white.
+
+    Parameters
+    ----------
+    tiles
+        (n, h, w, c) uint8 with one or three channels.
+    max_blank
+        Largest part of a tile that may be blank.
+
+    Returns
+    -------
+    Bool of shape (n,).
+
+    References
+    ----------
+    The rule of ST2HE.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> tiles = np.full((2, 10, 10, 3), 255, np.uint8)
+    >>> tiles[1, :5] = 128
+    >>> sthist.tiles.has_content(tiles).tolist()
+    [False, True]
+    """
+    return blank_fraction(tiles) <= max_blank
+
+
+def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: float) -> np.ndarray:
+    """Which tiles lie wholly on images that tile one plane: their corners, edge middles and centre all do.
+
+    Parameters
+    ----------
+    sources
+        The images.
+    centres
+        (n, 2): x, y in µm.
+    size_um
+        Side of the tiles.
+
+    Returns
+    -------
+    Bool of shape (n,).
+    """
+    steps = np.array([-0.5, 0.0, 0.5]) * size_um
+    probes = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    places = centres[:, None] + probes
+    on_any = np.zeros(places.shape[:2], np.bool_)
+    for source in sources:
+        back = np.linalg.inv(source.to_um)
+        pixels = places @ back[:2, :2].T + back[:2, 2]
+        height, width = source.size
+        slack = 1e-6 * max(height, width)  # a tile that ends where the image does
+        on_any |= ((pixels >= -slack) & (pixels <= np.array([width, height]) + slack)).all(-1)
+    return np.asarray(on_any.all(1))
+
+
+def spatial_split(centres: Any, size_um: float, test_fraction: float, *, seed: int) -> np.ndarray:
+    """Split tiles by place: whole blocks of the section are held out, and what overlaps them is left out of training.
+
+    Parameters
+    ----------
+    centres
+        (n, 2): x, y of the tiles, in µm.
+    size_um
+        Side of the tiles.
+    test_fraction
+        Of the tiles, at least, that are held out; blocks of four tiles a side are added until it is reached.
+    seed
+        Which blocks.
+
+    Returns
+    -------
+    ``"train"``, ``"test"`` or ``"dropped"`` per tile: an array of text of shape (n,).
+
+    Raises
+    ------
+    ValueError
+        If the fraction is not between 0 and 1, or nothing is left to train on.
+    """
+    from scipy.spatial import cKDTree
+
+    centres = np.asarray(centres, np.float64).reshape(-1, 2)
+    if not 0 <= test_fraction < 1:
+        msg = f"test_fraction is {test_fraction!r}; it is from 0 to less than 1."
+        raise ValueError(msg)
+    split = np.full(len(centres), "train", dtype="<U7")
+    if test_fraction == 0:
+        return split
+    blocks, block = np.unique(((centres - centres.min(0)) // (4 * size_um)).astype(int), axis=0, return_inverse=True)
+    sizes = np.bincount(block.ravel(), minlength=len(blocks))
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), test_fraction * len(centres))) + 1
+    held_out = np.isin(block.ravel(), order[:enough])
+    split[held_out] = "test"
+    # Two squares overlap where their centres are less than a side apart along both axes.
+    near, _ = cKDTree(centres[held_out]).query(centres[~held_out], p=np.inf, distance_upper_bound=size_um * (1 - 1e-9))
+    split[np.flatnonzero(~held_out)[np.isfinite(near)]] = "dropped"
+    if not (split == "train").any():
+        msg = f"A test set of {test_fraction:.0%} by place leaves none of the {len(centres)} tiles to train on; take more tiles or a smaller part."
+        raise ValueError(msg)
+    return split
