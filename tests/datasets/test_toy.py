@@ -7,6 +7,7 @@ import pytest
 import spatialdata as sd
 
 import sthist
+from sthist.tiles._density import is_gene
 
 
 def test_deterministic():
@@ -22,8 +23,8 @@ def test_contents(toy):
     """60 genes, controls, qualities, planes; three kinds of region; types whose markers are their own."""
     frame = toy["transcripts"].compute()
     names = frame.feature_name.cat.categories
-    assert sthist.tiles._density.is_gene(names).sum() == 60
-    assert (~sthist.tiles._density.is_gene(names)).sum() == 5
+    assert is_gene(names).sum() == 60
+    assert (~is_gene(names)).sum() == 5
     assert 0.05 < (frame.qv < 20).mean() < 0.2
     assert frame[["x", "y"]].min().min() >= 0
     assert frame[["x", "y"]].max().max() < 400
@@ -37,11 +38,7 @@ def test_contents(toy):
 def test_table_counts_the_molecules(toy):
     """Good molecules of genes in cells, each once."""
     frame = toy["transcripts"].compute()
-    good = frame[
-        (frame.qv >= 20)
-        & (frame.cell_id != "UNASSIGNED")
-        & sthist.tiles._density.is_gene(frame.feature_name.astype(str))
-    ]
+    good = frame[(frame.qv >= 20) & (frame.cell_id != "UNASSIGNED") & is_gene(frame.feature_name.astype(str))]
     assert toy["table"].X.sum() == len(good)
     cell = good.cell_id.value_counts().index[0]
     assert toy["table"][cell].X.sum() == (good.cell_id == cell).sum()
@@ -91,3 +88,62 @@ def test_bad_arguments(kwargs, message):
     """Said at once."""
     with pytest.raises(ValueError, match=message):
         sthist.datasets.toy(**kwargs)
+
+
+class TestKinds:
+    def test_visium(self):
+        """Spots on a hexagonal lattice over tissue, with the counts and cells under them."""
+        import geopandas as gpd
+
+        sdata = sthist.datasets.toy("visium", size_um=600)
+        assert set(sdata.images) == {"he"}
+        assert not sdata.points
+        table, spots = sdata["table"], sdata["spots"]
+        assert (spots.radius == 27.5).all()
+        centres = table.obsm["spatial"]
+        np.testing.assert_allclose(np.c_[spots.geometry.x, spots.geometry.y], centres)
+        apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+        np.fill_diagonal(apart, np.inf)
+        np.testing.assert_allclose(apart.min(1), 100)
+        same = sthist.datasets.toy("xenium", size_um=600)
+        molecules = same["transcripts"].compute()
+        first = np.argmax(table.X.sum(1).A1 if hasattr(table.X.sum(1), "A1") else np.asarray(table.X.sum(1)).ravel())
+        near = np.hypot(*(molecules[["x", "y"]].to_numpy() - centres[first]).T) < 27.5
+        assert table.X[first].sum() == is_gene(molecules.feature_name[near].astype(str)).sum()
+        cells = gpd.GeoSeries(gpd.points_from_xy(*same["table"].obsm["spatial"].T))
+        inside = (cells.distance(spots.geometry.iloc[first]) < 27.5).to_numpy()
+        assert table.obs.n_cells.iloc[first] == inside.sum()
+        shares = same["table"].obs.cell_type[inside].value_counts(normalize=True)
+        np.testing.assert_allclose(table.obsm["composition"].iloc[first][shares.index], shares)
+
+    def test_cosmx(self):
+        """Four fields of view that are the nuclear stain, cut."""
+        whole = sthist.datasets.toy("xenium", size_um=300)
+        sdata = sthist.datasets.toy("cosmx", size_um=300)
+        keys, channel = sthist._elements.find_nuclear(sdata)
+        assert (keys, channel) == (("1_image", "2_image", "3_image", "4_image"), "DAPI")
+        stitched = sthist.tiles.read_region(sdata, keys, (0, 0, 300, 300), 0.5)
+        np.testing.assert_array_equal(
+            stitched, sthist.tiles.read_region(whole, "morphology_focus", (0, 0, 300, 300), 0.5)
+        )
+        sthist.tl.virtual_he(sdata)
+
+    def test_tma(self):
+        """Nine places: one is empty, one holds pieces."""
+        sdata = sthist.datasets.toy("tma", size_um=900)
+        cores = sdata["cores"]
+        assert cores.state.value_counts().to_dict() == {"whole": 7, "missing": 1, "broken": 1}
+        cells = sdata["cell_boundaries"].geometry.centroid
+        counts = cores.geometry.apply(lambda core: cells.within(core).sum())
+        assert counts[cores.state == "missing"].tolist() == [0]
+        assert (counts[cores.state != "missing"] > 20).all()
+        assert counts.sum() == len(cells)
+        tissue = sdata["regions"].union_all().intersection(cores.geometry["B1"])
+        assert len(tissue.geoms) == 2
+
+    def test_bad_arguments(self):
+        """Kinds and sizes that there are not."""
+        with pytest.raises(ValueError, match=r"kind is 'merfish'; known are"):
+            sthist.datasets.toy("merfish")
+        with pytest.raises(ValueError, match=r"kind 'tma' needs at least 600 µm"):
+            sthist.datasets.toy("tma", size_um=300)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sthist import _elements, stains
+from sthist.datasets import _toy_kinds as kinds
 from sthist.datasets import _toy_render as render
 
 if TYPE_CHECKING:
@@ -63,13 +64,20 @@ CONTROLS = [
     "BLANK_0001",
     "UnassignedCodeword_0001",
 ]
+LEAST_SIZE_UM = {"xenium": 100, "visium": 300, "cosmx": 100, "tma": 600}
 LOW_QV, CONTROL_SHARE, AMBIENT_SHARE = 0.12, 0.01, 0.03
 HE_ROTATION_DEG, HE_SHIFT_UM = 2.0, (12.0, -8.0)
 HE_VECTORS = np.array([[0.60, 0.72, 0.35], [0.17, 0.95, 0.26]])
 
 
-def toy(kind: Literal["xenium"] = "xenium", *, size_um: float = 2000.0, mpp: float = 0.5, seed: int = 0) -> SpatialData:
-    """A simulated section with all that a Xenium run and a slide scanner give, made in seconds.
+def toy(
+    kind: Literal["xenium", "visium", "cosmx", "tma"] = "xenium",
+    *,
+    size_um: float = 2000.0,
+    mpp: float = 0.5,
+    seed: int = 0,
+) -> SpatialData:
+    """A simulated section with all that a spatial platform and a slide scanner give, made in seconds.
 
     Epithelial ducts around white lumina, immune aggregates, and stroma with fibroblasts, endothelium and macrophages,
     on empty glass. Nothing in it is real; regions, cells, cell types and the H&E alignment are known exactly.
@@ -77,7 +85,9 @@ def toy(kind: Literal["xenium"] = "xenium", *, size_um: float = 2000.0, mpp: flo
     Parameters
     ----------
     kind
-        ``"xenium"``.
+        ``"xenium"``: nuclear stain, transcripts, cells and H&E. ``"visium"``: H&E, and spots with counts. ``"cosmx"``: as
+        Xenium, the nuclear stain in 2 x 2 fields of view, without H&E. ``"tma"``: as Xenium, on a microarray of 3 x 3 cores
+        of which one is missing and one broken.
     size_um
         Side of the square field in micrometres.
     mpp
@@ -89,13 +99,17 @@ def toy(kind: Literal["xenium"] = "xenium", *, size_um: float = 2000.0, mpp: flo
     -------
     A SpatialData in memory, registered in ``um`` and, as Xenium is, in ``global`` (pixels of the nuclear stain):
 
-    * ``images["morphology_focus"]``: DAPI, uint16, with blur, noise and background;
+    * ``images["morphology_focus"]``: DAPI, uint16, with blur, noise and background; for ``"cosmx"``, ``"1_image"`` to
+      ``"4_image"``;
     * ``images["he"]``: H&E, uint8, turned by 2 degrees and shifted against DAPI, registered;
     * ``points["transcripts"]``: ``x``, ``y``, ``z``, ``feature_name`` (60 genes and controls), ``qv``, ``cell_id``,
       ``overlaps_nucleus``;
     * ``shapes["cell_boundaries"]``, ``shapes["nucleus_boundaries"]``;
     * ``shapes["regions"]``: true polygons with ``label`` (``duct``, ``immune``, ``stroma``);
-    * ``tables["table"]``: counts of transcripts with qv >= 20 in cells, ``obs["cell_type"]``, ``obsm["spatial"]`` in µm.
+    * ``tables["table"]``: counts of transcripts with qv >= 20 in cells, ``obs["cell_type"]``, ``obsm["spatial"]`` in µm;
+    * for ``"visium"``, in place of transcripts and cells, ``shapes["spots"]`` and a ``tables["table"]`` of them with
+      ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_cells"]`` and ``obsm["composition"]``, the true shares of the cell
+      types; for ``"tma"`` also ``shapes["cores"]`` with ``row``, ``column`` and ``state``.
 
     Raises
     ------
@@ -109,14 +123,14 @@ def toy(kind: Literal["xenium"] = "xenium", *, size_um: float = 2000.0, mpp: flo
     >>> sorted(sdata.shapes), sdata["table"].n_vars
     (['cell_boundaries', 'nucleus_boundaries', 'regions'], 60)
     """
-    if kind != "xenium":
-        msg = f"kind is {kind!r}; known is 'xenium'."
+    if kind not in LEAST_SIZE_UM:
+        msg = f"kind is {kind!r}; known are {list(LEAST_SIZE_UM)}."
         raise ValueError(msg)
-    if not size_um >= 100:
-        msg = f"size_um is {size_um!r}; the sample needs at least 100 µm to hold a duct."
+    if not size_um >= LEAST_SIZE_UM[kind]:
+        msg = f"size_um is {size_um!r}; a sample of kind {kind!r} needs at least {LEAST_SIZE_UM[kind]} µm."
         raise ValueError(msg)
     rng = np.random.default_rng(seed)
-    regions = _regions(size_um, rng)
+    regions = _regions(size_um, rng, kinds.cores(size_um) if kind == "tma" else None)
     cells = _cells(regions, size_um, rng)
     transcripts = _transcripts(cells, size_um, rng)
     n_px = round(size_um / mpp)
@@ -125,31 +139,44 @@ def toy(kind: Literal["xenium"] = "xenium", *, size_um: float = 2000.0, mpp: flo
     to_um = np.diag([mpp, mpp, 1.0])
     he_to_um = _turn(size_um) @ to_um
     he = stains.to_rgb(scene.stain_amounts(he_to_um), HE_VECTORS / np.linalg.norm(HE_VECTORS, axis=1, keepdims=True))
-    return _assemble(dapi, he, he_to_um, transcripts, cells, regions, mpp)
+    sdata = _assemble(dapi, he, he_to_um, transcripts, cells, regions, mpp)
+    if kind == "visium":
+        kinds.to_visium(sdata, list(CELL_TYPES))
+    elif kind == "cosmx":
+        kinds.to_cosmx(sdata, mpp)
+    elif kind == "tma":
+        kinds.add_cores(sdata, size_um)
+    return sdata
 
 
-def _regions(size: float, rng: np.random.Generator) -> dict[str, BaseGeometry]:
-    """Ducts (with their lumina), immune aggregates, stroma and lumina as polygons."""
+def _regions(
+    size: float, rng: np.random.Generator, cores: dict[tuple[int, int], BaseGeometry] | None
+) -> dict[str, BaseGeometry]:
+    """Ducts (with their lumina), immune aggregates, stroma and lumina as polygons, on one piece of tissue or on cores."""
     import shapely
 
-    outline = _blob((size / 2, size / 2), 0.46 * size, 0.04, rng)
+    outline = (
+        _blob((size / 2, size / 2), 0.46 * size, 0.04, rng)
+        if cores is None
+        else shapely.union_all(list(cores.values()))
+    )
     n_ducts = max(1, round(10 * (size / 2000) ** 2))
     n_immune = max(1, round(5 * (size / 2000) ** 2))
-    largest = min(0.16 * size, 210.0)
+    largest = min((0.16 if cores is None else 0.07) * size, 210.0)
     taken = shapely.Polygon()
-    kinds: dict[str, list[BaseGeometry]] = {"duct": [], "immune": []}
+    shapes: dict[str, list[BaseGeometry]] = {"duct": [], "immune": []}
     for kind, number, low, high in (("duct", n_ducts, 0.55, 1.0), ("immune", n_immune, 0.4, 0.7)):
         for _ in range(60 * number):
-            if len(kinds[kind]) == number:
+            if len(shapes[kind]) == number:
                 break
             blob = _blob(rng.uniform(0, size, 2), rng.uniform(low, high) * largest, 0.12, rng)
             if outline.contains(blob) and not taken.intersects(blob.buffer(12)):
-                kinds[kind].append(blob)
+                shapes[kind].append(blob)
                 taken = taken.union(blob)
-    lumina = [duct.buffer(-max(18.0, 0.45 * np.sqrt(duct.area / np.pi))) for duct in kinds["duct"]]
+    lumina = [duct.buffer(-max(18.0, 0.45 * np.sqrt(duct.area / np.pi))) for duct in shapes["duct"]]
     return {
-        "duct": shapely.union_all(kinds["duct"]),
-        "immune": shapely.union_all(kinds["immune"]),
+        "duct": shapely.union_all(shapes["duct"]),
+        "immune": shapely.union_all(shapes["immune"]),
         "stroma": outline.difference(taken),
         "lumen": shapely.union_all([lumen for lumen in lumina if not lumen.is_empty]),
     }
@@ -221,7 +248,7 @@ def _outlines(cells: pd.DataFrame, grow_um: float) -> np.ndarray:
 CELL_MARGIN_UM = 2.2
 
 
-def _expression(rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+def expression_profiles(rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
     """Genes, and the share of each in the RNA of each cell type, (types, genes)."""
     genes = [gene for markers in MARKERS.values() for gene in markers] + HOUSEKEEPING
     profile = np.full((len(CELL_TYPES), len(genes)), 0.05)
@@ -236,7 +263,7 @@ def _transcripts(cells: pd.DataFrame, size: float, rng: np.random.Generator) -> 
     """One row per molecule, in the columns of Xenium; x, y and z in µm."""
     import pandas as pd
 
-    genes, profile = _expression(rng)
+    genes, profile = expression_profiles(rng)
     kinds = pd.Categorical(cells.cell_type, categories=list(CELL_TYPES)).codes
     means = np.array([kind.counts for kind in CELL_TYPES.values()])[kinds]
     counts = rng.poisson(means * rng.gamma(6.0, 1 / 6.0, len(cells)))

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_canvas": ["Canvas"],
         "_loader": ["TileLoader"],
         "_map": ["map_tiles"],
+        "_nuclei": ["segment_nuclei"],
         "_overlay": ["Overlay"],
         "_pairs": ["export_pairs", "paired_loader"],
         "_reader": ["TileReader", "read_region"],
