@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 
 import sthist
 from sthist.tiles import Overlay, TileSpec
-from sthist.tiles._overlay import hues
+from sthist.tiles._palette import hues
 
 SPEC = TileSpec(size_um=32.0, px=64)
 
@@ -206,7 +206,7 @@ class TestFilter:
             black(self.FRAME, min_qv=90)
 
     def test_a_gene_that_is_not_there(self):
-        with pytest.raises(KeyError, match=r"Gene 'EPCAN' is not among the 1 genes"):
+        with pytest.raises(KeyError, match=r"Gene 'EPCAN' is not among the 5 features.*Did you mean 'EPCAM'"):
             black(self.FRAME, genes=["EPCAM", "EPCAN"])
 
 
@@ -330,3 +330,19 @@ def test_a_whole_section_can_be_mapped(toy, tmp_path):
     canvas = sthist.tiles.Canvas(tmp_path / "canvas", "overlay", extent_um=(0, 0, 400, 400), mpp=0.5, fingerprint={})
     sthist.tiles.map_tiles([overlay], lambda tiles: tiles, canvas)
     assert canvas.pending() == []
+
+
+def test_coordinates_that_are_no_numbers():
+    import dask.dataframe as dd
+    from spatialdata.models import PointsModel
+    from spatialdata.transformations import Identity
+
+    frame = molecules().rename(columns={"x_um": "x", "y_um": "y"})
+    frame.loc[3, "x"] = np.nan
+    sdata = sample(molecules())
+    points = PointsModel.parse(
+        dd.from_pandas(frame, npartitions=1), feature_key="gene", transformations={"um": Identity()}
+    )
+    sdata.points["transcripts"] = points
+    with pytest.raises(ValueError, match=r"1 transcripts of points 'transcripts' have coordinates that are no finite"):
+        Overlay(sdata, SPEC, limits=(0, 1))

@@ -277,14 +277,14 @@ def _molecules(
     free_gene = np.r_[rng.integers(0, len(genes), n_ambient), len(genes) + rng.integers(0, len(CONTROLS), n_control)]
     xy, n = np.r_[place, free_place], len(place) + len(free_place)
     cell_names = pd.Categorical.from_codes(
-        np.r_[owner, np.full(len(free), len(cells))], categories=[*cells.index.astype(str), "UNASSIGNED"]
+        np.r_[owner, np.full(len(free), len(cells))], categories=pd.Index([*cells.index.astype(str), "UNASSIGNED"])
     )
     low = rng.uniform(size=n) < LOW_QV
     frame = pd.DataFrame(
         {
             "x_um": xy[:, 0],
             "y_um": xy[:, 1],
-            "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=[*genes, *CONTROLS]),
+            "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=pd.Index([*genes, *CONTROLS])),
             "qv": np.where(low, rng.uniform(3, 20, n), rng.uniform(20, 40, n)).astype(np.float32),
             "cell_id": cell_names,
         }

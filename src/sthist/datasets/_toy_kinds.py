@@ -63,11 +63,11 @@ def to_visium(sdata: SpatialData, cell_types: list[str]) -> None:
             "instance_id": np.arange(len(names)),
             "array_row": rows,
             "array_col": half_columns,
-            "n_cells": n_cells.sum(1).to_numpy(),
+            "n_cells": n_cells.sum(axis=1).to_numpy(),
         },
         index=names,
     )
-    shares = n_cells.div(n_cells.sum(1).replace(0, 1), axis=0).set_axis(names)
+    shares = n_cells.div(n_cells.sum(axis=1).replace(0, 1), axis=0).set_axis(names)
     table = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), obsm={"spatial": centres, "composition": shares})
     spots = gpd.GeoDataFrame(
         {"radius": SPOT_UM / 2}, geometry=gpd.points_from_xy(*centres.T), index=obs["instance_id"].to_numpy()

@@ -10,6 +10,7 @@ import numpy as np
 
 from sthist import _elements
 from sthist._settings import settings
+from sthist.tiles._palette import gene_colours
 from sthist.tiles._points import PointFilter, PointIndex
 from sthist.tiles._reader import TileReader
 from sthist.tiles._source import extent_um, first_last
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from sthist.tiles._spec import TileSpec
 
 Mode = Literal["multi", "mono", "none"]
-SATURATION, VALUE = 0.65, 0.95
-HUES_PER_RING = 450
-"""Hues that 8 bits tell apart at that saturation; larger panels take further rings of higher saturation."""
-
 LIMIT_TILES, LIMIT_PX = 64, 256
 LIMIT_QUANTILES = (0.01, 0.998)
 MAX_DOT_PX = 128
@@ -160,10 +157,6 @@ class Overlay:
                 _z_step(sdata, z_step) if planes is not None else 1.0,
             )
             self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
-            for gene in genes or []:
-                if gene not in self.index.genes:
-                    msg = f"Gene {gene!r} is not among the {len(self.index.genes)} genes of points {elements.points!r} that are drawn."
-                    raise KeyError(msg)
         self.limits = limits if limits is not None or self._reader is None else self._measured_limits()
         if self.limits is not None and not self.limits[0] < self.limits[1]:
             msg = f"limits are {self.limits}: the first must be less than the second. Is the stain all of one value?"
@@ -213,6 +206,25 @@ class Overlay:
         )
         return other
 
+    def at(self, spec: TileSpec) -> Overlay:
+        """The same transcripts and style in tiles of another size.
+
+        Parameters
+        ----------
+        spec
+            Of the new tiles.
+
+        Returns
+        -------
+        A new overlay that shares the index.
+        """
+        other = copy.copy(self)
+        other.spec = spec
+        if self._reader is not None:
+            other._reader = self._reader.at(spec)
+        other._restyle(self.mode, self._palette, self._color, self._dot_um, self._s, self._dpi)
+        return other
+
     def _restyle(self, mode: Mode, palette: Any, color: Any, dot_um: float | None, s: float, dpi: float) -> None:
         from matplotlib.colors import to_rgb
 
@@ -229,25 +241,7 @@ class Overlay:
         # Eight bits, cut off as matplotlib's rasteriser does; so what a dot covers does not depend on its colour.
         self._table = (np.floor(coverage * 255) / 255).astype(np.float32)
         self._mono = np.array(to_rgb(color), np.float32) * 255
-        self._fixed = self._fixed_colours(palette)
-
-    def _fixed_colours(self, palette: Any) -> np.ndarray:
-        """(genes, 3) float32: a colour per gene, hues ascending."""
-        from matplotlib.colors import to_rgb
-
-        if not isinstance(palette, str):
-            missing = [gene for gene in self.genes if gene not in palette]
-            if missing:
-                msg = (
-                    f"{len(missing)} of {len(self.genes)} genes have no colour in palette=, the first of them {missing[0]!r}; add "
-                    "them, or name the genes to draw with genes=."
-                )
-                raise KeyError(msg)
-            return np.array([to_rgb(palette[gene]) for gene in self.genes], np.float32).reshape(-1, 3) * 255
-        if palette not in {"permuted", "fixed"}:
-            msg = f"palette is {palette!r}; it is 'permuted', 'fixed', or a mapping of gene to colour."
-            raise ValueError(msg)
-        return hues(len(self.genes))
+        self._fixed = gene_colours(palette, self.genes)
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -374,35 +368,11 @@ class Overlay:
             filled = self.index.counts()[at[:, 1], at[:, 0]] > 0
             centres = centres[filled] if filled.any() else centres
         chosen = np.random.default_rng(0).permutation(len(centres))[:LIMIT_TILES]
-        reader = copy.copy(self._reader)
-        reader._setup(self._reader.sources, spec, 0, 64 * 2**20, allow_upsampling=True)
-        pixels = reader.read(centres[np.sort(chosen)])
+        pixels = self._reader.at(spec).read(centres[np.sort(chosen)])
         low, high = np.quantile(pixels, LIMIT_QUANTILES)
         if low == high:  # a field that is dark but for a few nuclei
             low, high = pixels.min(), pixels.max()
         return float(low), float(high)
-
-
-def hues(n: int) -> np.ndarray:
-    """Colours of evenly spaced, ascending hue, all distinct in 8 bits.
-
-    Parameters
-    ----------
-    n
-        How many.
-
-    Returns
-    -------
-    Float32 of shape (n, 3), whole numbers from 0 to 255.
-    """
-    from matplotlib.colors import hsv_to_rgb
-
-    rings = max(1, -(-n // HUES_PER_RING))
-    saturation = SATURATION + (1 - SATURATION) * (np.arange(n) % rings) / rings
-    # Hues are a circle: in several rings, the last one must not meet the first.
-    turn = max(1, n if rings == 1 else n + rings)
-    hsv = np.stack([np.arange(n) / turn, saturation, np.full(n, VALUE)], -1)
-    return np.round(hsv_to_rgb(hsv) * 255).astype(np.float32).reshape(-1, 3)
 
 
 def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool, with_points: bool) -> Any:

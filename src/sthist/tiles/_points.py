@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import tempfile
 import weakref
@@ -97,8 +98,9 @@ class PointIndex:
                 msg = f"Points {elements.points!r} have no column 'z'; a plane of them cannot be chosen."
                 raise KeyError(msg)
             self._columns = (*self._columns, "z")
-        names, box = self._survey()
-        x0, y0, x1, y1 = box if extent_um is None else extent_um
+        names = self._features()
+        self._require_genes(names)
+        x0, y0, x1, y1 = self._box() if extent_um is None else extent_um
         self.cell_um = max(cell_um, float(np.sqrt(max((x1 - x0) * (y1 - y0), 1e-9) / MAX_CELLS)))
         self.origin_um = (float(x0), float(y0))
         self.shape = tuple(int((high - low) // self.cell_um) + 1 for low, high in ((y0, y1), (x0, x1)))
@@ -138,21 +140,32 @@ class PointIndex:
         """Transcripts per cell, int64 of the grid's shape."""
         return np.diff(self.starts).reshape(self.shape)
 
-    def _survey(self) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-        """Names of all features, sorted, and the box around the transcripts."""
-        categories = self._elements.sdata.points[str(self._elements.points)][self._gene]
-        known = getattr(getattr(categories, "cat", None), "known", False)
-        names = set(map(str, categories.cat.categories)) if known else set()
+    def _features(self) -> np.ndarray:
+        """Names of all features, sorted."""
+        column = self._elements.sdata.points[str(self._elements.points)][self._gene]
+        if getattr(getattr(column, "cat", None), "known", False):
+            return np.array(sorted(map(str, column.cat.categories)))
+        return np.array(sorted(map(str, column.dropna().unique().compute())))
+
+    def _require_genes(self, names: np.ndarray) -> None:
+        for gene in self._keep.genes or ():
+            if gene not in names:
+                close = difflib.get_close_matches(gene, names.tolist(), n=1)
+                msg = f"Gene {gene!r} is not among the {len(names)} features of points {self._elements.points!r}." + (
+                    f" Did you mean {close[0]!r}?" if close else ""
+                )
+                raise KeyError(msg)
+
+    def _box(self) -> tuple[float, float, float, float]:
+        """The box around the transcripts."""
         low, high = np.full(2, np.inf), np.full(2, -np.inf)
-        for x, y, part in iter_points(self._elements, (self._gene,)):
+        for x, y, _ in iter_points(self._elements):
             if len(x):
                 low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
-            if not known:
-                names.update(map(str, part[self._gene].dropna().unique()))
-        if not np.isfinite(low).all() or not np.isfinite(high).all():
+        if not (np.isfinite(low) & np.isfinite(high)).all():
             msg = f"Points {self._elements.points!r} have no transcripts, or coordinates that are no finite numbers."
             raise ValueError(msg)
-        return np.array(sorted(names)), (*low.tolist(), *high.tolist())
+        return (*low.tolist(), *high.tolist())
 
     def _placed(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """By partition: the cell of each transcript (-1 for those left out), its place in the cell, its gene's number."""
@@ -167,6 +180,10 @@ class PointIndex:
             if self._keep.planes is not None:
                 plane = np.floor(part["z"].to_numpy(np.float64) / self._keep.z_step + 0.5)
                 keep &= (plane >= self._keep.planes[0]) & (plane <= self._keep.planes[1])
+            lost = ~(np.isfinite(x) & np.isfinite(y))
+            if lost.any():
+                msg = f"{int(lost.sum())} transcripts of points {self._elements.points!r} have coordinates that are no finite numbers."
+                raise ValueError(msg)
             column, row = (
                 np.floor((values - origin) / self.cell_um).astype(np.int64)
                 for values, origin in zip((x, y), self.origin_um, strict=True)

@@ -111,6 +111,18 @@ class TileReader:
         reader._setup([source_from_array(array, to_um)], spec, fill, cache_bytes, allow_upsampling=True)
         return reader
 
+    def at(self, spec: TileSpec) -> TileReader:
+        """A reader of the same images in tiles of another size, at any resolution.
+
+        Parameters
+        ----------
+        spec
+            Of the new tiles.
+        """
+        reader = TileReader.__new__(TileReader)
+        reader._setup(self.sources, spec, self.fill, 2 * self._group_bytes, allow_upsampling=True)
+        return reader
+
     def _setup(
         self, sources: list[ImageSource], spec: TileSpec, fill: float, cache_bytes: int, *, allow_upsampling: bool
     ) -> None:
