@@ -9,7 +9,7 @@ import numpy as np
 from sthist import _elements, stains
 from sthist._settings import settings
 from sthist.datasets._toy import AMBIENT_SHARE, CELL_TYPES, CONTROL_SHARE, CONTROLS, LOW_QV, expression_profiles
-from sthist.tiles._nuclei import GRAIN_UM, SURROUND_UM, contrast_of, iter_blocks, segment_nuclei
+from sthist.tiles._nuclei import above_surroundings, contrast_of, iter_blocks, segment_nuclei
 from sthist.tiles._tissue import clean, mask_of_he
 
 if TYPE_CHECKING:
@@ -127,8 +127,6 @@ class _Section:
     """A real H&E: its tissue, its stains, and what counts as the light of a nucleus."""
 
     def __init__(self, rgb: np.ndarray, mpp: float, seed: int) -> None:
-        from scipy.ndimage import gaussian_filter
-
         self.rgb, self.mpp, self.seed = rgb, mpp, seed
         step = max(1, round(TISSUE_MPP / mpp))
         coarse = rgb[::step, ::step]
@@ -144,8 +142,7 @@ class _Section:
         self.vectors = stains.macenko(sample, white=self.white)
         whole_blocks = [outer for outer, inner in iter_blocks(rgb.shape[:2], mpp) if self._in_tissue(inner).any()]
         middle = self._haematoxylin(whole_blocks[len(whole_blocks) // 2])
-        smooth = gaussian_filter(middle, max(0.5, GRAIN_UM / mpp))
-        self.contrast = contrast_of(smooth - gaussian_filter(smooth, SURROUND_UM / mpp))
+        self.contrast = contrast_of(above_surroundings(middle, mpp))
         amounts = stains.concentrations(sample, self.vectors, white=self.white)[:, 0]
         self.base, self.top = (float(value) for value in np.quantile(amounts, [0.4, 0.995]))
 

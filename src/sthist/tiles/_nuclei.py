@@ -60,11 +60,10 @@ def segment_nuclei(stain: np.ndarray, mpp: float, *, contrast: float | None = No
     if not 0 < mpp <= 1.5:
         msg = f"mpp is {mpp!r}; nuclei can be told apart up to 1.5 µm per pixel."
         raise ValueError(msg)
-    smooth = gaussian_filter(stain.astype(np.float32), max(0.5, GRAIN_UM / mpp))
-    if not np.isfinite(smooth).all():
+    excess = above_surroundings(stain, mpp)
+    if not np.isfinite(excess).all():
         msg = "The stain has NaN or infinite pixels."
         raise ValueError(msg)
-    excess = smooth - gaussian_filter(smooth, SURROUND_UM / mpp)
     if contrast is None:
         contrast = contrast_of(excess)
     mask = binary_fill_holes(binary_opening(excess > contrast)) if contrast > 0 else np.zeros(excess.shape, np.bool_)
@@ -79,6 +78,14 @@ def segment_nuclei(stain: np.ndarray, mpp: float, *, contrast: float | None = No
     keep = (areas >= MIN_AREA_UM2) & (areas <= MAX_AREA_UM2)
     keep[0] = False
     return (np.cumsum(keep) * keep).astype(np.int32)[labels]
+
+
+def above_surroundings(stain: np.ndarray, mpp: float) -> np.ndarray:
+    """By how much a stain, smoothed over the grain of a nucleus, exceeds what lies around it."""
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(np.asarray(stain, np.float32), max(0.5, GRAIN_UM / mpp))
+    return smooth - gaussian_filter(smooth, SURROUND_UM / mpp)
 
 
 def contrast_of(excess: np.ndarray) -> float:

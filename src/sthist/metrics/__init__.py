@@ -1,0 +1,5 @@
+"""Scores: pure functions of arrays and tables."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["image"])

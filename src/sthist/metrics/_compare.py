@@ -1,0 +1,278 @@
+"""Virtual against real tiles: scores of every tile, beside those of predictions that know nothing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger, settings
+from sthist.metrics import _deep, _networks
+from sthist.metrics._arrays import batches, pair
+from sthist.metrics._pixels import mse, psnr, ssim
+from sthist.metrics._weights import MetricUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+PIXELS = {"mse": mse, "psnr": psnr, "ssim": ssim}
+PAIRS = ("mse", "psnr", "ssim", "lpips", "clip")
+SETS = ("fid", "kid")
+NOT_AVAILABLE = "not available"
+
+
+def compare(
+    virtual: Any,
+    real: Any,
+    *,
+    classes: Sequence[Any] | None = None,
+    metrics: Sequence[str] = ("mse", "psnr", "ssim"),
+    nulls: bool = True,
+    seed: int | None = None,
+    extractor: _deep.Extractor | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> pd.DataFrame:
+    """Score virtual tiles against the real ones, and beside them two predictions that know nothing of the tile.
+
+    A score means little by itself: ``"mean colour"`` is the mean colour of all real tiles, everywhere, and
+    ``"shuffled"`` is the virtual image of another tile.
+
+    Parameters
+    ----------
+    virtual, real
+        uint8 tiles (n, h, w, 3), the same place in both.
+    classes
+        Class of each tile; tiles where it is missing count in no class.
+    metrics
+        Of each tile ``"mse"``, ``"psnr"``, ``"ssim"``, ``"lpips"``, ``"clip"``; of all tiles and of each class
+        ``"fid"``, ``"kid"``, which :func:`summarize` shows.
+    nulls
+        Score the predictions that know nothing, too.
+    seed
+        Of the shuffling; by default that of the settings.
+    extractor
+        Network of FID and KID, as of :func:`fid`.
+    options
+        Further arguments of a metric's function, by metric, such as ``{"lpips": {"net": "alex"}}``.
+
+    Returns
+    -------
+    One row per method (``"virtual"``, ``"mean colour"``, ``"shuffled"``) and tile, with columns ``method``, ``tile``,
+    ``class`` if given, and one per metric of a tile. A metric whose weights are not on this machine is nan, and
+    ``frame.attrs["not_available"]`` says why; ``frame.attrs["sets"]`` holds FID and KID.
+
+    Raises
+    ------
+    ValueError
+        If tiles cannot be compared, a metric is unknown, or classes are not one per tile.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sthist.metrics import image
+    >>> real = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    >>> frame = image.compare(real // 2 + 60, real, classes=["stroma", "stroma", "tumour", "tumour"])
+    >>> frame.groupby("method", sort=False)["ssim"].mean().round(2).to_dict()
+    {'virtual': 0.8, 'mean colour': 0.01, 'shuffled': 0.01}
+    """
+    import pandas as pd
+
+    wanted = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
+    given = {name: dict(values) for name, values in (options or {}).items()}
+    for name in [*wanted, *given]:
+        if name not in (*PAIRS, *SETS):
+            msg = f"There is no metric {name!r}; there are {[*PAIRS, *SETS]}."
+            raise ValueError(msg)
+    virtual, real, _ = pair(virtual, real)
+    n = len(real)
+    labels = None if classes is None else pd.Series(classes).reset_index(drop=True)
+    if labels is not None and len(labels) != n:
+        msg = f"classes needs one value per tile: there are {n} tiles and {len(labels)} values."
+        raise ValueError(msg)
+    methods = _methods(virtual, real, settings.seed if seed is None else seed) if nulls else {}
+    methods = {"virtual": (virtual, np.arange(n)), **methods}
+
+    reasons: dict[str, str] = {}
+    frames = []
+    for method in methods:
+        columns = {"method": method, "tile": np.arange(n)} | ({} if labels is None else {"class": labels})
+        frames.append(pd.DataFrame(columns))
+    frame = pd.concat(frames, ignore_index=True)
+    for name in wanted:
+        if name in PAIRS:
+            try:
+                frame[name] = np.concatenate(_score_tiles(name, methods, real, given.get(name, {})))
+            except MetricUnavailable as error:
+                frame[name] = np.nan
+                reasons[name] = str(error)
+    records = []
+    groups: dict[str | None, np.ndarray] = {None: np.arange(n)}
+    if labels is not None:
+        groups |= {str(key): np.asarray(index) for key, index in labels.groupby(labels, observed=True).indices.items()}
+    for name in wanted:
+        if name in SETS:
+            arguments = {"extractor": extractor} | ({"seed": seed} if name == "kid" else {}) | given.get(name, {})
+            try:
+                records += _score_sets(name, methods, real, groups, arguments)
+            except MetricUnavailable as error:
+                reasons[name] = str(error)
+    for name, reason in reasons.items():
+        logger.warning("%s is not available: %s", name, reason)
+    frame.attrs["not_available"] = reasons
+    frame.attrs["sets"] = records
+    return frame
+
+
+def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
+    """Mean and standard deviation of each score, and scores of whole sets, per class and method.
+
+    Parameters
+    ----------
+    frame
+        From :func:`compare`.
+    by
+        Column to group by, beside the method; None for one row per method.
+
+    Returns
+    -------
+    One row per class and method: ``n`` tiles; the mean of each column of numbers under its own name and its standard
+    deviation as ``<score>_sd``; FID and KID. What could not be computed is the text ``"not available"``, and the reason is in
+    ``attrs["not_available"]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sthist.metrics import image
+    >>> real = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    >>> frame = image.compare(real // 2 + 60, real, classes=["stroma", "stroma", "tumour", "tumour"], nulls=False)
+    >>> image.summarize(frame)[["class", "method", "n", "mse"]].round()
+        class   method  n     mse
+    0  stroma  virtual  2  1400.0
+    1  tumour  virtual  2  1417.0
+    """
+    import pandas as pd
+
+    check_column(frame, by)
+    reasons = dict(frame.attrs.get("not_available", {}))
+    sets: dict[str, dict[tuple[Any, ...], float]] = {}
+    for record in frame.attrs.get("sets", []):
+        values = sets.setdefault(record["metric"], {})
+        values[record["method"], record["class"], record["n"]] = record["value"]
+    set_names = [name for name in SETS if name in sets or name in reasons]
+    rows = []
+    keys = ["method"] if by is None else [by, "method"]
+    ordered = frame.assign(method=pd.Categorical(frame["method"], frame["method"].unique()))
+    for key, part in ordered.groupby(keys, observed=True):
+        row = dict(zip(keys, key, strict=True)) | {"n": len(part)}
+        for name in [name for name in part.select_dtypes("number").columns if name not in (*keys, "tile")]:
+            missing = name in reasons
+            with np.errstate(invalid="ignore"):  # infinite PSNR has no standard deviation
+                row[name] = NOT_AVAILABLE if missing else part[name].mean()
+                row[f"{name}_sd"] = NOT_AVAILABLE if missing else part[name].std()
+        group = None if by is None else str(row[by]) if by == "class" else by
+        for name in set_names:
+            # A set's score belongs to exactly these tiles: not to a part of them, nor to a grouping that came later.
+            value = sets.get(name, {}).get((row["method"], group, len(part)))
+            row[name] = NOT_AVAILABLE if value is None else value
+            if value is None:
+                reasons.setdefault(name, f"{name} is computed by compare(), for classes of at least two tiles.")
+        rows.append(row)
+    summary = pd.DataFrame(rows)
+    summary.attrs["not_available"] = reasons
+    return summary
+
+
+def check_column(frame: pd.DataFrame, by: str | None) -> None:
+    """Refuse a column that is not there.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column.
+    """
+    if by is not None and by not in frame.columns:
+        msg = (
+            f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or by=None for one "
+            "row per method."
+        )
+        raise ValueError(msg)
+
+
+def _methods(virtual: np.ndarray, real: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Predictions that know nothing of a tile: images, and which of them stands for each tile."""
+    n = len(real)
+    if n < 2:
+        msg = "Another tile's image needs at least two tiles. For a single tile, give nulls=False."
+        raise ValueError(msg)
+    colour = np.mean([tile.mean((0, 1)) for tile in real], axis=0)
+    mean = np.broadcast_to(np.round(colour).astype(np.uint8), (1, *real.shape[1:]))
+    return {"mean colour": (mean, np.zeros(n, int)), "shuffled": (virtual, shuffled(n, seed))}
+
+
+def shuffled(n: int, seed: int) -> np.ndarray:
+    """For each of n tiles another one: a cycle through all in random order, so that none is paired with itself."""
+    order = np.random.default_rng(seed).permutation(n)
+    partner = np.empty(n, int)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def _score_tiles(name: str, methods: Mapping[str, Any], real: np.ndarray, options: dict[str, Any]) -> list[np.ndarray]:
+    """One metric of every tile, for every method."""
+    if name == "clip":
+        network = _networks.clip_extractor(**options)
+        target, *found = _features(network, methods, real)
+        return [_deep.cosine(features, target) for features in found]
+    if name == "lpips":
+        network = _networks.lpips_network(**options)
+        score: Any = partial(_networks.lpips_of, network)
+    else:
+        score = partial(PIXELS[name], **options)
+    return [
+        np.concatenate([score(images[index[part]], real[part]) for part in batches(len(real), 64)])
+        for images, index in methods.values()
+    ]
+
+
+def _score_sets(
+    name: str,
+    methods: Mapping[str, Any],
+    real: np.ndarray,
+    groups: Mapping[str | None, np.ndarray],
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One metric of all tiles and of each class, for every method; classes of one tile have none."""
+    network = _deep.feature_extractor(name.upper(), options.pop("extractor", None), options.pop("weights", None))
+    target, *found = _features(network, methods, real)
+    scored = {group: index for group, index in groups.items() if len(index) > 1}
+    if name == "fid" and scored:
+        _deep.warn_biased(min(len(index) for index in scored.values()), target.shape[1])
+    score = _deep.frechet if name == "fid" else _deep.kernel_distance
+    return [
+        {
+            "metric": name,
+            "method": method,
+            "class": group,
+            "n": len(index),
+            "value": score(features[index], target[index], **options),
+        }
+        for method, features in zip(methods, found, strict=True)
+        for group, index in scored.items()
+    ]
+
+
+def _features(network: Any, methods: Mapping[str, Any], real: np.ndarray) -> list[np.ndarray]:
+    """Features of the real tiles, then of each method's; images that two methods share pass the network once."""
+    seen: dict[int, np.ndarray] = {}
+    for images, _ in methods.values():
+        if id(images) not in seen:
+            seen[id(images)] = _networks.extract(network, images)
+    return [_networks.extract(network, real), *(seen[id(images)][index] for images, index in methods.values())]

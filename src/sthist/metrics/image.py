@@ -1,0 +1,26 @@
+"""How close a virtual image is to the real one: pixels, structure, perception, distributions, seams, nuclei."""
+
+from sthist.metrics._compare import compare, summarize
+from sthist.metrics._deep import clip_similarity, fid, kid, lpips
+from sthist.metrics._nuclei import NucleusPreservation, nucleus_preservation
+from sthist.metrics._pixels import mse, psnr, seam_score, ssim
+from sthist.metrics._regions import RegionTest, region_tests
+from sthist.metrics._weights import MetricUnavailable
+
+__all__ = [
+    "MetricUnavailable",
+    "NucleusPreservation",
+    "RegionTest",
+    "clip_similarity",
+    "compare",
+    "fid",
+    "kid",
+    "lpips",
+    "mse",
+    "nucleus_preservation",
+    "psnr",
+    "region_tests",
+    "seam_score",
+    "ssim",
+    "summarize",
+]
