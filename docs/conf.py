@@ -8,6 +8,7 @@ import sthist
 
 HERE = Path(__file__).parent
 os.environ["STHIST_DOCS"] = "1"
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, of widgets that pages do not have
 
 # Notebooks live beside the package, for those who only want them; Sphinx reads below its own folder only.
 shutil.copytree(HERE.parent / "tutorials", HERE / "generated" / "tutorials", dirs_exist_ok=True)

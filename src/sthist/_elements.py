@@ -299,20 +299,25 @@ def cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
     Those that the table is linked to; else, as for a Xenium table that is linked to labels, those whose index holds the
     names of its cells.
     """
+    import pandas as pd
+
     adata = sdata.tables[table]
     link = adata.uns.get("spatialdata_attrs", {})
     regions = [link["region"]] if isinstance(link.get("region"), str) else list(link.get("region") or [])
     if len(regions) == 1 and regions[0] in sdata.shapes:
         instances = adata.obs[link["instance_key"]].to_numpy()
-        if np.isin(instances, sdata.shapes[regions[0]].index).all():
+        # Hashed: numpy's own isin compares every pair where names are objects.
+        if pd.Index(instances).isin(sdata.shapes[regions[0]].index).all():
             return regions[0], instances
     names = [adata.obs["cell_id"].to_numpy()] if "cell_id" in adata.obs else []
     for instances in (*names, adata.obs_names.to_numpy()):
+        wanted = pd.Index(instances.astype(str))
         for key in sorted(sdata.shapes, key=lambda key: "cell" not in key):
             index = sdata.shapes[key].index
-            if index.is_unique and len(instances) and np.isin(instances.astype(str), index.astype(str)).all():
-                by_name = dict(zip(index.astype(str), index, strict=True))
-                return key, np.array([by_name[name] for name in instances.astype(str)], dtype=index.dtype)
+            if len(wanted) and index.is_unique:
+                places = pd.Index(index.astype(str)).get_indexer(wanted)
+                if (places >= 0).all():
+                    return key, index.to_numpy()[places]
     return None
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-PLATFORMS = ("xenium", "spatialdata")
+PLATFORMS = ("xenium", "cosmx", "merscope", "spatialdata")
 REPORTED = [
     "spatialdata",
     "spatialdata-io",
@@ -137,7 +137,11 @@ def _open(options: argparse.Namespace) -> SpatialData:
         if options.out.resolve() == options.input.resolve():
             return _read_store(options.out)
     if not options.out.exists():
-        sdata = sthist.io.xenium(options.input) if options.platform == "xenium" else _read_store(options.input)
+        sdata = (
+            _read_store(options.input)
+            if options.platform == "spatialdata"
+            else getattr(sthist.io, options.platform)(options.input)
+        )
         sdata.attrs.setdefault("sthist", {})["source"] = source
         partial = options.out.with_name(options.out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -178,7 +178,7 @@ def register(
     -------
     Names of the elements that changed.
     """
-    from spatialdata.transformations import Affine, get_transformation, set_transformation
+    from spatialdata.transformations import get_transformation
 
     element = _elements.get(sdata, "images", image)
     if not (np.isfinite(mpp) and mpp > 0):
@@ -195,10 +195,31 @@ def register(
     along_x, along_y = pixel_size(matrix_to(element, coordinate_system))
     require_agreement({"along x": along_x, "along y": along_y}, f"image {image!r} in {coordinate_system!r}")
     factor = mpp / np.sqrt(along_x * along_y)
+    return register_system(sdata, coordinate_system, np.diag([factor, factor, 1.0]))
+
+
+def register_system(sdata: SpatialData, coordinate_system: str, to_um: np.ndarray) -> list[str]:
+    """Register in ``um`` every element of a coordinate system, in memory.
+
+    Parameters
+    ----------
+    sdata
+        The sample.
+    coordinate_system
+        The system in which the elements are registered now.
+    to_um
+        (3, 3): (x, y, 1) of that system to µm.
+
+    Returns
+    -------
+    Names of the elements that changed.
+    """
+    from spatialdata.transformations import Affine, get_transformation, set_transformation
+
     changed = []
-    for _, name, other in sdata.gen_spatial_elements():
-        if coordinate_system in get_transformation(other, get_all=True):
-            matrix = np.diag([factor, factor, 1.0]) @ matrix_to(other, coordinate_system)
-            set_transformation(other, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_elements.UM)
+    for _, name, element in sdata.gen_spatial_elements():
+        if coordinate_system in get_transformation(element, get_all=True):
+            matrix = to_um @ matrix_to(element, coordinate_system)
+            set_transformation(element, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_elements.UM)
             changed.append(name)
     return changed

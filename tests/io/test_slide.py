@@ -177,3 +177,17 @@ class TestBadFiles:
             sthist.io.slide(pyramid, mpp=0.5)
         with pytest.raises(ValueError, match=r"is nan \(the argument mpp=\)"):
             sthist.io.slide(pyramid, mpp=float("nan"))
+
+
+def test_any_index_of_a_level(pyramid):
+    """What dask asks for: single planes, steps, nothing."""
+    level = TiffLevel(pyramid, 1)
+    whole = PIXELS[::2, ::2].transpose(2, 0, 1)
+    for index in (
+        np.s_[0, 3:40, :],
+        np.s_[:, 5, 7],
+        np.s_[2:0:-1, 10:100:7, ::-3],
+        np.s_[-1, -20:, 4:4],
+        np.s_[:, 100:20:-2, 0:1],
+    ):
+        np.testing.assert_array_equal(level[index], whole[index])

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from realdata import folder
 
 import sthist
 from sthist import scale
+
+
+def linked(tmp_path):
+    """A folder of links to the real files, to be damaged."""
+    shutil.copytree(folder("xenium_ileum_tiny") / "outs", tmp_path / "outs", copy_function=os.symlink)
+    return tmp_path / "outs"
 
 
 def test_real_folder():
@@ -41,9 +50,7 @@ def test_cells_of_a_table_linked_to_labels():
 
 def test_contradicting_metadata(tmp_path):
     """Another µm/px in the image than in experiment.xenium."""
-    import shutil
-
-    shutil.copytree(folder("xenium_ileum_tiny") / "outs", tmp_path / "outs", copy_function=os.symlink)
+    linked(tmp_path)
     content = json.loads((tmp_path / "outs" / "experiment.xenium").read_text())
     (tmp_path / "outs" / "experiment.xenium").unlink()
     (tmp_path / "outs" / "experiment.xenium").write_text(json.dumps(content | {"pixel_size": 0.5}))
@@ -64,3 +71,90 @@ def test_no_pixel_size(tmp_path, pixel_size):
     (tmp_path / "experiment.xenium").write_text(json.dumps({"pixel_size": pixel_size}))
     with pytest.raises(ValueError, match="states no pixel size in µm"):
         sthist.io.xenium(tmp_path)
+
+
+def replace_by(name, change):
+    """Damage: other bytes in place of those of a file, whose link is removed."""
+
+    def damage(path):
+        content = (path / name).read_bytes()
+        (path / name).unlink()
+        (path / name).write_bytes(change(content))
+
+    return damage
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+def edit(name, change):
+    """Damage: another frame in place of a parquet file."""
+
+    def damage(path):
+        frame = change(pd.read_parquet(path / name))
+        (path / name).unlink()
+        frame.to_parquet(path / name)
+
+    return damage
+
+
+STAIN = "morphology_focus/morphology_focus_0000.ome.tif"
+DAMAGES = {
+    "truncated manifest": (replace_by("experiment.xenium", half), ValueError, "experiment.xenium cannot be read"),
+    "no molecules": (
+        lambda path: (path / "transcripts.parquet").unlink(),
+        FileNotFoundError,
+        "no Xenium folder: it has no transcripts.parquet",
+    ),
+    "truncated molecules": (replace_by("transcripts.parquet", half), ValueError, "transcripts.parquet cannot be read"),
+    "column of molecules": (
+        edit("transcripts.parquet", lambda frame: frame.drop(columns="feature_name")),
+        KeyError,
+        "transcripts.parquet has no column 'feature_name'",
+    ),
+    "text for a coordinate": (
+        edit("cells.parquet", lambda frame: frame.assign(x_centroid="left")),
+        ValueError,
+        "cells.parquet: column 'x_centroid' holds .*string; it should hold numbers",
+    ),
+    "no cells": (edit("cells.parquet", lambda frame: frame[:0]), ValueError, "cells.parquet has no rows"),
+    "truncated outlines": (
+        replace_by("nucleus_boundaries.parquet", half),
+        ValueError,
+        "nucleus_boundaries.parquet cannot be read",
+    ),
+    "truncated matrix": (
+        replace_by("cell_feature_matrix.h5", half),
+        ValueError,
+        "cell_feature_matrix.h5 cannot be read",
+    ),
+    "truncated labels": (replace_by("cells.zarr.zip", half), ValueError, "cells.zarr.zip cannot be read"),
+    "no stain": (lambda path: (path / STAIN).unlink(), FileNotFoundError, "it has no morphology_focus.ome.tif"),
+    "truncated stain": (replace_by(STAIN, half), ValueError, "morphology_focus_0000.ome.tif"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder(tmp_path, damage):
+    """The message names the file and what is wrong with it."""
+    path = linked(tmp_path)
+    break_it, error, message = DAMAGES[damage]
+    break_it(path)
+    with pytest.raises(error, match=message):
+        sthist.io.xenium(path)
+
+
+def test_he_is_laid_on_the_stain(tmp_path):
+    """By its matrix to the stain's pixels; without one it is refused, and what lies in the folder is named."""
+    path = linked(tmp_path)
+    Image.fromarray(np.full((60, 80, 3), 220, np.uint8)).save(path / "he.png")
+    (path / "Mini_he_imagealignment.csv").write_text("2,0,10\n0,2,30\n0,0,1\n")
+    with pytest.raises(
+        ValueError, match="with he_alignment=. The folder has Mini_he_imagealignment.csv; is it that one"
+    ):
+        sthist.io.xenium(path, he=path / "he.png")
+    sdata = sthist.io.xenium(path, he=path / "he.png", he_alignment=path / "Mini_he_imagealignment.csv")
+    expected = np.diag([0.2125, 0.2125, 1]) @ [[2, 0, 10], [0, 2, 30], [0, 0, 1]]
+    np.testing.assert_allclose(scale.matrix_to(sdata["he"]), expected)
+    assert sdata.attrs["sthist"]["roles"]["he"] == {"image": "he"}

@@ -3,5 +3,14 @@
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submod_attrs={"_assemble": ["assemble"], "_he": ["slide"], "_xenium": ["xenium"]}
+    __name__,
+    submod_attrs={
+        "_assemble": ["assemble"],
+        "_cosmx": ["cosmx"],
+        "_he": ["slide"],
+        "_merscope": ["merscope"],
+        "_visium": ["visium"],
+        "_visium_hd": ["visium_hd"],
+        "_xenium": ["xenium"],
+    },
 )

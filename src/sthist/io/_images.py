@@ -139,14 +139,15 @@ def image_element(
     if loose.coarser and "z" not in loose.dims and 2 * max(loose.coarser[0].shape[-2:]) > size / 4:
         return _with_own_pyramid(loose, names, transformations)
     n_levels = 0 if "z" in loose.dims else max(0, int(np.ceil(np.log2(size / COARSEST_PX))))
-    lazy = hasattr(loose.pixels, "dask")
+    # What is lazy keeps its blocks: smaller ones would have each of them decoded again and again.
+    sides = loose.pixels.chunksize[-2:] if hasattr(loose.pixels, "dask") else (CHUNK_PX, CHUNK_PX)
     depth = {"z": loose.pixels.shape[1]} if "z" in loose.dims else {}
     return model.parse(
         loose.pixels,
         dims=loose.dims,
         c_coords=names,
         scale_factors=[2] * n_levels or None,
-        chunks=None if lazy else {"c": len(loose.pixels), "y": CHUNK_PX, "x": CHUNK_PX} | depth,
+        chunks={"c": len(loose.pixels), "y": sides[0], "x": sides[1]} | depth,
         transformations=dict(transformations),
     )
 

@@ -89,16 +89,30 @@ class TiffLevel:
         """Memory that the smallest part takes which the file can be read in."""
         return int(np.prod(self._pixels.chunks)) * self.dtype.itemsize
 
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        wanted = dict(zip(self.dims, index, strict=True))
+    def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
+        # The smallest box around what is asked for is read; numpy does the rest (single planes, steps).
+        box, within = zip(*(_box_and_rest(i, n) for i, n in zip(index, self.shape, strict=True)), strict=True)
         stored = [slice(0, 1)] * self._pixels.ndim
-        for dim, axis in self._axis.items():
-            stored[axis] = slice(*wanted[dim].indices(self.shape[self.dims.index(dim)]))
+        for dim, part in zip(self.dims, box, strict=True):
+            if dim in self._axis:
+                stored[self._axis[dim]] = part
         block = np.asarray(self._pixels[tuple(stored)])
         order = [self._axis[dim] for dim in self.dims if dim in self._axis]
         block = block.transpose([*(i for i in range(block.ndim) if i not in order), *order])
         block = block.reshape(block.shape[block.ndim - len(order) :])
-        return block if "c" in self._axis else block[None]
+        return (block if "c" in self._axis else block[None])[within]
+
+
+def _box_and_rest(index: slice | int, length: int) -> tuple[slice, slice | int]:
+    """The contiguous range that an index touches, and the index within it."""
+    if isinstance(index, slice):
+        touched = range(length)[index]
+        if len(touched) == 0:
+            return slice(0, 0), slice(None)
+        low, high = min(touched[0], touched[-1]), max(touched[0], touched[-1])
+        return slice(low, high + 1), slice(None, None, touched.step)
+    place = range(length)[index]
+    return slice(place, place + 1), 0
 
 
 def open_tiff(path: Path) -> tuple[list[Any], tuple[str, ...], dict[str, float], list[str] | None]:

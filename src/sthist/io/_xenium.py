@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist import _elements, scale
-from sthist.io import _vendor
+from sthist.io import _sample, _vendor
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -21,12 +21,15 @@ COORDINATES = {
 }
 """Columns that a file must have, and those of them that are numbers."""
 
+TABLE = ("cells_table", "cells_boundaries", "nucleus_boundaries")
 SWITCHES = {
-    "transcripts.parquet": "transcripts",
-    "cell_boundaries.parquet": "cells_boundaries",
-    "nucleus_boundaries.parquet": "nucleus_boundaries",
+    "cells.parquet": TABLE,
+    "cell_feature_matrix.h5": TABLE,
+    "transcripts.parquet": ("transcripts",),
+    "cell_boundaries.parquet": ("cells_boundaries",),
+    "nucleus_boundaries.parquet": ("nucleus_boundaries",),
 }
-"""Arguments of :func:`spatialdata_io.xenium` without which a file is not needed."""
+"""Arguments of :func:`spatialdata_io.xenium` that make it read a file; all are true by default."""
 
 
 def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any = None, **kwargs: Any) -> SpatialData:
@@ -75,7 +78,7 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     if not isinstance(pixel_size, int | float) or pixel_size <= 0:
         msg = f"{specs} states no pixel size in µm (pixel_size is {pixel_size!r})."
         raise ValueError(msg)
-    _vendor.require_he(folder, he, he_alignment)
+    _sample.require_he(folder, he, he_alignment)
     _check(folder, kwargs)
     with _vendor.quietly():
         sdata = spatialdata_io.xenium(folder, **kwargs)
@@ -87,7 +90,7 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     for stated, value in _stated_by_image(folder, stain).items():
         scale.record_mpp(sdata, stain, stated, value)
     scale.register(sdata, stain, float(pixel_size))
-    _vendor.record_high_res(sdata, stain)
+    _sample.record_high_res(sdata, stain)
     aligned = [name for name in sdata.images if _elements.HE_NAMES.search(name)]
     if len(aligned) == 1:
         _elements.set_role(sdata, "he", {"image": aligned[0]})
@@ -100,10 +103,15 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
 
 def _check(folder: Path, kwargs: dict[str, Any]) -> None:
     """Every file that will be read is there, is whole, and has its columns."""
-    for name, (columns, numeric) in COORDINATES.items():
-        if kwargs.get(SWITCHES.get(name, ""), True):
-            _vendor.require_parquet(_vendor.require_file(folder, name, vendor="Xenium"), columns, numeric=numeric)
-    _vendor.require_matrix(_vendor.require_file(folder, "cell_feature_matrix.h5", vendor="Xenium"))
+    for name, arguments in SWITCHES.items():
+        if not any(kwargs.get(argument, True) for argument in arguments):
+            continue
+        file = _vendor.require_file(folder, name, vendor="Xenium")
+        if name in COORDINATES:
+            columns, numeric = COORDINATES[name]
+            _vendor.require_parquet(file, columns, numeric=numeric)
+        else:
+            _vendor.require_matrix(file)
     cells = _vendor.require_file(folder, "cells.zarr.zip", vendor="Xenium")
     with _vendor.reading(cells), zipfile.ZipFile(cells):
         pass

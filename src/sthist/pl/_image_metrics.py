@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-LABELS = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "clip": "CLIP similarity"}
+LABELS = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "clip": "CLIP similarity"} | {
+    "nucleus_f1": "nuclei, F1",
+    "nucleus_iou": "nuclei, IoU",
+    "nucleus_shift_um": "nuclei, shift (µm)",
+}
 CLASS_INCHES = 0.9
 PANEL_HEIGHT = 4.0
 

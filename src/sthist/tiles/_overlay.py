@@ -148,7 +148,7 @@ class Overlay:
             extent = extent_um(sdata, elements.nuclear)
         self.index = None
         if mode != "none":
-            planes = None if z is None else first_last(z)
+            planes = None if z is None else _planes(sdata, z)
             keep = PointFilter(
                 min_qv,
                 None if genes is None else tuple(map(str, genes)),
@@ -387,6 +387,15 @@ def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_sta
         raise KeyError(msg)
     _elements.require_one_sample(sdata)
     return _elements.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene)
+
+
+def _planes(sdata: SpatialData, z: int | tuple[int, int]) -> tuple[int, ...]:
+    """Numbers that transcripts give the planes of a stack: those that the reader recorded, else counted from 0."""
+    first, last = first_last(z)
+    numbers = _elements.roles(sdata).get("transcripts", {}).get("z_planes")
+    if numbers is None:
+        return tuple(range(first, last + 1))
+    return tuple(int(number) for number in numbers[first : last + 1])
 
 
 def _z_step(sdata: SpatialData, given: float | None) -> float:

@@ -39,7 +39,7 @@ class PointFilter:
     controls
         Lower-case prefixes of features that are no genes.
     planes
-        First and last plane, both kept; None for all.
+        Numbers of the planes that are kept; None for all.
     z_step
         Unit of the transcripts' z from one plane to the next.
     """
@@ -47,7 +47,7 @@ class PointFilter:
     min_qv: float = 20.0
     genes: tuple[str, ...] | None = None
     controls: tuple[str, ...] | None = None
-    planes: tuple[int, int] | None = None
+    planes: tuple[int, ...] | None = None
     z_step: float = 1.0
 
     def panel(self, names: np.ndarray) -> np.ndarray:
@@ -179,7 +179,7 @@ class PointIndex:
                 keep &= part["qv"].to_numpy() >= self._keep.min_qv
             if self._keep.planes is not None:
                 plane = np.floor(part["z"].to_numpy(np.float64) / self._keep.z_step + 0.5)
-                keep &= (plane >= self._keep.planes[0]) & (plane <= self._keep.planes[1])
+                keep &= np.isin(plane, self._keep.planes)
             lost = ~(np.isfinite(x) & np.isfinite(y))
             if lost.any():
                 msg = f"{int(lost.sum())} transcripts of points {self._elements.points!r} have coordinates that are no finite numbers."
@@ -198,7 +198,7 @@ class PointIndex:
         if has_qv:
             parts.append(f"with qv >= {self._keep.min_qv:g}")
         if self._keep.planes is not None:
-            parts.append(f"on planes {self._keep.planes[0]} to {self._keep.planes[1]}")
+            parts.append(f"on the planes {list(self._keep.planes)}")
         return (
             f"None of the {n_all} transcripts in points {self._elements.points!r} is {', '.join(parts)} and inside the image; "
             "lower min_qv, or check the gene column and the transformation to 'um'."

@@ -1,0 +1,40 @@
+"""Transcripts drawn on the nuclear stain of the real sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from realdata import HIGH_RES
+
+import sthist
+from sthist import _elements
+from sthist.tiles import Overlay, TileSpec
+from sthist.tiles._source import extent_um
+
+
+@pytest.mark.parametrize("name", sorted(HIGH_RES))
+def test_dots_lie_where_the_transcripts_are(name):
+    sdata = HIGH_RES[name]()
+    keys, _ = _elements.find_nuclear(sdata)
+    spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, keys[0])), 256)
+    overlay = Overlay(sdata, spec, dot_um=1.5 * spec.mpp)
+    densest = np.unravel_index(overlay.index.counts().argmax(), overlay.index.shape)
+    centre = np.array(overlay.index.origin_um) + (np.array(densest[::-1]) + 0.5) * overlay.index.cell_um
+    x0, y0, x1, y1 = extent_um(sdata, keys)
+    assert (x0 <= centre[0] <= x1) & (y0 <= centre[1] <= y1)
+    tile, bare = overlay.read([centre])[0], overlay.restyled(mode="none").read([centre])[0]
+    changed = (tile != bare).any(-1)
+    assert changed[96:160, 96:160].any()
+    assert changed.mean() < 0.9
+    panel = {str(feature).lower() for feature in overlay.genes}
+    assert not any(feature.startswith(_elements.CONTROL_PREFIXES) for feature in panel)
+
+
+def test_a_plane_of_merscope():
+    sdata = HIGH_RES["merscope_mouse_brain"]()
+    spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, "mosaic")), 256)
+    planes = sdata["transcripts"]["z"].compute().round().astype(int)
+    whole = Overlay(sdata, spec)
+    first = Overlay(sdata, spec, z=0, z_step=1.0)
+    assert 0 < len(first.index) < len(whole.index)
+    assert len(first.index) <= (planes == 0).sum()
