@@ -61,13 +61,15 @@ def read_alignment(source: Any) -> Alignment:
     return Alignment(read_matrix(source))
 
 
-def read_matrix(source: Any) -> np.ndarray:
+def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
     """An invertible affine (3, 3) matrix, from an array or a csv file without header.
 
     Parameters
     ----------
     source
         The array, or the path.
+    what
+        Its name, for messages.
 
     Raises
     ------
@@ -76,7 +78,6 @@ def read_matrix(source: Any) -> np.ndarray:
     ValueError
         If it is no such matrix.
     """
-    what = "matrix"
     if isinstance(source, str | Path):
         what = str(source)
         try:

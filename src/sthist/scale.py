@@ -85,6 +85,36 @@ def require_agreement(sources: dict[str, float], what: str) -> None:
         raise ValueError(msg)
 
 
+def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: str) -> float:
+    """The µm per pixel on which all sources agree; the argument comes first, then they count in their order.
+
+    Parameters
+    ----------
+    what
+        That has the scale, for messages.
+    sources
+        µm/px by who states it.
+    mpp
+        The argument of the call.
+    nobody
+        The message where nobody states it.
+
+    Raises
+    ------
+    ValueError
+        If nobody states it, a value is no positive number, or two disagree.
+    """
+    sources = ({} if mpp is None else {"the argument mpp=": float(mpp)}) | sources
+    if not sources:
+        raise ValueError(nobody)
+    for source, value in sources.items():
+        if not (np.isfinite(value) and value > 0):
+            msg = f"The µm per pixel of {what} is {value!r} ({source}); it is a positive number."
+            raise ValueError(msg)
+    require_agreement(sources, what)
+    return next(iter(sources.values()))
+
+
 def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
     """µm/px that readers found in an image's metadata, by source (OME, vendor, spot pitch).
 

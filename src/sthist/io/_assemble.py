@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, scale
+from sthist import _alignment, _elements, scale
 from sthist._settings import logger
 from sthist.io._images import LooseImage, image_element, read_image
 
@@ -131,22 +131,10 @@ def assemble(
 
 def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] | None) -> np.ndarray:
     if matrices is not None and name in matrices:
-        matrix = np.asarray(matrices[name], np.float64)
-        if matrix.shape != (3, 3) or abs(np.linalg.det(matrix)) < 1e-12 or not np.allclose(matrix[2], [0, 0, 1]):
-            msg = f"matrices[{name!r}] is no invertible (3, 3) affine matrix: {matrix.tolist()}."
-            raise ValueError(msg)
-        return matrix
+        return _alignment.read_matrix(matrices[name], f"matrices[{name!r}]")
     given = mpp.get(name) if isinstance(mpp, dict) else mpp
-    sources = ({"the argument mpp=": float(given)} if given is not None else {}) | loose.mpp
-    if not sources:
-        msg = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
-        raise ValueError(msg)
-    for source, value in sources.items():
-        if not (np.isfinite(value) and value > 0):
-            msg = f"The µm per pixel of image {name!r} is {value!r} ({source}); it is a positive number."
-            raise ValueError(msg)
-    scale.require_agreement(sources, f"image {name!r}")
-    value = next(iter(sources.values()))
+    nobody = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
+    value = scale.agreed_mpp(f"image {name!r}", loose.mpp, given, nobody)
     return np.diag([value, value, 1.0])
 
 

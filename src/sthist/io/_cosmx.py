@@ -105,9 +105,11 @@ def cosmx(
         msg = f"{cells_file} has cells of the fields {sorted(layout.offset)}, but the composites are those of {list(images)}."
         raise ValueError(msg)
     sources = stated_mpp(cells, positions, next(iter(shapes.values()))[-2:])
-    size = _sample.agreed_mpp(
-        str(folder), sources, mpp, "no fov_positions_file in mm, no Area.um2, no known frame size"
+    nobody = (
+        f"The µm per pixel of {folder} cannot be told: no fov_positions_file in mm, no Area.um2, no known frame size. "
+        "Give it with mpp=."
     )
+    size = scale.agreed_mpp(str(folder), sources, mpp, nobody)
     table = _read_table(_file(folder, name, "exprMat_file"), cells)
     molecules = _read_molecules(_file(folder, name, "tx_file"), layout, size) if transcripts else None
 

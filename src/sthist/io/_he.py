@@ -57,20 +57,12 @@ def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> Sp
     from spatialdata.transformations import Identity
 
     loose = read_he(path, name)
-    sources = ({"the argument mpp=": float(mpp)} if mpp is not None else {}) | loose.mpp
-    if not sources:
-        msg = f"{path} states no µm per pixel; give it with mpp=."
-        raise ValueError(msg)
-    for source, value in sources.items():
-        if not (np.isfinite(value) and value > 0):
-            msg = f"The µm per pixel of {path} is {value!r} ({source}); it is a positive number."
-            raise ValueError(msg)
-    scale.require_agreement(sources, f"image {name!r}")
+    size = scale.agreed_mpp(f"image {name!r}", loose.mpp, mpp, f"{path} states no µm per pixel; give it with mpp=.")
     sdata = SpatialData()
     sdata.images[name] = image_element(loose, {"global": Identity()}, name=name)
     for source, value in loose.mpp.items():
         scale.record_mpp(sdata, name, source, value)
-    scale.register(sdata, name, next(iter(sources.values())))
+    scale.register(sdata, name, size)
     _elements.set_role(sdata, "he", {"image": name})
     return sdata
 

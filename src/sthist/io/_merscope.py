@@ -130,7 +130,7 @@ def _read_transform(folder: Path, mpp: float | None) -> tuple[np.ndarray, float]
         msg = f"{file} should hold a 3 x 3 matrix from µm to pixels: {error}"
         raise ValueError(msg) from None
     along_x, along_y = scale.pixel_size(np.linalg.inv(matrix))
-    _sample.agreed_mpp(str(file), {"along x": along_x, "along y": along_y}, mpp, "it states none")
+    scale.agreed_mpp(str(file), {"along x": along_x, "along y": along_y}, mpp, "it states none")
     return matrix, along_x
 
 

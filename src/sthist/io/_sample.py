@@ -5,46 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sthist import _alignment, _elements, scale
+from sthist import _alignment, _elements
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 CELL_RADIUS_UM = 5.0
 """Of a cell that has neither outline nor area."""
-
-
-def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, otherwise: str) -> float:
-    """The µm per pixel on which all sources agree; the argument comes first, then they count in their order.
-
-    Parameters
-    ----------
-    what
-        That has the scale, for messages.
-    sources
-        µm/px by who states it.
-    mpp
-        The reader's argument.
-    otherwise
-        What is missing where nobody states it, for the message.
-
-    Raises
-    ------
-    ValueError
-        If nobody states it, a value is no positive number, or two disagree.
-    """
-    sources = ({} if mpp is None else {"the argument mpp=": float(mpp)}) | sources
-    if not sources:
-        msg = f"The µm per pixel of {what} cannot be told: {otherwise}. Give it with mpp=."
-        raise ValueError(msg)
-    for source, value in sources.items():
-        if not (np.isfinite(value) and value > 0):
-            msg = f"The µm per pixel of {what} is {value!r} ({source}); it is a positive number."
-            raise ValueError(msg)
-    scale.require_agreement(sources, what)
-    return next(iter(sources.values()))
 
 
 def require_he(folder: Path, he: Any, alignment: Any) -> None:

@@ -102,7 +102,7 @@ def visium(
     check_pictures(folder / "spatial")
     if matrix.suffix == ".h5":
         _require_positions(matrix, _vendor.require_matrix(matrix), positions_file, positions)
-    size = _sample.agreed_mpp(str(folder), {"lattice of the spots": _lattice_mpp(positions_file, positions)}, mpp, "")
+    size = scale.agreed_mpp(str(folder), {"lattice of the spots": _lattice_mpp(positions_file, positions)}, mpp, "")
     with _vendor.quietly():
         sdata = spatialdata_io.visium(folder, dataset_id=dataset_id, counts_file=matrix.name, **kwargs)
     sdata.shapes[dataset_id]["radius"] = SPOT_DIAMETER_UM / 2 / size

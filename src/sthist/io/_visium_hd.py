@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements
-from sthist.io import _sample, _vendor
+from sthist import _elements, scale
+from sthist.io import _vendor
 from sthist.io._visium import COLUMNS, add_he, check_pictures, finish, require_one_he
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def visium_hd(
     sources = {
         f"{kind.name}/spatial/scalefactors_json.json": _check_bins(kind, size, filtered) for size, kind in bins.items()
     }
-    size = _sample.agreed_mpp(str(folder), sources, mpp, "")
+    size = scale.agreed_mpp(str(folder), sources, mpp, "")
     check_pictures(folder / "spatial")
     with _vendor.quietly(), warnings.catch_warnings():
         if image is not None or he is not None:  # then it is no loss that the folder has none

@@ -41,7 +41,7 @@ def image_metrics(
 ) -> list[Axes]:
     """Box plots of image scores by class, one panel per score.
 
-    Brackets mark classes that differ by Tukey's test: * p < 0.05, ** p < 0.01, *** p < 0.001. Boxes are quartiles and
+    Brackets mark classes that differ by Tukey's test: one star p < 0.05, two p < 0.01, three p < 0.001. Boxes are quartiles and
     median, whiskers reach 1.5 times the box. A dashed line is the median of a prediction that knows nothing of the tile.
 
     Parameters
