@@ -179,9 +179,22 @@ class TestAttach:
         attach_he(toy, picture, name="he_new", coordinate_system="global")
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he_new"]), np.diag([0.5, 0.5, 1]))
 
+    def test_after_an_error_the_sample_is_as_it_was(self, toy, tmp_path):
+        import tifffile
+
+        pixels = np.full((300, 300, 3), 200, np.uint8)
+        tifffile.imwrite(tmp_path / "x.tif", pixels, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+        with pytest.raises(ValueError, match=r"Two scales of image 'other' disagree.*implied by its alignment"):
+            attach_he(toy, tmp_path / "x.tif", name="other", alignment=np.diag([3.0, 3, 1]))
+        assert "other" not in toy.images
+        assert toy.attrs["sthist"]["roles"]["he"] == {"image": "he"}
+        assert not sthist.scale.recorded_mpp(toy, "other")
+        with pytest.raises(ValueError, match=r"There is an image 'he' already"):
+            attach_he(toy, tmp_path / "x.tif", alignment=np.eye(3))
+
     def test_where_does_it_lie(self, toy, picture):
         with pytest.raises(ValueError, match=r"Where does the H&E .* lie\?.*he_alignment="):
-            attach_he(toy, picture)
+            attach_he(toy, picture, name="new")
 
 
 def test_an_alignment_is_plain():

@@ -194,6 +194,8 @@ class TestFilter:
     def test_control_prefixes_can_be_given(self):
         assert len(black(self.FRAME, min_qv=0, controls=()).index) == 5
         assert len(black(self.FRAME, min_qv=0, controls=["krt"]).index) == 4
+        assert len(black(self.FRAME, min_qv=0, controls="krt").index) == 4
+        assert black(self.FRAME, genes="EPCAM").genes == ("EPCAM",)
 
     @pytest.mark.parametrize("name", ["Negative01", "SystemControl12", "NegPrb3", "UnassignedCodeword_1", "Blank-7"])
     def test_controls_of_every_platform(self, name):

@@ -96,7 +96,8 @@ def attach_he(
     Raises
     ------
     ValueError
-        If neither an alignment nor a coordinate system is given, or what they imply contradicts the file's µm/px.
+        If neither an alignment nor a coordinate system is given, what they imply contradicts the file's µm/px, or there is
+        an image of that name. The sample is left as it was.
     """
     from spatialdata.transformations import Identity
 
@@ -104,12 +105,20 @@ def attach_he(
         msg = f"Where does the H&E {source} lie? Give its 3 x 3 matrix or landmarks with he_alignment=."
         raise ValueError(msg)
     found = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
+    if name in sdata.images:
+        msg = f"There is an image {name!r} already; register it with pp.align, or give another name."
+        raise ValueError(msg)
     loose = read_he(source, name)
     # A system of its own until it is aligned: an element is always registered somewhere.
     sdata.images[name] = image_element(loose, {f"{name}_px": Identity()}, name=name)
     for stated, value in loose.mpp.items():
         scale.record_mpp(sdata, name, stated, value)
-    _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
+    try:
+        _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
+    except (KeyError, ValueError):
+        del sdata.images[name]
+        sdata.attrs["sthist"].get("mpp", {}).pop(name, None)
+        raise
     _elements.set_role(sdata, "he", {"image": name})
 
 

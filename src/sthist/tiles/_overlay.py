@@ -113,8 +113,8 @@ class Overlay:
         s: float = 0.3,
         dpi: float = 64.0,
         min_qv: float = 20.0,
-        genes: Sequence[str] | None = None,
-        controls: Sequence[str] | None = None,
+        genes: str | Sequence[str] | None = None,
+        controls: str | Sequence[str] | None = None,
         z: int | tuple[int, int] | None = None,
         z_step: float | None = None,
         background: Literal["stain", "black"] = "stain",
@@ -151,8 +151,8 @@ class Overlay:
             planes = None if z is None else _planes(sdata, z)
             keep = PointFilter(
                 min_qv,
-                None if genes is None else tuple(map(str, genes)),
-                None if controls is None else tuple(controls),
+                _several(genes),
+                _several(controls),
                 planes,
                 _z_step(sdata, z_step) if planes is not None else 1.0,
             )
@@ -387,6 +387,11 @@ def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_sta
         raise KeyError(msg)
     _elements.require_one_sample(sdata)
     return _elements.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene)
+
+
+def _several(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names as a tuple; one name alone is one."""
+    return None if names is None else (names,) if isinstance(names, str) else tuple(map(str, names))
 
 
 def _planes(sdata: SpatialData, z: int | tuple[int, int]) -> tuple[int, ...]:
