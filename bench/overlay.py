@@ -30,7 +30,7 @@ from sthist.tiles import Overlay, TileSpec
 PX, MPP, N, GENES = 512, 0.2125, 10_000, 300
 SPEC = TileSpec.from_mpp(MPP, PX)
 CASES = ((0.3, 64), (0.9, 64), (4.0, 100))
-LEAST_SSIM, LEAST_SPEEDUP = 0.99, 25.0
+LEAST_SSIM, LEAST_SPEEDUP = 0.99, 25.0  # what is promised; the exit status says whether it is kept
 
 
 def transcripts(rng: np.random.Generator) -> pd.DataFrame:
@@ -178,6 +178,7 @@ def main() -> None:
     molecules = transcripts(rng)
     sdata = sthist.io.assemble({"dapi": np.zeros((PX, PX), np.uint8)}, mpp=MPP, points=molecules)
     cases = [draw_case(sdata, molecules, s, dpi) for s, dpi in CASES]
+    all_kept = True
     for case in cases:
         print(
             f"s={case['s']:g} at {case['dpi']} dpi ({case['dot_px']:.2f} px): SSIM {case['ssim']:.4f} (no dots "
@@ -186,7 +187,9 @@ def main() -> None:
             f"= {case['speedup_new_figure']:.0f}x, {case['ms_matplotlib_same_figure']:.0f} ms with the same one = "
             f"{case['speedup_same_figure']:.0f}x"
         )
-        if case["ssim"] < LEAST_SSIM or case["speedup_same_figure"] < LEAST_SPEEDUP:
+        kept = case["ssim"] >= LEAST_SSIM and case["speedup_same_figure"] >= LEAST_SPEEDUP
+        all_kept &= kept
+        if not kept:
             print("  BELOW what is promised")
     cells = rng.uniform(0, 10_000, (300_000, 2))
     sthist.tiles.farthest_points(cells[:100], 10)
@@ -220,6 +223,8 @@ def main() -> None:
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if not all_kept:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -78,3 +78,27 @@ def test_no_source_and_stretched_pixels(plain):
     plain.images["odd"] = Image2DModel.parse(np.zeros((1, 9, 9), np.uint8), transformations={"global": stretched})
     with pytest.raises(ValueError, match=r"disagree by 50.0%: 1 µm/px \(along x\) and 1.5 µm/px \(along y\)"):
         sthist.pp.set_scale(plain, "odd", mpp=0.5)
+
+
+def test_resolution_tags_give_way_to_an_argument(tmp_path, caplog):
+    """They are a printer's as often as a microscope's; other sources are not overruled."""
+    import tifffile
+
+    tifffile.imwrite(
+        tmp_path / "x.tif", np.zeros((40, 40, 3), np.uint8), resolution=(2400, 2400), resolutionunit="INCH"
+    )
+    sdata = sthist.io.slide(tmp_path / "x.tif", mpp=0.5)
+    assert sthist.scale.resolve_mpp(sdata, "he") == (0.5, 0.5)
+    assert "says 10.58 µm/px; mpp=0.5 is taken" in caplog.text
+
+
+def test_one_side_cannot_make_up_for_the_other():
+    """1 x 0.25 µm/px is not 0.5."""
+    sdata = sthist.datasets.toy(size_um=100)
+    from spatialdata.transformations import Scale, set_transformation
+
+    set_transformation(sdata["he"], Scale([1.0, 0.25], ("x", "y")), to_coordinate_system="um")
+    assert sthist.scale.resolve_mpp(sdata, "he") == (1.0, 0.25)
+    sthist.scale.record_mpp(sdata, "he", "OME PhysicalSizeX", 0.5)
+    with pytest.raises(ValueError, match="disagree"):
+        sthist.scale.resolve_mpp(sdata, "he")

@@ -54,9 +54,7 @@ def read_alignment(source: Any) -> Alignment:
         if len(rows) == 3 and all(len(row) == 3 for row in rows):
             return Alignment(read_matrix(source))
         return from_landmarks(*read_landmarks(source))
-    if isinstance(source, tuple) and len(source) == 2:
-        return from_landmarks(*read_landmarks(source))
-    if hasattr(source, "columns"):
+    if hasattr(source, "columns") or (isinstance(source, tuple | list) and len(source) == 2):
         return from_landmarks(*read_landmarks(source))
     return Alignment(read_matrix(source))
 
@@ -131,7 +129,10 @@ def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     import pandas as pd
 
-    if isinstance(source, tuple):
+    if isinstance(source, tuple | list):
+        if len(source) != 2:
+            msg = f"Landmarks are a pair: points of the image, and points of the target; {len(source)} are given."
+            raise ValueError(msg)
         moving, fixed = (np.asarray(points, np.float64) for points in source)
     else:
         frame = source
@@ -210,17 +211,26 @@ def align(sdata: SpatialData, image: str, alignment: Alignment, to: str | None =
     ValueError
         If the implied µm/px contradicts the image's metadata, or the frame is not registered in ``um``.
     """
-    from spatialdata.transformations import Affine, set_transformation
+    from spatialdata.transformations import Affine, get_transformation, set_transformation
 
     element = _elements.get(sdata, "images", image)
     frames = _frames(sdata, image, to)
     to_um = frames[_elements.UM] @ alignment.matrix
-    implied = scale.pixel_size(to_um)
-    mpp = float(np.sqrt(implied[0] * implied[1]))
-    scale.require_agreement({"implied by its alignment": mpp} | scale.recorded_mpp(sdata, image), f"image {image!r}")
-    for name, from_frame in frames.items():
-        affine = Affine(from_frame @ alignment.matrix, ("x", "y"), ("x", "y"))
-        set_transformation(element, affine, to_coordinate_system=name)
+    longest, shortest = (float(value) for value in np.linalg.svd(to_um[:2, :2], compute_uv=False))
+    recorded = scale.recorded_mpp(sdata, image)
+    if recorded:
+        implied = {"implied by its alignment, longest": longest, "implied by its alignment, shortest": shortest}
+        scale.require_agreement(implied | recorded, f"image {image!r}")
+    matrices = {name: from_frame @ alignment.matrix for name, from_frame in frames.items()}
+    for name in get_transformation(element, get_all=True):
+        # Systems that the target is not in follow through what else lies in them; what nothing ties to µm is let go.
+        if name not in matrices:
+            from_um = _from_um(sdata, image, name)
+            if from_um is not None:
+                matrices[name] = from_um @ to_um
+    affines = {name: Affine(matrix, ("x", "y"), ("x", "y")) for name, matrix in matrices.items()}
+    set_transformation(element, affines, set_all=True)
+    mpp = float(np.sqrt(longest * shortest))
     unit = np.sqrt(np.prod(scale.pixel_size(frames[_elements.UM])))
     residuals = None if alignment.residuals is None else (alignment.residuals * unit).tolist()
     return {"to": to, "matrix_to_um": to_um.tolist(), "mpp": mpp, "residuals_um": residuals}
@@ -248,14 +258,26 @@ def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndar
         return frames
     if to == _elements.UM:
         return {to: np.eye(3)}
+    from_um = _from_um(sdata, image, to)
+    if from_um is not None:
+        return {_elements.UM: np.linalg.inv(from_um), to: np.eye(3)}
+    others = [name for name in sdata.images if name != image]
+    msg = (
+        f"to={to!r} is no other image ({others}), and no coordinate system in which another element is registered as well as in "
+        f"'um' (there are {sdata.coordinate_systems})."
+    )
+    raise KeyError(msg)
+
+
+def _from_um(sdata: SpatialData, image: str, system: str) -> np.ndarray | None:
+    """The matrix from µm to a coordinate system, by another element that is in both; None where there is none."""
+    from spatialdata.transformations import get_transformation
+
     for _, name, element in sdata.gen_spatial_elements():
         systems = get_transformation(element, get_all=True)
-        if name != image and to in systems and _elements.UM in systems:
-            back = np.linalg.inv(scale.matrix_to(element, to))
-            return {_elements.UM: scale.matrix_to(element) @ back, to: np.eye(3)}
-    others = [name for name in sdata.images if name != image]
-    msg = f"to={to!r} is no image ({others}) and no coordinate system that is registered in 'um' ({sdata.coordinate_systems})."
-    raise KeyError(msg)
+        if name != image and system in systems and _elements.UM in systems:
+            return np.asarray(scale.matrix_to(element, system) @ np.linalg.inv(scale.matrix_to(element)))
+    return None
 
 
 def _rows(path: Path) -> list[list[str]]:

@@ -199,6 +199,8 @@ def find_nuclear(
         keys = (image,) if isinstance(image, str) else tuple(image)
         for key in keys:
             get(sdata, "images", key)
+        if role and set(keys) <= set(role["images"]):
+            channel = channel or role.get("channel")
     elif role and all(key in sdata.images for key in role["images"]):
         keys = tuple(role["images"])
         channel = channel or role.get("channel")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _elements
+from sthist._settings import logger
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -79,8 +80,8 @@ def require_agreement(sources: dict[str, float], what: str) -> None:
     if sources[high] > sources[low] * (1 + TOLERANCE):
         msg = (
             f"Two scales of {what} disagree by {sources[high] / sources[low] - 1:.1%}: {sources[low]:.4g} µm/px "
-            f"({low}) and {sources[high]:.4g} µm/px ({high}). Correct the wrong one, or give the right one with "
-            "pp.set_scale(..., overwrite=True)."
+            f"({low}) and {sources[high]:.4g} µm/px ({high}). Correct the wrong one; on an object that is read "
+            "already, pp.set_scale(..., overwrite=True) replaces a scale."
         )
         raise ValueError(msg)
 
@@ -113,6 +114,24 @@ def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: 
             raise ValueError(msg)
     require_agreement(sources, what)
     return next(iter(sources.values()))
+
+
+def trusted(sources: dict[str, float], mpp: float | None) -> dict[str, float]:
+    """What a file states, without resolution tags that an argument contradicts: those are often a printer's.
+
+    Parameters
+    ----------
+    sources
+        µm/px by who states it.
+    mpp
+        The argument.
+    """
+    if mpp is None:
+        return sources
+    weak = [name for name, value in sources.items() if name.startswith("TIFF ") and abs(value / mpp - 1) > TOLERANCE]
+    if weak:
+        logger.warning("%s says %.4g µm/px; mpp=%.4g is taken.", weak[0], sources[weak[0]], mpp)
+    return {name: value for name, value in sources.items() if name not in weak}
 
 
 def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
@@ -184,7 +203,11 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
     if not sources:
         msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
         raise ValueError(msg)
-    require_agreement({name: float(np.sqrt(x * y)) for name, (x, y) in sources.items()}, f"image {image!r}")
+    if len(sources) > 1:  # a transformation alone may be anisotropic; against another source both its sides count
+        sides: dict[str, float] = {}
+        for name, (x, y) in sources.items():
+            sides |= {name: x} if np.isclose(x, y, rtol=1e-3) else {f"{name}, along x": x, f"{name}, along y": y}
+        require_agreement(sides, f"image {image!r}")
     return next(iter(sources.values()))
 
 
@@ -225,7 +248,26 @@ def register(
     along_x, along_y = pixel_size(matrix_to(element, coordinate_system))
     require_agreement({"along x": along_x, "along y": along_y}, f"image {image!r} in {coordinate_system!r}")
     factor = mpp / np.sqrt(along_x * along_y)
+    if not overwrite:
+        _require_same_places(sdata, coordinate_system, factor)
     return register_system(sdata, coordinate_system, np.diag([factor, factor, 1.0]))
+
+
+def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: float) -> None:
+    """Refuse to move what is registered in µm already, such as an image that was aligned."""
+    from spatialdata.transformations import get_transformation
+
+    for _, name, element in sdata.gen_spatial_elements():
+        systems = get_transformation(element, get_all=True)
+        if coordinate_system in systems and _elements.UM in systems:
+            there = matrix_to(element)
+            new = np.diag([factor, factor, 1.0]) @ matrix_to(element, coordinate_system)
+            if not np.allclose(new, there, rtol=TOLERANCE, atol=1.0):
+                msg = (
+                    f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was it aligned?). "
+                    "Pass overwrite=True to move it."
+                )
+                raise ValueError(msg)
 
 
 def register_system(sdata: SpatialData, coordinate_system: str, to_um: np.ndarray) -> list[str]:

@@ -45,6 +45,17 @@ def test_it_beats_those_that_know_nothing(scored):
     assert summary.set_index("method").loc["virtual", "nucleus_f1"] == pytest.approx(means.loc["virtual", "nucleus_f1"])
 
 
+def test_model_and_nulls_are_scored_on_the_same_tiles(scored):
+    """A tile whose real image has no nuclei scores nothing, whoever made the guess."""
+    frame = sthist.benchmark.virtual_he(scored)
+    counts = frame.groupby("method")["nucleus_f1"].count()
+    empty = frame[frame.method == "virtual"].nucleus_f1.isna()
+    assert counts["mean colour"] <= counts["virtual"]
+    assert frame[frame.method == "mean colour"].nucleus_f1.to_numpy()[empty.to_numpy()].tolist() == pytest.approx(
+        [np.nan] * int(empty.sum()), nan_ok=True
+    )
+
+
 def test_the_same_image_is_perfect(scored):
     scored.images["again"] = scored["he"]
     frame = sthist.benchmark.virtual_he(scored, "again", he="he", nulls=False)

@@ -432,6 +432,17 @@ def test_summarize(tiles):
     assert every.loc["mean colour", "ssim"] < every.loc["virtual", "ssim"]
 
 
+def test_scores_of_a_set_stay_with_their_tiles(tiles):
+    """Another grouping into classes of the same sizes has not been scored."""
+    a, b = tiles
+    classes = ["x"] * 3 + ["y"] * (len(a) - 3)
+    frame = image.compare(a, b, classes=classes, metrics=["fid"], extractor=colours, nulls=False)
+    assert isinstance(image.summarize(frame)["fid"].iloc[0], float)
+    turned = frame.assign(**{"class": list(reversed(classes))})
+    turned.attrs = frame.attrs
+    assert image.summarize(turned)["fid"].tolist() == ["not available"] * 2
+
+
 def test_sets_belong_to_their_tiles(tiles):
     """Of a part of the tiles, of another grouping, and of a class of one tile there is no FID."""
     frame = image.compare(*tiles, classes=["s"] + ["t"] * 7, metrics=["mse", "fid"], extractor=colours, nulls=False)

@@ -30,6 +30,22 @@ class TestOverlay:
         whole = sthist.tiles.Overlay(toy, spec, palette="fixed", dot_um=1.0).read([[140, 145]])[0]
         np.testing.assert_array_equal(shown(ax), whole[30:130])
 
+    @pytest.mark.parametrize("box", [(100, 120, 120, 131), (100, 120, 111, 140)])
+    def test_odd_sizes_are_in_place(self, toy, box):
+        ax = sthist.pl.overlay(toy, box, mpp=1.0, mode="none", limits=(0, 10000))
+        x0, y0, x1, y1 = box
+        bare = sthist.tiles.read_region(toy, "morphology_focus", box, 1.0)[..., 0].astype(float)
+        seen = shown(ax)[..., 0].astype(float)
+        assert seen.shape == bare.shape
+        np.testing.assert_allclose(seen, bare / 10000 * 255, atol=0.51)
+
+    def test_what_would_be_ignored_is_refused(self, toy):
+        overlay = sthist.tiles.Overlay(toy, sthist.tiles.TileSpec(64, 128), mode="none")
+        with pytest.raises(TypeError, match=r"genes would be ignored"):
+            sthist.pl.overlay(toy, overlay=overlay, genes=["EPCAM"])
+        with pytest.raises(ValueError, match=r"This region has 400000 pixels a side"):
+            sthist.pl.overlay(toy, (0, 0, 400, 400), mpp=0.001)
+
     def test_by_default_a_tile_of_the_middle(self, toy):
         ax = sthist.pl.overlay(toy)
         assert shown(ax).shape == (512, 512, 3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sthist
-from sthist._alignment import Alignment, from_landmarks, read_alignment, read_matrix
+from sthist._alignment import from_landmarks, read_alignment, read_matrix
 from sthist.io._he import attach_he
 
 TRUTH = np.array([[0.9, -0.3, 40.0], [0.35, 1.1, -12.0], [0, 0, 1]])
@@ -82,8 +82,49 @@ class TestVerb:
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
         sthist.pp.align(toy, "he", to="global", matrix=np.diag([2.0, 2.0, 1]) @ right)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
-        with pytest.raises(KeyError, match=r"to='nowhere' is no image"):
+        with pytest.raises(KeyError, match=r"to='nowhere' is no other image"):
             sthist.pp.align(toy, "he", to="nowhere", matrix=right)
+
+    def test_all_systems_follow(self, toy):
+        """What um and global say of the image agree after any alignment, and a scale given later moves nothing."""
+        import spatialdata as sd
+
+        turned = np.array([[0, -0.5, 300.0], [0.5, 0, 10], [0, 0, 1]])
+        to_global = np.linalg.inv(sthist.scale.matrix_to(toy["morphology_focus"]))
+        sthist.pp.align(toy, "he", to="um", matrix=turned)
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"], "global"), to_global @ turned)
+        sthist.pp.set_scale(toy, "morphology_focus", mpp=0.5)
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), turned)
+        lone = sthist.io.assemble({"dapi": np.zeros((50, 50), np.uint8)}, mpp=0.5)
+        lone.images["he"] = toy["he"]
+        sthist.pp.align(lone, "he", to="dapi", matrix=np.eye(3))
+        assert set(sd.transformations.get_transformation(lone["he"], get_all=True)) == {"um"}
+
+    def test_a_scale_does_not_undo_an_alignment(self, toy):
+        from spatialdata.transformations import Affine, set_transformation
+
+        turned = Affine(np.array([[0, -0.5, 300.0], [0.5, 0, 10], [0, 0, 1]]), ("x", "y"), ("x", "y"))
+        set_transformation(toy["he"], turned, to_coordinate_system="um")  # by other means: global is left behind
+        with pytest.raises(ValueError, match=r"'he' lies elsewhere in 'um' than 'global'.*was it aligned"):
+            sthist.pp.set_scale(toy, "morphology_focus", mpp=0.5)
+
+    def test_a_store_that_cannot_be_written(self, backed, monkeypatch):
+        right = sthist.scale.matrix_to(backed["he"])
+
+        def full(*_):
+            msg = "no space left"
+            raise OSError(msg)
+
+        monkeypatch.setattr("sthist._store.write_transformations", full)
+        with pytest.raises(OSError, match="no space left"):
+            sthist.pp.align(backed, "he", to="um", matrix=np.diag([0.5, 0.5, 1]))
+        np.testing.assert_allclose(sthist.scale.matrix_to(backed["he"]), right)
+        assert "he" not in backed.attrs["sthist"]["alignment"]
+
+    def test_a_squeezed_image(self, toy):
+        sthist.scale.record_mpp(toy, "he", "OME PhysicalSizeX", 0.5)
+        with pytest.raises(ValueError, match=r"implied by its alignment, (longest|shortest)"):
+            sthist.pp.align(toy, "he", to="um", matrix=np.diag([1.0, 0.25, 1]))
 
     def test_it_is_written_to_the_store(self, backed):
         import spatialdata as sd
@@ -97,7 +138,7 @@ class TestVerb:
     def test_a_scale_that_the_metadata_contradict(self, toy):
         sthist.scale.record_mpp(toy, "he", "OME PhysicalSizeX", 0.5)
         sthist.pp.align(toy, "he", to="um", matrix=np.diag([0.505, 0.505, 1]))
-        with pytest.raises(ValueError, match=r"disagree by 4.0%.*implied by its alignment"):
+        with pytest.raises(ValueError, match=r"disagree by 4.0%.*implied by its alignment, longest"):
             sthist.pp.align(toy, "he", to="um", matrix=np.diag([0.52, 0.52, 1]))
 
     def test_both_or_neither(self, toy):
@@ -158,6 +199,8 @@ def test_files_that_are_no_alignment(tmp_path, text, error, message):
 def test_landmarks_that_do_not_pair():
     with pytest.raises(ValueError, match=r"these have shapes \(3, 2\) and \(4, 2\)"):
         read_alignment((np.ones((3, 2)), np.ones((4, 2))))
+    points = [[0, 0], [9, 0], [0, 9]]
+    np.testing.assert_allclose(read_alignment([points, points]).matrix, np.eye(3), atol=1e-12)
 
 
 class TestAttach:
@@ -195,7 +238,3 @@ class TestAttach:
     def test_where_does_it_lie(self, toy, picture):
         with pytest.raises(ValueError, match=r"Where does the H&E .* lie\?.*he_alignment="):
             attach_he(toy, picture, name="new")
-
-
-def test_an_alignment_is_plain():
-    assert Alignment(np.eye(3)).residuals is None

@@ -18,8 +18,12 @@ def test_dots_lie_where_the_transcripts_are(name):
     keys, _ = _elements.find_nuclear(sdata)
     spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, keys[0])), 256)
     overlay = Overlay(sdata, spec, dot_um=1.5 * spec.mpp)
-    densest = np.unravel_index(overlay.index.counts().argmax(), overlay.index.shape)
-    centre = np.array(overlay.index.origin_um) + (np.array(densest[::-1]) + 0.5) * overlay.index.cell_um
+    points = sdata["transcripts"] if "transcripts" in sdata.points else next(iter(sdata.points.values()))
+    to_um = sthist.scale.matrix_to(points)
+    places = points[["x", "y"]].compute().to_numpy() @ to_um[:2, :2].T + to_um[:2, 2]
+    counts, columns, rows = np.histogram2d(*places.T, bins=20)
+    column, row = np.unravel_index(counts.argmax(), counts.shape)
+    centre = np.array([columns[column : column + 2].mean(), rows[row : row + 2].mean()])
     x0, y0, x1, y1 = extent_um(sdata, keys)
     assert (x0 <= centre[0] <= x1) & (y0 <= centre[1] <= y1)
     tile, bare = overlay.read([centre])[0], overlay.restyled(mode="none").read([centre])[0]

@@ -51,6 +51,15 @@ class TestFarthestPoints:
         drawn = np.random.default_rng(1).permutation(500)[:50]
         assert nearest(farthest_points(self.points, 50)) > 5 * nearest(drawn)
 
+    @given(seed=st.integers(0, 99), n=st.integers(1, 30))
+    def test_none_is_chosen_twice(self, seed, n):
+        """Points that coincide are chosen one by one, when nothing else is left."""
+        points = np.random.default_rng(seed).integers(0, 4, (30, 2))
+        chosen = farthest_points(points, n)
+        assert len(set(chosen.tolist())) == n
+        n_places = len(np.unique(points, axis=0))
+        assert len(np.unique(points[chosen], axis=0)) == min(n, n_places)
+
     def test_seed_and_limits(self):
         assert farthest_points(self.points, 5, seed=1)[0] != farthest_points(self.points, 5)[0]
         assert sorted(farthest_points(self.points, 10**6)) == list(range(500))
@@ -88,6 +97,16 @@ def test_tiles_that_leave_an_image():
     source = source_from_array(np.zeros((1, 100, 200), np.uint8), turned)
     centres = np.array([[75.0, 50.0], [60.0, 10.0], [60.0, 9.0], [59.0, 50.0], [90.0, 90.0], [90.5, 90.0]])
     assert lies_inside([source], centres, 20.0).tolist() == [True, True, False, False, True, False]
+
+
+def test_tiles_over_a_gap_between_fields_of_view():
+    def field(x):
+        to_um = np.array([[1.0, 0, x], [0, 1, 0], [0, 0, 1]])
+        return source_from_array(np.zeros((1, 300, 300), np.uint8), to_um)
+
+    over = np.array([[300.0, 150.0]])
+    assert lies_inside([field(0), field(300)], over, 100.0).tolist() == [True]
+    assert lies_inside([field(0), field(315)], over, 100.0).tolist() == [False]
 
 
 class TestSplit:
@@ -135,6 +154,42 @@ class TestFpsTiles:
         he = sthist.tiles.TileReader(toy, "he", TileSpec(40, 80), fill=255).read(toy["strict_table"].obsm["spatial"])
         assert has_content(he, 0.2).all()
 
+    def test_the_search_goes_on_until_tiles_show_something(self):
+        """All but a small part of the slide is blank, and the farthest cells lie there."""
+        import geopandas as gpd
+        from spatialdata.models import ShapesModel
+        from spatialdata.transformations import Identity
+
+        he = np.full((800, 800, 3), 255, np.uint8)
+        he[300:400, 300:400] = 120
+        sdata = sthist.io.assemble({"he": he}, mpp=1.0)
+        grid = np.stack(np.meshgrid(np.arange(20, 780, 10), np.arange(20, 780, 10)), -1).reshape(-1, 2)
+        cells = gpd.GeoDataFrame({"radius": [3.0] * len(grid)}, geometry=gpd.points_from_xy(*grid.T))
+        sdata.shapes["cells"] = ShapesModel.parse(cells, transformations={"um": Identity()})
+        for n in (1, 20):
+            sthist.pp.tiles(sdata, size_um=30, px=30, sampling="fps", shapes="cells", n_tiles=n, key_added=f"of_{n}")
+            centres = sdata[f"of_{n}_table"].obsm["spatial"]
+            assert len(centres) == n
+            assert (np.abs(centres - 350) < 65).all()
+
+    def test_which_images_are_looked_at(self, toy):
+        toy.images["he_2"] = toy["he"]
+        del toy.attrs["sthist"]["roles"]["he"]
+        with pytest.raises(ValueError, match=r"Several images could be the H&E"):
+            sthist.pp.tiles(toy, size_um=64, px=128, sampling="fps", n_tiles=3)
+        sthist.pp.tiles(toy, size_um=64, px=128, sampling="fps", n_tiles=3, images="he_2")
+        with pytest.raises(ValueError, match=r"n_tiles is 0"):
+            sthist.pp.tiles(toy, size_um=64, px=128, sampling="fps", n_tiles=0)
+
+    def test_the_channel_of_the_role_is_taken(self):
+        from sthist import _elements
+
+        rng = np.random.default_rng(0)
+        stain = rng.integers(0, 4000, (4, 200, 200)).astype(np.uint16)
+        sdata = sthist.io.assemble({"stack": stain}, mpp=0.5, channels={"stack": ["B", "G", "Y", "U"]})
+        _elements.set_role(sdata, "nuclear", {"images": ["stack"], "channel": "U"})
+        assert _elements.find_nuclear(sdata, "stack") == (("stack",), "U")
+
     def test_without_cells_or_with_tiles_that_are_too_large(self, toy):
         with pytest.raises(ValueError, match=r"No tile of 900 µm lies on all images"):
             sthist.pp.tiles(toy, size_um=900, px=128, sampling="fps")
@@ -161,7 +216,7 @@ class TestPairs:
 
     def test_export_and_read_again(self, tiled, tmp_path):
         tiled["tiles_table"].obs["prompt"] = [f"tile {i}" for i in range(12)]
-        sthist.tiles.export_pairs(tiled, tmp_path, prompt="prompt", test_fraction=0.1, prefix="toy_", dot_um=1.0)
+        sthist.tiles.export_pairs(tiled, tmp_path, prompt_column="prompt", test_fraction=0.1, prefix="toy_", dot_um=1.0)
         overlay = sthist.tiles.Overlay(tiled, TileSpec(48, 96), dot_um=1.0)
         he = sthist.tiles.TileReader(tiled, "he", TileSpec(48, 96), fill=255)
         centres = tiled["tiles_table"].obsm["spatial"]
@@ -178,6 +233,15 @@ class TestPairs:
                     np.testing.assert_array_equal(np.asarray(b), he.read(centres[[i]])[0])
                 n += 1
         assert n >= 2
+        # The loader gives the same pairs as the files.
+        loader = sthist.tiles.paired_loader(tiled, dot_um=1.0)
+        for index, stains, _ in loader:
+            for i, stain in zip(index, stains, strict=True):
+                for subset in ("train", "test"):
+                    path = tmp_path / f"{subset}_A" / f"toy_{i}.png"
+                    if path.exists():
+                        with Image.open(path) as written:
+                            np.testing.assert_array_equal(np.asarray(written), stain)
         with pytest.raises(FileExistsError, match=r"is there already; give prefix="):
             sthist.tiles.export_pairs(tiled, tmp_path, prefix="toy_")
 
@@ -185,6 +249,12 @@ class TestPairs:
         other = sthist.tiles.Overlay(tiled, TileSpec(64, 96), mode="none")
         with pytest.raises(ValueError, match=r"The overlay is made for TileSpec\(size_um=64.0"):
             sthist.tiles.paired_loader(tiled, overlay=other)
+        with pytest.raises(TypeError, match=r"mode would be ignored: overlay= is given"):
+            sthist.tiles.paired_loader(tiled, overlay=sthist.tiles.Overlay(tiled, TileSpec(48, 96)), mode="mono")
+        with pytest.raises(ValueError, match=r"is no H&E: it has 1 channels of uint16"):
+            sthist.tiles.paired_loader(tiled, he="morphology_focus")
+        with pytest.raises(KeyError, match=r"has no column 'captoin'"):
+            sthist.tiles.export_pairs(tiled, "unused", prompt_column="captoin")
         tiled.tables["x_table"] = tiled["table"]
         with pytest.raises(KeyError, match=r"holds no tiles"):
             sthist.tiles.paired_loader(tiled, "x")

@@ -117,20 +117,21 @@ def virtual_he(
 def _add_nuclei(frame: pd.DataFrame, virtual: np.ndarray, real: np.ndarray, mpp: float, seed: int) -> None:
     found, truth = _nuclei(virtual, mpp), _nuclei(real, mpp)
     n = len(real)
-    partner = {"virtual": np.arange(n)} | ({"shuffled": shuffled(n, seed)} if n > 1 else {})
+    empty = np.zeros(real.shape[1:3], np.int32)  # what is found in an image of one colour
+    guesses = {"virtual": found, "mean colour": [empty] * n}
+    if n > 1:
+        guesses["shuffled"] = [found[i] for i in shuffled(n, seed)]
     for name in ("nucleus_f1", "nucleus_iou", "nucleus_shift_um"):
         frame[name] = np.nan
-    for method, index in partner.items():
-        rows = frame.index[frame["method"] == method]
-        for row, i, j in zip(rows, index, range(n), strict=False):
-            matched = scores.nucleus_preservation(found[i], truth[j], mpp=mpp)
+    for method, guess in guesses.items():
+        # A frame without nulls has no rows of theirs.
+        for row, mine, real_nuclei in zip(frame.index[frame["method"] == method], guess, truth, strict=False):
+            matched = scores.nucleus_preservation(mine, real_nuclei, mpp=mpp)
             frame.loc[row, ["nucleus_f1", "nucleus_iou", "nucleus_shift_um"]] = (
                 matched.f1,
                 matched.mean_iou,
                 matched.median_shift_um,
             )
-    # An image of one colour has no nuclei: none of the real ones is found.
-    frame.loc[(frame["method"] == "mean colour").to_numpy(), "nucleus_f1"] = 0.0
 
 
 def _nuclei(tiles: np.ndarray, mpp: float) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from sthist._settings import logger
 from sthist.io._images import LooseImage, image_element, read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import geopandas as gpd
     import pandas as pd
@@ -102,7 +103,7 @@ def assemble(
     for argument, mapping in (
         ("matrices", matrices),
         ("channels", channels),
-        ("mpp", mpp if isinstance(mpp, dict) else None),
+        ("mpp", mpp if isinstance(mpp, Mapping) else None),
     ):
         for name in mapping or {}:
             if name not in images:
@@ -115,7 +116,7 @@ def assemble(
         to_um[name] = _to_um(name, loose, mpp, matrices)
         registered = {_elements.UM: Affine(to_um[name], ("x", "y"), ("x", "y"))}
         sdata.images[name] = image_element(loose, registered, channels=(channels or {}).get(name), name=name)
-        for stated, value in loose.mpp.items():
+        for stated, value in scale.trusted(loose.mpp, _given_mpp(name, mpp)).items():
             scale.record_mpp(sdata, name, stated, value)
         scale.resolve_mpp(sdata, name)
     px_to_um = next(iter(to_um.values()), None)
@@ -129,12 +130,16 @@ def assemble(
     return sdata
 
 
+def _given_mpp(name: str, mpp: Any) -> float | None:
+    return mpp.get(name) if isinstance(mpp, Mapping) else mpp
+
+
 def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] | None) -> np.ndarray:
     if matrices is not None and name in matrices:
         return _alignment.read_matrix(matrices[name], f"matrices[{name!r}]")
-    given = mpp.get(name) if isinstance(mpp, dict) else mpp
+    given = _given_mpp(name, mpp)
     nobody = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
-    value = scale.agreed_mpp(f"image {name!r}", loose.mpp, given, nobody)
+    value = scale.agreed_mpp(f"image {name!r}", scale.trusted(loose.mpp, given), given, nobody)
     return np.diag([value, value, 1.0])
 
 

@@ -57,10 +57,11 @@ def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> Sp
     from spatialdata.transformations import Identity
 
     loose = read_he(path, name)
-    size = scale.agreed_mpp(f"image {name!r}", loose.mpp, mpp, f"{path} states no µm per pixel; give it with mpp=.")
+    stated = scale.trusted(loose.mpp, mpp)
+    size = scale.agreed_mpp(f"image {name!r}", stated, mpp, f"{path} states no µm per pixel; give it with mpp=.")
     sdata = SpatialData()
     sdata.images[name] = image_element(loose, {"global": Identity()}, name=name)
-    for source, value in loose.mpp.items():
+    for source, value in stated.items():
         scale.record_mpp(sdata, name, source, value)
     scale.register(sdata, name, size)
     _elements.set_role(sdata, "he", {"image": name})
@@ -139,7 +140,7 @@ def read_he(source: Any, name: str) -> LooseImage:
     if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
         msg = (
             f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'}) is no H&E: it has "
-            f"{loose.pixels.shape[0]} channels of {loose.pixels.dtype}; three colours of uint8 are needed."
+            f"{loose.pixels.shape[0]} channels{' and several planes' if 'z' in loose.dims else ''} of {loose.pixels.dtype}; three colours of uint8 are needed."
         )
         raise ValueError(msg)
     return loose

@@ -165,7 +165,7 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
     sets: dict[str, dict[tuple[Any, ...], float]] = {}
     for record in frame.attrs.get("sets", []):
         values = sets.setdefault(record["metric"], {})
-        values[record["method"], record["class"], record["n"]] = record["value"]
+        values[record["method"], record["rows"]] = record["value"]
     set_names = [name for name in SETS if name in sets or name in reasons]
     rows = []
     keys = ["method"] if by is None else [by, "method"]
@@ -177,10 +177,9 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
             with np.errstate(invalid="ignore"):  # infinite PSNR has no standard deviation
                 row[name] = NOT_AVAILABLE if missing else part[name].mean()
                 row[f"{name}_sd"] = NOT_AVAILABLE if missing else part[name].std()
-        group = None if by is None else str(row[by]) if by == "class" else by
         for name in set_names:
             # A set's score belongs to exactly these tiles: not to a part of them, nor to a grouping that came later.
-            value = sets.get(name, {}).get((row["method"], group, len(part)))
+            value = sets.get(name, {}).get((row["method"], _name_of(part.index)))
             row[name] = NOT_AVAILABLE if value is None else value
             if value is None:
                 reasons.setdefault(name, f"{name} is computed by compare(), for classes of at least two tiles.")
@@ -215,6 +214,13 @@ def _methods(virtual: np.ndarray, real: np.ndarray, seed: int) -> dict[str, tupl
     colour = np.mean([tile.mean((0, 1)) for tile in real], axis=0)
     mean = np.broadcast_to(np.round(colour).astype(np.uint8), (1, *real.shape[1:]))
     return {"mean colour": (mean, np.zeros(n, int)), "shuffled": (virtual, shuffled(n, seed))}
+
+
+def _name_of(rows: Any) -> int:
+    """A number that names a set of rows of a frame, whatever their order."""
+    import pandas as pd
+
+    return int(pd.util.hash_array(np.sort(np.asarray(rows))).sum(dtype=np.uint64))
 
 
 def shuffled(n: int, seed: int) -> np.ndarray:
@@ -262,9 +268,10 @@ def _score_sets(
             "method": method,
             "class": group,
             "n": len(index),
+            "rows": _name_of(position * len(real) + index),
             "value": score(features[index], target[index], **options),
         }
-        for method, features in zip(methods, found, strict=True)
+        for position, (method, features) in enumerate(zip(methods, found, strict=True))
         for group, index in scored.items()
     ]
 

@@ -10,7 +10,7 @@ from sthist import _elements
 from sthist._region import region_geometry
 from sthist.pl._base import add_scale_bar, finish, make_axes, show_image
 from sthist.tiles import Overlay, TileReader, TileSpec
-from sthist.tiles._pairs import laid_tiles
+from sthist.tiles._pairs import laid_tiles, require_no_style
 from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
@@ -87,19 +87,21 @@ def overlay(
     elif mpp is None:
         mpp = max(PAPER_MPP, side / MAX_PX)
     px = int(np.ceil(side / mpp - 1e-6))
+    if px > 4 * MAX_PX:
+        msg = f"This region has {px} pixels a side at {mpp:g} µm/px; show less of it with within=, or pass a coarser mpp=."
+        raise ValueError(msg)
     spec = TileSpec.from_mpp(mpp, px)
     if overlay is None:
-        style = {"palette": "fixed", "allow_upsampling": True} | kwargs
+        style: dict[str, Any] = {"palette": "fixed", "allow_upsampling": True} | kwargs
         if not {"dot_um", "s"} & set(style):
             style["dot_um"] = max(1.0, mpp)
         drawn = Overlay(sdata, spec, genes=genes, **style)
     else:
+        require_no_style(kwargs | ({} if genes is None else {"genes": genes}))
         drawn = overlay.at(spec)
-    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
-    pixels = drawn.read([centre])[0]
+    centre = np.array([x0, y0]) + px * mpp / 2  # the square tile begins where the region does
     height, width = (max(1, round((high - low) / mpp)) for low, high in ((y0, y1), (x0, x1)))
-    top, left = (px - height) // 2, (px - width) // 2
-    pixels = pixels[top : top + height, left : left + width]
+    pixels = drawn.read([centre])[0, :height, :width]
     extent = (x0, y0, x1, y1)
     axes = make_axes(1, 1, extent, ax, ["overlay"])
     show_image(axes[0], pixels, extent, "nuclear stain and transcripts")
@@ -194,6 +196,8 @@ def tiles(
     if color is not None and color not in table.obs:
         msg = f"Table '{tiles}_table' has no column {color!r}; it has {list(table.obs.columns)}."
         raise KeyError(msg)
+    if overlay is not None:
+        require_no_style(kwargs)
     readers = _shown(sdata, spec, show, overlay, kwargs)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(table))[:n])
     centres = np.asarray(table.obsm["spatial"])[chosen]

@@ -36,7 +36,8 @@ def align(sdata: SpatialData, image: str, to: str | None = None, *, matrix: Any 
 
     Returns
     -------
-    None. Writes the image's transformation to ``um``, and to the other coordinate systems of ``to``, and
+    None. Writes the image's transformations to ``um`` and to the other coordinate systems of ``to`` and of its own (those
+    that nothing else ties to ``um`` are removed), and
     ``sdata.attrs["sthist"]["alignment"][image]`` (``matrix_to_um``, ``mpp``, and ``residuals_um`` of the landmarks);
     also to the store of a backed object.
 
@@ -60,22 +61,33 @@ def align(sdata: SpatialData, image: str, to: str | None = None, *, matrix: Any 
     >>> sthist.scale.matrix_to(sdata["he"])[:2, 2]
     array([12., -8.])
     """
+    from spatialdata.transformations import get_transformation, set_transformation
+
     if (matrix is None) == (landmarks is None):
         msg = "Give either matrix= or landmarks=."
         raise ValueError(msg)
-    _elements.get(sdata, "images", image)
+    element = _elements.get(sdata, "images", image)
     _elements.require_one_sample(sdata)
     if matrix is not None:
         alignment = _alignment.Alignment(_alignment.read_matrix(matrix))
     else:
         alignment = _alignment.from_landmarks(*_alignment.read_landmarks(landmarks))
+    before = dict(get_transformation(element, get_all=True))
+    records = sdata.attrs.setdefault("sthist", {}).setdefault("alignment", {})
+    record = records.get(image)
     facts = _alignment.align(sdata, image, alignment, to)
+    records[image] = _store.provenance("pp.align", **facts)
+    written = False
+    try:
+        _store.write_transformations(sdata, [image])
+        written = True
+    finally:
+        if not written:  # the object goes on to say what its store says
+            set_transformation(element, before, set_all=True)
+            records.pop(image) if record is None else records.update({image: record})
     if facts["residuals_um"] is not None:
         logger.info(
             "%d landmarks; the largest lies %.2f µm from where the affine puts it.",
             len(facts["residuals_um"]),
             max(facts["residuals_um"]),
         )
-    made = _store.provenance("pp.align", **facts)
-    sdata.attrs.setdefault("sthist", {}).setdefault("alignment", {})[image] = made
-    _store.write_transformations(sdata, [image])

@@ -8,8 +8,9 @@ import numpy as np
 
 from sthist import _elements, _store, scale
 from sthist._settings import logger
-from sthist.tiles import Overlay, TileReader, TileSpec, farthest_points, has_content
-from sthist.tiles._sampling import lies_inside
+from sthist.tiles import Overlay, TileReader, TileSpec, has_content
+from sthist.tiles._sampling import iter_farthest, lies_inside
+from sthist.tiles._source import pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ def tiles(
     min_tissue: float = 0.5,
     n_tiles: int = 2000,
     max_blank: float = 0.9,
-    images: Sequence[str] | None = None,
+    images: str | Sequence[str] | None = None,
     key_added: str = "tiles",
     overwrite: bool = False,
 ) -> None:
@@ -103,6 +104,9 @@ def tiles(
     if sampling not in {"grid", "regions", "fps"}:
         msg = f"sampling is {sampling!r}; it is 'grid', 'regions' or 'fps'."
         raise ValueError(msg)
+    if n_tiles < 1 or not 0 <= max_blank <= 1:
+        msg = f"n_tiles is {n_tiles} and max_blank {max_blank}; they are at least 1, and from 0 to 1."
+        raise ValueError(msg)
     _elements.require_one_sample(sdata)
     if sampling == "regions" and shapes is None:
         msg = f"sampling='regions' needs the regions: shapes=. {_elements.describe('shapes', sdata.shapes)}"
@@ -118,7 +122,8 @@ def tiles(
         hint = f"has at least {min_tissue:.0%} tissue; lower min_tissue"
     else:
         centres = _centroids(regions)
-        chosen = _spread(sdata, centres, spec, n_tiles, max_blank, images) if sampling == "fps" else slice(None)
+        named = [images] if isinstance(images, str) else list(images or [])
+        chosen = _spread(sdata, centres, spec, n_tiles, max_blank, named) if sampling == "fps" else slice(None)
         centres, obs = centres[chosen], pd.DataFrame({"source_id": regions.index.astype(str)[chosen]})
         hint = f"lies on all images and is blank by at most {max_blank:.0%}; check their alignment, raise max_blank"
     if len(centres) == 0:
@@ -135,6 +140,9 @@ def tiles(
     element = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})
     _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
     _store.add(sdata, "tables", table_key, table, made, overwrite=overwrite)
+
+
+FPS_BATCH = 64
 
 
 def _grid(area: BaseGeometry, spec: TileSpec, overlap: float, min_tissue: float) -> tuple[np.ndarray, np.ndarray]:
@@ -173,55 +181,67 @@ def _cells(sdata: SpatialData) -> str:
 
 
 def _spread(
-    sdata: SpatialData, centres: np.ndarray, spec: TileSpec, n: int, max_blank: float, images: Sequence[str] | None
+    sdata: SpatialData, centres: np.ndarray, spec: TileSpec, n: int, max_blank: float, images: Sequence[str]
 ) -> np.ndarray:
     """Indices of cells by farthest point sampling whose tiles lie on the images and show something."""
     readers = _views(sdata, spec, images)
     inside = np.flatnonzero(
         np.logical_and.reduce([lies_inside(reader.sources, centres, spec.size_um) for reader in readers])
     )
-    if len(inside) == 0:
-        return inside
-    # Blank tiles are replaced by the next farthest: the order does not depend on how many are asked for.
-    order = inside[farthest_points(centres[inside], len(inside) if len(inside) < 3 * n else 3 * n)]
     kept: list[int] = []
     n_blank = 0
-    for start in range(0, len(order), 64):
-        batch = order[start : start + 64]
+    # Blank tiles are replaced by the next farthest, until there are enough or no cells are left.
+    for order in iter_farthest(centres[inside], FPS_BATCH) if len(inside) else ():
+        batch = inside[order]
         shows = np.logical_and.reduce([has_content(reader.read(centres[batch]), max_blank) for reader in readers])
         kept += batch[shows].tolist()
         n_blank += int((~shows).sum())
         if len(kept) >= n:
             break
-    logger.info(
-        "%d tiles; %d of %d cells lie too near a border, %d tiles were blank.",
-        min(len(kept), n),
-        len(centres) - len(inside),
-        len(centres),
-        n_blank,
-    )
+    if 0 < len(kept) < n:
+        logger.warning(
+            "%d tiles instead of %d: of %d cells %d lie too near a border, and %d tiles are blank.",
+            len(kept),
+            n,
+            len(centres),
+            len(centres) - len(inside),
+            n_blank,
+        )
     return np.array(kept[:n], np.int64)
 
 
-def _views(sdata: SpatialData, spec: TileSpec, images: Sequence[str] | None) -> list[TileReader | Overlay]:
+def _views(sdata: SpatialData, spec: TileSpec, images: Sequence[str]) -> list[TileReader | Overlay]:
     """What tiles must show, read no finer than the images are: as grey of 8 bits, or as RGB."""
-    keys: list[str | tuple[str, ...]] = list(images or [])
-    if images is None:
-        for find in (lambda: _elements.find_nuclear(sdata)[0], lambda: _elements.find_he(sdata)):
-            try:
-                keys.append(find())
-            except (KeyError, ValueError):
-                continue
-    if not keys:
-        msg = f"Found neither a nuclear stain nor an H&E. {_elements.describe('images', sdata.images)} Name them with images=."
-        raise KeyError(msg)
     views: list[TileReader | Overlay] = []
-    for key in keys:
+    for key in images or _nuclear_and_he(sdata):
         first = key if isinstance(key, str) else key[0]
         mpp = min(scale.resolve_mpp(sdata, first))
         seen = TileSpec(spec.size_um, max(1, min(spec.px, round(spec.size_um / mpp))))
-        if len(_elements.channel_names(sdata.images[first])) == 3 and isinstance(key, str):
-            views.append(TileReader(sdata, key, seen, fill=255))
-        else:
-            views.append(Overlay(sdata, seen, mode="none", image=key))
+        views.append(
+            TileReader(sdata, key, seen, fill=255)
+            if _is_rgb(sdata, first)
+            else Overlay(sdata, seen, mode="none", image=key)
+        )
     return views
+
+
+def _nuclear_and_he(sdata: SpatialData) -> list[str | tuple[str, ...]]:
+    """The nuclear stain and the H&E, those that there are; several that could be meant are an error."""
+    keys: list[str | tuple[str, ...]] = []
+    for find in (lambda: _elements.find_nuclear(sdata)[0], lambda: _elements.find_he(sdata)):
+        try:
+            keys.append(find())
+        except KeyError:  # there is none
+            continue
+    if not keys:
+        msg = f"Found neither a nuclear stain nor an H&E. {_elements.describe('images', sdata.images)} Name them with images=."
+        raise KeyError(msg)
+    return keys
+
+
+def _is_rgb(sdata: SpatialData, image: str) -> bool:
+    element = _elements.get(sdata, "images", image)
+    pixels = pyramid(element)[0]
+    named = [name.lower() for name in _elements.channel_names(element)] in (["r", "g", "b"], ["red", "green", "blue"])
+    is_he = _elements.roles(sdata).get("he", {}).get("image") == image
+    return bool(pixels.dtype == np.uint8 and pixels.sizes["c"] == 3 and (named or is_he))

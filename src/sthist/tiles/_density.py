@@ -80,8 +80,8 @@ def is_gene(names: Any, controls: Sequence[str] | None = None) -> np.ndarray:
     """Which features are genes: no blank, negative control or unassigned codeword, by their prefix, whatever its case."""
     lower = np.char.lower(np.asarray(names, dtype=str))
     prefixes = _elements.CONTROL_PREFIXES if controls is None else [prefix.lower() for prefix in controls]
-    starts = [np.char.startswith(lower, prefix) for prefix in prefixes]
-    return ~np.logical_or.reduce(starts) if starts else np.ones(lower.shape, np.bool_)
+    missing = np.isin(lower, ["", "nan", "none", "<na>"])  # how frames write that there is no name
+    return ~np.logical_or.reduce([missing, *(np.char.startswith(lower, prefix) for prefix in prefixes)])
 
 
 def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.0) -> tuple[np.ndarray, int]:
@@ -116,15 +116,35 @@ def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.
             + ". Is the gene column right?"
         )
         raise ValueError(msg)
-    _require_same_plane(elements, grid, low, high, n_inside / n_kept)
+    origin = np.array(grid.origin_um)
+    require_same_plane(
+        elements, origin, origin + np.array(grid.shape[::-1]) * grid.bin_um, low, high, n_inside / n_kept
+    )
     return counts, n_inside
 
 
-def _require_same_plane(
-    elements: HighResElements, grid: Grid, low: np.ndarray, high: np.ndarray, inside: float
+def require_same_plane(
+    elements: HighResElements, origin: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray, inside: float
 ) -> None:
-    origin = np.array(grid.origin_um)
-    extent = np.array(grid.shape[::-1]) * grid.bin_um
+    """Refuse transcripts of which most lie outside of the nuclear stain; say where both are, and what it looks like.
+
+    Parameters
+    ----------
+    elements
+        The sample.
+    origin, end
+        x, y of the corners of the stain, in µm.
+    low, high
+        x, y of the corners of the box around the transcripts.
+    inside
+        Part of the transcripts that lies on the stain.
+
+    Raises
+    ------
+    ValueError
+        If it is less than half.
+    """
+    extent = end - origin
     mpp = np.sqrt(np.prod(scale.resolve_mpp(elements.sdata, elements.nuclear[0])))
     spans = (high - origin) / extent
     told_apart = not 0.8 < mpp < 1.25

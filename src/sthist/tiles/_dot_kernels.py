@@ -77,7 +77,9 @@ def draw_dots(tile, x, y, gene, starts, n_columns, cells, corner, cell_um, mpp, 
                 if i0 + half < 0 or i0 - half >= height or j0 + half < 0 or j0 - half >= width:
                     continue
                 red, green, blue = colours[gene[p], 0], colours[gene[p], 1], colours[gene[p], 2]
-                oy, ox = int((py - i0) * n_offsets), int((px - j0) * n_offsets)
+                # A hair below a whole number, the difference rounds up to 1.
+                oy = min(int((py - i0) * n_offsets), n_offsets - 1)
+                ox = min(int((px - j0) * n_offsets), n_offsets - 1)
                 for a in range(max(0, half - i0), min(k, height - i0 + half)):
                     i = i0 - half + a
                     for b in range(max(0, half - j0), min(k, width - j0 + half)):
@@ -113,13 +115,29 @@ def place_points(cell, x, y, gene, following, sorted_x, sorted_y, sorted_gene):
 
 
 @njit(nogil=True, cache=True)
-def farthest_first(points, start, n):
-    """Indices of ``n`` points, each the farthest from all before it; the first of equally far ones."""
+def farthest_first(points, squared, start, n):
+    """Go on choosing points, each the farthest from all that were chosen; the first of equally far ones.
+
+    Parameters
+    ----------
+    points
+        (m, 2).
+    squared
+        Squared distance of each to what was chosen, changed: infinite at first, -1 for what was chosen.
+    start
+        The next one.
+    n
+        How many, at most those that are left.
+
+    Returns
+    -------
+    Their indices, and the one that would come next.
+    """
     chosen = np.empty(n, np.int64)
-    squared = np.full(points.shape[0], np.inf)
     current = start
     for step in range(n):
         chosen[step] = current
+        squared[current] = -1.0
         cx, cy = points[current, 0], points[current, 1]
         best, farthest = current, -1.0
         for i in range(points.shape[0]):
@@ -129,4 +147,4 @@ def farthest_first(points, start, n):
             if d > farthest:
                 best, farthest = i, d
         current = best
-    return chosen
+    return chosen, current

@@ -41,6 +41,8 @@ class TileLoader:
         Tiles per run, and runs that are mixed.
     prefetch
         Batches read ahead.
+    ids
+        Whole numbers that name the tiles: what overlays draw their palettes from, by default the tiles' places.
 
     Examples
     --------
@@ -64,9 +66,11 @@ class TileLoader:
         block: int = 32,
         mix: int = 8,
         prefetch: int = 2,
+        ids: Any = None,
     ) -> None:
         self.readers: list[TileReader | Overlay] = list(readers) if isinstance(readers, Sequence) else [readers]
         self.centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        self.ids = None if ids is None else np.asarray(ids, np.int64)
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, epoch
         self.seed = settings.seed if seed is None else seed
         self._block, self._mix, self._prefetch = block, mix, prefetch
@@ -104,4 +108,12 @@ class TileLoader:
                     future.cancel()
 
     def _read(self, batch: np.ndarray) -> list[np.ndarray]:
-        return [reader.read(self.centres[batch]) for reader in self.readers]
+        from sthist.tiles._overlay import Overlay
+
+        ids = None if self.ids is None else self.ids[batch]
+        return [
+            reader.read(self.centres[batch], ids=ids)
+            if isinstance(reader, Overlay)
+            else reader.read(self.centres[batch])
+            for reader in self.readers
+        ]

@@ -11,9 +11,10 @@ import numpy as np
 from sthist import _elements
 from sthist._settings import settings
 from sthist.tiles._palette import gene_colours
-from sthist.tiles._points import PointFilter, PointIndex
-from sthist.tiles._reader import TileReader
-from sthist.tiles._source import extent_um, first_last
+from sthist.tiles._points import PointFilter, PointIndex, planes_of, z_step_of
+from sthist.tiles._reader import TileReader, read_grid
+from sthist.tiles._source import extent_um
+from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.tiles._source import ImageSource
-    from sthist.tiles._spec import TileSpec
 
 Mode = Literal["multi", "mono", "none"]
-LIMIT_TILES, LIMIT_PX = 64, 256
+LIMIT_TILES, LIMIT_UM, LIMIT_PX = 64, 64.0, 512
+OVERVIEW_PX = 512
 LIMIT_QUANTILES = (0.01, 0.998)
 MAX_DOT_PX = 128
+PAPER_S = 0.3
 
 
 class Overlay:
@@ -53,7 +55,8 @@ class Overlay:
     dot_um
         Diameter of a dot in µm; in place of ``s``.
     s, dpi
-        Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels.
+        Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels; 0.3
+        where neither this nor ``dot_um`` is given.
         The paper draws ``s=0.3`` at 64 dpi, half a pixel: at that size, s acts as an opacity.
     min_qv
         Transcripts of less quality are left out; 20 itself is kept.
@@ -68,8 +71,8 @@ class Overlay:
     background
         ``"stain"``, or ``"black"``.
     limits
-        Intensities of the stain that become black and white; by default its 1 and 99.8 % quantiles over up to 64 tiles
-        where transcripts are.
+        Intensities of the stain that become black and white; by default its 1 and 99.8 % quantiles over up to 64 tiles of
+        64 µm on tissue, wherever a coarse view of it is bright. Give those of :attr:`limits` to draw another sample alike.
     image, channel, points
         Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`.
     seed
@@ -110,7 +113,7 @@ class Overlay:
         palette: Literal["permuted", "fixed"] | Mapping[str, Any] = "permuted",
         color: Any = (1.0, 0.35, 0.35),
         dot_um: float | None = None,
-        s: float = 0.3,
+        s: float | None = None,
         dpi: float = 64.0,
         min_qv: float = 20.0,
         genes: str | Sequence[str] | None = None,
@@ -132,7 +135,16 @@ class Overlay:
             if value not in known:
                 msg = f"{name} is {value!r}; it is one of {list(known)}."
                 raise ValueError(msg)
+        if mode == "none" and background == "black":
+            msg = 'mode="none" on a black background shows nothing.'
+            raise ValueError(msg)
+        if dot_um is not None and s is not None:
+            msg = f"Give the size of a dot as dot_um= or as s=, not both ({dot_um!r} and {s!r})."
+            raise ValueError(msg)
         self.spec, self.seed = spec, settings.seed if seed is None else int(seed)
+        if self.seed < 0:
+            msg = f"seed is {self.seed}; it is 0 or more."
+            raise ValueError(msg)
         elements = _find(sdata, image, channel, points, with_stain=background == "stain", with_points=mode != "none")
         self._reader = None
         extent = None
@@ -148,13 +160,13 @@ class Overlay:
             extent = extent_um(sdata, elements.nuclear)
         self.index = None
         if mode != "none":
-            planes = None if z is None else _planes(sdata, z)
+            planes = None if z is None else planes_of(sdata, z)
             keep = PointFilter(
                 min_qv,
                 _several(genes),
                 _several(controls),
                 planes,
-                _z_step(sdata, z_step) if planes is not None else 1.0,
+                z_step_of(sdata, z_step) if planes is not None else 1.0,
             )
             self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
         self.limits = limits if limits is not None or self._reader is None else self._measured_limits()
@@ -188,26 +200,24 @@ class Overlay:
         other = copy.copy(self)
         if seed is not None:
             other.seed = int(seed)
-        if s is not None or dpi is not None:
-            s, dpi = self._s if s is None else s, self._dpi if dpi is None else dpi
-        elif dot_um is None:
-            dot_um, s, dpi = self._dot_um, self._s, self._dpi
         mode = self.mode if mode is None else mode
         if mode != "none" and self.index is None:
             msg = 'This overlay was made with mode="none": it has no transcripts to draw. Make a new one.'
             raise ValueError(msg)
+        if dot_um is None and s is None:
+            dot_um, s = self._dot_um, self._s
         other._restyle(
             mode,
             self._palette if palette is None else palette,
             self._color if color is None else color,
             dot_um,
-            self._s if s is None else s,
+            s,
             self._dpi if dpi is None else dpi,
         )
         return other
 
     def at(self, spec: TileSpec) -> Overlay:
-        """The same transcripts and style in tiles of another size.
+        """The same transcripts and style in tiles of another size; where dots overlap, the order is that of the first size.
 
         Parameters
         ----------
@@ -225,14 +235,15 @@ class Overlay:
         other._restyle(self.mode, self._palette, self._color, self._dot_um, self._s, self._dpi)
         return other
 
-    def _restyle(self, mode: Mode, palette: Any, color: Any, dot_um: float | None, s: float, dpi: float) -> None:
+    def _restyle(self, mode: Mode, palette: Any, color: Any, dot_um: float | None, s: float | None, dpi: float) -> None:
         from matplotlib.colors import to_rgb
 
         from sthist.tiles._dot_kernels import disc_coverage
 
         self.mode, self._palette, self._color = mode, palette, color
         self._dot_um, self._s, self._dpi = dot_um, s, dpi
-        self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(max(s, 0.0)) * dpi / 72)
+        points2 = PAPER_S if s is None else max(s, 0.0)
+        self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(points2) * dpi / 72)
         if not 0 < self.dot_px <= MAX_DOT_PX:
             msg = f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change dot_um= or s=."
             raise ValueError(msg)
@@ -240,6 +251,9 @@ class Overlay:
         coverage = disc_coverage(self.dot_px / 2, n_offsets, 64)
         # Eight bits, cut off as matplotlib's rasteriser does; so what a dot covers does not depend on its colour.
         self._table = (np.floor(coverage * 255) / 255).astype(np.float32)
+        if self._table.max() == 0:
+            msg = f"A dot of {self.dot_px:.3g} pixels is too small to leave a trace in 8 bits; from about 0.08 on it does."
+            raise ValueError(msg)
         self._mono = np.array(to_rgb(color), np.float32) * 255
         self._fixed = gene_colours(palette, self.genes)
 
@@ -284,7 +298,8 @@ class Overlay:
         if self._palette != "permuted":
             return self._fixed
         name = [int(part) & (2**64 - 1) for part in np.atleast_1d(np.asarray(tile_id, np.int64))]
-        return self._fixed[np.random.default_rng([self.seed, *name]).permutation(len(self._fixed))]
+        # The length belongs to the name: zeros at the end of a seed do not count.
+        return self._fixed[np.random.default_rng([self.seed, len(name), *name]).permutation(len(self._fixed))]
 
     def read(self, centres: Any, *, ids: Sequence[int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Read tiles.
@@ -306,6 +321,9 @@ class Overlay:
         px = self.spec.px
         if out is None:
             out = np.empty((len(centres), px, px, 3), np.uint8)
+        if not np.isfinite(centres).all():
+            msg = "Centres of tiles are finite numbers, in µm."
+            raise ValueError(msg)
         names = np.round(centres * 1000).astype(np.int64) if ids is None else np.asarray(ids, np.int64)
         if len(names) != len(centres):
             msg = f"{len(names)} ids are given for {len(centres)} tiles."
@@ -351,28 +369,30 @@ class Overlay:
             )
 
     def _measured_limits(self) -> tuple[float, float]:
-        """Quantiles of the stain over tiles spread over the places where transcripts are."""
-        from sthist.tiles._spec import TileSpec
-
+        """Quantiles of the stain on tissue: they depend on the image alone, and on the resolution it is seen at."""
         assert self._reader is not None
-        spec = TileSpec.from_mpp(self.spec.mpp, min(LIMIT_PX, self.spec.px))
         x0, y0, x1, y1 = self._reader.extent_um
-        columns, rows = (
-            np.arange(low + spec.size_um / 2, max(high, low + spec.size_um), spec.size_um)
-            for low, high in ((x0, x1), (y0, y1))
-        )
-        centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
-        if self.index is not None:
-            at = ((centres - self.index.origin_um) // self.index.cell_um).astype(int)
-            at = np.clip(at, 0, np.array(self.index.shape[::-1]) - 1)
-            filled = self.index.counts()[at[:, 1], at[:, 0]] > 0
-            centres = centres[filled] if filled.any() else centres
-        chosen = np.random.default_rng(0).permutation(len(centres))[:LIMIT_TILES]
-        pixels = self._reader.at(spec).read(centres[np.sort(chosen)])
+        longest = max(x1 - x0, y1 - y0)
+        coarse = float(np.clip(self.spec.mpp, longest / OVERVIEW_PX, longest / 8))
+        shape = (max(1, int((y1 - y0) / coarse)), max(1, int((x1 - x0) / coarse)))
+        side = min(OVERVIEW_PX, max(shape))
+        overview = read_grid(self._reader.at(TileSpec.from_mpp(coarse, side)), (x0, y0), shape)[..., 0]
+        rows, columns = np.nonzero(overview >= _tissue_level(overview))
+        chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:LIMIT_TILES])
+        centres = np.c_[columns[chosen] + 0.5, rows[chosen] + 0.5] * coarse + [x0, y0]
+        px = int(np.clip(LIMIT_UM / self.spec.mpp, 1, LIMIT_PX))
+        pixels = self._reader.at(TileSpec.from_mpp(self.spec.mpp, px)).read(centres)
         low, high = np.quantile(pixels, LIMIT_QUANTILES)
         if low == high:  # a field that is dark but for a few nuclei
             low, high = pixels.min(), pixels.max()
         return float(low), float(high)
+
+
+def _tissue_level(overview: np.ndarray) -> float:
+    """What a coarse view of the stain exceeds where there are nuclei."""
+    from skimage.filters import threshold_otsu
+
+    return float(threshold_otsu(overview)) if np.ptp(overview) > 0 else float(overview.min())
 
 
 def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool, with_points: bool) -> Any:
@@ -392,23 +412,3 @@ def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_sta
 def _several(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Names as a tuple; one name alone is one."""
     return None if names is None else (names,) if isinstance(names, str) else tuple(map(str, names))
-
-
-def _planes(sdata: SpatialData, z: int | tuple[int, int]) -> tuple[int, ...]:
-    """Numbers that transcripts give the planes of a stack: those that the reader recorded, else counted from 0."""
-    first, last = first_last(z)
-    numbers = _elements.roles(sdata).get("transcripts", {}).get("z_planes")
-    if numbers is None:
-        return tuple(range(first, last + 1))
-    return tuple(int(number) for number in numbers[first : last + 1])
-
-
-def _z_step(sdata: SpatialData, given: float | None) -> float:
-    step = given if given is not None else _elements.roles(sdata).get("transcripts", {}).get("z_step")
-    if step is None:
-        msg = "How far apart are the planes, in the unit of the transcripts' z? Say so with z_step=."
-        raise ValueError(msg)
-    if not step > 0:
-        msg = f"z_step is {step!r}; it is a positive number."
-        raise ValueError(msg)
-    return float(step)

@@ -79,7 +79,13 @@ def paired_loader(
     table, spec = laid_tiles(sdata, tiles)
     overlay, target = _readers(sdata, spec, overlay, he, kwargs, allow_upsampling=allow_upsampling)
     return TileLoader(
-        [overlay, target], table.obsm["spatial"], batch_size=batch_size, shuffle=shuffle, seed=seed, epoch=epoch
+        [overlay, target],
+        table.obsm["spatial"],
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        ids=table.obs["instance_id"],
     )
 
 
@@ -89,6 +95,7 @@ def export_pairs(
     tiles: str = "tiles",
     *,
     prompt: str = "dapi2he",
+    prompt_column: str | None = None,
     test_fraction: float = 0.1,
     overlay: Overlay | None = None,
     he: str | None = None,
@@ -107,15 +114,16 @@ def export_pairs(
         Is made. ``train_A`` and ``test_A`` hold the overlays, ``train_B`` and ``test_B`` the H&E under the same names, and
         ``train_prompts.json`` and ``test_prompts.json`` map each name to its prompt.
     prompt
-        One text for all tiles, such as ``"This is a breast H&E image"``, or the name of a column of the tiles' table that
-        holds one per tile.
+        One text for all tiles, such as ``"This is a breast H&E image"``.
+    prompt_column
+        Column of the tiles' table that holds a prompt per tile, in place of ``prompt``.
     test_fraction
         Part of the tiles to hold out. They are held out by blocks of the section, and tiles that overlap them are left out:
         a random split of overlapping tiles leaks.
     prefix
         Put before each name, so that several samples can share a folder.
     seed
-        Of the split and the palettes; ``settings.seed`` by default.
+        Of the split, and of the palettes unless ``overlay`` is given; ``settings.seed`` by default.
 
     Raises
     ------
@@ -138,19 +146,24 @@ def export_pairs(
 
     table, spec = laid_tiles(sdata, tiles)
     seed = settings.seed if seed is None else seed
-    overlay, target = _readers(sdata, spec, overlay, he, {"seed": seed} | kwargs, allow_upsampling=allow_upsampling)
+    style = kwargs if overlay is not None else {"seed": seed} | kwargs
+    overlay, target = _readers(sdata, spec, overlay, he, style, allow_upsampling=allow_upsampling)
     centres = np.asarray(table.obsm["spatial"], np.float64)
     split = spatial_split(centres, spec.size_um, test_fraction, seed=seed)
     if (split == "dropped").any():
-        logger.info("%d of %d tiles overlap the test set and are left out.", (split == "dropped").sum(), len(split))
-    prompts = table.obs[prompt].astype(str).tolist() if prompt in table.obs else [prompt] * len(table)
+        n_dropped, n_test = int((split == "dropped").sum()), int((split == "test").sum())
+        logger.warning("%d of %d tiles overlap the %d test tiles and are left out.", n_dropped, len(split), n_test)
+    if prompt_column is not None and prompt_column not in table.obs:
+        msg = f"Table '{tiles}_table' has no column {prompt_column!r}; it has {list(table.obs.columns)}."
+        raise KeyError(msg)
+    prompts = [prompt] * len(table) if prompt_column is None else table.obs[prompt_column].astype(str).tolist()
     ids = table.obs["instance_id"].to_numpy()
     names = [f"{prefix}{tile}.png" for tile in ids]
     folder = Path(folder)
     for subset in SUBSETS:
         for side in "AB":
             (folder / f"{subset}_{side}").mkdir(parents=True, exist_ok=True)
-        taken = [name for name in np.array(names)[split == subset] if (folder / f"{subset}_A" / name).exists()]
+        taken = [name for name in names if (folder / f"{subset}_A" / name).exists()]
         if taken:
             msg = f"{folder / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
             raise FileExistsError(msg)
@@ -193,9 +206,27 @@ def _readers(
     allow_upsampling: bool,
 ) -> tuple[Overlay, TileReader]:
     he = _elements.find_he(sdata, he)
+    target = TileReader(sdata, he, spec, fill=255, allow_upsampling=allow_upsampling)
+    if target.dtype != np.uint8 or len(target.channels) != 3:
+        msg = f"Image {he!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of uint8 are needed."
+        raise ValueError(msg)
     if overlay is None:
-        overlay = Overlay(sdata, spec, allow_upsampling=allow_upsampling, **kwargs)
-    elif overlay.spec != spec:
+        return Overlay(sdata, spec, allow_upsampling=allow_upsampling, **kwargs), target
+    require_no_style(kwargs)
+    if overlay.spec != spec:
         msg = f"The overlay is made for {overlay.spec}, the tiles are of {spec}."
         raise ValueError(msg)
-    return overlay, TileReader(sdata, he, spec, fill=255, allow_upsampling=allow_upsampling)
+    return overlay, target
+
+
+def require_no_style(kwargs: dict[str, Any]) -> None:
+    """Refuse arguments of an overlay beside an overlay that exists.
+
+    Raises
+    ------
+    TypeError
+        If there are any.
+    """
+    if kwargs:
+        msg = f"{', '.join(kwargs)} would be ignored: overlay= is given. Change its style with overlay.restyled(...)."
+        raise TypeError(msg)

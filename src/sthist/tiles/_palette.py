@@ -35,6 +35,7 @@ def gene_colours(palette: Any, genes: tuple[str, ...]) -> np.ndarray:
     from matplotlib.colors import to_rgb
 
     if not isinstance(palette, str):
+        palette = dict(palette)
         missing = [gene for gene in genes if gene not in palette]
         if missing:
             msg = (

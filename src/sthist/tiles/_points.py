@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sthist import _elements
 from sthist._settings import logger, settings
-from sthist.tiles._density import is_gene, iter_points
+from sthist.tiles._density import is_gene, iter_points, require_same_plane
+from sthist.tiles._source import first_last
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from spatialdata import SpatialData
 
     from sthist._elements import HighResElements
 
@@ -76,7 +80,7 @@ class PointIndex:
     Raises
     ------
     ValueError
-        If none is left.
+        If none passes the filter, most lie outside the extent, or coordinates are no finite numbers.
     """
 
     def __init__(
@@ -101,18 +105,28 @@ class PointIndex:
         names = self._features()
         self._require_genes(names)
         x0, y0, x1, y1 = self._box() if extent_um is None else extent_um
+        self._end_um = (np.nextafter(x1, np.inf), np.nextafter(y1, np.inf)) if extent_um is None else (x1, y1)
         self.cell_um = max(cell_um, float(np.sqrt(max((x1 - x0) * (y1 - y0), 1e-9) / MAX_CELLS)))
         self.origin_um = (float(x0), float(y0))
         self.shape = tuple(int((high - low) // self.cell_um) + 1 for low, high in ((y0, y1), (x0, x1)))
         self.genes = tuple(names[keep.panel(names)].tolist())
         counts = np.zeros(self.shape[0] * self.shape[1], np.int64)
-        n_all = 0
-        for cells, *_ in self._placed():
-            n_all += len(cells)
+        self._n_all = self._n_wanted = 0
+        self._low, self._high = np.full(2, np.inf), np.full(2, -np.inf)
+        for cells, *_ in self._placed(survey=True):
             counts += np.bincount(cells[cells >= 0], minlength=len(counts))
         self.starts = np.concatenate([[0], np.cumsum(counts)])
-        if len(self) == 0:
-            raise ValueError(self._why_none(n_all, "qv" in self._columns))
+        if self._n_wanted == 0:
+            raise ValueError(self._why_none())
+        if extent_um is not None:
+            inside = len(self) / self._n_wanted
+            require_same_plane(elements, np.array([x0, y0]), np.array([x1, y1]), self._low, self._high, inside)
+        logger.info(
+            "%d transcripts are drawn; %d are of controls, of low quality, of other genes or planes, and %d lie off the image.",
+            len(self),
+            self._n_all - self._n_wanted,
+            self._n_wanted - len(self),
+        )
         self.x, self.y, self.gene = self._allocate(len(self))
         following = self.starts[:-1].copy()
         for cells, x, y, codes in self._placed():
@@ -155,6 +169,9 @@ class PointIndex:
                     f" Did you mean {close[0]!r}?" if close else ""
                 )
                 raise KeyError(msg)
+            if not is_gene(np.array([gene]), self._keep.controls)[0]:
+                msg = f"{gene!r} is a control, not a gene; pass controls=() to draw controls, too."
+                raise ValueError(msg)
 
     def _box(self) -> tuple[float, float, float, float]:
         """The box around the transcripts."""
@@ -167,7 +184,7 @@ class PointIndex:
             raise ValueError(msg)
         return (*low.tolist(), *high.tolist())
 
-    def _placed(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    def _placed(self, *, survey: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """By partition: the cell of each transcript (-1 for those left out), its place in the cell, its gene's number."""
         number = {name: i for i, name in enumerate(self.genes)}
         for x, y, part in iter_points(self._elements, self._columns):
@@ -188,20 +205,27 @@ class PointIndex:
                 np.floor((values - origin) / self.cell_um).astype(np.int64)
                 for values, origin in zip((x, y), self.origin_um, strict=True)
             )
-            keep &= (row >= 0) & (row < self.shape[0]) & (column >= 0) & (column < self.shape[1])
+            if survey:
+                self._n_all, self._n_wanted = self._n_all + len(x), self._n_wanted + int(keep.sum())
+                if len(x):
+                    self._low, self._high = (
+                        np.minimum(self._low, [x.min(), y.min()]),
+                        np.maximum(self._high, [x.max(), y.max()]),
+                    )
+            keep &= (row >= 0) & (x < self._end_um[0]) & (column >= 0) & (y < self._end_um[1])
             in_x = (x - self.origin_um[0] - column * self.cell_um).astype(np.float32)
             in_y = (y - self.origin_um[1] - row * self.cell_um).astype(np.float32)
             yield np.where(keep, row * self.shape[1] + column, -1), in_x, in_y, codes
 
-    def _why_none(self, n_all: int, has_qv: bool) -> str:
+    def _why_none(self) -> str:
         parts = [f"of a gene{'' if self._keep.genes is None else f' among {list(self._keep.genes)[:5]}'}"]
-        if has_qv:
+        if "qv" in self._columns:
             parts.append(f"with qv >= {self._keep.min_qv:g}")
         if self._keep.planes is not None:
             parts.append(f"on the planes {list(self._keep.planes)}")
         return (
-            f"None of the {n_all} transcripts in points {self._elements.points!r} is {', '.join(parts)} and inside the image; "
-            "lower min_qv, or check the gene column and the transformation to 'um'."
+            f"None of the {self._n_all} transcripts in points {self._elements.points!r} is {', '.join(parts)}; "
+            "lower min_qv, or check the gene column."
         )
 
     def _allocate(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -215,3 +239,27 @@ class PointIndex:
         logger.info("%d transcripts are sorted in %s.", n, folder)
         x, y, gene = (np.memmap(folder / name, dtype, "w+", shape=(n,)) for name, dtype in dtypes.items())
         return x, y, gene
+
+
+def planes_of(sdata: SpatialData, z: int | tuple[int, int]) -> tuple[int, ...]:
+    """Numbers that transcripts give the planes of a stack: those that the reader recorded, else counted from 0."""
+    first, last = first_last(z)
+    numbers = _elements.roles(sdata).get("transcripts", {}).get("z_planes")
+    if numbers is None:
+        return tuple(range(first, last + 1))
+    if not 0 <= first <= last < len(numbers):
+        msg = f"z is {z}; the stack has the planes 0 to {len(numbers) - 1}, which the transcripts call {list(numbers)}."
+        raise ValueError(msg)
+    return tuple(int(number) for number in numbers[first : last + 1])
+
+
+def z_step_of(sdata: SpatialData, given: float | None) -> float:
+    """What transcripts' z grows by from plane to plane: given, or recorded by the reader."""
+    step = given if given is not None else _elements.roles(sdata).get("transcripts", {}).get("z_step")
+    if step is None:
+        msg = "How far apart are the planes, in the unit of the transcripts' z? Say so with z_step=."
+        raise ValueError(msg)
+    if not step > 0:
+        msg = f"z_step is {step!r}; it is a positive number."
+        raise ValueError(msg)
+    return float(step)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sthist.tiles._source import ImageSource
 
@@ -47,20 +47,40 @@ def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarr
     >>> sthist.tiles.farthest_points([[0, 0], [1, 0], [2, 0], [9, 0]], 3).tolist()
     [2, 3, 0]
     """
+    if int(n) != n or n < 1:
+        msg = f"n is {n!r}; it is a whole number from 1 on."
+        raise ValueError(msg)
+    return next(iter_farthest(points, int(n), seed=seed))
+
+
+def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterator[np.ndarray]:
+    """All points in the order of :func:`farthest_points`, ``batch`` at a time.
+
+    Parameters
+    ----------
+    points, seed
+        As there.
+    batch
+        How many at a time.
+
+    Yields
+    ------
+    Indices, int64.
+    """
     from sthist.tiles._dot_kernels import farthest_first
 
     points = np.ascontiguousarray(points, np.float64)
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) == 0 or not np.isfinite(points).all():
         msg = f"Points to choose from are (m, 2) finite numbers, m at least 1; these have shape {points.shape}."
         raise ValueError(msg)
-    if int(n) != n or n < 1:
-        msg = f"n is {n!r}; it is a whole number from 1 on."
-        raise ValueError(msg)
     if seed is None:
         start = int(np.argmin(((points - points.mean(0)) ** 2).sum(1)))
     else:
         start = int(np.random.default_rng(seed).integers(len(points)))
-    return farthest_first(points, start, min(int(n), len(points)))
+    squared = np.full(len(points), np.inf)
+    for done in range(0, len(points), batch):
+        chosen, start = farthest_first(points, squared, start, min(batch, len(points) - done))
+        yield chosen
 
 
 def blank_fraction(tiles: np.ndarray) -> np.ndarray:
@@ -111,7 +131,7 @@ def has_content(tiles: np.ndarray, max_blank: float = MAX_BLANK) -> np.ndarray:
 
 
 def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: float) -> np.ndarray:
-    """Which tiles lie wholly on images that tile one plane: their corners, edge middles and centre all do.
+    """Which tiles lie wholly on images that tile one plane.
 
     Parameters
     ----------
@@ -126,17 +146,14 @@ def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: fl
     -------
     Bool of shape (n,).
     """
-    steps = np.array([-0.5, 0.0, 0.5]) * size_um
-    probes = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-    places = centres[:, None] + probes
-    on_any = np.zeros(places.shape[:2], np.bool_)
-    for source in sources:
-        back = np.linalg.inv(source.to_um)
-        pixels = places @ back[:2, :2].T + back[:2, 2]
-        height, width = source.size
-        slack = 1e-6 * max(height, width)  # a tile that ends where the image does
-        on_any |= ((pixels >= -slack) & (pixels <= np.array([width, height]) + slack)).all(-1)
-    return np.asarray(on_any.all(1))
+    import shapely
+
+    outlines = [shapely.Polygon(source.corners_um()) for source in sources]
+    # A thousandth of a tile is rounding: of tiles that end where an image does, and of images that meet.
+    area = shapely.union_all([outline.buffer(1e-3 * size_um, join_style="mitre") for outline in outlines])
+    shapely.prepare(area)
+    half = size_um / 2
+    return np.asarray(shapely.covers(area, shapely.box(*(centres - half).T, *(centres + half).T)))
 
 
 def spatial_split(centres: Any, size_um: float, test_fraction: float, *, seed: int) -> np.ndarray:

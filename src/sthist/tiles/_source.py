@@ -223,7 +223,7 @@ def source_from_element(
 
 def first_last(z: int | tuple[int, int]) -> tuple[int, int]:
     """The first and the last of one plane or of a range of planes."""
-    first, last = z if isinstance(z, tuple) else (z, z)
+    first, last = (z, z) if isinstance(z, int | np.integer) else z
     return int(first), int(last)
 
 
