@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 
 import numpy as np
 import pandas as pd
@@ -208,6 +209,20 @@ def test_without_labels(folder, caplog):
     assert _elements.find_cell_table(sdata) == "table"
 
 
+def test_what_some_fields_lack_is_said(folder, caplog):
+    """A composite of one, the labels of another; cells that only one of the tables has."""
+    (folder / "CellComposite" / "CellComposite_F002.png").unlink()
+    (folder / "CellLabels" / "CellLabels_F003.tif").unlink()
+    edit("metadata", lambda frame: frame[1:])(folder)
+    edit("exprMat", lambda frame: frame[:-2])(folder)
+    with caplog.at_level(logging.WARNING, "sthist"):
+        assert cosmx(folder)["table"].n_obs == 46
+    assert re.search(r"CellComposite has no composite of field 2, which has \d+ cells", caplog.text)
+    assert re.search(r"CellLabels has no labels of field 3, which has \d+ cells", caplog.text)
+    assert re.search(r"2 of 48 cells of .*metadata_file.csv have no counts in .*exprMat_file.csv", caplog.text)
+    assert re.search(r"1 of 51 cells of .*exprMat_file.csv are not in .*metadata_file.csv, such as '1_1'", caplog.text)
+
+
 def test_he_is_laid_on_global_pixels(folder, tmp_path):
     """An H&E of twice the pixel size, whose corner is at global pixel (1000, 2000)."""
     picture = np.full((40, 40, 3), 200, np.uint8)
@@ -245,6 +260,18 @@ def cut_gz(path):
     file = path / "Mini_tx_file.csv"
     whole = gzip.compress(file.read_bytes())
     (path / "Mini_tx_file.csv.gz").write_bytes(whole[: len(whole) // 2])
+    file.unlink()
+
+
+def cut_last_line(file):
+    """Its fields up to the coordinates are there; the name of the gene is not."""
+    *lines, last = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, ",".join(last.split(",")[:6])]))
+    return file
+
+
+def pack(file):
+    file.with_suffix(".csv.gz").write_bytes(gzip.compress(file.read_bytes()))
     file.unlink()
 
 
@@ -286,7 +313,7 @@ DAMAGES = {
     "cells of another sample": (
         edit("metadata", lambda frame: frame.assign(cell_ID=(frame.cell_ID.astype(int) + 9000).astype(str))),
         ValueError,
-        "Mini_exprMat_file.csv has no counts of the cells in the metadata file",
+        "Mini_exprMat_file.csv has no counts of the cells in Mini_metadata_file.csv, by cell_ID and fov",
     ),
     "cell twice": (
         edit("metadata", lambda frame: pd.concat([frame, frame[:1]])),
@@ -297,6 +324,21 @@ DAMAGES = {
         edit("metadata", lambda frame: frame.assign(CenterY_local_px="5")),
         ValueError,
         "a field needs three cells",
+    ),
+    "molecules that end within a row": (
+        lambda path: cut_last_line(path / "Mini_tx_file.csv"),
+        ValueError,
+        "Mini_tx_file.csv ends within a line: .*Is it truncated",
+    ),
+    "molecules that end within a row of a csv.gz": (
+        lambda path: pack(cut_last_line(path / "Mini_tx_file.csv")),
+        ValueError,
+        "Mini_tx_file.csv.gz ends within a line: .*Is it truncated",
+    ),
+    "molecule without a name": (
+        edit("tx", lambda frame: frame.assign(target=frame.target.where(frame.index != 3))),
+        ValueError,
+        "Mini_tx_file.csv: column 'target' is empty in 1 of 49 rows, the first of them row 3",
     ),
     "truncated csv.gz": (cut_gz, ValueError, "Mini_tx_file.csv.gz cannot be read: .*Is it truncated"),
     "truncated picture": (

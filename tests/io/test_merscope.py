@@ -62,7 +62,7 @@ def test_counts_and_roles(folder, tmp_path):
     assert str(sdata["transcripts"].dtypes["gene"]) == "category"
     assert sdata.attrs["sthist"]["roles"] == {
         "nuclear": {"images": ["mosaic"], "channel": "DAPI", "cytoplasm": ["Cellbound1", "PolyT"]},
-        "transcripts": {"points": "transcripts", "gene": "gene", "z_step": 1.0},
+        "transcripts": {"points": "transcripts", "gene": "gene", "z_step": 1.0, "z_planes": [3]},
         "cells": {"table": "table"},
     }
     _, counts = _elements.cell_counts(sdata, "table")
@@ -91,7 +91,7 @@ def test_tables_in_another_order(folder):
 
 
 def test_optional_files(folder, caplog):
-    """Without outlines, cells are circles; without counts, there is no table: both are said."""
+    """Without outlines, cells are circles, which is said; a sample without a table has to be asked for."""
     (folder / "cell_boundaries.parquet").unlink()
     with caplog.at_level(logging.WARNING, "sthist"):
         sdata = merscope(folder)
@@ -102,10 +102,55 @@ def test_optional_files(folder, caplog):
     np.testing.assert_allclose(circles.geometry.x, sdata["table"].obsm["spatial"][:, 0])
     np.testing.assert_allclose(circles.radius, 5)
     (folder / "cell_by_gene.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="no file .*cell_by_gene.csv. Add it, or .*cells_table=False"):
+        merscope(folder)
+    assert not merscope(folder, cells_table=False).tables
+
+
+def test_cells_of_one_file_only(folder, caplog):
+    """Both are counted."""
+    meta = pd.read_csv(folder / "cell_metadata.csv", dtype=str)
+    meta.iloc[:-2].to_csv(folder / "cell_metadata.csv", index=False)
+    counts = pd.read_csv(folder / "cell_by_gene.csv", dtype=str)
+    counts.iloc[1:].to_csv(folder / "cell_by_gene.csv", index=False)
     with caplog.at_level(logging.WARNING, "sthist"):
-        sdata = merscope(folder)
-    assert "there is no table of cells" in caplog.text
-    assert not sdata.tables
+        assert merscope(folder)["table"].n_obs == 22
+    assert "1 of 23 cells of" in caplog.text
+    assert "2 of 24 cells of" in caplog.text
+
+
+@pytest.mark.parametrize("z_layers", [np.array([2, 3]), range(2, 4), {3, 2}, (np.int64(2), np.int64(3))])
+def test_kinds_of_planes(folder, z_layers):
+    """Whatever counts planes."""
+    sdata = merscope(folder, z_layers=z_layers)
+    assert sdata["mosaic"].to_numpy()[:, :, 9, 9].tolist() == [[12200, 13200], [12100, 13100], [12000, 13000]]
+
+
+def test_one_plane_of_numpy_and_none(folder):
+    """A number of an array is a number."""
+    assert merscope(folder, z_layers=np.int64(2))["mosaic"].dims == ("c", "y", "x")
+    for z_layers in ([], 2.5, None, "3"):
+        with pytest.raises(ValueError, match="z_layers is .*; it is the number of a plane"):
+            merscope(folder, z_layers=z_layers)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("global_x", "here", "column 'global_x' should hold numbers, but row 1490 has 'here'"),
+        ("global_z", "", "column 'global_z' should hold numbers, but row 1490 has"),
+        ("gene", "", "column 'gene' should hold names of genes, but row 1490 has"),
+    ],
+)
+def test_a_broken_molecule_far_down(folder, column, value, message):
+    """Also beyond the rows that are looked at first."""
+    file = folder / "detected_transcripts.csv"
+    frame = pd.read_csv(file, dtype=str)
+    frame = pd.concat([frame] * 30, ignore_index=True)
+    frame.loc[1490, column] = value
+    frame.to_csv(file, index=False)
+    with pytest.raises(ValueError, match=f"detected_transcripts.csv: {message}"):
+        merscope(folder)
 
 
 def test_cells_without_outline_are_left_out(folder, caplog):
@@ -251,3 +296,7 @@ def test_an_overlay_takes_stain_and_transcripts_of_one_plane(folder):
         assert bare[9, 9, 0] == round(grey / 65535 * 255)
         z = sdata["transcripts"]["z"].compute()
         assert len(overlay.index) == (z == (3, 2)[plane]).sum()
+    one = sthist.tiles.Overlay(merscope(folder), spec, z=0, limits=(0, 65535), controls=())  # plane 3 alone is read
+    assert len(one.index) == (z == 3).sum()
+    with pytest.raises(ValueError, match=r"no plane z=3: it has 1"):
+        sthist.tiles.Overlay(merscope(folder), spec, z=3)

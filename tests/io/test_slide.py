@@ -96,12 +96,6 @@ def test_tiles_strips_and_planes(tmp_path, options):
     )
 
 
-def test_transparency_is_dropped(tmp_path):
-    pixels = np.concatenate([PIXELS, np.full((1200, 800, 1), 255, np.uint8)], -1)
-    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
-    assert sthist.io.slide(tmp_path / "x.tif", mpp=1)["he"]["scale0"].image.shape == (3, 1200, 800)
-
-
 def test_resolution_tags_count_where_nothing_else_states_a_scale(tmp_path):
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, PIXELS, resolution=(20000, 20000), resolutionunit="CENTIMETER")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+import tifffile
 import vendor
 from PIL import Image
 from realdata import folder as real_folder
@@ -18,7 +19,7 @@ from spatialdata.transformations import get_transformation
 
 import sthist
 from sthist import scale
-from sthist.io._visium import visium
+from sthist.io._visium import finish, visium
 from sthist.io._visium_hd import visium_hd
 
 
@@ -224,6 +225,11 @@ DAMAGES = {
         ValueError,
         "1 of 48 spots of .* have no position in .*, the first of them 'ACGT0007-1'",
     ),
+    "barcode with two positions": (
+        positions(lambda frame: pd.concat([frame, frame[frame[0] == "ACGT0007-1"]])),
+        ValueError,
+        "tissue_positions_list.csv has barcode 'ACGT0007-1' more than once",
+    ),
     "rows and columns exchanged": (
         positions(lambda frame: frame[[0, 1, 3, 2, 4, 5]]),
         ValueError,
@@ -264,6 +270,43 @@ def test_wrong_arguments(folder):
         visium(folder, image=folder / "he.png", he=folder / "he.png")
     with pytest.raises(FileNotFoundError, match="image=: there is no file"):
         visium(folder, image=folder / "nowhere.tif")
+
+
+def test_a_smaller_copy_for_the_full_image(folder):
+    """The spots would lie beyond its edge."""
+    with pytest.raises(
+        ValueError, match=r"image=: \d+% of the spots lie outside of .*hires_image.png, which has 230 x 140"
+    ):
+        visium(folder, image=folder / "spatial/tissue_hires_image.png")
+
+
+def test_a_row_without_a_shape(folder):
+    """The last shape is not taken for it."""
+    sdata = visium(folder)
+    sdata.shapes["visium"] = sdata.shapes["visium"].iloc[1:]
+    with pytest.raises(
+        ValueError, match="1 of 48 rows of table 'table' have no shape in 'visium', such as 'ACGT0000-1'"
+    ):
+        finish(sdata, "visium", 2.0, "test", {"table": "visium"})
+
+
+def test_hd_bin_of_numpy(hd):
+    """What comes out of an array."""
+    assert list(visium_hd(hd, bin_size=np.int64(16)).tables) == ["square_016um"]
+
+
+def test_hd_image_that_states_its_scale(hd):
+    """It is kept, and has to agree with the bins."""
+    file = hd / "microscope_image" / "tissue.tif"
+    pixels = tifffile.imread(file)
+    tifffile.imwrite(file, pixels, photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    recorded = scale.recorded_mpp(visium_hd(hd), "visium_hd_full_image")
+    assert recorded["TIFF XResolution of tissue.tif"] == 0.5
+    tifffile.imwrite(file, pixels, photometric="rgb", resolution=(40000, 40000), resolutionunit="CENTIMETER")
+    with pytest.raises(
+        ValueError, match=r"'visium_hd_full_image' disagree by 100.0%: 0.25 µm/px \(TIFF XResolution of tis"
+    ):
+        visium_hd(hd)
 
 
 BIN = "binned_outputs/square_008um"

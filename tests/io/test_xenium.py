@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from realdata import folder
 
@@ -54,7 +55,7 @@ def test_contradicting_metadata(tmp_path):
     content = json.loads((tmp_path / "outs" / "experiment.xenium").read_text())
     (tmp_path / "outs" / "experiment.xenium").unlink()
     (tmp_path / "outs" / "experiment.xenium").write_text(json.dumps(content | {"pixel_size": 0.5}))
-    with pytest.raises(ValueError, match=r"disagree by 135.3%: 0.2125 µm/px \(OME PhysicalSizeX\) and 0.5"):
+    with pytest.raises(ValueError, match=r"disagree by 135.3%: 0.2125 µm/px \(OME PhysicalSizeX.*\) and 0.5"):
         sthist.io.xenium(tmp_path / "outs")
 
 
@@ -69,7 +70,7 @@ def test_no_xenium_folder(tmp_path):
 def test_no_pixel_size(tmp_path, pixel_size):
     """The scale is not guessed."""
     (tmp_path / "experiment.xenium").write_text(json.dumps({"pixel_size": pixel_size}))
-    with pytest.raises(ValueError, match="states no pixel size in µm"):
+    with pytest.raises(ValueError, match="experiment.xenium: 'pixel_size' is .*; it should be a positive number"):
         sthist.io.xenium(tmp_path)
 
 
@@ -118,6 +119,34 @@ DAMAGES = {
         ValueError,
         "cells.parquet: column 'x_centroid' holds .*string; it should hold numbers",
     ),
+    "no version": (
+        replace_by("experiment.xenium", lambda content: content.replace(b"analysis_sw_version", b"other")),
+        KeyError,
+        "experiment.xenium has no 'analysis_sw_version'",
+    ),
+    "fewer cells": (
+        edit("cells.parquet", lambda frame: frame[:-2]),
+        ValueError,
+        "cells.parquet has .* rows, but cell_feature_matrix.h5 has counts of",
+    ),
+    "cells in another order": (
+        edit("cells.parquet", lambda frame: frame[::-1]),
+        ValueError,
+        "cells.parquet: cell_id is .* in row 0, but cell_feature_matrix.h5 has",
+    ),
+    "molecule without a name": (
+        edit(
+            "transcripts.parquet",
+            lambda frame: frame.assign(feature_name=frame["feature_name"].where(frame.index != 7)),
+        ),
+        ValueError,
+        "transcripts.parquet: column 'feature_name' should hold names of genes, but row 7 has None",
+    ),
+    "molecule without a place": (
+        edit("transcripts.parquet", lambda frame: frame.assign(x_location=frame["x_location"].where(frame.index != 5))),
+        ValueError,
+        "transcripts.parquet: column 'x_location' should hold numbers, but row 5 has None",
+    ),
     "no cells": (edit("cells.parquet", lambda frame: frame[:0]), ValueError, "cells.parquet has no rows"),
     "truncated outlines": (
         replace_by("nucleus_boundaries.parquet", half),
@@ -158,3 +187,25 @@ def test_he_is_laid_on_the_stain(tmp_path):
     expected = np.diag([0.2125, 0.2125, 1]) @ [[2, 0, 10], [0, 2, 30], [0, 0, 1]]
     np.testing.assert_allclose(scale.matrix_to(sdata["he"]), expected)
     assert sdata.attrs["sthist"]["roles"]["he"] == {"image": "he"}
+
+
+def write_he(path, mpp):
+    metadata = {"axes": "YXS", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+    pixels = np.full((60, 80, 3), 220, np.uint8)
+    with tifffile.TiffWriter(path / "Mini_he_image.ome.tif", ome=True) as writer:
+        writer.write(pixels, photometric="rgb", metadata=metadata)
+
+
+def test_an_aligned_image_needs_its_alignment(tmp_path):
+    """It would lie at the corner of the stain, pixel on pixel."""
+    path = linked(tmp_path)
+    write_he(path, 0.425)
+    with pytest.raises(FileNotFoundError, match="Mini_he_image.ome.tif has no alignment Mini_he_imagealignment.csv"):
+        sthist.io.xenium(path, transcripts=False)
+    assert "he_image" not in sthist.io.xenium(path, transcripts=False, aligned_images=False).images
+    (path / "Mini_he_imagealignment.csv").write_text("2,0,10\n0,2,30\n0,0,1\n")
+    sdata = sthist.io.xenium(path, transcripts=False)
+    assert scale.resolve_mpp(sdata, "he_image") == pytest.approx((0.425, 0.425))
+    write_he(path, 0.6)
+    with pytest.raises(ValueError, match=r"image 'he_image' disagree.*0.6 µm/px \(OME PhysicalSizeX of Mini_he_image"):
+        sthist.io.xenium(path, transcripts=False)

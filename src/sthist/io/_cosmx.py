@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +10,16 @@ import numpy as np
 from sthist import _elements, scale
 from sthist._settings import logger
 from sthist.io import _sample, _vendor
+from sthist.io._cosmx_images import VENDOR, label_files, pictures, warn_of_fields
 from sthist.io._cosmx_layout import GLOBAL, LOCAL, Layout, find_layout, stated_mpp
+from sthist.io._molecules import require_genes, require_last_line
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
-VENDOR = "CosMx"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
-FOV_NUMBER = re.compile(r".*_F(\d+)", re.IGNORECASE)
 COLOURS = ("red", "green", "blue")
-Shape = tuple[int, int, int]
 
 # spatialdata_io.cosmx is not called: it fails on what AtoMx exports today (columns cell_ID and cell_id, a slash in the
 # names of stains, compressed tables), on composites of one channel, and on a field of view with fewer than three cells; it
@@ -95,8 +92,8 @@ def cosmx(
     folder = Path(path)
     _sample.require_he(folder, he, he_alignment)
     name = _dataset_id(folder, dataset_id)
-    images, shapes = _pictures(folder, nuclear_channel)
-    label_files = _label_files(folder, shapes)
+    images, shapes = pictures(folder, nuclear_channel)
+    labels = label_files(folder, shapes)
     cells_file = _file(folder, name, "metadata_file")
     cells = _read_cells(cells_file)
     positions = _read_positions(folder, name)
@@ -104,18 +101,19 @@ def cosmx(
     if not set(images) & set(layout.offset):
         msg = f"{cells_file} has cells of the fields {sorted(layout.offset)}, but the composites are those of {list(images)}."
         raise ValueError(msg)
+    warn_of_fields(folder, cells["fov"], images, labels)
     sources = stated_mpp(cells, positions, next(iter(shapes.values()))[-2:])
     nobody = (
         f"The µm per pixel of {folder} cannot be told: no fov_positions_file in mm, no Area.um2, no known frame size. "
         "Give it with mpp=."
     )
     size = scale.agreed_mpp(str(folder), sources, mpp, nobody)
-    table = _read_table(_file(folder, name, "exprMat_file"), cells)
+    table = _read_table(_file(folder, name, "exprMat_file"), cells_file, cells)
     molecules = _read_molecules(_file(folder, name, "tx_file"), layout, size) if transcripts else None
 
     sdata = SpatialData()
-    flipped = _is_flipped(label_files, cells)
-    _add_pixels(sdata, images, label_files, layout, flipped, nuclear_channel)
+    flipped = _is_flipped(labels, cells)
+    _add_pixels(sdata, images, labels, layout, flipped, nuclear_channel)
     scale.register_system(sdata, "global", np.diag([size, size, 1.0]))
     for key in sdata.images:
         for source, value in sources.items():
@@ -147,51 +145,6 @@ def _dataset_id(folder: Path, dataset_id: str | None) -> str:
 
 def _file(folder: Path, name: str, table: str) -> Path:
     return _vendor.require_file(folder, f"{name}{table}.csv", f"{name}{table}.csv.gz", vendor=VENDOR)
-
-
-def _by_fov(folder: Path) -> dict[int, Path]:
-    """Picture files by the number of their field of view, in the order of the numbers."""
-    found: dict[int, Path] = {}
-    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        number = FOV_NUMBER.match(file.stem)
-        if file.suffix.lower() in SUFFIXES and number:
-            found.setdefault(int(number.group(1)), file)
-    return dict(sorted(found.items()))
-
-
-def _pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[int, Shape]]:
-    """Composites by field, and their shapes, which are those of one stain."""
-    directory = _vendor.require_file(folder, "CellComposite", vendor=VENDOR)
-    files = _by_fov(directory)
-    if not files:
-        msg = f"{directory} has no pictures that are named like CellComposite_F001.jpg, with the number of their field."
-        raise FileNotFoundError(msg)
-    shapes = {number: _vendor.require_picture(file)[0] for number, file in files.items()}
-    first = next(iter(shapes))
-    for number, shape in shapes.items():
-        if shape[0] != shapes[first][0]:
-            msg = (
-                f"The composites show different stains: {files[first]} has {shapes[first][0]} channels, {files[number]} has "
-                f"{shape[0]}."
-            )
-            raise ValueError(msg)
-    if shapes[first][0] > 1 and not 0 <= nuclear_channel < shapes[first][0]:
-        msg = f"nuclear_channel is {nuclear_channel}; {files[first]} has the channels 0 to {shapes[first][0] - 1}."
-        raise ValueError(msg)
-    return files, shapes
-
-
-def _label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
-    """Label images by field, of the fields that have a composite."""
-    files = {number: file for number, file in _by_fov(folder / "CellLabels").items() if number in shapes}
-    if not files:
-        logger.warning("%s has no CellLabels; the cells are circles alone.", folder)
-    for number, file in files.items():
-        shape = _vendor.require_picture(file)[0]
-        if shape[-2:] != shapes[number][-2:]:
-            msg = f"{file} has {shape[-1]} x {shape[-2]} px, but the composite of field {number} has {shapes[number][-1]} x {shapes[number][-2]}."
-            raise ValueError(msg)
-    return files
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
@@ -228,7 +181,7 @@ def _read_positions(folder: Path, name: str) -> pd.DataFrame | None:
     return frame
 
 
-def _read_table(path: Path, cells: pd.DataFrame) -> AnnData:
+def _read_table(path: Path, cells_file: Path, cells: pd.DataFrame) -> AnnData:
     """Counts of the cells that have metadata, as read, sparse."""
     import pandas as pd
     from anndata import AnnData
@@ -239,13 +192,9 @@ def _read_table(path: Path, cells: pd.DataFrame) -> AnnData:
         return _names(chunk)
 
     counts, index, genes = _vendor.read_counts(path, name, ["fov", "cell_ID", "cell", "cell_id"])
-    rows = index.get_indexer(cells.index) if index.is_unique else np.array([], np.int64)
+    background = np.array([cell.startswith("0_") for cell in index], bool)  # molecules outside of cells
+    rows = _sample.match_cells(path, index, cells_file, cells.index, by="cell_ID and fov", no_cells=background)
     kept = rows >= 0
-    if not kept.any():
-        msg = f"{path} has no counts of the cells in the metadata file (by cell_ID and fov), or one of them twice."
-        raise ValueError(msg)
-    if not kept.all():
-        logger.warning("%d of %d cells have no counts in %s; they are left out.", (~kept).sum(), len(kept), path)
     obs = cells[kept].copy()
     obs.columns = _unique_keys(obs.columns)
     return AnnData(counts[rows[kept]], obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=str)))
@@ -268,7 +217,9 @@ def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
     numeric = ["fov", "x_local_px", "y_local_px"]
     # "None" is a compartment here, and no gap.
     text = {"keep_default_na": False, "na_values": [""], "low_memory": False}
+    require_last_line(path)
     frame = _vendor.read_csv(path, [*numeric, "target"], numeric=numeric, **text)
+    require_genes(path, frame["target"])
     fov = frame["fov"].to_numpy(np.int64)
     placed = np.isin(fov, list(layout.offset))
     if not placed.all():

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.io._tiff import open_tiff
+from sthist.io._tiff import on_white, open_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff", ".bif"}
 CHUNK_PX = 512
+PICTURE_MODES = {"L", "RGB", "RGBA", "I;16"}
+ORIENTATION_TAG = 274
 COARSEST_PX = 1024
 """Pyramids end where the longer side is at most this."""
 
@@ -84,7 +86,9 @@ def _from_array(array: Any, name: str) -> LooseImage:
     if len(shape) == 2:
         return LooseImage(array[None], ("c", "y", "x"), {})
     if len(shape) == 3 and shape[2] in {3, 4} and shape[0] > 4:
-        return LooseImage(array[..., :3].transpose(2, 0, 1), ("c", "y", "x"), {})  # transparency says nothing of tissue
+        array = array.transpose(2, 0, 1)
+        array = on_white(array) if len(array) == 4 and array.dtype.kind == "u" else array[:3]
+        return LooseImage(array, ("c", "y", "x"), {})
     if len(shape) == 3:
         return LooseImage(array, ("c", "y", "x"), {})
     if len(shape) == 4:
@@ -94,12 +98,16 @@ def _from_array(array: Any, name: str) -> LooseImage:
 
 
 def _read_picture(path: Path, name: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a slide is larger than Pillow's guard allows
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture if picture.mode in {"L", "RGB", "RGBA", "I;16"} else picture.convert("RGB"))
+        with Image.open(path) as opened:
+            turned = orientation(opened) != 1
+            picture = ImageOps.exif_transpose(opened) if turned else opened
+            if picture.mode in PICTURE_MODES:
+                return np.asarray(picture)
+            return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
     except UnidentifiedImageError:
         msg = f"Image {name!r}: {path} is no picture that Pillow can read."
         raise ValueError(msg) from None
@@ -108,6 +116,21 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
         raise ValueError(msg) from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def orientation(picture: Any) -> int:
+    """How a picture is to be turned before it is shown (EXIF's 1 to 8), from its header alone.
+
+    Parameters
+    ----------
+    picture
+        A ``PIL.Image.Image`` that was just opened.
+    """
+    # Where the header has none, Pillow would decode a whole PNG to look for it behind the pixels.
+    if not {"exif", "xmp", "Raw profile type exif"} & set(picture.info):
+        return 1
+    stated = int(picture.getexif().get(ORIENTATION_TAG, 1))
+    return stated if 1 <= stated <= 8 else 1
 
 
 def image_element(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,11 @@ from sthist._alignment import read_matrix
 from sthist._settings import logger
 from sthist.io import _sample, _vendor
 from sthist.io._images import LooseImage, image_element
+from sthist.io._molecules import require_csv_molecules, require_last_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -31,7 +33,7 @@ CENTRE = ["center_x", "center_y"]
 def merscope(
     path: str | Path,
     *,
-    z_layers: int | Sequence[int] = 3,
+    z_layers: int | Iterable[int] = 3,
     mpp: float | None = None,
     he: str | Path | None = None,
     he_alignment: Any = None,
@@ -46,7 +48,8 @@ def merscope(
     path
         The folder of a region, with ``images`` and ``detected_transcripts.csv``.
     z_layers
-        Plane of the mosaic, or several, which are stacked: they are counted from 0 in the order given here.
+        Plane of the mosaic, or several, which are stacked: they are counted from 0 in the order given here (those of a set
+        from the lowest one).
     mpp
         µm per pixel, to be checked against ``micron_to_mosaic_pixel_transform.csv``.
     he
@@ -69,12 +72,13 @@ def merscope(
     Raises
     ------
     FileNotFoundError
-        If the mosaic, its transformation, or the molecules are missing.
+        If the mosaic, its transformation, the molecules, or the tables of the cells are missing (``transcripts=False`` and
+        ``cells_table=False`` do without the last two).
     KeyError
         If a table has not the columns it should have.
     ValueError
-        If a file is truncated, empty, or has text for numbers; if the transformation is no shift and scale of one size along
-        x and y, or contradicts ``mpp``.
+        If a file is truncated, empty, or has text for numbers, or molecules without a gene; if the pixels of the mosaic are
+        not as wide as high, or contradict ``mpp``; if ``z_layers`` is empty.
 
     Examples
     --------
@@ -88,7 +92,7 @@ def merscope(
     folder = Path(path)
     _sample.require_he(folder, he, he_alignment)
     to_px, size = _read_transform(folder, mpp)
-    planes = [int(z_layers)] if not isinstance(z_layers, Sequence) else [int(z) for z in z_layers]
+    planes = _planes(z_layers)
     mosaics = _mosaics(folder, planes)
     counts, cells, outlines = _cell_files(folder, kwargs.get("vpt_outputs"))
     _check(folder, outlines, kwargs)
@@ -109,13 +113,23 @@ def merscope(
     scale.record_mpp(sdata, "mosaic", TRANSFORM, size)
     _sample.record_high_res(sdata, "mosaic")
     if "transcripts" in sdata.points:
-        stack = {"z_step": 1.0, "z_planes": planes} if len(planes) > 1 else {"z_step": 1.0}
+        stack = {"z_step": 1.0, "z_planes": planes}  # transcripts' z is the number of the vendor's plane
         _elements.set_role(sdata, "transcripts", {"points": "transcripts", "gene": "gene"} | stack)
     if he is not None:
         from sthist.io._he import attach_he
 
         attach_he(sdata, he, alignment=he_alignment, to="mosaic")
     return sdata
+
+
+def _planes(z_layers: Any) -> list[int]:
+    """Numbers of the planes: one, or several in their order; those of a set by size."""
+    wanted = sorted(z_layers) if isinstance(z_layers, set | frozenset) else z_layers
+    numbers = np.atleast_1d(list(wanted) if np.iterable(wanted) and not isinstance(wanted, str) else wanted)
+    if numbers.ndim != 1 or len(numbers) == 0 or numbers.dtype.kind not in "iu":
+        msg = f"z_layers is {z_layers!r}; it is the number of a plane, such as 3, or several, such as range(7)."
+        raise ValueError(msg)
+    return [int(number) for number in numbers]
 
 
 def _read_transform(folder: Path, mpp: float | None) -> tuple[np.ndarray, float]:
@@ -196,7 +210,8 @@ def _check(folder: Path, outlines: Path, kwargs: dict[str, Any]) -> None:
     if kwargs.get("transcripts", True):
         file = _vendor.require_file(folder, "detected_transcripts.csv", vendor=VENDOR)
         _vendor.read_csv(file, [*GLOBAL_XYZ, "gene"], numeric=GLOBAL_XYZ, nrows=HEAD_ROWS)
-        _require_last_line(file)
+        require_last_line(file)
+        require_csv_molecules(file, "gene", GLOBAL_XYZ)
     if kwargs.get("cells_boundaries", True):
         if outlines.exists():
             _vendor.require_parquet(outlines, ["EntityID", "ZIndex"], numeric=["ZIndex"])
@@ -207,40 +222,22 @@ def _check(folder: Path, outlines: Path, kwargs: dict[str, Any]) -> None:
             logger.warning("There is no file %s; the cells have no outlines.", outlines)
 
 
-def _require_last_line(path: Path) -> None:
-    """Refuse a csv file that ends in the middle of a line: dask would find it only when it gets there."""
-    with path.open("rb") as file:
-        n_fields = len(file.readline().split(b","))
-        file.seek(max(0, path.stat().st_size - 4096))
-        last = file.read().rstrip(b"\r\n").rsplit(b"\n", 1)[-1]
-    if len(last.split(b",")) < n_fields:
-        msg = f"{path} ends within a line: {last[:60].decode(errors='replace')!r} has fewer than {n_fields} fields. Is it truncated?"
-        raise ValueError(msg)
-
-
-def _read_table(counts: Path, cells: Path) -> AnnData | None:
-    """Counts of the cells that have metadata; None where a file is missing."""
+def _read_table(counts: Path, cells: Path) -> AnnData:
+    """Counts of the cells that have metadata."""
     import pandas as pd
     from anndata import AnnData
 
     for file in (counts, cells):
         if not file.exists():
-            logger.warning("There is no file %s; there is no table of cells.", file)
-            return None
+            msg = f"There is no file {file}. Add it, or read the sample without its table of cells: cells_table=False."
+            raise FileNotFoundError(msg)
     obs = _vendor.read_csv(cells, CENTRE, numeric=CENTRE)
     obs = obs.set_index(obs.columns[0])
     obs.index = obs.index.astype(str)
     with _vendor.reading(counts):
         first = str(pd.read_csv(counts, nrows=0).columns[0])
     matrix, names, columns = _vendor.read_counts(counts, lambda part: pd.Index(part[first].astype(str)), [first])
-    rows = names.get_indexer(obs.index) if names.is_unique and obs.index.is_unique else np.array([], np.int64)
-    if not (rows >= 0).any():
-        msg = (
-            f"{counts} has no counts of the cells in {cells.name} (by the first column of both), or one of them twice."
-        )
-        raise ValueError(msg)
-    if (rows < 0).any():
-        logger.warning("%d of %d cells have no counts in %s; they are left out.", (rows < 0).sum(), len(rows), counts)
+    rows = _sample.match_cells(counts, names, cells, obs.index, by="the first column of both")
     obs, matrix = obs[rows >= 0], matrix[rows[rows >= 0]]
     obs.index.name = None
     blank = np.char.find(np.char.lower(np.asarray(columns, dtype=str)), "blank") >= 0

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sthist import _alignment, _elements
+from sthist._settings import logger
 
 if TYPE_CHECKING:
+    import pandas as pd
     from spatialdata import SpatialData
 
 CELL_RADIUS_UM = 5.0
@@ -59,3 +63,58 @@ def record_high_res(sdata: SpatialData, stain: str) -> None:
         _elements.set_role(sdata, "transcripts", {"points": elements.points, "gene": elements.gene})
     if elements.table is not None:
         _elements.set_role(sdata, "cells", {"table": elements.table})
+
+
+def match_cells(
+    counts: Path,
+    counted: pd.Index,
+    metadata: Path,
+    wanted: pd.Index,
+    *,
+    by: str,
+    no_cells: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rows of the counts by cell of the metadata, -1 where it has none; what one of the files lacks is said.
+
+    Parameters
+    ----------
+    counts, counted
+        File of the counts, and the names of its rows.
+    metadata, wanted
+        File of the metadata, and the names of its rows.
+    by
+        Which columns the names are, for messages.
+    no_cells
+        Rows of the counts that are background.
+
+    Raises
+    ------
+    ValueError
+        If a name is there twice, or no cell is in both files.
+    """
+    for file, names in ((counts, counted), (metadata, wanted)):
+        if not names.is_unique:
+            msg = f"{file} has cell {names[names.duplicated()][0]!r} ({by}) more than once. Export it again."
+            raise ValueError(msg)
+    rows = counted.get_indexer(wanted)
+    if not (rows >= 0).any():
+        msg = (
+            f"{counts} has no counts of the cells in {metadata.name}, by {by}: their names are like {counted[0]!r} and "
+            f"{wanted[0]!r}. Are both files of one sample?"
+        )
+        raise ValueError(msg)
+    if (rows < 0).any():
+        n = int((rows < 0).sum())
+        logger.warning("%d of %d cells of %s have no counts in %s; they are left out.", n, len(rows), metadata, counts)
+    surplus = ~counted.isin(wanted) & (True if no_cells is None else ~no_cells)
+    if surplus.any():
+        n, example = int(surplus.sum()), counted[surplus][0]
+        logger.warning(
+            "%d of %d cells of %s are not in %s, such as %r; they are left out.",
+            n,
+            len(counted),
+            counts,
+            metadata,
+            example,
+        )
+    return np.asarray(rows)

@@ -21,6 +21,9 @@ LATTICE_UM = np.array([50.0, 50.0 * np.sqrt(3)])
 """Of one step of array_col and of array_row: neighbours are 100 µm apart, centre to centre."""
 
 OFF_LATTICE_UM = 10.0
+MAX_OUTSIDE = 0.05
+"""Share of spots that may lie outside of a full-resolution image."""
+
 ARRAY = ["array_col", "array_row"]
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
@@ -76,8 +79,8 @@ def visium(
     KeyError
         If a file has not the columns or entries it should have.
     ValueError
-        If a spot of the matrix has no position; if the spots do not lie on the lattice, or it contradicts ``mpp``; if a file
-        is truncated, empty, or has text for numbers.
+        If a spot of the matrix has no position, or several; if the spots do not lie on the lattice, or it contradicts
+        ``mpp``; if more than 5 % of them lie outside of ``image``; if a file is truncated, empty, or has text for numbers.
 
     Examples
     --------
@@ -129,10 +132,31 @@ def add_he(sdata: SpatialData, dataset_id: str, image: Any, he: Any, he_alignmen
 
     if image is not None:
         attach_he(sdata, image, name="he", coordinate_system=dataset_id)
+        _require_spots_on(sdata, image)
     elif he is not None:
         attach_he(sdata, he, alignment=he_alignment, to=dataset_id)
     else:
         _record_he(sdata, dataset_id)
+
+
+def _require_spots_on(sdata: SpatialData, image: Any) -> None:
+    """Refuse a full-resolution image that ends before the spots do, as the smaller pictures of the folder would."""
+    from xarray import DataTree
+
+    to_px = np.linalg.inv(scale.matrix_to(sdata.images["he"]))
+    he = sdata.images["he"]
+    height, width = (he["scale0"]["image"] if isinstance(he, DataTree) else he).shape[-2:]
+    for table in sdata.tables.values():
+        x, y = to_px[:2, :2] @ table.obsm["spatial"].T + to_px[:2, 2:]
+        outside = float(np.mean((x < 0) | (y < 0) | (x > width) | (y > height)))
+        if outside > MAX_OUTSIDE:
+            shown = image if isinstance(image, str | Path) else "the array"
+            msg = (
+                f"image=: {outside:.0%} of the spots lie outside of {shown}, which has {width} x {height} px; they reach to "
+                f"({x.max():.0f}, {y.max():.0f}). Give the full-resolution image that Space Ranger was given, not a smaller "
+                "copy (tissue_hires_image.png); one of another size needs he= and he_alignment=."
+            )
+            raise ValueError(msg)
 
 
 def check_pictures(spatial: Path) -> None:
@@ -156,6 +180,11 @@ def finish(sdata: SpatialData, dataset_id: str, mpp: float, source: str, shapes_
         Their size, and who states it.
     shapes_of
         Key of the shapes by that of the table.
+
+    Raises
+    ------
+    ValueError
+        If a row of a table has no shape.
     """
     for name, element in list(sdata.images.items()):
         sdata.images[name] = _three_colours(element)
@@ -166,6 +195,10 @@ def finish(sdata: SpatialData, dataset_id: str, mpp: float, source: str, shapes_
         adata = sdata.tables[table]
         centres = sdata.shapes[shapes].geometry.centroid
         places = centres.index.get_indexer(adata.obs[adata.uns["spatialdata_attrs"]["instance_key"]])
+        if (places < 0).any():
+            lost = adata.obs_names[int((places < 0).argmax())]
+            msg = f"{int((places < 0).sum())} of {len(places)} rows of table {table!r} have no shape in {shapes!r}, such as {lost!r}."
+            raise ValueError(msg)
         adata.obsm["spatial"] = np.c_[centres.x, centres.y][places] * mpp
 
 
@@ -215,7 +248,17 @@ def _read_positions(path: Path) -> pd.DataFrame:
         msg = f"{path} has {len(first.split(','))} columns without names; it should have {len(COLUMNS)}: {', '.join(COLUMNS)}."
         raise KeyError(msg)
     frame = _vendor.read_csv(path, COLUMNS, numeric=COLUMNS[1:], **own)
+    require_once(path, frame["barcode"])
     return frame.set_index("barcode")
+
+
+def require_once(path: Path, barcodes: Any) -> None:
+    """Refuse positions of which a barcode has several."""
+    again = barcodes.duplicated()
+    if again.any():
+        twice = str(barcodes[again].tolist()[0])
+        msg = f"{path} has barcode {twice!r} more than once. Remove the wrong row, or export the file again."
+        raise ValueError(msg)
 
 
 def _require_positions(matrix: Path, barcodes: np.ndarray, path: Path, positions: pd.DataFrame) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 
 from sthist import _elements, scale
 from sthist.io import _vendor
-from sthist.io._visium import COLUMNS, add_he, check_pictures, finish, require_one_he
+from sthist.io._images import TIFF_SUFFIXES
+from sthist.io._tiff import open_tiff
+from sthist.io._visium import COLUMNS, add_he, check_pictures, finish, require_once, require_one_he
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,8 +75,9 @@ def visium_hd(
     KeyError
         If a file has not the columns or entries it should have.
     ValueError
-        If ``microns_per_pixel`` differs between sizes of bins, or from ``mpp``; if a bin of the matrix has no position; if a
-        file is truncated, empty, or has text for numbers.
+        If ``microns_per_pixel`` differs between sizes of bins, from ``mpp``, or from what the full-resolution image states; if
+        a bin of the matrix has no position, or several; if more than 5 % of the bins lie outside of ``image``; if a file is
+        truncated, empty, or has text for numbers.
 
     Examples
     --------
@@ -106,8 +109,29 @@ def visium_hd(
         _elements.set_role(sdata, "spots", {"table": finest, "shapes": shapes_of[finest]})
     if "cell_segmentations" in sdata.tables:
         _elements.set_role(sdata, "cells", {"table": "cell_segmentations"})
+    if image is None and he is None:
+        _check_scale(sdata, f"{dataset_id}_full_image", _full_image(folder, prefix, kwargs.get("fullres_image_file")))
     add_he(sdata, dataset_id, image, he, he_alignment)
     return sdata
+
+
+def _full_image(folder: Path, prefix: str, given: Any) -> Path | None:
+    """The full-resolution image that spatialdata-io takes; None where there is none, or several to choose from."""
+    if given is not None:
+        return Path(given)
+    directory = folder / "microscope_image"
+    found = list(directory.iterdir()) if directory.is_dir() else list(folder.glob(f"{prefix}tissue_image.*"))
+    files = [file for file in found if file.is_file()]
+    return files[0] if len(files) == 1 else None
+
+
+def _check_scale(sdata: SpatialData, name: str, file: Path | None) -> None:
+    """What the image's file states agrees with the bins."""
+    if file is None or name not in sdata.images or file.suffix.lower() not in TIFF_SUFFIXES:
+        return
+    for stated, value in open_tiff(file, read=False)[2].items():
+        scale.record_mpp(sdata, name, f"{stated} of {file.name}", value)
+    scale.resolve_mpp(sdata, name)
 
 
 def _check_slice(folder: Path, dataset_id: str | None) -> str:
@@ -137,7 +161,7 @@ def _bins(folder: Path, bin_size: int | Sequence[int] | None) -> dict[int, Path]
         raise FileNotFoundError(msg)
     if bin_size is None:
         return there
-    wanted = [bin_size] if isinstance(bin_size, int) else list(bin_size)
+    wanted = [int(bin_size)] if isinstance(bin_size, int | np.integer) else [int(size) for size in bin_size]
     missing = [size for size in wanted if size not in there]
     if missing or not wanted:
         msg = f"{parent} has no bins of {missing} µm; it has {sorted(there)}: choose with bin_size=."
@@ -167,6 +191,7 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     barcodes = pd.Index(_vendor.require_matrix(matrix))
     with _vendor.reading(positions):
         known = pd.Index(pd.read_parquet(positions, columns=["barcode"])["barcode"])
+    require_once(positions, known)
     missing = barcodes[~barcodes.isin(known)]
     if len(missing):
         msg = f"{len(missing)} of {len(barcodes)} bins of {matrix} have no position in {positions}, the first of them {missing[0]!r}."

@@ -6,12 +6,18 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sthist import _elements, scale
 from sthist.io import _sample, _vendor
+from sthist.io._molecules import require_parquet_molecules
+from sthist.io._tiff_scale import ome_mpp
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+VERSION = "analysis_sw_version"
+ALIGNED = ("he_image", "if_image")
 STAINS = ("morphology_focus", "morphology_mip")
 COORDINATES = {
     "cells.parquet": (["cell_id", "x_centroid", "y_centroid"], ["x_centroid", "y_centroid"]),
@@ -57,12 +63,14 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder, it has no ``experiment.xenium``, or one of its files is missing.
+        If there is no such folder, it has no ``experiment.xenium``, or one of its files is missing; if it has an aligned
+        image without its alignment (``aligned_images=False`` leaves such images out).
     KeyError
-        If a file has not the columns it should have.
+        If a file has not the columns or entries it should have.
     ValueError
-        If ``experiment.xenium`` states no pixel size, or the image's metadata another one; if a file is truncated, empty,
-        or has text for coordinates; if only one of ``he`` and ``he_alignment`` is given.
+        If the pixel size of ``experiment.xenium`` is none, or an image's metadata contradict it or the image's alignment; if
+        a file is truncated, empty, or has text for coordinates; if counts and cells do not fit; if only one of ``he`` and
+        ``he_alignment`` is given.
 
     Examples
     --------
@@ -74,22 +82,21 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
 
     folder = Path(path)
     specs = _vendor.require_file(folder, "experiment.xenium", vendor="Xenium")
-    pixel_size = _vendor.read_json(specs).get("pixel_size")
-    if not isinstance(pixel_size, int | float) or pixel_size <= 0:
-        msg = f"{specs} states no pixel size in µm (pixel_size is {pixel_size!r})."
-        raise ValueError(msg)
+    pixel_size = _check_specs(specs)
     _sample.require_he(folder, he, he_alignment)
     _check(folder, kwargs)
+    aligned_files = _aligned_files(folder) if kwargs.get("aligned_images", True) else {}
     with _vendor.quietly():
         sdata = spatialdata_io.xenium(folder, **kwargs)
     stain = next((name for name in STAINS if name in sdata.images), None)
     if stain is None:
         msg = f"{path} gave no morphology image ({_elements.describe('images', sdata.images)}); sthist needs the nuclear stain."
         raise ValueError(msg)
-    scale.record_mpp(sdata, stain, "pixel_size of experiment.xenium", float(pixel_size))
+    scale.record_mpp(sdata, stain, "pixel_size of experiment.xenium", pixel_size)
     for stated, value in _stated_by_image(folder, stain).items():
         scale.record_mpp(sdata, stain, stated, value)
-    scale.register(sdata, stain, float(pixel_size))
+    scale.register(sdata, stain, pixel_size)
+    _check_scale_of_aligned(sdata, aligned_files)
     _sample.record_high_res(sdata, stain)
     aligned = [name for name in sdata.images if _elements.HE_NAMES.search(name)]
     if len(aligned) == 1:
@@ -101,6 +108,46 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     return sdata
 
 
+def _check_specs(path: Path) -> float:
+    """The pixel size in µm of ``experiment.xenium``, which has all that spatialdata-io takes from it."""
+    specs = _vendor.read_json(path)
+    pixel_size = _vendor.require_number(path, specs, "pixel_size")
+    ranger = specs.get("xenium_ranger")  # its version counts where it has segmented the cells again
+    where, key = (ranger, "version") if isinstance(ranger, dict) and ranger else (specs, VERSION)
+    if key not in where:
+        msg = f"{path} has no {key!r}, by which the layout of the folder is told; it has {sorted(where)}."
+        raise KeyError(msg)
+    if not isinstance(where[key], str):
+        msg = f"{path}: {key!r} is {where[key]!r}; it should be text such as 'xenium-2.0.0'."
+        raise ValueError(msg)
+    return pixel_size
+
+
+def _aligned_files(folder: Path) -> dict[str, Path]:
+    """Images that spatialdata-io will add, by their key there; each has its alignment."""
+    found = {}
+    for kind in ALIGNED:
+        for file in sorted(folder.glob(f"*{kind}.ome.tif")):
+            alignment = file.with_name(file.name.replace("image.ome.tif", "imagealignment.csv"))
+            if not alignment.is_file():
+                msg = (
+                    f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that file, or leave the "
+                    "image out with aligned_images=False."
+                )
+                raise FileNotFoundError(msg)
+            found[kind] = file
+    return found
+
+
+def _check_scale_of_aligned(sdata: SpatialData, files: dict[str, Path]) -> None:
+    """What the images' own metadata state agrees with where their alignments put them."""
+    for name, file in files.items():
+        if name in sdata.images:
+            for stated, value in ome_mpp(file).items():
+                scale.record_mpp(sdata, name, f"{stated} of {file.name}", value)
+            scale.resolve_mpp(sdata, name)
+
+
 def _check(folder: Path, kwargs: dict[str, Any]) -> None:
     """Every file that will be read is there, is whole, and has its columns."""
     for name, arguments in SWITCHES.items():
@@ -110,8 +157,10 @@ def _check(folder: Path, kwargs: dict[str, Any]) -> None:
         if name in COORDINATES:
             columns, numeric = COORDINATES[name]
             _vendor.require_parquet(file, columns, numeric=numeric)
-        else:
-            _vendor.require_matrix(file)
+    if any(kwargs.get(argument, True) for argument in TABLE):
+        _require_same_cells(folder / "cells.parquet", folder / "cell_feature_matrix.h5")
+    if kwargs.get("transcripts", True):
+        require_parquet_molecules(folder / "transcripts.parquet", "feature_name", ["x_location", "y_location"])
     cells = _vendor.require_file(folder, "cells.zarr.zip", vendor="Xenium")
     with _vendor.reading(cells), zipfile.ZipFile(cells):
         pass
@@ -122,6 +171,27 @@ def _check(folder: Path, kwargs: dict[str, Any]) -> None:
             _vendor.require_picture(file)
 
 
+def _require_same_cells(cells: Path, matrix: Path) -> None:
+    """The counts are those of the cells, in their order: they are put together row by row."""
+    import pandas as pd
+
+    barcodes = _vendor.require_matrix(matrix)
+    with _vendor.reading(cells):
+        names = pd.read_parquet(cells, columns=["cell_id"])["cell_id"]
+    ids = np.array([name.decode() if isinstance(name, bytes) else str(name) for name in names])
+    if len(ids) != len(barcodes):
+        msg = f"{cells} has {len(ids)} rows, but {matrix.name} has counts of {len(barcodes)} cells. Export both again."
+        raise ValueError(msg)
+    other = ids != barcodes
+    if other.any():
+        row = int(other.argmax())
+        msg = (
+            f"{cells}: cell_id is {str(ids[row])!r} in row {row}, but {matrix.name} has {str(barcodes[row])!r} there. Export both "
+            "again."
+        )
+        raise ValueError(msg)
+
+
 def _files_of(folder: Path, stain: str) -> list[Path]:
     return [
         file for file in (*sorted((folder / stain).glob("*.ome.tif")), folder / f"{stain}.ome.tif") if file.exists()
@@ -130,11 +200,4 @@ def _files_of(folder: Path, stain: str) -> list[Path]:
 
 def _stated_by_image(folder: Path, stain: str) -> dict[str, float]:
     """µm/px in the metadata of the vendor's morphology image."""
-    import tifffile
-
-    from sthist.io._tiff import ome_scale_and_channels
-
-    for file in _files_of(folder, stain):
-        with tifffile.TiffFile(file) as tiff:
-            return ome_scale_and_channels(tiff)[0]
-    return {}
+    return next((ome_mpp(file) for file in _files_of(folder, stain)), {})

@@ -107,8 +107,23 @@ class TileReader:
         spec, fill, cache_bytes
             As of the class.
         """
+        return cls.from_sources([source_from_array(array, to_um)], spec, fill=fill, cache_bytes=cache_bytes)
+
+    @classmethod
+    def from_sources(
+        cls, sources: list[ImageSource], spec: TileSpec, *, fill: float = 0, cache_bytes: int = 256 * 2**20
+    ) -> TileReader:
+        """A reader of sources, at any resolution.
+
+        Parameters
+        ----------
+        sources
+            Images that tile one plane.
+        spec, fill, cache_bytes
+            As of the class.
+        """
         reader = cls.__new__(cls)
-        reader._setup([source_from_array(array, to_um)], spec, fill, cache_bytes, allow_upsampling=True)
+        reader._setup(sources, spec, fill, cache_bytes, allow_upsampling=True)
         return reader
 
     def at(self, spec: TileSpec) -> TileReader:
@@ -119,9 +134,7 @@ class TileReader:
         spec
             Of the new tiles.
         """
-        reader = TileReader.__new__(TileReader)
-        reader._setup(self.sources, spec, self.fill, 2 * self._group_bytes, allow_upsampling=True)
-        return reader
+        return self.from_sources(self.sources, spec, fill=self.fill, cache_bytes=2 * self._group_bytes)
 
     def _setup(
         self, sources: list[ImageSource], spec: TileSpec, fill: float, cache_bytes: int, *, allow_upsampling: bool

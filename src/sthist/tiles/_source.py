@@ -181,8 +181,9 @@ def source_from_element(
     channels: Sequence[str] | None = None,
     z: int | tuple[int, int] | None = None,
     projection: Projection = "max",
+    to_um: np.ndarray | None = None,
 ) -> ImageSource:
-    """The source of an image element, registered in ``um``.
+    """The source of an image element, registered in ``um``, or in place of that by a (3, 3) matrix of the caller's.
 
     Raises
     ------
@@ -193,7 +194,7 @@ def source_from_element(
     """
     element = _elements.get(sdata, "images", image)
     try:
-        to_um = scale.matrix_to(element)
+        to_um = scale.matrix_to(element) if to_um is None else to_um
     except KeyError:
         msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
         raise ValueError(msg) from None
