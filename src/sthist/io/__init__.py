@@ -1,4 +1,4 @@
-"""Readers: vendor folders, slides and loose files, as SpatialData in micrometres."""
+"""Readers of vendor folders, slides and loose files, as SpatialData in micrometres; exports for viewers."""
 
 import lazy_loader as _lazy
 
@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_assemble": ["assemble"],
         "_cosmx": ["cosmx"],
+        "_export": ["export_geojson", "export_ome_tiff", "export_xenium_explorer"],
         "_he": ["slide"],
         "_merscope": ["merscope"],
         "_visium": ["visium"],
