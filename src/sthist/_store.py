@@ -68,16 +68,45 @@ def require_free(sdata: SpatialData, name: str, kind: str, *, overwrite: bool) -
                 raise ValueError(msg)
 
 
+def working_folder(sdata: SpatialData) -> Path:
+    """Folder under which elements are built: the object's store, or the scratch folder for an object in memory."""
+    return store_path(sdata) or Path(settings.scratch_dir)
+
+
 @contextmanager
 def writing(sdata: SpatialData) -> Iterator[None]:
-    """Hold the store's lock, after repairing what a kill left; nothing to do for an object in memory.
+    """Hold the store's lock, after repairing what a kill left; for an object in memory, no lock is needed.
 
     Raises
     ------
     RuntimeError
         If another process is writing to the store.
+    PermissionError
+        If it is read-only.
+    OSError
+        If the disk is full.
     """
-    path = store_path(sdata)
+    with _full_disk_explained(working_folder(sdata)), _locked(store_path(sdata)):
+        yield
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        msg = (
+            f"The disk of {folder} is full ({free / 1e6:.0f} MB are free, or a quota is used up): {error.strerror}. The elements "
+            "are as they were. Make room and call again: what was done is continued."
+        )
+        raise OSError(error.errno, msg) from error
+
+
+@contextmanager
+def _locked(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return

@@ -61,7 +61,7 @@ def test_pyramid_is_means_of_two_by_two(tmp_path):
     """On a size padded to a multiple of 2 to the number of levels, each level registered where it lies."""
     pixels = picture(2500, 1031)
     canvas, element = copy_through(pixels, tmp_path / "c", px=256, overlap=0.0)
-    assert canvas.n_levels == 2
+    assert canvas.layout.n_levels == 2
     assert canvas.shape == (2500, 1032)
     for index in (1, 2):
         fine, coarse = level(element, index - 1).astype(int), level(element, index)

@@ -195,7 +195,8 @@ class BeerLambert(VirtualStainModel):
             "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
         }
         logger.info("Eosin comes from: %s.", ", ".join(eosin_from))
-        return Stainer([reader, eosin_reader], self._predictor(levels), facts, overlap=0.0, concurrent=True)
+        predict = _StainTiles(self.config, levels)
+        return Stainer([reader, eosin_reader], predict, facts, overlap=0.0, concurrent=True)
 
     def _molecules(
         self, elements: HighResElements, extent_um: tuple[float, float, float, float]
@@ -282,39 +283,35 @@ class BeerLambert(VirtualStainModel):
             raise ValueError(msg)
         return {channel: [float(value) for value in values] for channel, values in quantiles.items()}
 
-    def _predictor(self, levels: dict[str, list[float]]) -> Any:
-        """The function that stains tiles: three table look-ups and two products per pixel and colour."""
-        from sthist.models._stain_kernel import stain_tiles
 
-        config = self.config
+class _StainTiles:
+    """Stains tiles: three table look-ups and two products per pixel and colour.
+
+    Parameters
+    ----------
+    config
+        Of the model.
+    levels
+        Quantiles of the nuclear stain, then of each cytoplasm channel.
+    """
+
+    def __init__(self, config: BeerLambertConfig, levels: dict[str, list[float]]) -> None:
         (low, high), *cytoplasm = levels.values()
         amounts = np.arange(0, LUT_MAX, LUT_STEP)
         haematoxylin = np.exp(-np.outer(amounts, config.haematoxylin_vector)).astype(np.float32)
         eosin = np.exp(-np.outer(amounts, config.eosin_vector)).astype(np.float32)
         slope = (config.haematoxylin[1] - config.haematoxylin[0]) / (high - low)
-        weight = config.cytoplasm_weight if cytoplasm else 0.0
         knots = np.array(cytoplasm, np.float32).reshape(len(cytoplasm), 3)
         targets = np.array(config.eosin, np.float32)
+        weight = config.cytoplasm_weight if cytoplasm else 0.0
+        self._arguments = (low, config.haematoxylin[0], slope, knots, targets, weight, haematoxylin, eosin)
 
-        def predict(stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
-            out = np.empty((*stain.shape[:3], 3), np.uint8)
-            stain_tiles(
-                stain,
-                raster,
-                low,
-                config.haematoxylin[0],
-                slope,
-                knots,
-                targets,
-                weight,
-                haematoxylin,
-                eosin,
-                1 / LUT_STEP,
-                out,
-            )
-            return out
+    def __call__(self, stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
+        from sthist.models._stain_kernel import stain_tiles
 
-        return predict
+        out = np.empty((*stain.shape[:3], 3), np.uint8)
+        stain_tiles(stain, raster, *self._arguments, 1 / LUT_STEP, out)
+        return out
 
 
 def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float, float], grid: Grid) -> np.ndarray:

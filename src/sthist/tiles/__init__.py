@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_nuclei": ["segment_nuclei"],
         "_overlay": ["Overlay"],
         "_pairs": ["export_pairs", "paired_loader"],
+        "_plan": ["Plan"],
         "_reader": ["TileReader", "read_region"],
         "_sampling": ["farthest_points", "has_content"],
         "_spec": ["TileSpec"],

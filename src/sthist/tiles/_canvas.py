@@ -42,6 +42,59 @@ class Block:
         return f"{self.row}-{self.column}"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Size of a canvas, where it lies, and how it is divided.
+
+    Attributes
+    ----------
+    origin_um
+        x, y of its corner.
+    mpp
+        µm per pixel.
+    shape
+        Height and width in pixels: multiples of 2 to the number of pyramid levels.
+    n_levels
+        Levels of the pyramid beyond the finest.
+    block_px
+        Side of a block.
+    """
+
+    origin_um: tuple[float, float]
+    mpp: float
+    shape: tuple[int, int]
+    n_levels: int
+    block_px: int
+
+    @classmethod
+    def over(cls, extent_um: tuple[float, float, float, float], mpp: float, block_px: int | None = None) -> Layout:
+        """The layout of a canvas over a box (x0, y0, x1, y1) in µm."""
+        block_px = BLOCK_PX if block_px is None else block_px
+        if block_px % CHUNK_PX:
+            msg = f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
+            raise ValueError(msg)
+        x0, y0, x1, y1 = extent_um
+        # Less than a thousandth of a pixel is rounding, not tissue.
+        height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
+        n_levels = max(0, math.ceil(math.log2(max(height, width) / COARSEST_PX)))
+        step = 2**n_levels
+        return cls((x0, y0), mpp, (-(-height // step) * step, -(-width // step) * step), n_levels, block_px)
+
+    @property
+    def level_bytes(self) -> list[int]:
+        """Of the finest level, and of each of the pyramid, uncompressed."""
+        return [3 * (self.shape[0] >> level) * (self.shape[1] >> level) for level in range(self.n_levels + 1)]
+
+    def blocks(self) -> list[Block]:
+        """All blocks, row by row."""
+        size = self.block_px
+        return [
+            Block(i, j, i * size, min((i + 1) * size, self.shape[0]), j * size, min((j + 1) * size, self.shape[1]))
+            for i in range(-(-self.shape[0] // size))
+            for j in range(-(-self.shape[1] // size))
+        ]
+
+
 class Canvas:
     """An RGB image of a slide, upright in ``um``, that is filled block by block and then published.
 
@@ -86,21 +139,20 @@ class Canvas:
         transformations: Mapping[str, np.ndarray] | None = None,
         block_px: int | None = None,
     ) -> None:
-        block_px = BLOCK_PX if block_px is None else block_px
-        if block_px % CHUNK_PX:
-            msg = f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
-            raise ValueError(msg)
-        x0, y0, x1, y1 = extent_um
-        self.folder, self.name, self.mpp, self.origin_um = folder, name, mpp, (x0, y0)
-        # Less than a thousandth of a pixel is rounding, not tissue.
-        height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
-        self.n_levels = max(0, math.ceil(math.log2(max(height, width) / COARSEST_PX)))
-        step = 2**self.n_levels
-        self.shape = (-(-height // step) * step, -(-width // step) * step)
-        self._block_px = block_px
+        self.layout = Layout.over(extent_um, mpp, block_px)
+        # Absolute: a worker of a cluster has another working folder.
+        folder = folder.resolve()
+        self.folder, self.name = folder, name
         self._done = folder / "done"
         manifest = json.loads(
-            json.dumps({"extent_um": extent_um, "mpp": mpp, "block_px": block_px, "fingerprint": dict(fingerprint)})
+            json.dumps(
+                {
+                    "extent_um": extent_um,
+                    "mpp": mpp,
+                    "block_px": self.layout.block_px,
+                    "fingerprint": dict(fingerprint),
+                }
+            )
         )
         if self._continues(manifest):
             logger.info(
@@ -117,20 +169,29 @@ class Canvas:
             # Last: without it the folder is not continued.
             (folder / "manifest.json").write_text(json.dumps(manifest | {"identity": identity}))
         self._levels = _open_levels(self.store / "images" / name)
+        self._identity = self._marked_identity()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the open arrays; another process opens them by their path."""
+        return {name: value for name, value in vars(self).items() if name != "_levels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._levels = _open_levels(self.store / "images" / self.name)
 
     @property
     def store(self) -> Path:
         """The SpatialData store that holds the image."""
         return self.folder / "built.zarr"
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.layout.shape
+
     def blocks(self) -> list[Block]:
         """All blocks, row by row."""
-        size = self._block_px
-        return [
-            Block(i, j, i * size, min((i + 1) * size, self.shape[0]), j * size, min((j + 1) * size, self.shape[1]))
-            for i in range(-(-self.shape[0] // size))
-            for j in range(-(-self.shape[1] // size))
-        ]
+        return self.layout.blocks()
 
     def pending(self) -> list[Block]:
         """The blocks that are not done."""
@@ -141,12 +202,18 @@ class Canvas:
         self._levels[0][:, block.y0 : block.y1, block.x0 : block.x1] = pixels
         (self._done / block.name).touch()
 
+    def require_current(self) -> None:
+        """Raise a RuntimeError if another canvas has taken the place of this one."""
+        if self._marked_identity() != self._identity:
+            msg = f"{self.folder} holds another canvas by now; nothing is written to it."
+            raise RuntimeError(msg)
+
     def finish(self) -> None:
         """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up."""
         from sthist.tiles._kernels import halve
 
         for fine, coarse in zip(self._levels, self._levels[1:], strict=False):
-            size = self._block_px
+            size = self.layout.block_px
             corners = [(y, x) for y in range(0, coarse.shape[1], size) for x in range(0, coarse.shape[2], size)]
 
             def reduce(corner: tuple[int, int], fine: Any = fine, coarse: Any = coarse, size: int = size) -> None:
@@ -156,6 +223,13 @@ class Canvas:
 
             with ThreadPoolExecutor(settings.threads) as pool:
                 list(pool.map(reduce, corners))
+
+    def _marked_identity(self) -> str | None:
+        """The identity of what lies in the folder; None where there is nothing, or nothing whole."""
+        try:
+            return str(json.loads((self.folder / "manifest.json").read_text())["identity"])
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
 
     def _continues(self, manifest: dict[str, Any]) -> bool:
         try:
@@ -180,14 +254,15 @@ class Canvas:
         from spatialdata.transformations import Affine
         from zarr.codecs import ZstdCodec
 
-        to_um = np.array([[self.mpp, 0, self.origin_um[0]], [0, self.mpp, self.origin_um[1]], [0, 0, 1]])
+        mpp, (x0, y0), n_levels = self.layout.mpp, self.layout.origin_um, self.layout.n_levels
+        to_um = np.array([[mpp, 0, x0], [0, mpp, y0], [0, 0, 1]])
         matrices = {"um": to_um} | {name: matrix @ to_um for name, matrix in transformations.items()}
-        side = 2**self.n_levels
+        side = 2**n_levels
         image = Image2DModel.parse(
             np.zeros((3, side, side), np.uint8),
             dims=("c", "y", "x"),
             c_coords=["r", "g", "b"],
-            scale_factors=[2] * self.n_levels or None,
+            scale_factors=[2] * n_levels or None,
             transformations={name: Affine(m, ("x", "y"), ("x", "y")) for name, m in matrices.items()},
         )
         self.folder.mkdir(parents=True)

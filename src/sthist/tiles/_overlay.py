@@ -175,6 +175,11 @@ class Overlay:
             raise ValueError(msg)
         self._restyle(mode, palette, color, dot_um, s, dpi)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that decoded chunks of the stain take at most."""
+        return 0 if self._reader is None else self._reader.cache_bytes
+
     def restyled(
         self,
         *,

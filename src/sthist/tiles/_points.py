@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -131,6 +131,12 @@ class PointIndex:
         following = self.starts[:-1].copy()
         for cells, x, y, codes in self._placed():
             place_points(cells, x, y, codes, following, self.x, self.y, self.gene)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The sorted transcripts, without the sample that they were read from."""
+        state = {name: value for name, value in vars(self).items() if name != "_elements"}
+        # Plain arrays, also of what lies in a file of this process's own: those are pickled out of band.
+        return state | {name: np.asarray(state[name]) for name in ("x", "y", "gene")}
 
     def __len__(self) -> int:
         """Number of transcripts."""

@@ -166,6 +166,11 @@ class TileReader:
         corners = np.concatenate([source.corners_um() for source in self.sources])
         return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that its decoded chunks take at most."""
+        return min(self._cache.max_bytes, sum(view.planes.n_bytes for view in self._views))
+
     def order(self, centres: np.ndarray) -> np.ndarray:
         """The order of centres in which chunks are used while they are at hand: along a space-filling curve."""
         if len(self._views) == 1 or len(centres) == 0:

@@ -57,12 +57,25 @@ class Planes:
         self.chunk_bytes = self._bytes_of_a_chunk()
         self.most_per_call = max(1, min(16, MAX_CALL_BYTES // self.chunk_bytes)) if self._read_chunk is None else 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its place on disk where it has one, so that another process opens it anew."""
+        arguments = (self._dims, self._channels, self._z, self._projection)
+        place = _place(self._data)
+        return (Planes, (self._data, *arguments)) if place is None else (_open_planes, (place, *arguments))
+
     def _bytes_of_a_chunk(self) -> int:
         """Memory that decoding a chunk takes, all channels and planes of it; 1 where it is in memory already."""
         if isinstance(self._data, np.ndarray):
             return 1
         area = int(np.diff(self.y_edges).max()) * int(np.diff(self.x_edges).max())
         return area * int(np.prod(self._data.shape[:-2])) * self._data.dtype.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all chunks, decoded; 0 for what is in memory already."""
+        if isinstance(self._data, np.ndarray):
+            return 0
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -248,9 +261,13 @@ class ChunkCache:
     """Decoded chunks, the least recently used dropped first; each is decoded by one thread only."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
+        self.max_bytes, self._bytes = max_bytes, 0
         self._chunks: OrderedDict[Any, Future[np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An empty one: another process decodes for itself."""
+        return ChunkCache, (self.max_bytes,)
 
     def __contains__(self, key: Any) -> bool:
         """Whether a chunk is here, or being decoded."""
@@ -281,7 +298,7 @@ class ChunkCache:
         with self._lock:
             self._bytes += chunk.nbytes
             for old in list(self._chunks):
-                if self._bytes <= self._max_bytes or old == key:
+                if self._bytes <= self.max_bytes or old == key:
                     break
                 if self._chunks[old].done():
                     self._bytes -= self._chunks.pop(old).result().nbytes
@@ -292,6 +309,21 @@ def _pixel_dtype(dtype: Any) -> np.dtype:
     """The type in which pixels are worked on: native byte order, and nothing smaller than the kernels know."""
     native = np.dtype(dtype).newbyteorder("=")
     return np.dtype({"float16": np.float32, "bool": np.uint8}.get(native.name, native))
+
+
+def _place(data: Any) -> str | None:
+    """Path of a zarr array in a local folder."""
+    import zarr
+
+    if isinstance(data, zarr.Array) and isinstance(data.store, zarr.storage.LocalStore):
+        return str(data.store.root.resolve() / data.path)
+    return None
+
+
+def _open_planes(place: str, *arguments: Any) -> Planes:
+    import zarr
+
+    return Planes(zarr.open_array(place, mode="r"), *arguments)
 
 
 def _behind_dask(data: Any) -> Any:

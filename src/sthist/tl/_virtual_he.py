@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from sthist._settings import logger, settings
 from sthist.models import BeerLambert, Model, load
 from sthist.models._base import VirtualStainModel
 from sthist.tiles import Canvas, map_tiles
+from sthist.tiles._canvas import Layout
+from sthist.tiles._plan import plan_tiles
 from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from sthist._elements import HighResElements
     from sthist.models._base import Stainer
+    from sthist.tiles import Plan
 
 
 def virtual_he(
@@ -43,8 +47,10 @@ def virtual_he(
     batch_size: int = 16,
     allow_upsampling: bool = False,
     overwrite: bool = False,
+    client: Any = None,
+    dry_run: bool = False,
     progress: bool | None = None,
-) -> None:
+) -> Plan | None:
     """Make a virtual H&E image from the nuclear stain and the molecules of a section.
 
     Everything is found by itself where there is one candidate. The whole section is worked through block by block;
@@ -85,12 +91,17 @@ def virtual_he(
         Go on where the nuclear stain is more than 1.5 times coarser than ``mpp``.
     overwrite
         Replace an image of that name.
+    client
+        A ``dask.distributed.Client``: the blocks run on its workers, which see the store under the same path. The result
+        is the same as without.
+    dry_run
+        Write nothing; measure the section, try a few tiles, and return what the run takes.
     progress
         Show a progress bar; ``settings.progress`` by default.
 
     Returns
     -------
-    None. Writes ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, registered in ``um`` and in the coordinate
+    None; with ``dry_run=True`` a :class:`sthist.tiles.Plan`. Writes ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, registered in ``um`` and in the coordinate
     systems of the nuclear stain) and ``sdata.attrs["sthist"]["results"][key_added]``; also to the store of a backed
     object.
 
@@ -100,9 +111,12 @@ def virtual_he(
         If an element or channel that was named, or is needed, is missing.
     ValueError
         If several elements could be meant; if the name is taken; if the stain has no scale, is too coarse, or shows no
-        tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one.
+        tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one; if there is a ``client``, and
+        the object is not backed by a store.
     PermissionError, RuntimeError
-        If the store is read-only, or another process is writing to it.
+        If the store is read-only; if another process is writing to it, or workers do not see it or run other versions.
+    OSError
+        If the disk is too small, or full; what was done is continued when there is room.
 
     Examples
     --------
@@ -121,6 +135,27 @@ def virtual_he(
     mpp = stain.mpp(elements) if mpp is None else float(mpp)
     region = None if within is None else region_geometry(sdata, within)
     canvas_um = section_um if region is None else _snap(region.bounds, section_um, mpp)
+    if client is not None and _store.store_path(sdata) is None:
+        msg = "client= needs an object on disk, which the workers open: write it with sdata.write(path), or sd.read_zarr(path)."
+        raise ValueError(msg)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "within": None if region is None or region.equals(region.envelope) else region,
+    }
+    if dry_run:
+        start = time.perf_counter()
+        stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
+        return plan_tiles(
+            stainer.readers,
+            stainer.predict,
+            Layout.over(canvas_um, mpp),
+            _store.working_folder(sdata),
+            overlap=stainer.overlap,
+            concurrent=stainer.concurrent,
+            seconds_before=time.perf_counter() - start,
+            n_machines=1 if client is None else max(1, len(client.scheduler_info()["workers"])),
+            **options,
+        )
     with _store.writing(sdata):
         stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
         systems = _other_systems(elements)
@@ -140,13 +175,14 @@ def virtual_he(
                 stainer.predict,
                 canvas,
                 overlap=stainer.overlap,
-                batch_size=batch_size,
                 concurrent=stainer.concurrent,
-                within=None if region is None or region.equals(region.envelope) else region,
+                client=client,
                 progress=progress,
+                **options,
             )
             made = _store.provenance("tl.virtual_he", model=stain.system, device="cpu", **fingerprint)
             _store.publish(sdata, "images", key_added, canvas.store, made)
+    return None
 
 
 def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
