@@ -36,6 +36,17 @@ def test_virtual_he_of_a_store(backed, tmp_path, capsys):
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 
+def test_dry_run(backed, tmp_path, capsys):
+    """What a run takes; nothing is written."""
+    out = tmp_path / "o.zarr"
+    arguments = ["virtual-he", str(backed.path), "--platform", "spatialdata", "--out", str(out), "--dry-run"]
+    assert cli.main(arguments) == 0
+    assert "800 x 800 pixels of 0.5 µm: 4 tiles in 1 blocks" in capsys.readouterr().out
+    assert not out.exists()
+    assert cli.main(arguments[:-1]) == 0
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
 def test_virtual_he_of_a_xenium_folder(tmp_path):
     """The vendor's folder to a store."""
     outs = folder("xenium_ileum_tiny") / "outs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shutil
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument("--stain-reference", type=Path, help="picture of a real H&E whose colours to take")
     virtual.add_argument("--figure", type=Path, help="also save a figure of stain, transcripts and virtual H&E")
     virtual.add_argument("--overwrite", action="store_true", help="replace an existing virtual H&E")
+    virtual.add_argument("--dry-run", action="store_true", help="say what the run takes, and make no image")
     virtual.set_defaults(command=_virtual_he)
     doctor = commands.add_parser("doctor", help="versions, devices, and which optional parts and weights are there")
     doctor.set_defaults(command=_doctor)
@@ -105,20 +107,24 @@ def _demo(options: argparse.Namespace) -> None:
 def _virtual_he(options: argparse.Namespace) -> None:
     import sthist
 
-    sdata = _open(options)
+    sdata = _read_input(options) if options.dry_run and not options.out.exists() else _open(options)
     reference = None
     if options.stain_reference is not None:
         from sthist.io._images import read_image
 
         reference = read_image(options.stain_reference, "stain reference").pixels.transpose(1, 2, 0)
-    sthist.tl.virtual_he(
+    plan = sthist.tl.virtual_he(
         sdata,
         options.model,
         within=options.within,
         mpp=options.mpp,
         stain_reference=reference,
         overwrite=options.overwrite,
+        dry_run=options.dry_run,
     )
+    if plan is not None:
+        print(dataclasses.replace(plan, free_bytes=shutil.disk_usage(options.out.resolve().parent).free))
+        return
     if options.figure is not None:
         _use_agg()
         sthist.pl.virtual_he(sdata, within=options.within, save=options.figure)
@@ -127,21 +133,11 @@ def _virtual_he(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace) -> SpatialData:
     """The sample at ``--out``: copied there from the input, whole or not at all, unless an earlier run has done so."""
-    import sthist
-
     source = str(options.input.resolve())
-    if options.platform == "spatialdata":
-        if not any((options.input / name).exists() for name in ("zarr.json", ".zgroup")):
-            msg = f"{options.input} is no SpatialData store: it has neither zarr.json nor .zgroup."
-            raise FileNotFoundError(msg)
-        if options.out.resolve() == options.input.resolve():
-            return _read_store(options.out)
+    if options.platform == "spatialdata" and options.out.resolve() == options.input.resolve():
+        return _read_input(options)
     if not options.out.exists():
-        sdata = (
-            _read_store(options.input)
-            if options.platform == "spatialdata"
-            else getattr(sthist.io, options.platform)(options.input)
-        )
+        sdata = _read_input(options)
         sdata.attrs.setdefault("sthist", {})["source"] = source
         partial = options.out.with_name(options.out.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -153,6 +149,17 @@ def _open(options: argparse.Namespace) -> SpatialData:
         msg = f"{options.out} was not made from {source}, but from {made_from or 'something else'}; name another --out."
         raise ValueError(msg)
     return sdata
+
+
+def _read_input(options: argparse.Namespace) -> SpatialData:
+    import sthist
+
+    if options.platform != "spatialdata":
+        return getattr(sthist.io, options.platform)(options.input)
+    if not any((options.input / name).exists() for name in ("zarr.json", ".zgroup")):
+        msg = f"{options.input} is no SpatialData store: it has neither zarr.json nor .zgroup."
+        raise FileNotFoundError(msg)
+    return _read_store(options.input)
 
 
 def _read_store(path: Path) -> SpatialData:
