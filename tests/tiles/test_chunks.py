@@ -8,6 +8,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 
 from sthist.tiles._chunks import chunk_reader
+from sthist.tiles._source import Planes
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -65,3 +66,17 @@ def test_truncated_chunk(tmp_path, keep):
     chunk.write_bytes(chunk.read_bytes()[:keep])
     with pytest.raises(OSError, match=r"chunk .*c/0/0/0 is damaged"):
         chunk_reader(array)(0, 0)
+
+
+def test_truncated_chunk_through_zarr(tmp_path):
+    """Says where in which array, too, when zarr decodes."""
+    array = zarr.create_array(
+        tmp_path / "a", shape=(2, 64, 64), chunks=(1, 32, 32), dtype="uint8", compressors=ZstdCodec()
+    )
+    array[:] = np.random.default_rng(0).integers(0, 255, (2, 64, 64))
+    chunk = tmp_path / "a" / "c" / "1" / "1" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    planes = Planes(array, ("c", "y", "x"), [0, 1])
+    assert len(planes.load(0, 0, 1)) == 1
+    with pytest.raises(OSError, match=r"cannot be decoded at rows 32 to 64, columns 0 to 32 of .*/a: .*Restore it"):
+        planes.load(1, 0, 1)

@@ -94,9 +94,14 @@ class Planes:
             # A few channels of a chunk would keep all of them alive.
             return [self._project(c[leading] if c[leading].size == c.size else c[leading].copy()) for c in chunks]
         rows, columns = slice(*self.y_edges[row : row + 2]), slice(self.x_edges[first], self.x_edges[stop])
-        block = self._data[(*leading, rows, columns)]
-        if hasattr(block, "dask"):
-            block = block.compute(scheduler="synchronous")
+        try:
+            block = self._data[(*leading, rows, columns)]
+            if hasattr(block, "dask"):
+                block = block.compute(scheduler="synchronous")
+        except RuntimeError as error:  # what codecs raise
+            where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
+            msg = f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, or write it again."
+            raise OSError(msg) from error
         block = self._project(np.asarray(block))
         parts = np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
         return parts if len(parts) == 1 else [part.copy() for part in parts]  # a part would keep its neighbours alive
