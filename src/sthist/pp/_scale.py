@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sthist import _store, scale
+from sthist._samples import over_samples
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@over_samples
 def set_scale(
     sdata: SpatialData, image: str, *, mpp: float, coordinate_system: str = "global", overwrite: bool = False
 ) -> None:
@@ -21,7 +23,7 @@ def set_scale(
     Parameters
     ----------
     sdata
-        The sample.
+        The sample, or a mapping of name to sample.
     image
         Key of the image whose scale is known.
     mpp

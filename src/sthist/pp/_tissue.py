@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sthist import _elements, _store
+from sthist._samples import over_samples
 from sthist.tiles._raster import polygonize
 from sthist.tiles._reader import read_region
 from sthist.tiles._source import extent_um, pyramid
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@over_samples
 def tissue(
     sdata: SpatialData,
     *,
@@ -29,7 +31,7 @@ def tissue(
     Parameters
     ----------
     sdata
-        One sample.
+        One sample, or a mapping of name to sample.
     image
         Key of the image; by default the H&E if there is one, else the nuclear stain. An image of three 8-bit channels
         is taken for H&E.

@@ -11,6 +11,7 @@ import numpy as np
 
 from sthist import _elements, _store, scale
 from sthist._region import region_geometry
+from sthist._samples import over_samples
 from sthist._settings import logger, settings
 from sthist.models import BeerLambert, Model, load
 from sthist.models._base import VirtualStainModel
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sthist.tiles import Plan
 
 
+@over_samples
 def virtual_he(
     sdata: SpatialData,
     model: str | Path | VirtualStainModel = "beer-lambert",
@@ -63,7 +65,7 @@ def virtual_he(
     Parameters
     ----------
     sdata
-        One sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`, :func:`sthist.io.assemble`, or
+        One sample, or a mapping of name to sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`, :func:`sthist.io.assemble`, or
         :func:`sthist.pp.set_scale`).
     model
         ``"beer-lambert"``, the folder of a saved model, or a model.
