@@ -250,6 +250,16 @@ def write_transformations(sdata: SpatialData, names: list[str]) -> None:
             sdata.write_consolidated_metadata()
 
 
+def write_attributes(sdata: SpatialData) -> None:
+    """Write an object's attributes to its store; nothing in memory."""
+    if store_path(sdata) is None:
+        return
+    with writing(sdata):
+        sdata.write_attrs()
+        if sdata.has_consolidated_metadata():
+            sdata.write_consolidated_metadata()
+
+
 def repair(path: Path) -> None:
     """Enter elements that a kill left moved but not entered in the store's attributes or consolidated metadata."""
     root = json.loads((path / "zarr.json").read_text())

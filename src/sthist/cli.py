@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sthist import _batch, _inputs
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from spatialdata import SpatialData
-
-PLATFORMS = ("xenium", "cosmx", "merscope", "spatialdata")
 REPORTED = [
     "spatialdata",
     "spatialdata-io",
@@ -49,13 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("sthist").setLevel(logging.INFO)
     options = _parser().parse_args(arguments)
     try:
-        command: Callable[[argparse.Namespace], None] = options.command
-        command(options)
+        command: Callable[[argparse.Namespace], int | None] = options.command
+        return command(options) or 0
     except (KeyError, ValueError, OSError, RuntimeError) as error:
         # A KeyError prints its message in quotes; the message alone is what helps.
         print(f"sthist: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
     virtual = commands.add_parser("virtual-he", help="virtual H&E of a section")
     virtual.add_argument("input", type=Path, help="folder of the platform, or a SpatialData store")
-    virtual.add_argument("--platform", choices=PLATFORMS, required=True)
+    virtual.add_argument("--platform", choices=_inputs.PLATFORMS, required=True)
     virtual.add_argument("--out", type=Path, required=True, help="SpatialData store to write (.zarr)")
     virtual.add_argument("--model", default="beer-lambert", help="beer-lambert, or the folder of a model")
     virtual.add_argument("--within", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="box in micrometres")
@@ -80,6 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument("--overwrite", action="store_true", help="replace an existing virtual H&E")
     virtual.add_argument("--dry-run", action="store_true", help="say what the run takes, and make no image")
     virtual.set_defaults(command=_virtual_he)
+    run = commands.add_parser("run", help="one verb on many samples; what is done is not done again")
+    run.add_argument("verb", metavar="VERB", help="such as tl.virtual_he or pp.tissue")
+    run.add_argument(
+        "samples", type=Path, help="csv: sample, path, platform, patient, batch, and arguments of the verb"
+    )
+    run.add_argument(
+        "--out", type=Path, help="folder for the stores; by default SpatialData stores get the result themselves"
+    )
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the verb, for all samples"
+    )
+    run.add_argument("--jobs", type=int, help="samples at a time; by default as many as processors and memory allow")
+    run.add_argument("--overwrite", action="store_true", help="do again what is done")
+    run.set_defaults(command=_run)
     doctor = commands.add_parser("doctor", help="versions, devices, and which optional parts and weights are there")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -93,7 +104,7 @@ def _demo(options: argparse.Namespace) -> None:
     sdata = sthist.datasets.toy(size_um=options.size_um)
     store = options.out / "toy.zarr"
     sdata.write(store, overwrite=True)
-    sdata = _read_store(store)
+    sdata = _inputs.read_input(store, "spatialdata")
     sthist.tl.virtual_he(sdata)
     _use_agg()
     middle, half = options.size_um / 2, min(150.0, options.size_um / 2)
@@ -107,7 +118,10 @@ def _demo(options: argparse.Namespace) -> None:
 def _virtual_he(options: argparse.Namespace) -> None:
     import sthist
 
-    sdata = _read_input(options) if options.dry_run and not options.out.exists() else _open(options)
+    if options.dry_run and not options.out.exists():
+        sdata = _inputs.read_input(options.input, options.platform)
+    else:
+        sdata = _inputs.open_sample(options.input, options.platform, options.out)
     reference = None
     if options.stain_reference is not None:
         from sthist.io._images import read_image
@@ -131,41 +145,22 @@ def _virtual_he(options: argparse.Namespace) -> None:
     print(f"images['virtual_he'] is in {options.out}.")
 
 
-def _open(options: argparse.Namespace) -> SpatialData:
-    """The sample at ``--out``: copied there from the input, whole or not at all, unless an earlier run has done so."""
-    source = str(options.input.resolve())
-    if options.platform == "spatialdata" and options.out.resolve() == options.input.resolve():
-        return _read_input(options)
-    if not options.out.exists():
-        sdata = _read_input(options)
-        sdata.attrs.setdefault("sthist", {})["source"] = source
-        partial = options.out.with_name(options.out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        sdata.write(partial)
-        os.rename(partial, options.out)
-    sdata = _read_store(options.out)
-    made_from = sdata.attrs.get("sthist", {}).get("source")
-    if made_from != source:
-        msg = f"{options.out} was not made from {source}, but from {made_from or 'something else'}; name another --out."
-        raise ValueError(msg)
-    return sdata
-
-
-def _read_input(options: argparse.Namespace) -> SpatialData:
-    import sthist
-
-    if options.platform != "spatialdata":
-        return getattr(sthist.io, options.platform)(options.input)
-    if not any((options.input / name).exists() for name in ("zarr.json", ".zgroup")):
-        msg = f"{options.input} is no SpatialData store: it has neither zarr.json nor .zgroup."
-        raise FileNotFoundError(msg)
-    return _read_store(options.input)
-
-
-def _read_store(path: Path) -> SpatialData:
-    import spatialdata as sd
-
-    return sd.read_zarr(path)
+def _run(options: argparse.Namespace) -> int:
+    given = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            msg = f"--set takes NAME=VALUE, not {text!r}."
+            raise ValueError(msg)
+        given[name] = _batch.parse_value(value)
+    tasks = _batch.read_tasks(options.samples, options.verb, options.out, given)
+    folder = options.out or options.samples.with_suffix(".run")
+    batch = _batch.Batch(tasks, folder, overwrite=options.overwrite)
+    n_failed = batch.run(options.jobs)
+    print(f"{len(tasks) - n_failed} of {len(tasks)} samples are done; see {folder / 'samples.csv'}.")
+    if n_failed:
+        print(f"{n_failed} failed; see {folder / 'errors.csv'}.", file=sys.stderr)
+    return int(n_failed > 0)
 
 
 def _use_agg() -> None:

@@ -1,0 +1,79 @@
+"""A sample's folder, whatever its platform, and the store that is worked on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from sthist import _store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+PLATFORMS = ("xenium", "cosmx", "merscope", "visium", "visium_hd", "spatialdata")
+
+
+def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] | None = None) -> SpatialData:
+    """The store of a sample: copied there from its folder, whole or not at all, unless an earlier run has done so.
+
+    Parameters
+    ----------
+    source, platform
+        The folder, and of what kind it is.
+    store
+        The store; that of a SpatialData can be the folder itself.
+    facts
+        Recorded with the sample.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If the store was made from something else.
+    """
+    if not (platform == "spatialdata" and store.resolve() == source.resolve()):
+        if not store.exists():
+            sdata = read_input(source, platform)
+            sdata.attrs.setdefault("sthist", {})["source"] = str(source.resolve())
+            partial = store.with_name(store.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            sdata.write(partial)
+            os.rename(partial, store)
+        made_from = _read_store(store).attrs.get("sthist", {}).get("source")
+        if made_from != str(source.resolve()):
+            msg = f"{store} was not made from {source}, but from {made_from or 'something else'}; name another --out."
+            raise ValueError(msg)
+    sdata = read_input(store, "spatialdata")
+    known = sdata.attrs.setdefault("sthist", {}).setdefault("sample", {})
+    if facts and known | facts != known:
+        known.update(facts)
+        _store.write_attributes(sdata)
+    return sdata
+
+
+def read_input(source: Path, platform: str) -> SpatialData:
+    """The object of a folder, in memory as far as its reader puts it there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    import sthist
+
+    if platform != "spatialdata":
+        return getattr(sthist.io, platform)(source)
+    if not any((source / name).exists() for name in ("zarr.json", ".zgroup")):
+        msg = f"{source} is no SpatialData store: it has neither zarr.json nor .zgroup."
+        raise FileNotFoundError(msg)
+    return _read_store(source)
+
+
+def _read_store(path: Path) -> SpatialData:
+    import spatialdata as sd
+
+    return sd.read_zarr(path)
