@@ -39,7 +39,7 @@ def store_path(sdata: SpatialData) -> Path | None:
     if "://" in str(sdata.path):
         msg = f"The store {sdata.path} is remote; sthist writes to local stores only. Copy it, or work in memory."
         raise ValueError(msg)
-    return Path(sdata.path).resolve()
+    return Path(sdata.path).absolute()  # not resolved: other machines may know the path alone
 
 
 def provenance(call: str, **facts: Any) -> dict[str, Any]:
@@ -173,11 +173,32 @@ def add(
     ValueError
         If the name is taken and ``overwrite`` is False.
     """
-    import spatialdata as sd
-
     require_free(sdata, name, kind, overwrite=overwrite)
     if kind == "tables":
         element.uns.setdefault("sthist", {})[name] = made
+    _put(sdata, kind, name, element, made)
+
+
+def replace_table(sdata: SpatialData, name: str, table: Any, made: dict[str, Any]) -> None:
+    """Put a changed table in place of the one of this name, also in the store; it says itself what was done to it.
+
+    Parameters
+    ----------
+    sdata
+        The object.
+    name
+        Of the table.
+    table
+        What takes its place.
+    made
+        What changed it.
+    """
+    _put(sdata, "tables", name, table, made)
+
+
+def _put(sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, Any]) -> None:
+    import spatialdata as sd
+
     if store_path(sdata) is None:
         _set(sdata, kind, name, element)
         _record(sdata, kind, name, made)

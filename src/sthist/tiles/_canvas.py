@@ -141,7 +141,7 @@ class Canvas:
     ) -> None:
         self.layout = Layout.over(extent_um, mpp, block_px)
         # Absolute: a worker of a cluster has another working folder.
-        folder = folder.resolve()
+        folder = folder.absolute()
         self.folder, self.name = folder, name
         self._done = folder / "done"
         manifest = json.loads(

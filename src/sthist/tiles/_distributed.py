@@ -125,7 +125,7 @@ def write_job(job: Any, path: Path) -> Ticket:
     parts = [buffer.raw() for buffer in buffers]
     header = pickle.dumps((len(content), [part.nbytes for part in parts]))
     digest = hashlib.sha256()
-    path = path.resolve()
+    path = path.absolute()
     with path.open("wb") as file:
         for part in (len(header).to_bytes(8, "little"), header, content, *parts):
             padding = b"\0" * (-memoryview(part).nbytes % ALIGNMENT)

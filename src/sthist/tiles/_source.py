@@ -321,7 +321,7 @@ def _place(data: Any) -> str | None:
     import zarr
 
     if isinstance(data, zarr.Array) and isinstance(data.store, zarr.storage.LocalStore):
-        return str(data.store.root.resolve() / data.path)
+        return str(data.store.root.absolute() / data.path)
     return None
 
 

@@ -1,0 +1,308 @@
+"""Files from the network: into the cache, checked, resumable, and not without saying what they are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sthist._settings import logger, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ATTEMPTS = 3
+TIMEOUT_S = 60
+PIECE = 2**16
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the network.
+
+    Attributes
+    ----------
+    url
+        Where it is.
+    n_bytes
+        Its size; 0 where it is not known beforehand.
+    sha256
+        Its checksum, where the source publishes one.
+    name
+        Under which it is kept; by default that of the URL.
+    """
+
+    url: str
+    n_bytes: int = 0
+    sha256: str | None = None
+    name: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name that it is kept under."""
+        return self.name or self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public data set.
+
+    Attributes
+    ----------
+    name
+        Of its folder in the cache.
+    title
+        What it is.
+    licence
+        Under which it may be used.
+    homepage
+        Where its makers present it.
+    files
+        What is downloaded.
+    cite
+        The publication.
+    """
+
+    name: str
+    title: str
+    licence: str
+    homepage: str
+    files: tuple[RemoteFile, ...] = ()
+    cite: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return Path(settings.cache_dir) / "datasets" / self.name
+
+    def describe(self) -> str:
+        """Title, size, licence and homepage in one sentence."""
+        known = sum(file.n_bytes for file in self.files)
+        size = f"{known / 1e9:.2f} GB" if known >= 1e8 else f"{known / 1e6:.1f} MB" if known else "of unknown size"
+        cite = f" Please cite {self.cite}." if self.cite else ""
+        return f"{self.title}: {size}; licence: {self.licence}; {self.homepage}.{cite}"
+
+
+class _RefusedError(Exception):
+    """What a host answers when it does not give a file."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status} {reason}")
+        self.status = status
+
+
+def fetch(source: Source) -> list[Path]:
+    """The files of a data set, downloaded where they are not in the cache.
+
+    A transfer that was broken goes on where it stopped, also in another process.
+
+    Parameters
+    ----------
+    source
+        The data set.
+
+    Raises
+    ------
+    ConnectionError
+        If :attr:`sthist.settings.offline` is set, or the network or the host fails.
+    FileNotFoundError
+        If the host does not have the file.
+    OSError
+        If there is not enough space.
+    ValueError
+        If a file's checksum is wrong.
+    """
+    missing = [file for file in source.files if not (source.folder / file.file_name).exists()]
+    if missing:
+        if settings.offline:
+            raise ConnectionError(_by_hand(source, missing, "sthist.settings.offline is set"))
+        source.folder.mkdir(parents=True, exist_ok=True)
+        logger.info("Downloading %s To %s.", source.describe(), source.folder)
+        needed = sum(file.n_bytes for file in missing)
+        free = shutil.disk_usage(source.folder).free
+        if needed > free:
+            msg = f"{source.title} needs {needed / 1e9:.1f} GB in {source.folder}, where {free / 1e9:.1f} GB are free; set sthist.settings.cache_dir."
+            raise OSError(msg)
+    for file in missing:
+        _fetch_one(source, file)
+    return [source.folder / file.file_name for file in source.files]
+
+
+def _fetch_one(source: Source, file: RemoteFile) -> None:
+    import pooch
+    import requests
+
+    partial = source.folder / f"{file.file_name}.part"
+    error: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        try:
+            _transfer(file, partial)
+            break
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as broken:
+            error = broken
+            logger.info("The transfer of %s broke off (%d of %d): %s", file.url, attempt + 1, ATTEMPTS, broken)
+        except _RefusedError as refused:
+            kind = FileNotFoundError if refused.status in {404, 410} else ConnectionError
+            raise kind(_by_hand(source, [file], f"{file.url} answers {refused}")) from None
+    else:
+        raise ConnectionError(_by_hand(source, [file], f"{file.url} cannot be had: {error}")) from error
+    if file.sha256 is not None:
+        found = pooch.file_hash(str(partial), alg="sha256")
+        if found != file.sha256.lower():
+            partial.unlink()
+            msg = (
+                f"{file.url} has another SHA-256 than it should: {found} in place of {file.sha256}. It was not kept: the file has "
+                "changed, or was damaged on the way. Try again; if it stays so, do not trust it."
+            )
+            raise ValueError(msg)
+    partial.rename(source.folder / file.file_name)
+
+
+def _transfer(file: RemoteFile, partial: Path) -> None:
+    """Append what is missing to a partial file; begin anew where the host cannot go on, or the file is another by now."""
+    import requests
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    tag_file = partial.with_suffix(".tag")
+    have = partial.stat().st_size if partial.exists() and tag_file.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # sizes are those of the file
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
+    with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+        if answer.status_code == 416:  # all of it is here already, or more than all
+            have = 0
+            partial.unlink()
+            msg = f"{file.url} has no more than the {have} bytes that are here"
+            raise requests.ConnectionError(msg)
+        if answer.status_code >= 400:
+            raise _RefusedError(answer.status_code, answer.reason)
+        have = have if answer.status_code == 206 else 0
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if tag and not tag.startswith("W/"):
+            tag_file.write_text(tag)
+        else:
+            tag_file.unlink(missing_ok=True)
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, disable=not settings.progress) as bar, partial.open("ab" if have else "wb") as out:
+            task = bar.add_task(file.file_name, total=total, completed=have)
+            for piece in answer.iter_content(PIECE):
+                out.write(piece)
+                bar.advance(task, len(piece))
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        msg = f"{size} of {total} bytes came"
+        raise requests.ConnectionError(msg)
+    tag_file.unlink(missing_ok=True)
+
+
+def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> Path:
+    """Unpack a zip archive, whole or not at all, unless that was done.
+
+    Parameters
+    ----------
+    archive
+        The file.
+    folder
+        Where to; what is there is taken to be complete.
+    wanted
+        Which members, by their name.
+
+    Raises
+    ------
+    ValueError
+        If it is no zip archive, is damaged, or has a member that would lie outside of the folder.
+    """
+    if folder.exists():
+        return folder
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [member for member in file.infolist() if wanted(member.filename)]
+            for member in members:
+                if not (partial / member.filename).resolve().is_relative_to(partial.resolve()):
+                    msg = f"{archive} has a member that leads outside of its folder: {member.filename!r}. It was not unpacked."
+                    raise ValueError(msg)
+            needed, free = sum(member.file_size for member in members), shutil.disk_usage(archive.parent).free
+            if needed > free:
+                msg = f"Unpacking {archive} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
+                raise OSError(msg)
+            partial.mkdir(parents=True)
+            file.extractall(partial, members)
+    except zipfile.BadZipFile as error:
+        msg = f"{archive} is no whole zip archive: {error}. Delete it, and download it again."
+        raise ValueError(msg) from None
+    partial.rename(folder)
+    return folder
+
+
+def fetch_from_hub(repository: str, patterns: list[str], source: Source, **options: Any) -> Path:
+    """Files of a data set on the Hugging Face hub; returns the folder that holds them.
+
+    Parameters
+    ----------
+    repository
+        ``owner/name`` of the data set.
+    patterns
+        Which files.
+    source
+        What it is, for messages.
+    options
+        Further arguments of :func:`huggingface_hub.snapshot_download`, such as ``revision``.
+
+    Raises
+    ------
+    PermissionError
+        If one has to ask for access, or to log in, first.
+    ConnectionError
+        If :attr:`sthist.settings.offline` is set and the files are not in the cache, or the network fails.
+    FileNotFoundError
+        If there is no such data set or revision, or none of the files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    logger.info("Downloading %s", source.describe())
+    page = f"https://huggingface.co/datasets/{repository}"
+    try:
+        folder = Path(
+            snapshot_download(
+                repository,
+                repo_type="dataset",
+                allow_patterns=patterns,
+                cache_dir=Path(settings.cache_dir) / "hub",
+                local_files_only=settings.offline,
+                **options,
+            )
+        )
+    except GatedRepoError as error:
+        msg = f"{source.title} is given on request: accept its terms ({source.licence}) on {page}, then run `hf auth login`."
+        raise PermissionError(msg) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        msg = f"The hub has no data set {repository} in that revision, or you are not logged in (`hf auth login`): {page}."
+        raise FileNotFoundError(msg) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        why = "sthist.settings.offline is set, and it is not in the cache" if settings.offline else str(error)
+        msg = f"{source.title} cannot be had from {page}: {why}. A copy that you have can be read from its folder."
+        raise ConnectionError(msg) from error
+    if not any(folder.rglob("*.*")):
+        msg = f"{repository} has no file like {patterns}: {page}."
+        raise FileNotFoundError(msg)
+    return folder
+
+
+def _by_hand(source: Source, files: list[RemoteFile], why: str) -> str:
+    names = ", ".join(file.file_name for file in files[:4]) + (" and others" if len(files) > 4 else "")
+    where = re.sub(r"\s+", " ", source.homepage)
+    return f"{why}. To go on by hand, get {names} from {where} ({source.licence}) and put it into {source.folder}."
