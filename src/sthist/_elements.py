@@ -21,6 +21,9 @@ Kind = Literal["images", "labels", "points", "shapes", "tables"]
 UM = "um"
 """Name of the coordinate system in which every element of a sample is registered, in micrometres."""
 
+COUNTS = "counts"
+"""Layer of a table's raw counts, beside what they were normalised to."""
+
 NUCLEAR_NAMES = re.compile(r"dapi|hoechst|draq5|syto|nucle(ar|i|us)", re.IGNORECASE)
 CYTOPLASM_NAMES = re.compile(
     r"poly.?t|18s|28s|rrna|cyto|membrane|boundary|cellbound|cd298|b2m|cd45|cadherin|atp1a1|keratin|panck|actin|sma\b|vimentin",
@@ -285,6 +288,17 @@ def find_cell_table(sdata: SpatialData, table: str | None = None) -> str | None:
     return name
 
 
+def find_expression_table(sdata: SpatialData, table: str | None = None) -> str:
+    """The table whose genes are meant: the one that is named, that of the reader, or the only one that has a matrix."""
+    if table is not None:
+        get(sdata, "tables", table)
+        return table
+    recorded = {roles(sdata).get(role, {}).get("table") for role in ("cells", "spots")}
+    measured = [name for name, adata in sdata.tables.items() if adata.X is not None and adata.n_vars]
+    candidates = [name for name in measured if name in recorded] or measured
+    return _only_one(sdata, "table of expression", "tables", candidates, "table=")
+
+
 def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:
     if len(candidates) == 1:
         return candidates[0]
@@ -323,6 +337,11 @@ def cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
     return None
 
 
+def raw_counts(adata: Any) -> Any:
+    """Counts of a table, also after :func:`sthist.pp.genes` has normalised its ``X``."""
+    return adata.layers.get(COUNTS, adata.X)
+
+
 def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
     """Regions of the cells that a table annotates, as a GeoDataFrame in µm, and their total counts, in its order.
 
@@ -349,5 +368,5 @@ def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
         msg = f"Shapes {key!r} are not registered in {UM!r}; add the scale with pp.set_scale."
         raise ValueError(msg)
     shapes = sd.transform(shapes, to_coordinate_system=UM)
-    counts = np.asarray(adata.X.sum(axis=1), dtype=np.float64).ravel()
+    counts = np.asarray(raw_counts(adata).sum(axis=1), dtype=np.float64).ravel()
     return shapes.loc[instances], counts

@@ -36,7 +36,7 @@ def test_dry_run_writes_nothing(backed):
     assert plan.shape == (800, 800)
     assert plan.blocks == 1
     assert plan.tiles == 4
-    assert plan.free_bytes == shutil.disk_usage(backed.path).free
+    assert plan.free_bytes == pytest.approx(shutil.disk_usage(backed.path).free, rel=0.05)
     assert "800 x 800 pixels of 0.5 µm: 4 tiles in 1 blocks; about" in str(plan)
 
 

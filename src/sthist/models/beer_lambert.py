@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sthist import scale, stains
+from sthist import _elements, scale, stains
 from sthist._settings import logger, settings
 from sthist.models._base import Stainer, VirtualStainModel
 from sthist.models._sampling import SAMPLE_PX, TISSUE_MPP, reference_pixels, sample_tiles
@@ -173,17 +173,18 @@ class BeerLambert(VirtualStainModel):
         content = hashlib.blake2b(digest_size=16)
         mask, mask_grid = self._tissue(elements, extent_um, grid, molecules, content)
         levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid, content)
-        tissue = _resample(mask, mask_grid, grid)
-        on_tissue = tissue > 0.5
+        raster = np.empty((2, *grid.shape), np.float32)
+        amount, tissue = raster
+        _resample(mask, mask_grid, grid, out=tissue)
         if molecules is None:
-            amount = np.full(grid.shape, self.config.eosin[1], np.float32)
+            amount[:] = self.config.eosin[1]
         else:
-            density = adaptive_density(molecules, on_tissue, n_points=points, min_points=self.config.min_points)
-            amount = _match(density, np.quantile(density[on_tissue], EOSIN_LEVELS), self.config.eosin).astype(
-                np.float32
-            )
-        raster = np.stack([amount, tissue])
-        content.update(raster.tobytes())
+            on_tissue = tissue > 0.5
+            adaptive_density(molecules, on_tissue, n_points=points, min_points=self.config.min_points, out=amount)
+            knots = np.quantile(amount[on_tissue], EOSIN_LEVELS, overwrite_input=True)
+            for row in amount:
+                row[:] = _match(row, knots, self.config.eosin)
+        content.update(raster.data)
         eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
         eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
         facts = {
@@ -207,7 +208,7 @@ class BeerLambert(VirtualStainModel):
         if elements.points is not None:
             counts, n_transcripts = count_transcripts(elements, grid, self.config.min_qv)
         if elements.table is not None:
-            n_in_cells = float(elements.sdata.tables[elements.table].X.sum())
+            n_in_cells = float(_elements.raw_counts(elements.sdata.tables[elements.table]).sum())
             if counts is None or n_in_cells > 5 * n_transcripts:
                 painted, cells = paint_cells(elements, grid)
                 return grid, painted, cells, f"counts of cells ({n_in_cells:.0f}; {n_transcripts} transcripts)"
@@ -338,7 +339,7 @@ def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) ->
     return np.interp(values, [0, middle, high, 2 * high - middle], [*targets, 2 * targets[2] - targets[1]])
 
 
-def _resample(values: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+def _resample(values: np.ndarray, source: Grid, target: Grid, *, out: np.ndarray | None = None) -> np.ndarray:
     """A grid's values on the cells of another, by the reader."""
     reader = TileReader.from_array(values[None], source.to_um, TileSpec.from_mpp(target.bin_um, 256))
-    return read_grid(reader, target.origin_um, target.shape)[..., 0]
+    return read_grid(reader, target.origin_um, target.shape, out=None if out is None else out[..., None])[..., 0]

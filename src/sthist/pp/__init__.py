@@ -1,7 +1,15 @@
-"""Preprocessing: scale, alignment, tissue, tiles."""
+"""Preprocessing: scale, alignment, tissue, tiles, genes."""
 
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submod_attrs={"_align": ["align"], "_scale": ["set_scale"], "_tiles": ["tiles"], "_tissue": ["tissue"]}
+    __name__,
+    submod_attrs={
+        "_align": ["align"],
+        "_genes": ["genes"],
+        "_match_genes": ["GeneMatch", "match_genes"],
+        "_scale": ["set_scale"],
+        "_tiles": ["tiles"],
+        "_tissue": ["tissue"],
+    },
 )

@@ -22,6 +22,12 @@ MAX_CELLS = 16_000_000
 SIGMA = 1.5
 """Of the Gaussian of each pyramid level, in cells of that level."""
 
+REACH = 6
+"""Cells to which it reaches: scipy cuts it at four times its width."""
+
+BAND_ROWS = 256
+"""Rows of a grid that are worked on together; even."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -199,13 +205,19 @@ def paint_cells(elements: HighResElements, grid: Grid) -> tuple[np.ndarray, np.n
 
 
 def adaptive_density(
-    counts: np.ndarray, mask: np.ndarray, *, n_points: np.ndarray | None = None, min_points: float = 20.0
+    counts: np.ndarray,
+    mask: np.ndarray,
+    *,
+    n_points: np.ndarray | None = None,
+    min_points: float = 20.0,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Density per grid cell, with a Gaussian that is as wide as the counts ask for.
 
     Over a pyramid of widths (doubling from 1.5 cells), each place takes the narrowest under which at least
     ``min_points`` points lie, or would lie by the next wider one, with a smooth passage between widths. Cells outside
-    the mask neither give nor take.
+    the mask neither give nor take. Beside the result, no more than a quarter of the grid is held in memory as numbers
+    of this kind.
 
     Parameters
     ----------
@@ -217,42 +229,83 @@ def adaptive_density(
         Points behind the counts where one point weighs more than 1; the counts themselves by default.
     min_points
         Points under the Gaussian: 20 keep the relative error near 1/sqrt(20).
+    out
+        Float32 array to write into.
 
     Returns
     -------
     Float32, mean count per cell around each cell; 0 outside the mask.
     """
-    from scipy.ndimage import gaussian_filter
-    from skimage.transform import resize
-
-    weight = mask.astype(np.float32)
-    values = counts.astype(np.float32) * weight
-    points = values if n_points is None else np.where(mask, n_points, 0).astype(np.float32)
-    pyramid = [(values, points, weight)]
+    out = np.empty(counts.shape, np.float32) if out is None else out
+    pyramid: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = [(counts, n_points, mask)]
     while min(pyramid[-1][0].shape) > 8 and len(pyramid) < 7:
         values, points, weight = pyramid[-1]
-        pooled = _pool(values)
-        pyramid.append((pooled, pooled if points is values else _pool(points), _pool(weight)))
-    kernel = 4 * np.pi * SIGMA**2
-    density = np.empty((0, 0), np.float32)
-    for values, points, weight in reversed(pyramid):
-        total = gaussian_filter(values, SIGMA, mode="nearest")
-        area = gaussian_filter(weight, SIGMA, mode="nearest")
-        here = total / np.maximum(area, 1e-6)
-        if density.size == 0 or np.isinf(points).any():
-            density = here
-            continue
-        size = [2 * n for n in density.shape]
-        coarse = resize(density, size, order=1, mode="edge")[: here.shape[0], : here.shape[1]]
-        seen = total if points is values else gaussian_filter(points, SIGMA, mode="nearest")
-        # Where the wider Gaussian promises many points and there are none, that is as sure as seeing many.
-        expected = coarse * area if points is values else seen
-        trust = np.clip(np.maximum(seen, expected) * kernel / (min_points / 2) - 1, 0, 1)
-        density = trust * here + (1 - trust) * coarse
-    return np.where(mask, density, 0).astype(np.float32)
+        where = weight if weight.dtype == np.bool_ else None
+        pyramid.append((_pool(values, where), None if points is None else _pool(points, where), _pool(weight)))
+    cruder: np.ndarray | None = None
+    for level in reversed(pyramid):
+        density = out if level[0] is counts else np.empty(level[0].shape, np.float32)
+        for first in range(0, len(density), BAND_ROWS):
+            _smooth_band(level, cruder, min_points, first, density[first : first + BAND_ROWS])
+        cruder = density
+    out[~mask] = 0
+    return out
 
 
-def _pool(level: np.ndarray) -> np.ndarray:
-    """Sums over 2 x 2 cells, an odd border padded with zeros."""
-    padded = np.pad(level, [(0, n % 2) for n in level.shape])
-    return padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).sum((1, 3))
+def _smooth_band(
+    level: tuple[np.ndarray, np.ndarray | None, np.ndarray],
+    cruder: np.ndarray | None,
+    min_points: float,
+    first: int,
+    out: np.ndarray,
+) -> None:
+    """Rows of one level of the pyramid, from ``first`` on: what it sees itself, and the next wider level where that is too little.
+
+    Read with as many rows around them as the Gaussian reaches, they are what the whole level would give.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    low, high = max(0, first - REACH), min(len(level[0]), first + len(out) + REACH)
+    inner = slice(first - low, first - low + len(out))
+    weight = level[2][low:high].astype(np.float32)
+    inside = level[2][low:high] if level[2].dtype == np.bool_ else True
+
+    def smooth(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter(values, SIGMA, mode="nearest")[inner]
+
+    total = smooth(np.where(inside, level[0][low:high], 0).astype(np.float32))
+    area = smooth(weight)
+    here = total / np.maximum(area, 1e-6)
+    points = level[1]
+    if cruder is None or (points is not None and np.isinf(points).any()):
+        out[:] = here
+        return
+    wider = _double(cruder, first, out.shape)
+    seen = total if points is None else smooth(np.where(inside, points[low:high], 0).astype(np.float32))
+    # Where the wider Gaussian promises many points and there are none, that is as sure as seeing many.
+    expected = wider * area if points is None else seen
+    trust = np.clip(np.maximum(seen, expected) * (4 * np.pi * SIGMA**2) / (min_points / 2) - 1, 0, 1)
+    out[:] = trust * here + (1 - trust) * wider
+
+
+def _double(cruder: np.ndarray, first: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows ``first`` on, ``shape`` of them, of a level at twice its resolution, linear between the centres of its cells."""
+    from skimage.transform import resize
+
+    low, high = max(0, first // 2 - 1), min(len(cruder), (first + shape[0] + 1) // 2 + 1)
+    band = cruder[low:high]
+    doubled = resize(band, [2 * n for n in band.shape], order=1, mode="edge")
+    return doubled[first - 2 * low :][: shape[0], : shape[1]]
+
+
+def _pool(level: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """Sums over 2 x 2 cells, float32, an odd border padded with zeros; of some cells alone, if so said."""
+    rows, columns = level.shape
+    pooled = np.empty((-(-rows // 2), -(-columns // 2)), np.float32)
+    for first in range(0, rows, BAND_ROWS):
+        band = level[first : first + BAND_ROWS]
+        band = np.where(True if where is None else where[first : first + BAND_ROWS], band, 0).astype(np.float32)
+        padded = np.pad(band, [(0, n % 2) for n in band.shape])
+        sums = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).sum((1, 3))
+        pooled[first // 2 : first // 2 + len(sums)] = sums
+    return pooled

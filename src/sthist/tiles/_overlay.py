@@ -176,9 +176,11 @@ class Overlay:
         self._restyle(mode, palette, color, dot_um, s, dpi)
 
     @property
-    def cache_bytes(self) -> int:
-        """Memory that decoded chunks of the stain take at most."""
-        return 0 if self._reader is None else self._reader.cache_bytes
+    def memory_bytes(self) -> int:
+        """What its stain and its transcripts take in memory at most; transcripts in a file are the system's to keep."""
+        arrays = [] if self.index is None else [self.index.x, self.index.y, self.index.gene]
+        lying = sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
+        return lying + (0 if self._reader is None else self._reader.memory_bytes)
 
     def restyled(
         self,

@@ -167,9 +167,11 @@ class TileReader:
         return (*corners.min(0).tolist(), *corners.max(0).tolist())
 
     @property
-    def cache_bytes(self) -> int:
-        """Memory that its decoded chunks take at most."""
-        return min(self._cache.max_bytes, sum(view.planes.n_bytes for view in self._views))
+    def memory_bytes(self) -> int:
+        """What its images take in memory at most: all of what lies there, and what its cache holds of the others."""
+        planes = [view.planes for view in self._views]
+        lying = sum(each.n_bytes for each in planes if each.in_memory)
+        return lying + min(self._cache.max_bytes, sum(each.n_bytes for each in planes if not each.in_memory))
 
     def order(self, centres: np.ndarray) -> np.ndarray:
         """The order of centres in which chunks are used while they are at hand: along a space-filling curve."""
@@ -286,14 +288,18 @@ def read_region(
     return read_grid(reader, (x0, y0), (height, width))
 
 
-def read_grid(reader: TileReader, origin_um: Any, shape: tuple[int, int]) -> np.ndarray:
-    """(h, w, c) pixels of a reader side by side, from a corner (x, y) in µm on."""
-    px = reader.spec.px
-    rows, columns = (-(-n // px) for n in shape)
-    corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
-    tiles = reader.read((corners + 0.5) * reader.spec.size_um + np.asarray(origin_um))
-    grid = tiles.reshape(rows, columns, px, px, -1).transpose(0, 2, 1, 3, 4)
-    return grid.reshape(rows * px, columns * px, -1)[: shape[0], : shape[1]]
+def read_grid(reader: TileReader, origin_um: Any, shape: tuple[int, int], *, out: np.ndarray | None = None) -> np.ndarray:
+    """(h, w, c) pixels of a reader side by side, from a corner (x, y) in µm on; into ``out``, if there is one."""
+    px, (height, width) = reader.spec.px, shape
+    if out is None:
+        out = np.empty((height, width, len(reader.channels)), reader.dtype)
+    columns = np.arange(-(-width // px))
+    for row in range(-(-height // px)):
+        corners = np.c_[columns, np.full(len(columns), row)]
+        tiles = reader.read((corners + 0.5) * reader.spec.size_um + np.asarray(origin_um))
+        part = out[row * px : (row + 1) * px]
+        part[:] = tiles.transpose(1, 0, 2, 3).reshape(px, len(columns) * px, -1)[: len(part), :width]
+    return out
 
 
 def _morton_order(cells: np.ndarray) -> np.ndarray:

@@ -65,16 +65,19 @@ class Planes:
 
     def _bytes_of_a_chunk(self) -> int:
         """Memory that decoding a chunk takes, all channels and planes of it; 1 where it is in memory already."""
-        if isinstance(self._data, np.ndarray):
+        if self.in_memory:
             return 1
         area = int(np.diff(self.y_edges).max()) * int(np.diff(self.x_edges).max())
         return area * int(np.prod(self._data.shape[:-2])) * self._data.dtype.itemsize
 
     @property
+    def in_memory(self) -> bool:
+        """Whether there is nothing to decode."""
+        return isinstance(self._data, np.ndarray)
+
+    @property
     def n_bytes(self) -> int:
-        """Of all chunks, decoded; 0 for what is in memory already."""
-        if isinstance(self._data, np.ndarray):
-            return 0
+        """Of all chunks, decoded."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property

@@ -1,0 +1,376 @@
+"""Genes: which ones count, and normalised expression beside the counts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements, _store
+from sthist._elements import COUNTS
+from sthist._genes import closest, collect_columns
+from sthist._samples import over_samples
+from sthist._settings import logger
+from sthist.tiles._density import is_gene
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+    from spatialdata import SpatialData
+
+GENE_TYPE = "Gene Expression"
+"""What 10x calls genes in ``var["feature_types"]``; the rest are antibodies, guides and controls."""
+
+LARGEST_LOG = 25.0
+"""No log1p of a count is larger: e^25 are 7e10 molecules."""
+
+
+@over_samples
+def genes(
+    data: SpatialData | AnnData,
+    *,
+    table: str | None = None,
+    layer: str | None = None,
+    genes: Sequence[str] | None = None,
+    controls: Sequence[str] | None = None,
+    min_cells: int = 0,
+    min_counts: int = 0,
+    target_sum: float | Literal["median"] | None = 1e4,
+    log: bool = True,
+) -> None:
+    """Choose genes, bring each cell or spot to the same total, and take the logarithm; the counts are kept.
+
+    The steps are scanpy's (:func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`), in the order in which they stand
+    here: controls and other features are left out, genes of one name are summed, ``genes`` and thresholds choose, and totals
+    are those of the genes that are left. For totals over all genes call this first, and take the genes that you want of
+    the result (``adata[:, genes]``).
+
+    Raw counts are looked for in ``layers["counts"]``, ``X`` and ``raw``, in this order, so that a second call, with other
+    arguments too, starts from the counts again; genes that a call has left out do not come back.
+
+    Parameters
+    ----------
+    data
+        A SpatialData, or one table, or a mapping of sample name to such. Changed in place.
+    table
+        Key of the table of a SpatialData; by default the reader's table of cells or spots, else the only one with genes.
+    layer
+        Layer that holds the raw counts where it is none of these, or ``"X"`` for what stands there now.
+    genes
+        The ``var_names`` to keep, in this order, controls among them. :func:`sthist.pp.match_genes` finds those that samples
+        or a model have in common, by symbol or Ensembl id.
+    controls
+        Prefixes of features that are no genes, case ignored; by default those of Xenium, CosMx and MERSCOPE, and all that
+        ``var["feature_types"]`` does not call ``"Gene Expression"``. ``()`` keeps everything.
+    min_cells
+        Genes seen in fewer cells or spots are left out.
+    min_counts
+        Genes with fewer counts in all are left out.
+    target_sum
+        Total of each cell or spot; ``"median"``, that of the sample's cells that are not empty, which differs between
+        samples; None leaves the counts as they are.
+    log
+        Take log(1 + x).
+
+    Returns
+    -------
+    None. Writes into the table, and into the store of a SpatialData that has one, where ``sdata.tables[table]`` is a new
+    object then:
+
+    * ``layers["counts"]``: raw counts as CSR, (n_obs, n_genes), of the dtype that they had;
+    * ``X``: float32 of the same shape, sparse as CSR, dense if it was dense; rows without counts are 0;
+    * ``uns["log1p"]`` as scanpy has it, if ``log``;
+    * ``uns["sthist"]["genes"]``: ``target_sum``, ``log``, ``source`` of the counts, ``n_genes_before``, ``n_genes``,
+      ``n_controls``, ``n_empty`` rows, and the other arguments.
+
+    ``obs``, ``obsm``, ``raw`` and the link to the regions stay; ``var``, ``varm`` and other layers keep the genes chosen, and
+    of genes that were summed the first.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table, layer or gene.
+    TypeError
+        If ``data`` is nothing of that kind.
+    ValueError
+        If there are no raw counts, as where ``X`` is log-normalised and nothing else is there; if they have NaN, infinite or
+        negative values; if no gene is left, the table is empty, not in memory, or a number is out of range.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.pp.genes(sdata, min_cells=3)
+    >>> sdata["table"].uns["sthist"]["genes"]["source"]
+    'X'
+    >>> int(sdata["table"].layers["counts"].sum()) > 0
+    True
+    """
+    _require_numbers(min_cells, min_counts, target_sum)
+    adata, key = _find_table(data, table)
+    name = _called(key)
+    source, counts, features = _raw_counts(adata, layer, name)
+    wanted, n_controls = _wanted(adata, genes, controls, name)
+    _say_copies(features[features.isin(wanted) & features.duplicated()], name)
+    counts = collect_columns(counts, wanted.get_indexer(features), len(wanted))
+    counts, wanted = _apply_thresholds(counts, wanted, min_cells, min_counts, name)
+    n_empty = _say_empty_rows(adata, counts, name)
+    normalised, total = _normalised(counts, target_sum, log)
+    made = _store.provenance(
+        "pp.genes",
+        table=key,
+        source=source,
+        target_sum=total,
+        log=log,
+        n_genes_before=adata.n_vars,
+        n_genes=len(wanted),
+        n_controls=n_controls,
+        n_empty=n_empty,
+        min_cells=min_cells,
+        min_counts=min_counts,
+        controls=None if controls is None else list(controls),
+        chosen=genes is not None,
+    )
+    logger.info("%s: %d of %d genes, counts from %s.", name, len(wanted), adata.n_vars, source)
+    if key is not None and _store.store_path(data) is not None:
+        # The object keeps its own until the store has the new one: writing can fail.
+        changed = adata[:, _columns(adata, wanted)].copy()
+        _write(changed, counts, normalised, made)
+        _store.replace_table(data, key, changed, made)
+    else:
+        _subset(adata, _columns(adata, wanted))
+        _write(adata, counts, normalised, made)
+
+
+def _require_numbers(min_cells: int, min_counts: int, target_sum: Any) -> None:
+    if min_cells < 0 or min_counts < 0:
+        msg = f"min_cells is {min_cells} and min_counts {min_counts}; they are at least 0."
+        raise ValueError(msg)
+    if isinstance(target_sum, str):
+        good = target_sum == "median"
+    else:
+        good = target_sum is None or bool(np.isfinite(target_sum) and target_sum > 0)
+    if not good:
+        msg = f"target_sum is {target_sum!r}; it is a positive number, 'median', or None."
+        raise ValueError(msg)
+
+
+def _find_table(data: Any, table: str | None) -> tuple[AnnData, str | None]:
+    """The table, and its key in a SpatialData; a usable one."""
+    if hasattr(data, "tables"):
+        _elements.require_one_sample(data)
+        key = _elements.find_expression_table(data, table)
+        adata = data.tables[key]
+    elif hasattr(data, "var_names"):
+        if table is not None:
+            msg = f"table={table!r} names a table of a SpatialData, but an AnnData is given; leave it out."
+            raise ValueError(msg)
+        key, adata = None, data
+    else:
+        msg = f"A SpatialData or an AnnData is needed, not {type(data).__name__}."
+        raise TypeError(msg)
+    name = _called(key)
+    if 0 in adata.shape:
+        msg = f"{name} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes."
+        raise ValueError(msg)
+    if adata.isbacked:
+        msg = f"{name} is backed by {adata.filename}; read it with adata.to_memory(), and write the result."
+        raise ValueError(msg)
+    return adata, key
+
+
+def _called(key: str | None) -> str:
+    return "The table" if key is None else f"Table {key!r}"
+
+
+def _raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, csr_matrix, pd.Index]:
+    """Where the counts are, the counts, and the names of their columns."""
+    if layer == "X":
+        candidates = {"X": (adata.X, adata.var_names)}
+    elif layer is not None:
+        if layer not in adata.layers:
+            msg = f"{name} has no layer {layer!r}; it has {list(adata.layers)}.{closest(layer, adata.layers)}"
+            raise KeyError(msg)
+        candidates = {f"layers[{layer!r}]": (adata.layers[layer], adata.var_names)}
+    elif COUNTS in adata.layers:
+        # A layer of this name that holds no counts would be overwritten by going on.
+        candidates = {f"layers[{COUNTS!r}]": (adata.layers[COUNTS], adata.var_names)}
+    else:
+        candidates = {"X": (adata.X, adata.var_names)}
+        if adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
+            candidates["raw"] = (adata.raw.X, adata.raw.var_names)
+    faults: dict[str, str] = {}
+    for source, (matrix, features) in candidates.items():
+        counts, fault = _read_counts(matrix, adata.obs_names, features)
+        if counts is not None:
+            if source == "raw":
+                logger.info(
+                    "%s: X %s; counts come from raw. Functions of scanpy that read raw by default take use_raw=False.",
+                    name,
+                    faults["X"],
+                )
+            return source, counts, features
+        faults[source] = fault
+    found = "; ".join(f"{source} {fault}" for source, fault in faults.items())
+    msg = (
+        f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name their layer "
+        f"with layer= (there are {list(adata.layers)})."
+    )
+    raise ValueError(msg)
+
+
+def _read_counts(matrix: Any, rows: pd.Index, features: pd.Index) -> tuple[csr_matrix | None, str]:
+    """The matrix as CSR, or None and why it holds no counts."""
+    from scipy.sparse import csr_matrix, issparse
+
+    if matrix is None:
+        return None, "is not there"
+    if not (issparse(matrix) or isinstance(matrix, np.ndarray)):
+        return None, f"is a {type(matrix).__name__}, not in memory (adata.to_memory() reads it)"
+    counts = csr_matrix(matrix)
+    values = counts.data
+    if values.dtype.kind not in "biuf":
+        return None, f"is of dtype {values.dtype}"
+    wrong, what = _first_fault(values)
+    if wrong is None:
+        return counts, ""
+    at = int(wrong.argmax())
+    row = int(np.searchsorted(counts.indptr, at, side="right")) - 1
+    shown = f"{values[at]:.6g} of gene {features[counts.indices[at]]!r} in {rows[row]!r}"
+    return None, f"has {int(wrong.sum())} values that are {what}, such as {shown}" + (
+        _looks_like(values) if what == "not whole" else ""
+    )
+
+
+def _first_fault(values: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """Values that are no counts, and what they are instead."""
+    is_float = values.dtype.kind == "f"
+    if is_float and not np.isfinite(values).all():
+        return ~np.isfinite(values), "NaN or infinite"
+    if len(values) and values.min() < 0:
+        return values < 0, "negative"
+    if is_float and (wrong := values != np.floor(values)).any():
+        return wrong, "not whole"
+    return None, ""
+
+
+def _looks_like(values: np.ndarray) -> str:
+    top = float(values.max())
+    kind = "logarithms of normalised counts" if top <= LARGEST_LOG else "normalised counts"
+    return f", and looks like {kind} (its largest value is {top:.4g})"
+
+
+def _wanted(
+    adata: AnnData, genes: Sequence[str] | None, controls: Sequence[str] | None, name: str
+) -> tuple[pd.Index, int]:
+    """Names of the genes to keep, each once, and how many columns are controls or no genes."""
+    import pandas as pd
+
+    if genes is not None:
+        wanted = pd.Index([genes] if isinstance(genes, str) else list(genes))
+        _require_genes(adata, wanted, name)
+        return wanted, 0
+    prefixes = [controls] if isinstance(controls, str) else controls
+    keep = np.ones(adata.n_vars, bool)
+    if prefixes is None or len(prefixes):
+        keep &= is_gene(adata.var_names, prefixes)
+        if "feature_types" in adata.var and (adata.var["feature_types"] == GENE_TYPE).any():
+            keep &= (adata.var["feature_types"] == GENE_TYPE).to_numpy()
+    wanted = adata.var_names[keep]
+    return wanted.unique(), int((~keep).sum())
+
+
+def _say_copies(copies: pd.Index, name: str) -> None:
+    if len(copies):
+        logger.warning(
+            "%s has %d genes more than once, such as %r: their counts are summed. adata.var_names_make_unique() before keeps "
+            "them apart.",
+            name,
+            copies.nunique(),
+            copies[0],
+        )
+
+
+def _require_genes(adata: AnnData, wanted: pd.Index, name: str) -> None:
+    if wanted.has_duplicates:
+        msg = f"genes= has {wanted[wanted.duplicated()][0]!r} more than once."
+        raise ValueError(msg)
+    missing = wanted[~wanted.isin(adata.var_names)]
+    if len(missing):
+        msg = (
+            f"{name} lacks {len(missing)} of {len(wanted)} genes, such as {missing[0]!r}."
+            f"{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by other columns of var."
+        )
+        raise KeyError(msg)
+
+
+def _apply_thresholds(
+    counts: csr_matrix, wanted: pd.Index, min_cells: int, min_counts: int, name: str
+) -> tuple[csr_matrix, pd.Index]:
+    n_cells = np.asarray((counts > 0).sum(axis=0)).ravel()
+    n_counts = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
+    keep = (n_cells >= min_cells) & (n_counts >= min_counts)
+    if not keep.any():
+        msg = (
+            f"No gene of {name[0].lower() + name[1:]} is left: of {len(wanted)} genes that are no controls, the commonest is in "
+            f"{n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} counts. Lower min_cells "
+            f"({min_cells}) or min_counts ({min_counts}), or keep controls with controls=()."
+        )
+        raise ValueError(msg)
+    return (counts if keep.all() else counts[:, keep]), wanted[keep]
+
+
+def _say_empty_rows(adata: AnnData, counts: csr_matrix, name: str) -> int:
+    empty = np.asarray(counts.sum(axis=1)).ravel() == 0
+    if empty.any():
+        logger.warning(
+            "%s: %d of %d rows have no counts of these genes, such as %r; they are kept, all 0.",
+            name,
+            int(empty.sum()),
+            len(empty),
+            str(adata.obs_names[empty.argmax()]),
+        )
+    return int(empty.sum())
+
+
+def _normalised(counts: csr_matrix, target_sum: Any, log: bool) -> tuple[AnnData, float | None]:
+    """A table of normalised expression alone, and the total that its rows have."""
+    import anndata as ad
+    import scanpy as sc
+
+    normalised = ad.AnnData(counts.astype(np.float32))
+    if target_sum == "median":
+        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+        target_sum = np.median(totals[totals > 0]) if totals.any() else None
+    if target_sum is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Some cells have zero counts", category=UserWarning)
+            sc.pp.normalize_total(normalised, target_sum=float(target_sum))
+    if log:
+        sc.pp.log1p(normalised)
+    return normalised, None if target_sum is None else float(target_sum)
+
+
+def _columns(adata: AnnData, wanted: pd.Index) -> np.ndarray:
+    """The first column of each gene."""
+    first = np.flatnonzero(~adata.var_names.duplicated())
+    return first[adata.var_names[first].get_indexer(wanted)]
+
+
+def _subset(adata: AnnData, columns: np.ndarray) -> None:
+    """Keep these columns, in place; a view becomes a table of its own."""
+    if adata.is_view or not np.array_equal(columns, np.arange(adata.n_vars)):
+        adata._inplace_subset_var(columns)
+
+
+def _write(adata: AnnData, counts: csr_matrix, normalised: AnnData, made: dict[str, Any]) -> None:
+    """Put counts, expression and what was done into a table of these genes."""
+    adata.layers[COUNTS] = counts
+    adata.X = normalised.X.toarray() if isinstance(adata.X, np.ndarray) else normalised.X
+    adata.uns.pop("log1p", None)
+    adata.uns.update(normalised.uns)
+    adata.uns.setdefault("sthist", {})["genes"] = made
