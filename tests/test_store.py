@@ -14,7 +14,7 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
 
 import sthist
-from sthist import _store
+from sthist import _commit, _store
 
 
 def square(side=10.0):
@@ -41,7 +41,7 @@ def test_add_and_read_back(backed):
 def test_replacing_with_and_without_the_kernels_help(backed, monkeypatch, exchange):
     """Where folders cannot be exchanged, the old one is put aside first."""
     if not exchange:
-        monkeypatch.setattr(_store, "_exchange", lambda *_: False)
+        monkeypatch.setattr(_commit, "_exchange", lambda *_: False)
     for side in (10.0, 30.0):
         _store.add(backed, "shapes", "square", square(side), _store.provenance("test"), overwrite=True)
     assert sd.read_zarr(backed.path)["square"].geometry.area.tolist() == [900.0]
@@ -51,7 +51,7 @@ def test_replacing_with_and_without_the_kernels_help(backed, monkeypatch, exchan
 def test_a_second_writer_is_refused(backed):
     """While another process holds the lock, and not after it has gone, however it went."""
     code = (
-        "import sys, time, spatialdata as sd; from sthist import _store\n"
+        "import sys, time, spatialdata as sd; from sthist import _commit, _store\n"
         "with _store.writing(sd.read_zarr(sys.argv[1])):\n"
         "    print('holding', flush=True); time.sleep(60)\n"
     )

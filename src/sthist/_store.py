@@ -8,7 +8,6 @@ the complete result; the next writing verb finishes what was moved but not enter
 from __future__ import annotations
 
 import atexit
-import ctypes
 import datetime
 import errno
 import json
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist._commit import KINDS, WORK, commit, repair
 from sthist._settings import logger, settings
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-WORK = ".sthist"
-KINDS = ("images", "labels", "points", "shapes", "tables")
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def store_path(sdata: SpatialData) -> Path | None:
@@ -243,9 +240,7 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
         return
     _write_own_provenance(built / kind / name, kind, made)
     _ensure_group(path, kind)
-    consolidated = sdata.has_consolidated_metadata()
-    _move(built / kind / name, path / kind / name)
-    _enter(path, kind, name, consolidated=consolidated)
+    commit(path, kind, name, built / kind / name)
     _record(sdata, kind, name, made)
     _set(sdata, kind, name, read_element(path, kind, name))
 
@@ -281,24 +276,6 @@ def write_attributes(sdata: SpatialData) -> None:
             sdata.write_consolidated_metadata()
 
 
-def repair(path: Path) -> None:
-    """Enter elements that a kill left moved but not entered in the store's attributes or consolidated metadata."""
-    root = json.loads((path / "zarr.json").read_text())
-    listed = root.get("consolidated_metadata")
-    results = root["attributes"].get("sthist", {}).get("results", {})
-    for kind in KINDS:
-        for group in sorted(path.glob(f"{kind}/*/zarr.json")):
-            name = group.parent.name
-            made = json.loads(group.read_text()).get("attributes", {}).get("sthist_provenance")
-            if made is None:
-                continue
-            unlisted = listed is not None and f"{kind}/{name}" not in listed["metadata"]
-            unrecorded = kind != "tables" and results.get(name) != made
-            if unlisted or unrecorded:
-                logger.warning("Entering %s[%r] in %s: an earlier run ended before it could.", kind, name, path)
-                _enter(path, kind, name, consolidated=listed is not None)
-
-
 def _set(sdata: SpatialData, kind: str, name: str, element: Any) -> None:
     elements = getattr(sdata, kind)
     if name in elements:
@@ -319,70 +296,8 @@ def _write_own_provenance(element: Path, kind: str, made: dict[str, Any]) -> Non
     group.attrs["sthist_provenance"] = made
 
 
-def _enter(path: Path, kind: str, name: str, *, consolidated: bool) -> None:
-    """Enter an element in the store's attributes and consolidated metadata, both with one replacement of a file."""
-    import zarr
-
-    scratch = path / WORK / "entering"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    root = json.loads((path / "zarr.json").read_text())
-    root.pop("consolidated_metadata", None)
-    if kind != "tables":
-        made = json.loads((path / kind / name / "zarr.json").read_text())["attributes"]["sthist_provenance"]
-        root["attributes"].setdefault("sthist", {}).setdefault("results", {})[name] = made
-    (scratch / "zarr.json").write_text(json.dumps(root))
-    if consolidated:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # parquet files are no zarr nodes
-            members = zarr.open_group(path, mode="r", use_consolidated=False).members(max_depth=None)
-        for member, _ in members:
-            (scratch / member).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / member / "zarr.json", scratch / member / "zarr.json")
-        consolidate(scratch)
-    os.replace(scratch / "zarr.json", path / "zarr.json")
-    shutil.rmtree(scratch)
-
-
-def consolidate(path: Path) -> None:
-    """Write a store's consolidated metadata."""
-    import zarr
-    from zarr.errors import ZarrUserWarning
-
-    with warnings.catch_warnings():
-        # zarr warns that the format may change, and of the parquet files of points and shapes, which are no zarr nodes.
-        warnings.simplefilter("ignore", ZarrUserWarning)
-        zarr.consolidate_metadata(zarr.storage.LocalStore(path))
-
-
 def _ensure_group(path: Path, kind: str) -> None:
     import zarr
 
     if not (path / kind / "zarr.json").exists():
         zarr.open_group(path, mode="r+", use_consolidated=False).require_group(kind)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a folder into place; an existing one is exchanged where the kernel can, else replaced (not atomic)."""
-    if not target.exists():
-        os.rename(source, target)
-        return
-    if not _exchange(source, target):
-        aside = source.with_name(f"{source.name}-{uuid.uuid4().hex}")
-        os.rename(target, aside)
-        os.rename(source, target)
-        shutil.rmtree(aside)
-        return
-    shutil.rmtree(source)
-
-
-def _exchange(source: Path, target: Path) -> bool:
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if renameat2 is None:
-        return False
-    if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.ENOSYS, errno.EINVAL}:  # an old kernel, or a file system without it
-        return False
-    raise OSError(code, os.strerror(code), str(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import spatialdata as sd
 
 import sthist
-from sthist import _store
+from sthist import _commit, _store
 from sthist.models import BeerLambert
 from sthist.models._base import Stainer
 from sthist.tiles import _canvas
@@ -126,100 +127,93 @@ def test_sigkill_at_a_random_moment(stored, tmp_path, monkeypatch, seed):
     assert_equal(pyramid(sd.read_zarr(tmp_path / "s.zarr")), stored[1])
 
 
+class Killed(BaseException):
+    """As good as a kill: nothing catches it."""
+
+
+def publish_until(patch, last):
+    """Let a run die before one of the steps of publishing that change the store; a larger number lets it live."""
+    steps = []
+
+    def stepping(call):
+        def step(*args):
+            if len(steps) == last:
+                raise Killed
+            steps.append(call.__name__)
+            return call(*args)
+
+        return step
+
+    publish = _store.publish
+
+    def watched(*args):
+        for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (_commit, "_exchange")):
+            patch.setattr(module, name, stepping(getattr(module, name)))
+        publish(*args)
+
+    patch.setattr(_store, "publish", watched)
+
+
 @pytest.mark.parametrize("consolidated", [True, False])
-@pytest.mark.parametrize("step", ["before the move", "after the move", "before the entry is put in place"])
-def test_killed_while_publishing(stored, tmp_path, monkeypatch, step, consolidated):
-    """Before the move nothing has changed; after it, the next writing verb enters what is there."""
-
-    class Killed(BaseException):
-        """As good as a kill: nothing catches it."""
-
-    def die(*_args, **_kwargs):
-        raise Killed
-
+@pytest.mark.parametrize("taken", ["fresh", "overwrite", "overwrite, no exchange"])
+def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken, consolidated):
+    """Elements and attributes are those of before or the complete result; the next writing verb puts the store in order."""
     monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
-    store = tmp_path / "s.zarr"
-    shutil.copytree(stored[0], store)
+    first = tmp_path / "first.zarr"
+    shutil.copytree(stored[0], first)
+    if taken != "fresh":
+        dark = BeerLambert(sthist.models.BeerLambertConfig(haematoxylin=(0.5, 3.0)))
+        sthist.tl.virtual_he(sd.read_zarr(first), dark)
     if not consolidated:
-        root = json.loads((store / "zarr.json").read_text())
+        root = json.loads((first / "zarr.json").read_text())
         root.pop("consolidated_metadata")
-        (store / "zarr.json").write_text(json.dumps(root))
-    sdata = sd.read_zarr(store)
-    names = {"before the move": "_move", "after the move": "_enter"}
-    with monkeypatch.context() as patch:
-        if step == "before the entry is put in place":
-            replace = os.replace
-            patch.setattr(os, "replace", lambda a, b: die() if b == store / "zarr.json" else replace(a, b))
-        else:
-            patch.setattr(_store, names[step], die)
+        (first / "zarr.json").write_text(json.dumps(root))
+    if "no exchange" in taken:
+        monkeypatch.setattr(_commit, "_exchange", lambda *_: False)
+    before = sd.read_zarr(first)
+    with monkeypatch.context() as patch:  # all blocks are done: what follows does nothing but publish
+        publish_until(patch, 0)
         with pytest.raises(Killed):
-            sthist.tl.virtual_he(sdata)
-    between = sd.read_zarr(store)
-    assert sorted(between.images) in (["he", "morphology_focus"], ["he", "morphology_focus", "virtual_he"])
-    if "virtual_he" in between.images:
-        assert_equal(pyramid(between), stored[1])
-    sthist.pp.tissue(between, key_added="outline")
-    after = sd.read_zarr(store)
-    assert "outline" in after.shapes
-    if step == "before the move":
-        sthist.tl.virtual_he(after, Counting(fail_at=1))  # all blocks are done
-        after = sd.read_zarr(store)
-    assert after.has_consolidated_metadata() == consolidated
-    assert set(after.attrs["sthist"]["results"]) == {"outline", "virtual_he"}
-    assert_equal(pyramid(after), stored[1])
-
-
-@pytest.mark.parametrize("exchange", [True, False])
-def test_killed_while_replacing(stored, tmp_path, monkeypatch, exchange):
-    """Just after the new image is in place: the same call again gives the new image, not the one it replaced."""
-
-    class Killed(BaseException):
-        """As good as a kill."""
-
-    store = tmp_path / "s.zarr"
-    shutil.copytree(stored[0], store)
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
-    sdata = sd.read_zarr(store)
-    dark = BeerLambert(sthist.models.BeerLambertConfig(haematoxylin=(0.5, 3.0)))
-    sthist.tl.virtual_he(sdata, dark)
-    if not exchange:
-        monkeypatch.setattr(_store, "_exchange", lambda *_: False)
-    move, rmtree = _store._move, shutil.rmtree
-
-    def die(*_args, **_kwargs):
-        raise Killed
-
-    def dies_after_the_move(source, target):
+            sthist.tl.virtual_he(before, Counting(), overwrite=True)
+    seen = set()
+    for last in range(40):
+        store = tmp_path / f"{last}.zarr"
+        shutil.copytree(first, store)
         with monkeypatch.context() as patch:
-            patch.setattr(_store.shutil, "rmtree", die)
-            move(source, target)
+            publish_until(patch, last)
+            try:
+                sthist.tl.virtual_he(sd.read_zarr(store), Counting(), overwrite=True)
+            except Killed:
+                died = True
+            else:
+                died = False
+        between = sd.read_zarr(store)
+        if "no exchange" in taken and "virtual_he" not in between.images:
+            assert sorted(between.images) == ["he", "morphology_focus"]  # documented: for a moment there is neither
+        elif between.attrs == before.attrs:
+            seen.add("before")
+            assert sorted(between.images) == sorted(before.images)
+            if taken != "fresh":
+                assert_equal(pyramid(between), pyramid(before))
+        else:
+            seen.add("after")
+            made = between.attrs["sthist"]["results"]["virtual_he"]
+            assert made["config"] == default_config()
+            assert_equal(pyramid(between), stored[1])
+        sthist.pp.tissue(between, key_added="outline")
+        sthist.tl.virtual_he(sd.read_zarr(store), Counting(), overwrite=True)
+        after = sd.read_zarr(store)
+        assert after.has_consolidated_metadata() == consolidated
+        assert set(after.attrs["sthist"]["results"]) == {"outline", "virtual_he"}
+        assert_equal(pyramid(after), stored[1])
+        assert {path.name for path in (store / ".sthist").iterdir()} <= {"lock"}
+        shutil.rmtree(store)
+        if not died:
+            break
+    assert not died
+    assert seen == {"before", "after"}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_store, "_move", dies_after_the_move)
-        with pytest.raises(Killed):
-            sthist.tl.virtual_he(sdata, Counting(), overwrite=True)
-    assert shutil.rmtree is rmtree
-    assert_equal(pyramid(sd.read_zarr(store)), stored[1])
-    again = sd.read_zarr(store)
-    sthist.tl.virtual_he(again, Counting(), overwrite=True)
-    assert_equal(pyramid(sd.read_zarr(store)), stored[1])
 
-
-def test_again_after_a_kill_between_move_and_entry(stored, tmp_path, monkeypatch):
-    """The canvas has gone to its place: the same call starts anew and does not look for it."""
-
-    def die(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    store = tmp_path / "s.zarr"
-    shutil.copytree(stored[0], store)
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
-    with monkeypatch.context() as patch:
-        patch.setattr(_store, "_enter", die)
-        with pytest.raises(KeyboardInterrupt):
-            sthist.tl.virtual_he(sd.read_zarr(store), Counting())
-    sthist.pp.tissue(sd.read_zarr(store), key_added="outline")  # repairs
-    with pytest.raises(ValueError, match="exists"):
-        sthist.tl.virtual_he(sd.read_zarr(store), Counting())
-    sthist.tl.virtual_he(sd.read_zarr(store), Counting(), overwrite=True)
-    assert_equal(pyramid(sd.read_zarr(store)), stored[1])
+def default_config():
+    """Settings of the default model, as JSON keeps them."""
+    return json.loads(json.dumps(dataclasses.asdict(BeerLambert().config)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _store
+from sthist import _commit
 from sthist._settings import logger, settings
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class Canvas:
                 overwrite=True,
             )
         zarr.open_group(element, mode="r+", use_consolidated=False).attrs["sthist_canvas"] = identity
-        _store.consolidate(self.store)
+        _commit.consolidate(self.store)
 
 
 def _level_paths(element: Path) -> list[str]:
