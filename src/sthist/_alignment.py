@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist import _alignment_files as files
 from sthist import _elements, scale
+from sthist._alignment_checks import Units, other_reading, own_mpp, require_consistent
+from sthist._settings import logger
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -29,11 +32,25 @@ class Alignment:
     matrix
         (3, 3): (x, y, 1) of the image to (x, y, 1) of the target frame.
     residuals
-        Distance of each landmark from where the affine puts it, in units of the target frame; None for a matrix.
+        Distance of each landmark from where the matrix puts it, in units of the target frame; None for a matrix alone.
+    fitted
+        What the affine that fits the landmarks best would leave of these distances, where the matrix is another one.
+    what
+        File that both are from, for messages.
     """
 
     matrix: np.ndarray
     residuals: np.ndarray | None = None
+    fitted: np.ndarray | None = None
+    what: str = "the alignment"
+
+    @property
+    def gap(self) -> float:
+        """Root mean square distance, at the landmarks, of the matrix from the affine that fits them best."""
+        if self.residuals is None or self.fitted is None:
+            return 0.0
+        # Least squares leave residuals that are orthogonal to every affine, so that squares subtract.
+        return float(np.sqrt(max(0.0, np.mean(self.residuals**2) - np.mean(self.fitted**2))))
 
 
 def read_alignment(source: Any) -> Alignment:
@@ -42,7 +59,8 @@ def read_alignment(source: Any) -> Alignment:
     Parameters
     ----------
     source
-        A (3, 3) array or a csv file of one; or landmarks (see :func:`read_landmarks`).
+        A (3, 3) array or a csv file of one; landmarks (see :func:`read_landmarks`); or the zip of Xenium Explorer, of which
+        the matrix is taken where it has one.
 
     Raises
     ------
@@ -50,7 +68,11 @@ def read_alignment(source: Any) -> Alignment:
         If the file is missing, or holds neither.
     """
     if isinstance(source, str | Path):
-        rows = _rows(Path(source))
+        path = Path(source)
+        if files.is_archive(path):
+            has_matrix = files.find_member(path, files.MATRIX) or not files.find_member(path, files.KEYPOINTS)
+            return from_matrix(path) if has_matrix else from_landmarks(*read_landmarks(path))
+        rows = files.read_csv(path).rows
         if len(rows) == 3 and all(len(row) == 3 for row in rows):
             return Alignment(read_matrix(source))
         return from_landmarks(*read_landmarks(source))
@@ -59,8 +81,32 @@ def read_alignment(source: Any) -> Alignment:
     return Alignment(read_matrix(source))
 
 
+def from_matrix(source: Any) -> Alignment:
+    """A matrix, and how far the keypoints that lie beside it in Xenium Explorer's zip are from it.
+
+    Parameters
+    ----------
+    source
+        As of :func:`read_matrix`.
+
+    Raises
+    ------
+    FileNotFoundError, KeyError, ValueError
+        If there is no such file, it holds no such matrix, or its keypoints are none.
+    """
+    matrix = read_matrix(source)
+    if not isinstance(source, str | Path) or not files.is_archive(Path(source)):
+        return Alignment(matrix)
+    keypoints = files.find_member(Path(source), files.KEYPOINTS)
+    if keypoints is None or len(keypoints.rows) < 2:  # placed by hand, without keypoints: a header at most
+        return Alignment(matrix)
+    moving, fixed = _parse_landmarks(keypoints)
+    residuals = np.linalg.norm(moving @ matrix[:2, :2].T + matrix[:2, 2] - fixed, axis=1)
+    return Alignment(matrix, residuals, _fit(moving, fixed)[1], str(source))
+
+
 def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
-    """An invertible affine (3, 3) matrix, from an array or a csv file without header.
+    """An invertible affine (3, 3) matrix, from an array, a csv file without header, or Xenium Explorer's zip with one.
 
     Parameters
     ----------
@@ -77,9 +123,10 @@ def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
         If it is no such matrix.
     """
     if isinstance(source, str | Path):
-        what = str(source)
+        csv = _csv(Path(source), files.MATRIX)
+        what = csv.what
         try:
-            source = [[float(value) for value in row] for row in _rows(Path(source))]
+            source = [[float(value) for value in row] for row in csv.rows]
         except ValueError as error:
             msg = f"{what} holds something that is no number: {error}. A 3 x 3 matrix has three rows of three numbers."
             raise ValueError(msg) from None
@@ -112,7 +159,7 @@ def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
     ----------
     source
         A pair of (n, 2) arrays; or a frame or csv file with the columns ``alignmentX``, ``alignmentY``, ``fixedX``,
-        ``fixedY`` (Xenium Explorer), or ``moving_x``, ``moving_y``, ``fixed_x``, ``fixed_y``.
+        ``fixedY`` (Xenium Explorer), or ``moving_x``, ``moving_y``, ``fixed_x``, ``fixed_y``; or Xenium Explorer's zip.
 
     Returns
     -------
@@ -127,24 +174,47 @@ def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
     ValueError
         If the points do not pair, or are no finite numbers.
     """
+    if isinstance(source, str | Path):
+        return _parse_landmarks(_csv(Path(source), files.KEYPOINTS))
+    if not isinstance(source, tuple | list):
+        return _landmarks_of_frame(source, "the frame")
+    if len(source) != 2:
+        msg = f"Landmarks are a pair: points of the image, and points of the target; {len(source)} are given."
+        raise ValueError(msg)
+    moving, fixed = (np.asarray(points, np.float64) for points in source)
+    return _require_pairs(moving, fixed, "the arrays")
+
+
+def _csv(path: Path, member: str) -> files.Csv:
+    """A csv file, or the one of that name in an archive."""
+    return files.require_member(path, member) if files.is_archive(path) else files.read_csv(path)
+
+
+def _parse_landmarks(csv: files.Csv) -> tuple[np.ndarray, np.ndarray]:
+    import io
+
     import pandas as pd
 
-    if isinstance(source, tuple | list):
-        if len(source) != 2:
-            msg = f"Landmarks are a pair: points of the image, and points of the target; {len(source)} are given."
-            raise ValueError(msg)
-        moving, fixed = (np.asarray(points, np.float64) for points in source)
-    else:
-        frame = source
-        if isinstance(source, str | Path):
-            _rows(Path(source))
-            frame = pd.read_csv(source)
-        columns = next((names for names in LANDMARK_COLUMNS if set(names) <= set(frame.columns)), None)
-        if columns is None:
-            msg = f"Landmarks need the columns {LANDMARK_COLUMNS[0]} or {LANDMARK_COLUMNS[1]}; these have {list(frame.columns)}."
-            raise KeyError(msg)
-        points = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-        moving, fixed = points[:, :2], points[:, 2:]
+    try:
+        frame = pd.read_csv(io.StringIO(csv.text), skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        msg = f"{csv.what} is no table with a header and one landmark per row: {error}."
+        raise ValueError(msg) from None
+    return _landmarks_of_frame(frame, csv.what)
+
+
+def _landmarks_of_frame(frame: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    import pandas as pd
+
+    columns = next((names for names in LANDMARK_COLUMNS if set(names) <= set(frame.columns)), None)
+    if columns is None:
+        msg = f"Landmarks need the columns {LANDMARK_COLUMNS[0]} or {LANDMARK_COLUMNS[1]}; {what} has {list(frame.columns)}."
+        raise KeyError(msg)
+    points = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    return _require_pairs(points[:, :2], points[:, 2:], what)
+
+
+def _require_pairs(moving: np.ndarray, fixed: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
     if moving.shape != fixed.shape or moving.ndim != 2 or moving.shape[1:] != (2,):
         msg = (
             f"Landmarks are two arrays of (n, 2) points that pair; these have shapes {moving.shape} and {fixed.shape}."
@@ -152,7 +222,7 @@ def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(msg)
     bad = ~(np.isfinite(moving) & np.isfinite(fixed)).all(1)
     if bad.any():
-        msg = f"{int(bad.sum())} landmarks are no finite numbers, the first in row {int(bad.argmax())}."
+        msg = f"{int(bad.sum())} landmarks are no finite numbers, the first in row {int(bad.argmax())} of {what}; correct or remove them."
         raise ValueError(msg)
     return moving, fixed
 
@@ -178,17 +248,23 @@ def from_landmarks(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
         if spread[1] < 1e-3 * spread[0] or spread[0] == 0:
             msg = f"The {len(points)} landmarks lie on one line in {where}; add one beside it."
             raise ValueError(msg)
+    return Alignment(*_fit(moving, fixed))
+
+
+def _fit(moving: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The affine with the least squared distances, and the distances that it leaves."""
     centre = moving.mean(0)
     design = np.c_[moving - centre, np.ones(len(moving))]
     solution = np.linalg.lstsq(design, fixed, rcond=None)[0]
     matrix = np.eye(3)
     matrix[:2, :2] = solution[:2].T
     matrix[:2, 2] = solution[2] - solution[:2].T @ centre
-    residuals = np.linalg.norm(design @ solution - fixed, axis=1)
-    return Alignment(matrix, residuals)
+    return matrix, np.linalg.norm(design @ solution - fixed, axis=1)
 
 
-def align(sdata: SpatialData, image: str, alignment: Alignment, to: str | None = None) -> dict[str, Any]:
+def align(
+    sdata: SpatialData, image: str, alignment: Alignment, to: str | None = None, units: Units = "px"
+) -> dict[str, Any]:
     """Register an image by an alignment, in memory.
 
     Parameters
@@ -196,9 +272,11 @@ def align(sdata: SpatialData, image: str, alignment: Alignment, to: str | None =
     sdata, image
         The sample, and the key of the image.
     alignment
-        From the image's full-resolution pixels to the frame ``to``.
+        From the image to the frame ``to``.
     to
         Key of an image (its full-resolution pixels), or the name of a coordinate system; the nuclear stain by default.
+    units
+        What the image's side of the alignment is in: its full-resolution pixels, or micrometres from its corner.
 
     Returns
     -------
@@ -209,19 +287,32 @@ def align(sdata: SpatialData, image: str, alignment: Alignment, to: str | None =
     KeyError
         If there is no such frame.
     ValueError
-        If the implied µm/px contradicts the image's metadata, or the frame is not registered in ``um``.
+        If the implied µm/px contradicts the image's metadata, the matrix its own keypoints, the frame is not registered in
+        ``um``, or the image's µm/px is needed and unknown.
     """
     from spatialdata.transformations import Affine, get_transformation, set_transformation
 
     element = _elements.get(sdata, "images", image)
     frames = _frames(sdata, image, to)
-    to_um = frames[_elements.UM] @ alignment.matrix
+    unit = float(np.sqrt(np.prod(scale.pixel_size(frames[_elements.UM]))))
+    own = own_mpp(sdata, image) if units == "um" else (1.0, 1.0)
+    to_frame = alignment.matrix @ np.diag([*own, 1.0])
+    to_um = frames[_elements.UM] @ to_frame
     longest, shortest = (float(value) for value in np.linalg.svd(to_um[:2, :2], compute_uv=False))
     recorded = scale.recorded_mpp(sdata, image)
+    if units == "um" and not recorded:
+        recorded = {"its present scale": float(np.sqrt(own[0] * own[1]))}
     if recorded:
         implied = {"implied by its alignment, longest": longest, "implied by its alignment, shortest": shortest}
-        scale.require_agreement(implied | recorded, f"image {image!r}")
-    matrices = {name: from_frame @ alignment.matrix for name, from_frame in frames.items()}
+        try:
+            scale.require_agreement(implied | recorded, f"image {image!r}")
+        except ValueError as error:
+            stated = next(iter(recorded.values()))
+            hint = other_reading(sdata, image, to_um, stated, unit, units)
+            msg = f"{error}{hint}"
+            raise ValueError(msg) from None
+    require_consistent(alignment, unit)
+    matrices = {name: from_frame @ to_frame for name, from_frame in frames.items()}
     for name in get_transformation(element, get_all=True):
         # Systems that the target is not in follow through what else lies in them; what nothing ties to µm is let go.
         if name not in matrices:
@@ -231,9 +322,31 @@ def align(sdata: SpatialData, image: str, alignment: Alignment, to: str | None =
     affines = {name: Affine(matrix, ("x", "y"), ("x", "y")) for name, matrix in matrices.items()}
     set_transformation(element, affines, set_all=True)
     mpp = float(np.sqrt(longest * shortest))
-    unit = np.sqrt(np.prod(scale.pixel_size(frames[_elements.UM])))
     residuals = None if alignment.residuals is None else (alignment.residuals * unit).tolist()
     return {"to": to, "matrix_to_um": to_um.tolist(), "mpp": mpp, "residuals_um": residuals}
+
+
+def log_residuals(image: str, facts: dict[str, Any]) -> None:
+    """Say how well landmarks fit, and which of them fits least.
+
+    Parameters
+    ----------
+    image
+        Key of the image that was aligned.
+    facts
+        What :func:`align` returned.
+    """
+    residuals = facts["residuals_um"]
+    if residuals:
+        worst = int(np.argmax(residuals))
+        logger.info(
+            "%d landmarks of image %r: the median lies %.2f µm from where the alignment puts it, the farthest, index %d, %.2f µm.",
+            len(residuals),
+            image,
+            float(np.median(residuals)),
+            worst,
+            residuals[worst],
+        )
 
 
 def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndarray]:
@@ -278,19 +391,3 @@ def _from_um(sdata: SpatialData, image: str, system: str) -> np.ndarray | None:
         if name != image and system in systems and _elements.UM in systems:
             return np.asarray(scale.matrix_to(element, system) @ np.linalg.inv(scale.matrix_to(element)))
     return None
-
-
-def _rows(path: Path) -> list[list[str]]:
-    """The filled cells of a csv file, row by row."""
-    import csv
-
-    if not path.is_file():
-        msg = f"There is no alignment file {path}."
-        raise FileNotFoundError(msg)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [[value.strip() for value in row if value.strip()] for row in csv.reader(file)]
-    rows = [row for row in rows if row]
-    if not rows:
-        msg = f"{path} is empty; it should hold a 3 x 3 matrix or landmarks."
-        raise ValueError(msg)
-    return rows

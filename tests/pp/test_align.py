@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import zipfile
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import sthist
-from sthist._alignment import from_landmarks, read_alignment, read_matrix
+from sthist._alignment import from_landmarks, from_matrix, read_alignment, read_landmarks, read_matrix
 from sthist.io._he import attach_he
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TRUTH = np.array([[0.9, -0.3, 40.0], [0.35, 1.1, -12.0], [0, 0, 1]])
 
@@ -203,6 +209,286 @@ def test_landmarks_that_do_not_pair():
     np.testing.assert_allclose(read_alignment([points, points]).matrix, np.eye(3), atol=1e-12)
 
 
+def archive(path: Path, files: dict[str, str], **kwargs) -> Path:
+    """A zip of texts."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, **kwargs) as file:
+        for name, text in files.items():
+            file.writestr(name, text)
+    return path
+
+
+def matrix_csv(matrix: np.ndarray) -> str:
+    return pd.DataFrame(matrix).to_csv(header=False, index=False)
+
+
+def keypoints_csv(moving: np.ndarray, fixed: np.ndarray) -> str:
+    return pd.DataFrame(np.c_[fixed, moving], columns=["fixedX", "fixedY", "alignmentX", "alignmentY"]).to_csv(
+        index=False
+    )
+
+
+class TestExplorersZip:
+    points = np.array([[100.0, 100], [700, 120], [300, 650], [500, 500], [20, 700]])
+
+    @settings(deadline=None, max_examples=30)  # each writes a file
+    @given(
+        linear=st.tuples(st.floats(0.1, 3), st.floats(0, 6.28), st.floats(0.9, 1.1), st.booleans()),
+        shift=st.tuples(st.floats(-5000, 5000), st.floats(-5000, 5000)),
+        folder=st.sampled_from(["", "slide_alignment_files/", "a/b c/", "x\\"]),
+        upper=st.booleans(),
+    )
+    def test_it_gives_the_affine_it_was_made_from(self, tmp_path_factory, linear, shift, folder, upper):
+        size, angle, stretch, flip = linear
+        truth = np.eye(3)
+        truth[:2, :2] = size * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        truth[:2, :2] @= np.diag([-stretch if flip else stretch, 1.0])
+        truth[:2, 2] = shift
+        names = [folder + (name.upper() if upper else name) for name in ("matrix.csv", "keypoints.csv")]
+        texts = [matrix_csv(truth), keypoints_csv(self.points, apply(truth, self.points))]
+        path = archive(tmp_path_factory.mktemp("zip") / "any.zip", dict(zip(names, texts, strict=True)))
+        np.testing.assert_allclose(read_matrix(path), truth)
+        for found in (from_matrix(path), read_alignment(path), from_landmarks(*read_landmarks(path))):
+            np.testing.assert_allclose(found.matrix, truth, atol=1e-7)
+            assert found.residuals.max() < 1e-7
+            assert found.gap < 1e-7
+
+    def test_as_matrix_and_as_landmarks(self, toy, tmp_path, caplog):
+        """The matrix is taken as it is, whatever its keypoints, and the other way round; residuals are in µm."""
+        right = sthist.scale.matrix_to(toy["he"])
+        in_pixels = np.linalg.inv(sthist.scale.matrix_to(toy["morphology_focus"])) @ right
+        fixed = apply(in_pixels, self.points)
+        fixed[3] += [6.0, 8.0]  # 10 px of 0.5 µm
+        path = archive(
+            tmp_path / "he.zip",
+            {"matrix.csv": matrix_csv(in_pixels), "keypoints.csv": keypoints_csv(self.points, fixed)},
+        )
+        with caplog.at_level("INFO", "sthist"):
+            sthist.pp.align(toy, "he", matrix=path)
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
+        residuals = toy.attrs["sthist"]["alignment"]["he"]["residuals_um"]
+        np.testing.assert_allclose(residuals, [0, 0, 0, 5.0, 0], atol=1e-9)
+        assert "5 landmarks of image 'he'" in caplog.text
+        assert "the farthest, index 3, 5.00 µm" in caplog.text
+        sthist.pp.align(toy, "he", landmarks=path)
+        by_array = from_landmarks(self.points, fixed)
+        residuals = toy.attrs["sthist"]["alignment"]["he"]["residuals_um"]
+        np.testing.assert_allclose(residuals, by_array.residuals * 0.5, atol=1e-9)
+        expected = sthist.scale.matrix_to(toy["morphology_focus"]) @ by_array.matrix
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), expected)
+
+    @settings(deadline=None, max_examples=30)
+    @given(seed=st.integers(0, 500), n=st.integers(1, 12))
+    def test_the_gap_is_the_distance_from_the_best_affine(self, tmp_path_factory, seed, n):
+        rng = np.random.default_rng(seed)
+        points = rng.uniform(0, 5000, (n, 2))
+        fixed = apply(TRUTH, points) + rng.normal(0, 30, (n, 2))
+        texts = {"matrix.csv": matrix_csv(TRUTH), "keypoints.csv": keypoints_csv(points, fixed)}
+        found = from_matrix(archive(tmp_path_factory.mktemp("zip") / "any.zip", texts))
+        np.testing.assert_allclose(found.residuals, np.linalg.norm(apply(TRUTH, points) - fixed, axis=1))
+        design = np.c_[points, np.ones(n)]
+        best = design @ np.linalg.pinv(design) @ fixed
+        distance = np.sqrt(((apply(TRUTH, points) - best) ** 2).sum(1).mean())
+        assert found.gap == pytest.approx(distance, rel=1e-3, abs=0.01)
+
+    def test_a_matrix_that_its_keypoints_contradict(self, toy, tmp_path, caplog):
+        """By 6 µm: taken. By 20 µm: taken, with a warning. By 200 µm: refused, and nothing changes."""
+        matrix = np.eye(3)
+
+        def moved_by(um: float) -> Path:
+            texts = {
+                "matrix.csv": matrix_csv(matrix),
+                "keypoints.csv": keypoints_csv(self.points, self.points + [um / 0.5, 0]),
+            }
+            return archive(tmp_path / f"by_{um:.0f}.zip", texts)
+
+        sthist.pp.align(toy, "he", matrix=moved_by(6.0))
+        assert "contradict" not in caplog.text
+        sthist.pp.align(toy, "he", matrix=moved_by(20.0))
+        assert (
+            "contradict each other by 20.0 µm: the matrix puts the 5 keypoints a median of 20.0 µm off" in caplog.text
+        )
+        assert "an affine fitted to them 0.0 µm. The matrix is taken" in caplog.text
+        before = sthist.scale.matrix_to(toy["he"])
+        np.testing.assert_allclose(before, sthist.scale.matrix_to(toy["morphology_focus"]))
+        with pytest.raises(
+            ValueError, match=r"by_200.zip contradict each other by 200.0 µm.*Give the one that is right"
+        ):
+            sthist.pp.align(toy, "he", matrix=moved_by(200.0))
+        np.testing.assert_array_equal(sthist.scale.matrix_to(toy["he"]), before)
+        sthist.pp.align(toy, "he", landmarks=moved_by(200.0))
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"])[:2, 2], before[:2, 2] + [200, 0], atol=1e-9)
+
+    @pytest.mark.parametrize("keypoints", [None, "", "fixedX,fixedY,alignmentX,alignmentY\n"])
+    def test_without_keypoints(self, tmp_path, keypoints):
+        files = {"matrix.csv": matrix_csv(TRUTH)} | ({} if keypoints is None else {"keypoints.csv": keypoints})
+        found = read_alignment(archive(tmp_path / "a.zip", files))
+        np.testing.assert_allclose(found.matrix, TRUTH)
+        assert found.residuals is None
+
+    def test_keypoints_alone(self, tmp_path):
+        path = archive(tmp_path / "a.zip", {"keypoints.csv": keypoints_csv(self.points, apply(TRUTH, self.points))})
+        np.testing.assert_allclose(read_alignment(path).matrix, TRUTH, atol=1e-9)
+        with pytest.raises(ValueError, match=r"a.zip holds no matrix.csv; it holds 'keypoints.csv'.*as landmarks="):
+            read_matrix(path)
+
+    def test_a_zip_without_the_ending(self, tmp_path):
+        path = archive(tmp_path / "alignment", {"matrix.csv": matrix_csv(TRUTH)})
+        np.testing.assert_allclose(read_matrix(str(path)), TRUTH)
+
+    def test_nothing_is_unpacked(self, tmp_path, monkeypatch):
+        """A path that leads out of the archive is a name like another."""
+        monkeypatch.chdir(tmp_path)
+        path = archive(tmp_path / "a.zip", {"../../out/matrix.csv": matrix_csv(TRUTH), "/etc/other.csv": "x"})
+        np.testing.assert_allclose(read_matrix(path), TRUTH)
+        assert [file.name for file in tmp_path.rglob("*")] == ["a.zip"]
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({}, r"a.zip holds no matrix.csv; it holds nothing. What Xenium Explorer's"),
+            ({"b/notes.txt": "x"}, r"a.zip holds no matrix.csv; it holds 'b/notes.txt'"),
+            ({f"{i}.csv": "" for i in range(12)}, r"it holds '0.csv', .*'9.csv' and 2 more"),
+            (
+                {"a/matrix.csv": "", "b/Matrix.csv": ""},
+                r"2 files matrix.csv: 'a/matrix.csv', 'b/Matrix.csv'. Unpack the right",
+            ),
+            ({"matrix.csv": ""}, r"matrix.csv of .*a.zip is empty"),
+            ({"matrix.csv": "1,0,0\n0,1,0\n"}, r"matrix.csv of .*a.zip is no 3 x 3 matrix"),
+            ({"matrix.csv": "1,0,0\n0,one,0\n0,0,1\n"}, r"matrix.csv of .*a.zip holds something that is no number"),
+            ({"matrix.csv": "1" * 4_000_001}, r"matrix.csv of .*a.zip is larger than 4 MB"),
+        ],
+    )
+    def test_archives_that_are_no_alignment(self, tmp_path, files, message):
+        with pytest.raises(ValueError, match=message):
+            from_matrix(archive(tmp_path / "a.zip", files))
+
+    def test_archives_without_landmarks(self, tmp_path):
+        path = archive(tmp_path / "a.zip", {"matrix.csv": matrix_csv(TRUTH)})
+        with pytest.raises(ValueError, match=r"a.zip holds no keypoints.csv; it holds 'matrix.csv'.*as matrix="):
+            read_landmarks(path)
+        path = archive(tmp_path / "b.zip", {"matrix.csv": matrix_csv(TRUTH), "keypoints.csv": "x,y\n1,2\n"})
+        with pytest.raises(KeyError, match=r"Landmarks need the columns.*keypoints.csv of .*b.zip has \['x', 'y'\]"):
+            from_matrix(path)
+
+    def test_damaged_archives(self, tmp_path):
+        whole = archive(tmp_path / "a.zip", {"matrix.csv": matrix_csv(TRUTH) * 50}).read_bytes()
+        middle = bytearray(whole)
+        middle[60:70] = bytes(10)
+        for content in (whole[: len(whole) // 2], b"", b"1,0,0\n0,1,0\n0,0,1\n", bytes(middle)):
+            (tmp_path / "b.zip").write_bytes(content)
+            with pytest.raises(ValueError, match=r"b.zip is damaged or no zip that can be read"):
+                read_alignment(tmp_path / "b.zip")
+
+    def test_encrypted_or_no_text(self, tmp_path):
+        path = archive(tmp_path / "a.zip", {"matrix.csv": matrix_csv(TRUTH)})
+        content = bytearray(path.read_bytes())
+        for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            content[content.index(header) + offset] |= 1
+        (tmp_path / "b.zip").write_bytes(content)
+        with pytest.raises(ValueError, match=r"b.zip .*matrix.csv is encrypted"):
+            read_matrix(tmp_path / "b.zip")
+        with zipfile.ZipFile(tmp_path / "c.zip", "w") as file:
+            file.writestr("matrix.csv", b"\xff\xfe\x00\xd8")
+        with pytest.raises(ValueError, match=r"matrix.csv of .*c.zip is no text"):
+            read_matrix(tmp_path / "c.zip")
+
+    def test_an_unpacked_folder(self, tmp_path):
+        (tmp_path / "files").mkdir()
+        (tmp_path / "files" / "matrix.csv").write_text(matrix_csv(TRUTH))
+        with pytest.raises(FileNotFoundError, match=r"files is a folder; .*It has 'matrix.csv'"):
+            read_matrix(tmp_path / "files")
+
+
+class TestUnits:
+    """The image has 0.5 µm/px, the stain here 0.2 µm/px; the same place is told in every pair of units."""
+
+    away = np.array([[0, -1.0, 900.0], [1.0, 0, 40.0], [0, 0, 1]])
+    """µm of the image to µm of the sample: a quarter turn."""
+
+    @pytest.fixture
+    def fine(self, toy):
+        import spatialdata as sd
+
+        other = sd.models.Image2DModel.parse(
+            np.zeros((1, 64, 64), np.uint8),
+            dims=("c", "y", "x"),
+            transformations={"um": sd.transformations.Scale([0.2, 0.2], ("x", "y"))},
+        )
+        toy.images["fine"] = other
+        sthist.scale.record_mpp(toy, "he", "OME PhysicalSizeX", 0.5)
+        return toy
+
+    @pytest.mark.parametrize("units", ["px", "um"])
+    @pytest.mark.parametrize(("to", "per_um"), [("um", 1.0), ("fine", 5.0)])
+    def test_every_pair_of_units_gives_the_same_place(self, fine, units, to, per_um):
+        matrix = np.diag([per_um, per_um, 1.0]) @ self.away @ np.diag([*[0.5 if units == "px" else 1.0] * 2, 1.0])
+        expected = self.away @ np.diag([0.5, 0.5, 1.0])
+        sthist.pp.align(fine, "he", to, matrix=matrix, units=units)
+        np.testing.assert_allclose(sthist.scale.matrix_to(fine["he"]), expected)
+        points = np.array([[0.0, 0], [300, 10], [20, 250], [200, 200]])
+        fixed = apply(matrix, points)
+        fixed[1] += 0.5 * per_um
+        sthist.pp.align(fine, "he", to, landmarks=(points, fixed), units=units)
+        residuals = fine.attrs["sthist"]["alignment"]["he"]["residuals_um"]
+        np.testing.assert_allclose(residuals, from_landmarks(points, fixed).residuals / per_um)
+
+    @pytest.mark.parametrize(
+        ("meant", "given", "hint"),
+        [
+            (("um", "um"), {"to": "um"}, r"its side of the image is in µm \(units='um'\)"),
+            (("px", "um"), {"to": "um", "units": "um"}, r"its side of the image is in pixels \(units='px'\)"),
+            (("px", "um"), {"to": "fine"}, r"its other side is in µm \(to='um'\)"),
+            (("px", "fine"), {"to": "um"}, r"its other side is in pixels of image 'fine' \(to='fine'\)"),
+            (("um", "um"), {"to": "fine"}, r"in µm \(units='um'\) and its other side is in µm \(to='um'\)"),
+        ],
+    )
+    def test_units_that_were_mixed_up(self, fine, meant, given, hint):
+        per_px, per_um = {"px": 0.5, "um": 1.0}[meant[0]], {"um": 1.0, "fine": 5.0}[meant[1]]
+        matrix = np.diag([per_um, per_um, 1.0]) @ self.away @ np.diag([per_px, per_px, 1.0])
+        before = sthist.scale.matrix_to(fine["he"])
+        with pytest.raises(ValueError, match=rf"Two scales of image 'he' disagree.* It would agree if .*{hint}"):
+            sthist.pp.align(fine, "he", matrix=matrix, **given)
+        np.testing.assert_array_equal(sthist.scale.matrix_to(fine["he"]), before)
+
+    def test_other_mix_ups(self, fine):
+        right = self.away @ np.diag([0.5, 0.5, 1.0])
+        with pytest.raises(ValueError, match=r"It would agree if it leads the other way \(give its inverse\)"):
+            sthist.pp.align(fine, "he", "um", matrix=np.linalg.inv(right))
+        with pytest.raises(ValueError, match=r"It would agree if it was made on a copy of the image 16 times smaller"):
+            sthist.pp.align(fine, "he", "um", matrix=right @ np.diag([16.0, 16, 1]))
+        with pytest.raises(ValueError, match=r"replaces a scale\.$"):
+            sthist.pp.align(fine, "he", "um", matrix=right @ np.diag([1.3, 1.3, 1]))
+
+    def test_the_present_scale_serves_where_nothing_is_recorded(self, toy):
+        sthist.pp.align(toy, "he", "um", matrix=self.away, units="um")
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), self.away @ np.diag([0.5, 0.5, 1.0]))
+        with pytest.raises(ValueError, match=r"disagree.*its present scale"):
+            sthist.pp.align(toy, "he", "um", matrix=self.away @ np.diag([0.5, 0.5, 1.0]), units="um")
+
+    @pytest.mark.parametrize("system", ["global", "slide"])
+    def test_an_unknown_scale(self, toy, system):
+        """The message's own way out works."""
+        from spatialdata.transformations import Identity, set_transformation
+
+        set_transformation(toy["he"], {system: Identity()}, set_all=True)
+        alone = "he_px" if system == "global" else "slide"
+        with pytest.raises(
+            ValueError, match=rf"units='um' needs.*pp.set_scale\(sdata, 'he', mpp=..., coordinate_system='{alone}'\)"
+        ):
+            sthist.pp.align(toy, "he", "um", matrix=self.away, units="um")
+        if system == "global":
+            set_transformation(toy["he"], Identity(), alone)
+        sthist.pp.set_scale(toy, "he", mpp=0.5, coordinate_system=alone)
+        sthist.pp.align(toy, "he", "um", matrix=self.away, units="um")
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), self.away @ np.diag([0.5, 0.5, 1.0]))
+
+    def test_units_that_are_none(self, toy):
+        with pytest.raises(ValueError, match=r"units='mm' is none of \['px', 'um'\]"):
+            sthist.pp.align(toy, "he", matrix=np.eye(3), units="mm")
+        with pytest.raises(ValueError, match=r"matrix='auto' finds them itself"):
+            sthist.pp.align(toy, "he", matrix="auto", units="um")
+
+
 class TestAttach:
     @pytest.fixture
     def picture(self, toy, tmp_path):
@@ -217,6 +503,19 @@ class TestAttach:
         in_pixels = np.linalg.inv(sthist.scale.matrix_to(toy["morphology_focus"])) @ right
         attach_he(toy, picture, alignment=in_pixels)
         np.testing.assert_array_equal(sthist.tiles.read_region(toy, "he", (100, 100, 300, 300), 0.5), before)
+
+    def test_by_explorers_zip(self, toy, picture, tmp_path):
+        right = sthist.scale.matrix_to(toy["he"])
+        in_pixels = np.linalg.inv(sthist.scale.matrix_to(toy["morphology_focus"])) @ right
+        points = TestExplorersZip.points
+        fixed = apply(in_pixels, points)
+        fixed[2] += [0.0, 5.0]  # px of 0.5 µm
+        texts = {"matrix.csv": matrix_csv(in_pixels), "keypoints.csv": keypoints_csv(points, fixed)}
+        attach_he(toy, picture, name="he_new", alignment=archive(tmp_path / "he.zip", texts))
+        np.testing.assert_allclose(sthist.scale.matrix_to(toy["he_new"]), right)
+        record = toy.attrs["sthist"]["alignment"]["he_new"]
+        np.testing.assert_allclose(record["residuals_um"], [0, 0, 2.5, 0, 0], atol=1e-9)
+        np.testing.assert_allclose(record["matrix_to_um"], right)
 
     def test_by_the_unit_of_a_coordinate_system(self, toy, picture):
         attach_he(toy, picture, name="he_new", coordinate_system="global")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _alignment, _elements, scale
+from sthist import _alignment, _elements, _store, scale
 from sthist.io._images import LooseImage, image_element, read_image
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def attach_he(
     to: str | None = None,
     coordinate_system: str | None = None,
 ) -> None:
-    """Add an H&E to a sample, registered by its alignment, in memory.
+    """Add an H&E to a sample, registered by its alignment, in memory; ``attrs`` keep the alignment as ``pp.align`` does.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def attach_he(
     name
         Key of the new image.
     alignment
-        Matrix or landmarks (file or arrays) from the H&E's full-resolution pixels to ``to``.
+        Matrix or landmarks (file or arrays, or the zip of Xenium Explorer) from the H&E's full-resolution pixels to ``to``.
     to
         Key of an image, or a coordinate system; the nuclear stain by default.
     coordinate_system
@@ -115,12 +115,16 @@ def attach_he(
     for stated, value in loose.mpp.items():
         scale.record_mpp(sdata, name, stated, value)
     try:
-        _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
+        facts = _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
     except (KeyError, ValueError):
         del sdata.images[name]
         sdata.attrs["sthist"].get("mpp", {}).pop(name, None)
         raise
     _elements.set_role(sdata, "he", {"image": name})
+    if alignment is not None:
+        records = sdata.attrs["sthist"].setdefault("alignment", {})
+        records[name] = _store.provenance("he_alignment", **facts)
+        _alignment.log_residuals(name, facts)
 
 
 def read_he(source: Any, name: str) -> LooseImage:
