@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,15 +72,24 @@ def iter_points(
     except KeyError:
         msg = f"Points {elements.points!r} are not registered in 'um'; add the scale with pp.set_scale."
         raise ValueError(msg) from None
-    wanted = points[["x", "y", *columns]]
-    for index in range(wanted.npartitions):
-        part = wanted.get_partition(index).compute()
+    for part in _read_ahead(points[["x", "y", *columns]]):
         x, y = part["x"].to_numpy(np.float64), part["y"].to_numpy(np.float64)
         yield (
             matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
             matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
             part,
         )
+
+
+def _read_ahead(frame: Any) -> Iterator[Any]:
+    """The partitions of a dask frame, the next one read while one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(frame.get_partition(0).compute)
+        for index in range(1, frame.npartitions + 1):
+            part = following.result()
+            if index < frame.npartitions:
+                following = pool.submit(frame.get_partition(index).compute)
+            yield part
 
 
 def is_gene(names: Any, controls: Sequence[str] | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from shapely.geometry.base import BaseGeometry
 
@@ -63,7 +63,7 @@ class BlockPainter:
         outline = None if self._within is None else self._outline(self._within, block)
         if outline is not None and not outline.any():
             return np.full((3, block.y1 - block.y0, block.x1 - block.x0), PAPER, np.uint8)
-        pixels = self._blend(block)
+        pixels = self._blend(block) if self.grid.overlaps else self._join(block)
         if outline is not None:
             pixels[:, ~outline] = PAPER
         return pixels
@@ -77,23 +77,39 @@ class BlockPainter:
         px = self.grid.px
         n_channels = sum(len(reader.channels) * reader.dtype.itemsize for reader in self.readers)
         area = (block.y1 - block.y0) * (block.x1 - block.x0)
-        return area * (3 * 4 + 4 + 3) + self._batch_size * px * px * (n_channels + 3)
+        sums = 3 * 4 + 4 if self.grid.overlaps else 0
+        return area * (3 + sums) + self._batch_size * px * px * (n_channels + 3)
 
-    def _blend(self, block: Block) -> np.ndarray:
-        from sthist.tiles._kernels import add_weighted, divide_to_uint8
-
-        height, width = block.y1 - block.y0, block.x1 - block.x0
+    def _predicted(self, block: Block) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """The tiles that touch a block, batch by batch, and their top left pixels (y, x) in it."""
         corners = self.grid.corners(block)
         centres = self.grid.centres_um(corners, block)
-        total = np.zeros((height, width, 3), np.float32)
-        weights = np.zeros((height, width), np.float32)
         for start in range(0, len(corners), self._batch_size):
             batch = slice(start, start + self._batch_size)
             inputs = [reader.read(centres[batch]) for reader in self.readers]
             with self._device_lock:
                 tiles = self._predict(*inputs)
-            for tile, (y, x) in zip(tiles, corners[batch].tolist(), strict=True):
-                add_weighted(tile, self.grid.weight, total, weights, y, x)
+            yield from zip(tiles, map(tuple, corners[batch].tolist()), strict=True)
+
+    def _join(self, block: Block) -> np.ndarray:
+        """Tiles side by side."""
+        height, width = block.y1 - block.y0, block.x1 - block.x0
+        pixels = np.empty((3, height, width), np.uint8)
+        for tile, (y, x) in self._predicted(block):
+            part = tile[max(0, -y) : height - y, max(0, -x) : width - x]
+            top, left = max(0, y), max(0, x)
+            pixels[:, top : top + part.shape[0], left : left + part.shape[1]] = part.transpose(2, 0, 1)
+        return pixels
+
+    def _blend(self, block: Block) -> np.ndarray:
+        """Tiles that overlap, their sums over the sums of their weights."""
+        from sthist.tiles._kernels import add_weighted, divide_to_uint8
+
+        height, width = block.y1 - block.y0, block.x1 - block.x0
+        total = np.zeros((height, width, 3), np.float32)
+        weights = np.zeros((height, width), np.float32)
+        for tile, (y, x) in self._predicted(block):
+            add_weighted(tile, self.grid.weight, total, weights, y, x)
         pixels = np.empty((3, height, width), np.uint8)
         divide_to_uint8(total, weights, PAPER, pixels)
         return pixels
@@ -127,7 +143,7 @@ class TileGrid:
             msg = f"overlap is {overlap}; it is a part of the tile's side between 0 and 1/2."
             raise ValueError(msg)
         shared = round(px * overlap)
-        self.px, self.stride, self.margin = px, px - shared, shared // 2
+        self.px, self.stride, self.margin, self.overlaps = px, px - shared, shared // 2, shared > 0
         self.origin_um, self.mpp = np.array(origin_um), mpp
         ramp = np.ones(px)
         if shared:
