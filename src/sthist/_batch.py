@@ -77,7 +77,7 @@ def find_verb(name: str) -> Callable[..., Any]:
     import sthist
 
     module, _, verb = name.partition(".")
-    known = [f"{kind}.{each}" for kind in ("pp", "tl") for each in getattr(sthist, kind).__all__]
+    known = [f"{kind}.{each}" for kind in ("pp", "tl") for each in getattr(sthist, kind).__all__ if each.islower()]
     if name not in known:
         msg = f"There is no verb {name!r}; there are {', '.join(known)}."
         raise ValueError(msg)

@@ -439,7 +439,7 @@ class TestSpatialData:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(_store, "_move", full)
+        monkeypatch.setattr(_store, "commit", full)
         with pytest.raises(OSError, match="is full"):
             sthist.pp.genes(backed)
         for sdata in (backed, sd.read_zarr(backed.path)):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sthist import _alignment, _elements, _store
 from sthist._alignment_checks import UNITS
+from sthist._samples import over_samples
 from sthist._settings import logger, settings
 from sthist.pp._auto_align import find_alignment
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sthist._alignment_checks import Units
 
 
+@over_samples
 def align(
     sdata: SpatialData,
     image: str,
@@ -41,7 +43,7 @@ def align(
     Parameters
     ----------
     sdata
-        One sample.
+        One sample, or a mapping of name to sample.
     image
         Key of the image to register.
     to
