@@ -169,7 +169,9 @@ def _is_under(member: str, places: tuple[str, ...]) -> bool:
 
 def _provenance(path: Path, placed: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """What made each element that is in place, or about to be, and is of sthist's making."""
-    folders = {f"{kind}/{file.parent.name}": file.parent for kind in KINDS for file in sorted(path.glob(f"{kind}/*/{ROOT}"))}
+    folders = {
+        f"{kind}/{file.parent.name}": file.parent for kind in KINDS for file in sorted(path.glob(f"{kind}/*/{ROOT}"))
+    }
     made = {
         place: _read(folder / ROOT).get("attributes", {}).get("sthist_provenance")
         for place, folder in (folders | placed).items()

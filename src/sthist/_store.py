@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-
 def store_path(sdata: SpatialData) -> Path | None:
     """Folder of the store that backs an object; None in memory. Remote stores are refused."""
     if sdata.path is None:

@@ -288,7 +288,9 @@ def read_region(
     return read_grid(reader, (x0, y0), (height, width))
 
 
-def read_grid(reader: TileReader, origin_um: Any, shape: tuple[int, int], *, out: np.ndarray | None = None) -> np.ndarray:
+def read_grid(
+    reader: TileReader, origin_um: Any, shape: tuple[int, int], *, out: np.ndarray | None = None
+) -> np.ndarray:
     """(h, w, c) pixels of a reader side by side, from a corner (x, y) in µm on; into ``out``, if there is one."""
     px, (height, width) = reader.spec.px, shape
     if out is None:
