@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 WORK = ".sthist"
 KINDS = ("images", "labels", "points", "shapes", "tables")
 ROOT = "zarr.json"
+UNFINISHED = "*.partial"
+"""Files that zarr was writing: it renames them when they are whole."""
+
 CARRIED = ".sthist-store.json"
 """In an element's folder, for the moment of an exchange: the store's metadata that go with it."""
 
@@ -47,6 +50,8 @@ def commit(path: Path, kind: str, name: str, source: Path) -> None:
         Folder of the element, on the same file system, with its provenance in its attributes.
     """
     place, target = f"{kind}/{name}", path / kind / name
+    for file in source.rglob(UNFINISHED):  # of a run that was killed, and that this one continued
+        file.unlink()
     consolidated = _is_consolidated(path)
     after = _compose(path, _AFTER, {place: source}, consolidated=consolidated)
     if not target.exists():

@@ -86,6 +86,21 @@ def test_exception_at_a_random_block(stored, tmp_path, monkeypatch, seed):
     assert_equal(pyramid(sd.read_zarr(tmp_path / "s.zarr")), stored[1])
 
 
+def test_files_that_were_being_written_are_not_published(stored, tmp_path, monkeypatch):
+    """zarr writes a chunk beside its place; a kill just then leaves the file there, under a name of its own."""
+    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    shutil.copytree(stored[0], tmp_path / "s.zarr")
+    sdata = sd.read_zarr(tmp_path / "s.zarr")
+    with pytest.raises(RuntimeError, match="the lights went out"):
+        sthist.tl.virtual_he(sdata, Counting(fail_at=5))
+    chunk = next(file for file in (tmp_path / "s.zarr" / ".sthist").rglob("c/*/*/*") if file.is_file())
+    left = chunk.with_name(f"{chunk.name}.{'0f' * 16}.partial")
+    left.write_bytes(b"half a chunk")
+    sthist.tl.virtual_he(sdata, Counting())
+    assert_equal(pyramid(sdata), stored[1])
+    assert not list((tmp_path / "s.zarr").rglob("*.partial"))
+
+
 def test_exception_in_memory(monkeypatch):
     """An object in memory continues from the scratch folder."""
     monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
