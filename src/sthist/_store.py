@@ -227,7 +227,7 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
     made
         Its provenance.
     """
-    read_element(built, kind, name)  # it reads, or nothing is published
+    element = read_element(built, kind, name)  # it reads, or nothing is published
     path = store_path(sdata)
     if path is None:
         own = Path(settings.scratch_dir) / f"{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}.zarr"
@@ -241,7 +241,8 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
     _ensure_group(path, kind)
     commit(path, kind, name, built / kind / name)
     _record(sdata, kind, name, made)
-    _set(sdata, kind, name, read_element(path, kind, name))
+    in_memory = kind in {"shapes", "tables"}  # the others are read from their place when they are needed
+    _set(sdata, kind, name, element if in_memory else read_element(path, kind, name))
 
 
 def read_element(store: Path, kind: str, name: str) -> Any:
