@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ import numpy as np
 from sthist.io._tiff import on_white, open_tiff
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff", ".bif"}
 CHUNK_PX = 512
@@ -100,9 +102,8 @@ def _from_array(array: Any, name: str) -> LooseImage:
 def _read_picture(path: Path, name: str) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a slide is larger than Pillow's guard allows
     try:
-        with Image.open(path) as opened:
+        with any_size(), Image.open(path) as opened:
             turned = orientation(opened) != 1
             picture = ImageOps.exif_transpose(opened) if turned else opened
             if picture.mode in PICTURE_MODES:
@@ -114,8 +115,28 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
     except (OSError, SyntaxError) as error:  # Pillow's two ways to say that a known format is broken
         msg = f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?"
         raise ValueError(msg) from None
+
+
+_guards = threading.Lock()
+_lifted: list[Any] = []
+"""Pillow's limit, once for each that is lifting it."""
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Open pictures of any size: a slide is larger than Pillow's guard allows, which is one for all threads."""
+    from PIL import Image
+
+    with _guards:
+        _lifted.append(_lifted[0] if _lifted else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with _guards:
+            limit = _lifted.pop()
+            if not _lifted:
+                Image.MAX_IMAGE_PIXELS = limit
 
 
 def orientation(picture: Any) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.io._images import TIFF_SUFFIXES, orientation, read_image
+from sthist.io._images import TIFF_SUFFIXES, any_size, orientation, read_image
 from sthist.io._tiff import open_tiff
 
 if TYPE_CHECKING:
@@ -364,14 +364,10 @@ def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:
         with reading(path):
             pixels = open_tiff(path, read=False)[0][0]
         return (pixels.shape[0], pixels.shape[-2], pixels.shape[-1]), pixels.dtype
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the header is read
-    try:
-        with reading(path), Image.open(path) as picture:
-            mode, (width, height) = picture.mode, picture.size
-            if orientation(picture) > 4:  # it lies on its side
-                width, height = height, width
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with reading(path), any_size(), Image.open(path) as picture:
+        mode, (width, height) = picture.mode, picture.size
+        if orientation(picture) > 4:  # it lies on its side
+            width, height = height, width
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 1024))  # some writers leave padding behind the end
         if PICTURE_ENDS.get(path.suffix.lower(), b"") not in file.read():

@@ -10,20 +10,18 @@ import numpy as np
 from sthist import _elements, scale
 from sthist._settings import logger
 from sthist.io import _sample, _vendor
+from sthist.io._spots import MAX_OUTSIDE, SPOTS_UM, fit_lattice
 
 if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
 VENDOR = "Visium"
-SPOT_DIAMETER_UM = 55.0
+SPOT_DIAMETER_UM = SPOTS_UM["Visium"][0]
 LATTICE_UM = np.array([50.0, 50.0 * np.sqrt(3)])
 """Of one step of array_col and of array_row: neighbours are 100 µm apart, centre to centre."""
 
 OFF_LATTICE_UM = 10.0
-MAX_OUTSIDE = 0.05
-"""Share of spots that may lie outside of a full-resolution image."""
-
 ARRAY = ["array_col", "array_row"]
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
@@ -275,24 +273,19 @@ def _lattice_mpp(path: Path, positions: pd.DataFrame) -> float:
     """µm per full-resolution pixel, from the affine that takes the lattice to where the spots are."""
     um = positions[ARRAY].to_numpy(np.float64) * LATTICE_UM
     px = positions[PIXELS].to_numpy(np.float64)
-    design = np.c_[um - um.mean(0), np.ones(len(um))]
-    solution, _, rank, _ = np.linalg.lstsq(design, px, rcond=1e-9)
-    if rank < 3:
+    lattice = fit_lattice(um, px)
+    if lattice is None:
         msg = (
             f"{path}: the scale needs at least 3 spots that are not on one line of the lattice; it has {len(um)} spots."
         )
         raise ValueError(msg)
-    linear = solution[:2].T
-    along_x, along_y = np.linalg.norm(linear, axis=0)
-    if min(along_x, along_y) <= 0 or max(along_x, along_y) > min(along_x, along_y) * (1 + scale.TOLERANCE):
+    if lattice.anisotropy > scale.TOLERANCE:
         msg = (
-            f"{path}: the spots are {50 * along_x:.4g} px apart per array_col and {50 * along_y:.4g} px per 50 µm of array_row, "
+            f"{path}: the spots are {50 / lattice.mpp_x:.4g} px apart per array_col and {50 / lattice.mpp_y:.4g} px per 50 µm of array_row, "
             "which should be equal. Are the columns of rows and columns exchanged?"
         )
         raise ValueError(msg)
-    mpp = 1 / float(np.sqrt(abs(np.linalg.det(linear))))
-    off = float(np.median(np.linalg.norm(design @ solution - px, axis=1))) * mpp
-    if off > OFF_LATTICE_UM:
-        msg = f"{path}: the spots lie {off:.3g} µm off the lattice of Visium (median); are positions and barcodes exchanged?"
+    if lattice.off_um > OFF_LATTICE_UM:
+        msg = f"{path}: the spots lie {lattice.off_um:.3g} µm off the lattice of Visium (median); are positions and barcodes exchanged?"
         raise ValueError(msg)
-    return mpp
+    return lattice.mpp
