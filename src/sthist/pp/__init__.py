@@ -1,10 +1,11 @@
-"""Preprocessing: scale, alignment, tissue, tiles, genes."""
+"""Preprocessing: scale, alignment, tissue, tiles, genes, sums."""
 
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "_aggregate": ["aggregate"],
         "_align": ["align"],
         "_genes": ["genes"],
         "_match_genes": ["GeneMatch", "match_genes"],

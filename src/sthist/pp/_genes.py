@@ -113,7 +113,7 @@ def genes(
     _require_numbers(min_cells, min_counts, target_sum)
     adata, key = _find_table(data, table)
     name = _called(key)
-    source, counts, features = _raw_counts(adata, layer, name)
+    source, counts, features = find_raw_counts(adata, layer, name)
     wanted, n_controls = _wanted(adata, genes, controls, name)
     _say_copies(features[features.isin(wanted) & features.duplicated()], name)
     counts = collect_columns(counts, wanted.get_indexer(features), len(wanted))
@@ -187,7 +187,7 @@ def _called(key: str | None) -> str:
     return "The table" if key is None else f"Table {key!r}"
 
 
-def _raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, csr_matrix, pd.Index]:
+def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, csr_matrix, pd.Index]:
     """Where the counts are, the counts, and the names of their columns."""
     if layer == "X":
         candidates = {"X": (adata.X, adata.var_names)}
