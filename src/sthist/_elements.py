@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sthist import _foreign
 from sthist._settings import logger
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def describe(kind: str, keys: Iterable[str]) -> str:
 
 
 def roles(sdata: SpatialData) -> dict[str, Any]:
-    """What the readers recorded of the elements' roles; an empty dictionary for other people's objects."""
-    return dict(sdata.attrs.get("sthist", {}).get("roles", {}))
+    """What the readers recorded of the elements' roles; what LazySlide and sopa recorded where they recorded nothing."""
+    return _foreign.roles(sdata) | sdata.attrs.get("sthist", {}).get("roles", {})
 
 
 def set_role(sdata: SpatialData, role: str, value: dict[str, Any]) -> None:
@@ -121,6 +122,11 @@ def find_he(sdata: SpatialData, image: str | None = None) -> str:
         return str(recorded)
     candidates = [name for name in _measured_images(sdata) if HE_NAMES.search(name)]
     return _only_one(sdata, "H&E image", "images", candidates, "image=")
+
+
+def find_tissue(sdata: SpatialData) -> str:
+    """Key of the outlines of the tissue: ``"tissue"``, or those of LazySlide where there are no such."""
+    return "tissue" if "tissue" in sdata.shapes else roles(sdata).get("tissue", {}).get("shapes", "tissue")
 
 
 def _measured_images(sdata: SpatialData) -> list[str]:
@@ -276,10 +282,14 @@ def find_cell_table(sdata: SpatialData, table: str | None = None) -> str | None:
         get(sdata, "tables", table)
         return table
     recorded = roles(sdata).get("cells", {}).get("table")
+    other = _foreign.without_counts(sdata)
     candidates = [
         name
         for name, adata in sdata.tables.items()
-        if "spatialdata_attrs" in adata.uns and adata.X is not None and name not in adata.uns.get("sthist", {})
+        if "spatialdata_attrs" in adata.uns
+        and adata.X is not None
+        and name not in adata.uns.get("sthist", {})
+        and name not in other
     ]
     name = recorded if recorded in sdata.tables else candidates[0] if len(candidates) == 1 else None
     if name is not None and cell_shapes(sdata, name) is None:
@@ -294,7 +304,10 @@ def find_expression_table(sdata: SpatialData, table: str | None = None) -> str:
         get(sdata, "tables", table)
         return table
     recorded = {roles(sdata).get(role, {}).get("table") for role in ("cells", "spots")}
-    measured = [name for name, adata in sdata.tables.items() if adata.X is not None and adata.n_vars]
+    other = _foreign.without_counts(sdata)
+    measured = [
+        name for name, adata in sdata.tables.items() if adata.X is not None and adata.n_vars and name not in other
+    ]
     candidates = [name for name in measured if name in recorded] or measured
     return _only_one(sdata, "table of expression", "tables", candidates, "table=")
 

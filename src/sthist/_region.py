@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sthist import _elements
 
 if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
 
+MISSING = "missing"
+"""State of a core of a microarray that is not there: its region is where it would be."""
+
+
+def is_missing(shapes: GeoDataFrame) -> np.ndarray:
+    """Which shapes are cores of a microarray that are not there, (n,) bool."""
+    if not {"row", "column", "state"} <= set(shapes.columns):
+        return np.zeros(len(shapes), bool)
+    return (shapes["state"] == MISSING).to_numpy()
+
+
+def present(shapes: GeoDataFrame) -> GeoDataFrame:
+    """Shapes without the cores of a microarray that are missing."""
+    return shapes[~is_missing(shapes)]
+
+
 def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
-    """The geometry, in µm, that a ``within=`` argument stands for.
+    """The geometry, in µm, that a ``within=`` argument stands for; of the cores of a microarray, those that are there.
 
     Raises
     ------
@@ -25,7 +44,7 @@ def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
     import spatialdata as sd
 
     if isinstance(within, str):
-        shapes = sd.transform(_elements.get(sdata, "shapes", within), to_coordinate_system=_elements.UM)
+        shapes = present(sd.transform(_elements.get(sdata, "shapes", within), to_coordinate_system=_elements.UM))
         geometry = shapely.union_all(
             shapes.geometry.buffer(shapes["radius"]) if "radius" in shapes else shapes.geometry
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements
+from sthist import _elements, _foreign
 from sthist._settings import logger
 
 if TYPE_CHECKING:
@@ -137,12 +137,15 @@ def trusted(sources: dict[str, float], mpp: float | None) -> dict[str, float]:
 def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
     """µm/px that readers found in an image's metadata, by source (OME, vendor, spot pitch).
 
+    Where they recorded nothing, what LazySlide and sopa did.
+
     Parameters
     ----------
     sdata, image
         The sample, and the key of the image.
     """
-    return dict(sdata.attrs.get("sthist", {}).get("mpp", {}).get(image, {}))
+    recorded = sdata.attrs.get("sthist", {}).get("mpp", {})
+    return dict(recorded[image]) if image in recorded else _foreign.stated_mpp(sdata, image)
 
 
 def record_mpp(sdata: SpatialData, image: str, source: str, mpp: float) -> None:
@@ -163,7 +166,8 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
     """Micrometres per pixel of an image along x and y.
 
     The first of these that exists is returned: the argument, the ``um`` transformation, the image's metadata (OME,
-    vendor, spot pitch) as recorded by the reader. All that exist must agree within 2 %.
+    vendor, spot pitch) as recorded by the reader, or by LazySlide (``slide_properties``) and sopa. All that exist must agree
+    within 2 %.
 
     Parameters
     ----------
@@ -212,7 +216,7 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
 
 
 def register(
-    sdata: SpatialData, image: str, mpp: float, *, coordinate_system: str = "global", overwrite: bool = False
+    sdata: SpatialData, image: str, mpp: float | None, *, coordinate_system: str = "global", overwrite: bool = False
 ) -> list[str]:
     """Register in ``um`` all elements that share a coordinate system with an image of known scale; in memory only.
 
@@ -221,7 +225,7 @@ def register(
     Parameters
     ----------
     sdata, image, mpp
-        The sample, the key of the image, and its µm/px.
+        The sample, the key of the image, and its µm/px; None for what is known of it.
     coordinate_system
         The system in which the elements are registered now.
     overwrite
@@ -234,6 +238,8 @@ def register(
     from spatialdata.transformations import get_transformation
 
     element = _elements.get(sdata, "images", image)
+    if mpp is None:
+        mpp = float(np.sqrt(np.prod(resolve_mpp(sdata, image))))
     if not (np.isfinite(mpp) and mpp > 0):
         msg = f"mpp is {mpp!r}; the micrometres per pixel are a positive number."
         raise ValueError(msg)
@@ -242,7 +248,8 @@ def register(
         msg = f"Image {image!r} is not registered in {coordinate_system!r}, but in {systems}; name one with coordinate_system=."
         raise KeyError(msg)
     if overwrite:
-        sdata.attrs.get("sthist", {}).get("mpp", {}).pop(image, None)
+        # Empty, not absent: what other packages state of the image does not count any more either.
+        sdata.attrs.setdefault("sthist", {}).setdefault("mpp", {})[image] = {}
     else:
         resolve_mpp(sdata, image, mpp)
     along_x, along_y = pixel_size(matrix_to(element, coordinate_system))
@@ -261,13 +268,20 @@ def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: flo
         systems = get_transformation(element, get_all=True)
         if coordinate_system in systems and _elements.UM in systems:
             there = matrix_to(element)
-            new = np.diag([factor, factor, 1.0]) @ matrix_to(element, coordinate_system)
+            new = np.diag([factor, factor, 1.0]) @ _place(sdata, name, coordinate_system)
             if not np.allclose(new, there, rtol=TOLERANCE, atol=1.0):
                 msg = (
                     f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was it aligned?). "
                     "Pass overwrite=True to move it."
                 )
                 raise ValueError(msg)
+
+
+def _place(sdata: SpatialData, name: str, coordinate_system: str) -> np.ndarray:
+    """(3, 3): from an element to a system; of what LazySlide laid on an image, as that image."""
+    if coordinate_system == _foreign.GLOBAL:
+        name = _foreign.laid_in_pixels(sdata).get(name, name)
+    return matrix_to(sdata[name], coordinate_system)
 
 
 def register_system(sdata: SpatialData, coordinate_system: str, to_um: np.ndarray) -> list[str]:
@@ -291,7 +305,7 @@ def register_system(sdata: SpatialData, coordinate_system: str, to_um: np.ndarra
     changed = []
     for _, name, element in sdata.gen_spatial_elements():
         if coordinate_system in get_transformation(element, get_all=True):
-            matrix = to_um @ matrix_to(element, coordinate_system)
+            matrix = to_um @ _place(sdata, name, coordinate_system)
             set_transformation(element, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_elements.UM)
             changed.append(name)
     return changed

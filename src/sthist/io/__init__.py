@@ -5,6 +5,7 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "_annotations": ["read_annotations"],
         "_assemble": ["assemble"],
         "_cosmx": ["cosmx"],
         "_export": ["export_geojson", "export_ome_tiff", "export_xenium_explorer"],
@@ -14,6 +15,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_legacy_st": ["legacy_st"],
         "_merscope": ["merscope"],
         "_stimage": ["stimage"],
+        "_tile_folder": ["tile_folder"],
         "_visium": ["visium"],
         "_visium_hd": ["visium_hd"],
         "_xenium": ["xenium"],

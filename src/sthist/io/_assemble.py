@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-UM_COLUMNS = (("x_um", "y_um"),)
+UM_COLUMNS = (
+    ("x_um", "y_um"),
+    ("x_location", "y_location"),
+    ("x_centroid", "y_centroid"),
+)  # the latter two are Xenium's
 PX_COLUMNS = (("pixel_x", "pixel_y"), ("x_px", "y_px"), ("col", "row"))
 CELL_DIAMETER_UM = 10.0
 
@@ -63,7 +67,7 @@ def assemble(
         ``cell_id``, ``x_um``, ``y_um`` and one row per vertex.
     xy
         Columns of ``points`` and of ``table.obs`` that hold x and y. By default the first that exists of
-        (x_um, y_um), (pixel_x, pixel_y), (x_px, y_px), (col, row).
+        (x_um, y_um), (x_location, y_location), (x_centroid, y_centroid), (pixel_x, pixel_y), (x_px, y_px), (col, row).
     unit
         Of ``xy``: ``"um"``, or ``"px"`` of the first image. Told by the column's name where it is one of those above.
     gene

@@ -159,7 +159,7 @@ def export_geojson(
     image
         The image on which they are to lie; its full-resolution pixels are the unit.
     label
-        Column, of the shapes or of the table that annotates them, that becomes QuPath's classification.
+        Column, of the shapes or of the table that annotates them, that becomes QuPath's classification; NaN and None are none.
     columns
         Further columns of numbers, of the shapes or of the table, that become measurements.
     kind
@@ -186,6 +186,7 @@ def export_geojson(
     >>> sorted({feature["properties"]["classification"]["name"] for feature in features})
     ['duct', 'immune', 'stroma']
     """
+    import pandas as pd
     import shapely
 
     if kind not in {"annotation", "detection", "cell"}:
@@ -200,7 +201,7 @@ def export_geojson(
         file.write('{"type": "FeatureCollection", "features": [\n')
         for i, (name, geometry) in enumerate(zip(frame.index, frame.geometry, strict=True)):
             properties: dict[str, Any] = {"objectType": kind, "name": str(name)}
-            if label is not None:
+            if label is not None and not pd.isna(values[label][i]):
                 properties["classification"] = {"name": str(values[label][i])}
             if columns:
                 properties["measurements"] = {column: float(values[column][i]) for column in columns}
@@ -230,7 +231,9 @@ def _in_pixels(sdata: SpatialData, shapes: str, image: str) -> GeoDataFrame:
     if bad.any():
         msg = f"{int(bad.sum())} of the shapes {shapes!r} are empty or invalid, the first of them {bad.idxmax()!r}; mend them with make_valid()."
         raise ValueError(msg)
-    to_px = np.linalg.inv(scale.matrix_to(target)) @ scale.matrix_to(element)
+    from_um, to_um = scale.matrix_to(target), scale.matrix_to(element)
+    # What was drawn on this image keeps its coordinates to the last digit.
+    to_px = np.eye(3) if np.array_equal(from_um, to_um) else np.linalg.inv(from_um) @ to_um
     (a, b, x), (c, d, y) = to_px[:2].tolist()
     return element.set_geometry(geometry.affine_transform([a, b, c, d, x, y]))
 

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 @over_samples
 def set_scale(
-    sdata: SpatialData, image: str, *, mpp: float, coordinate_system: str = "global", overwrite: bool = False
+    sdata: SpatialData,
+    image: str,
+    *,
+    mpp: float | None = None,
+    coordinate_system: str = "global",
+    overwrite: bool = False,
 ) -> None:
     """Register a sample in ``um``, from the micrometres per pixel of one of its images.
 
     All elements that share ``coordinate_system`` with the image follow it: they keep their places relative to each
-    other.
+    other. Tiles and tissue that LazySlide has laid on the image follow the image, whose pixels they are in.
 
     Parameters
     ----------
@@ -27,7 +32,8 @@ def set_scale(
     image
         Key of the image whose scale is known.
     mpp
-        Its micrometres per pixel.
+        Its micrometres per pixel. Not needed where they are known: from metadata, LazySlide's ``slide_properties``, or Xenium's
+        transcripts in a store of sopa (see :func:`sthist.scale.resolve_mpp`).
     coordinate_system
         The system in which the sample's elements are registered now.
     overwrite
@@ -43,7 +49,7 @@ def set_scale(
     KeyError
         If there is no such image, or it is not in ``coordinate_system``.
     ValueError
-        If ``mpp`` is not a positive number, the image's pixels are not square there, or another source states another
+        If ``mpp`` is not a positive number, or not given and not known; if the image's pixels are not square there, or another source states another
         scale (and ``overwrite`` is False).
 
     Examples

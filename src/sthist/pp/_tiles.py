@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sthist import _elements, _store, scale
+from sthist._region import present
+from sthist._rows import core_columns
+from sthist._samples import over_samples
 from sthist._settings import logger
 from sthist.tiles import Overlay, TileReader, TileSpec, has_content
 from sthist.tiles._sampling import iter_farthest, lies_inside
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@over_samples
 def tiles(
     sdata: SpatialData,
     *,
@@ -40,7 +44,7 @@ def tiles(
     Parameters
     ----------
     sdata
-        One sample.
+        One sample, or a mapping of name to sample.
     size_um
         Side of a tile in micrometres. A Visium spot is 55 µm wide, and 100 µm lie between two of them.
     px
@@ -50,7 +54,7 @@ def tiles(
         ``"fps"``: around cells that are spread evenly by farthest point sampling, as ST2HE's training tiles are.
     shapes
         For ``"grid"``, outlines of the tissue (``"tissue"`` by default, see :func:`sthist.pp.tissue`); for
-        ``"regions"``, the regions; for ``"fps"``, the cells (those of the cell table by default).
+        ``"regions"``, the regions (the spots by default, where a reader found some); for ``"fps"``, the cells (those of the cell table by default).
     overlap
         Part of a tile's side that it shares with the next one on the grid, from 0 to less than 1.
     min_tissue
@@ -71,7 +75,9 @@ def tiles(
     -------
     None. Writes ``sdata.shapes[key_added]``, squares in µm, and ``sdata.tables[key_added + "_table"]`` with one row per
     tile, ``obsm["spatial"]`` (centres x, y in µm) and ``uns["tile_spec"]``; in ``obs`` the columns ``region``,
-    ``instance_id`` and, for the grid, ``tissue_fraction``, otherwise ``source_id``, the region's name.
+    ``instance_id`` and, for the grid, ``tissue_fraction``, otherwise ``source_id``, the region's name. After
+    :func:`sthist.pp.tma` also ``core``, in which a tile's centre lies (NaN between cores), and ``patient`` where it is known;
+    no tile is made for a core that is missing.
 
     Raises
     ------
@@ -109,13 +115,15 @@ def tiles(
         raise ValueError(msg)
     _elements.require_one_sample(sdata)
     if sampling == "regions" and shapes is None:
+        shapes = _elements.roles(sdata).get("spots", {}).get("shapes")
+    if sampling == "regions" and shapes is None:
         msg = f"sampling='regions' needs the regions: shapes=. {_elements.describe('shapes', sdata.shapes)}"
         raise ValueError(msg)
     table_key = f"{key_added}_table"
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
     _store.require_free(sdata, table_key, "tables", overwrite=overwrite)
-    shapes = shapes or (_cells(sdata) if sampling == "fps" else "tissue")
-    regions = sd.transform(_elements.get(sdata, "shapes", shapes), to_coordinate_system=_elements.UM)
+    shapes = shapes or (_cells(sdata) if sampling == "fps" else _elements.find_tissue(sdata))
+    regions = present(sd.transform(_elements.get(sdata, "shapes", shapes), to_coordinate_system=_elements.UM))
     if sampling == "grid":
         centres, fraction = _grid(shapely.union_all(regions.geometry), spec, overlap, min_tissue)
         obs = pd.DataFrame({"tissue_fraction": fraction})
@@ -134,7 +142,8 @@ def tiles(
     ids = np.arange(len(centres))
     frame = gpd.GeoDataFrame(geometry=squares, index=ids)
     made = _store.provenance("pp.tiles", spec=spec.to_dict(), sampling=sampling, shapes=shapes, overlap=overlap)
-    obs = obs.assign(region=pd.Categorical([key_added] * len(ids)), instance_id=ids).set_index(ids.astype(str))
+    obs = obs.assign(region=pd.Categorical([key_added] * len(ids)), instance_id=ids, **core_columns(sdata, centres))
+    obs = obs.set_index(ids.astype(str))
     table = ad.AnnData(obs=obs, obsm={"spatial": centres}, uns={"tile_spec": spec.to_dict()})
     table = TableModel.parse(table, region=key_added, region_key="region", instance_key="instance_id")
     element = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})

@@ -12,6 +12,7 @@ from sthist.tiles._source import extent_um, pyramid
 from sthist.tiles._tissue import clean, mask_of_he, mask_of_nuclear_stain
 
 if TYPE_CHECKING:
+    import numpy as np
     from spatialdata import SpatialData
 
 
@@ -71,10 +72,7 @@ def tissue(
 
     _elements.require_one_sample(sdata)
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
-    keys, channels = _image_for_tissue(sdata, image)
-    extent = extent_um(sdata, keys)
-    pixels = read_region(sdata, keys, extent, mpp, channels=channels, fill=255 if channels is None else 0)
-    mask = mask_of_he(pixels, mpp) if channels is None else mask_of_nuclear_stain(pixels[..., 0], mpp)
+    mask, extent, keys = tissue_mask(sdata, image, mpp)
     polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), extent[:2], mpp)
     if not polygons:
         msg = f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too large?"
@@ -83,6 +81,17 @@ def tissue(
     element = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})
     made = _store.provenance("pp.tissue", image=keys, mpp=mpp, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2)
     _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
+
+
+def tissue_mask(
+    sdata: SpatialData, image: str | None, mpp: float
+) -> tuple[np.ndarray, tuple[float, float, float, float], list[str]]:
+    """Where the tissue is in an image, (h, w) bool; the box in µm that it shows; and the keys of what was read."""
+    keys, channels = _image_for_tissue(sdata, image)
+    extent = extent_um(sdata, keys)
+    pixels = read_region(sdata, keys, extent, mpp, channels=channels, fill=255 if channels is None else 0)
+    mask = mask_of_he(pixels, mpp) if channels is None else mask_of_nuclear_stain(pixels[..., 0], mpp)
+    return mask, extent, keys
 
 
 def _image_for_tissue(sdata: SpatialData, image: str | None) -> tuple[list[str], list[str] | None]:

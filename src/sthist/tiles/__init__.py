@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_canvas": ["Canvas"],
+        "_folder": ["FolderReader"],
         "_loader": ["TileLoader"],
         "_map": ["map_tiles"],
         "_nuclei": ["segment_nuclei"],

@@ -14,6 +14,7 @@ from sthist._settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sthist.tiles._folder import FolderReader
     from sthist.tiles._overlay import Overlay
     from sthist.tiles._reader import TileReader
 
@@ -28,9 +29,9 @@ class TileLoader:
     Parameters
     ----------
     readers
-        One reader (of images or of overlays), or several: paired tiles of registered images.
+        One reader (of images or of overlays), or several: paired tiles of registered images. Or one of a folder of tiles.
     centres
-        (n, 2): x, y in µm.
+        (n, 2): x, y in µm; of a folder of tiles, (n,) numbers of rows.
     batch_size
         Tiles per batch; the last one may be smaller.
     shuffle
@@ -56,7 +57,7 @@ class TileLoader:
 
     def __init__(
         self,
-        readers: TileReader | Overlay | Sequence[TileReader | Overlay],
+        readers: TileReader | Overlay | FolderReader | Sequence[TileReader | Overlay | FolderReader],
         centres: Any,
         *,
         batch_size: int = 32,
@@ -68,12 +69,16 @@ class TileLoader:
         prefetch: int = 2,
         ids: Any = None,
     ) -> None:
-        self.readers: list[TileReader | Overlay] = list(readers) if isinstance(readers, Sequence) else [readers]
-        self.centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        self.readers = list(readers) if isinstance(readers, Sequence) else [readers]
+        by_row = getattr(self.readers[0], "by_row", False)
+        self.centres = (
+            np.asarray(centres, np.int64).ravel() if by_row else np.asarray(centres, np.float64).reshape(-1, 2)
+        )
         self.ids = None if ids is None else np.asarray(ids, np.int64)
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, epoch
         self.seed = settings.seed if seed is None else seed
-        self._block, self._mix, self._prefetch = block, mix, prefetch
+        # Files lie in folders by class, and have no chunks in common: their tiles are mixed over all of them.
+        self._block, self._mix, self._prefetch = (1 if by_row else block), mix, prefetch
 
     def __len__(self) -> int:
         """Number of batches."""

@@ -68,6 +68,32 @@ def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | N
     return _close(evidence, 30.0 / mpp)
 
 
+def mask_of_points(places: np.ndarray, extent_um: tuple[float, float, float, float], mpp: float) -> np.ndarray:
+    """Tissue on a coarse grid, by cells or spots alone: wherever they are near.
+
+    Parameters
+    ----------
+    places
+        (n, 2): x, y in µm.
+    extent_um
+        Box that the grid covers.
+    mpp
+        Its µm per pixel.
+
+    Returns
+    -------
+    Bool of shape (h, w); gaps between points belong to the tissue that are as wide as sparse points are apart, 60 µm at least.
+    """
+    from scipy.spatial import cKDTree
+
+    x0, y0, x1, y1 = extent_um
+    mask = np.zeros((int(np.ceil((y1 - y0) / mpp)), int(np.ceil((x1 - x0) / mpp))), np.bool_)
+    column, row = ((places - [x0, y0]) // mpp).astype(int).T
+    mask[row.clip(0, mask.shape[0] - 1), column.clip(0, mask.shape[1] - 1)] = True
+    distances = cKDTree(places).query(places, k=2)[0][:, 1] if len(places) > 1 else np.array([0.0])
+    return _close(mask, max(30.0, 1.2 * float(np.quantile(distances, 0.9))) / mpp)
+
+
 def clean(mask: np.ndarray, mpp: float, min_area_um2: float, max_hole_um2: float) -> np.ndarray:
     """A mask without specks and pinholes."""
     from scipy.ndimage import label
