@@ -87,7 +87,7 @@ def test_exception_at_a_random_block(stored, tmp_path, monkeypatch, seed):
 
 
 def test_files_that_were_being_written_are_not_published(stored, tmp_path, monkeypatch):
-    """zarr writes a chunk beside its place; a kill just then leaves the file there, under a name of its own."""
+    """A chunk is written beside its place first; a kill just then leaves the file there, under a name of its own."""
     monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
     shutil.copytree(stored[0], tmp_path / "s.zarr")
     sdata = sd.read_zarr(tmp_path / "s.zarr")

@@ -8,9 +8,11 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_aggregate": ["aggregate"],
         "_align": ["align"],
         "_genes": ["genes"],
+        "_labels": ["label_regions"],
         "_match_genes": ["GeneMatch", "match_genes"],
         "_scale": ["set_scale"],
         "_tiles": ["tiles"],
         "_tissue": ["tissue"],
+        "_tma": ["tma"],
     },
 )

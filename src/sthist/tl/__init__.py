@@ -2,4 +2,6 @@
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(__name__, submod_attrs={"_virtual_he": ["virtual_he"]})
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__, submod_attrs={"_transfer_labels": ["transfer_labels"], "_virtual_he": ["virtual_he"]}
+)
