@@ -6,10 +6,12 @@ tested.
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import realdata
+import research
 import spatialdata as sd
 import vendor
 
@@ -33,11 +35,54 @@ def with_tiles(_):
     return sdata
 
 
+def summed(_):
+    sdata = sthist.datasets.toy(size_um=300)
+    sthist.pp.aggregate(sdata, "nucleus_boundaries")
+    sthist.pp.aggregate(sdata, bin_um=20)
+    sthist.pp.aggregate(sdata, bin_um=50, of="cells")
+    return sdata
+
+
+def labelled(path):
+    """Labels of tiles, and from them of cells; regions that had no table."""
+    sdata = with_tiles(path)
+    sthist.pp.label_regions(sdata, "tiles", "regions")
+    sthist.tl.transfer_labels(sdata, "tiles", "table")
+    sthist.pp.label_regions(sdata, "nucleus_boundaries", "table", label="cell_type")
+    return sdata
+
+
+def microarray(_):
+    """Twenty cores, found by cells of which nothing else is known."""
+    x, y = np.meshgrid(np.arange(0, 600, 8.0), np.arange(0, 480, 8.0))
+    inside = np.hypot(x % 120 - 60, y % 120 - 60) < 40
+    obs = pd.DataFrame({"x_um": x[inside], "y_um": y[inside]}, index=[f"cell{i}" for i in range(inside.sum())])
+    sdata = sthist.io.assemble(table=ad.AnnData(np.ones((len(obs), 1), np.float32), obs=obs))
+    sthist.pp.tma(sdata, diameter_um=80)
+    del sdata.tables["table"]
+    return sdata
+
+
 def read_back(tmp_path):
     """Genes and tiles written to a store."""
     with_tiles(tmp_path).write(tmp_path / "toy.zarr")
     sthist.pp.genes(sd.read_zarr(tmp_path / "toy.zarr"))
     return sd.read_zarr(tmp_path / "toy.zarr")
+
+
+def hest(path):
+    research.hest_copy(path, technology="Xenium", parts=True)
+    return sthist.io.hest(path, ids="TENX1")
+
+
+def stimage(path):
+    research.stimage_copy(path)
+    return sthist.io.stimage(path, ids="Human_Breast_ST_A1")
+
+
+def legacy_st(path):
+    files, _ = research.her2st_files(path)
+    return sthist.io.legacy_st(files["counts"], spots=files["spots"], image=files["image"])
 
 
 MAKERS = {
@@ -47,6 +92,9 @@ MAKERS = {
     "datasets.toy tma": toy(kind="tma", size_um=600),
     "datasets.simulate_hrst": simulated,
     "pp.tiles": with_tiles,
+    "pp.aggregate": summed,
+    "pp.label_regions, tl.transfer_labels": labelled,
+    "pp.tma": microarray,
     "pp.genes, read back": read_back,
     "io.cosmx": lambda path: sthist.io.cosmx(
         vendor.cosmx_folder(path / "Mini", **vendor.cosmx_sample(), mpp=0.12), mpp=0.12
@@ -54,6 +102,9 @@ MAKERS = {
     "io.merscope": lambda path: sthist.io.merscope(vendor.merscope_folder(path / "region_0")[0]),
     "io.visium": lambda path: sthist.io.visium(vendor.visium_folder(path / "outs")[0]),
     "io.visium_hd": lambda path: sthist.io.visium_hd(vendor.visium_hd_folder(path / "outs"), bin_size=None),
+    "io.hest": hest,
+    "io.stimage": stimage,
+    "io.legacy_st": legacy_st,
     "io.visium, real": lambda _: sthist.io.visium(realdata.folder("squidpy_visium") / "human_heart_100spots"),
     "io.xenium, real": lambda _: realdata.xenium_ileum_tiny(),
     "io.assemble, real Xenium": lambda _: realdata.xenium_breast_dapi_crop(),
