@@ -135,6 +135,12 @@ class Lines:
             keep = np.arange(len(lines))
             if len(keep) > wanted:
                 keep = keep[(count > 0) | (np.cumsum(count == 0) > len(keep) - wanted)]
+                if (count[keep] == 0).any():
+                    logger.warning(
+                        "The array has %d empty %s inside, more than grid= allows: the first are taken for gaps. Check the numbering.",
+                        (count == 0).sum(),
+                        kind,
+                    )
             while len(keep) > wanted:
                 end = keep[0] if count[keep[0]] < count[keep[-1]] else keep[-1]
                 if count[end] > 0.5 * np.median(count[keep]):
