@@ -117,7 +117,7 @@ def test_wrong_tables(tmp_path, capsys, content, arguments, message):
 def test_wrong_verb(tmp_path, capsys):
     write_csv(tmp_path / "t.csv", "sample,path", "a,x.zarr")
     assert cli.main(["run", "tl.virtual", str(tmp_path / "t.csv")]) == 1
-    assert "There is no verb 'tl.virtual'; there are pp.align" in capsys.readouterr().err
+    assert "There is no verb 'tl.virtual'; there are pp.aggregate, pp.align, " in capsys.readouterr().err
     assert cli.main(["run", "tl.virtual_he", str(tmp_path / "none.csv")]) == 1
     assert "There is no table of samples" in capsys.readouterr().err
 
