@@ -1,11 +1,26 @@
-"""A model for a cluster's workers, which have to import it: the built-in one, which takes its time."""
+"""A cluster of two processes, and a model that its workers can import: the built-in one, which takes its time."""
 
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
+
+import dask
+from distributed import Client, LocalCluster
 
 from sthist.models import BeerLambert
 from sthist.models._base import Stainer
+
+
+@contextmanager
+def two_workers(folder):
+    """A client of two processes of one thread each."""
+    with (
+        dask.config.set({"temporary-directory": str(folder), "distributed.worker.preload": []}),
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
 
 
 class SlowTiles:

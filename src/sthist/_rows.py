@@ -291,6 +291,7 @@ def add_columns(
     *,
     obs: Mapping[str, Any],
     obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
 ) -> None:
     """Add columns to a table, also in the store; regions without a table get one, named after them.
 
@@ -304,20 +305,22 @@ def add_columns(
         That.
     obs, obsm
         Columns and matrices, of one value or row for each of the rows, whatever their index; None takes a column away.
+    uns
+        What else is to be known.
     """
     if rows.table is None:
         name = f"{rows.shapes}_table"
         table = new_table(sdata, rows)
-        _fill(table, key, made, obs, obsm or {})
+        _fill(table, key, made, obs, obsm or {}, uns or {})
         _store.add(sdata, "tables", name, table, made)
         return
     adata = sdata.tables[rows.table]
     if _store.store_path(sdata) is None:
-        _fill(adata, key, made, obs, obsm or {})
+        _fill(adata, key, made, obs, obsm or {}, uns or {})
         return
     # The object keeps its own until the store has the new one: writing can fail.
     changed = adata.copy()
-    _fill(changed, key, made, obs, obsm or {})
+    _fill(changed, key, made, obs, obsm or {}, uns or {})
     _store.replace_table(sdata, rows.table, changed, made)
 
 
@@ -335,7 +338,7 @@ def new_table(sdata: SpatialData, rows: Rows) -> AnnData:
     return TableModel.parse(table, region=rows.shapes, region_key="region", instance_key="instance_id")
 
 
-def _fill(adata: AnnData, key: str, made: dict[str, Any], obs: Mapping[str, Any], obsm: Mapping[str, Any]) -> None:
+def _fill(adata: AnnData, key: str, made: dict[str, Any], obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
     for name, values in obs.items():
         if values is None:
             del adata.obs[name]
@@ -343,4 +346,5 @@ def _fill(adata: AnnData, key: str, made: dict[str, Any], obs: Mapping[str, Any]
             adata.obs[name] = values
     for name, values in obsm.items():
         adata.obsm[name] = values.set_axis(adata.obs_names) if hasattr(values, "set_axis") else values
+    adata.uns.update(uns)
     adata.uns.setdefault("sthist", {})[key] = made

@@ -138,13 +138,20 @@ def workspace(sdata: SpatialData, name: str, digest: str) -> Iterator[Path]:
     The same element (by its digest) is built in the same folder, so that a run that was stopped is continued, unless
     another process is at it. The folder goes when the element is published.
     """
-    from filelock import FileLock, Timeout
-
     path = store_path(sdata)
-    if path is not None:
+    if path is None:
+        with scratch_workspace(name, digest) as folder:
+            yield folder
+    else:
         yield path / WORK / name
         shutil.rmtree(path / WORK / name)
-        return
+
+
+@contextmanager
+def scratch_workspace(name: str, digest: str) -> Iterator[Path]:
+    """As :func:`workspace`, for what has no store."""
+    from filelock import FileLock, Timeout
+
     folder = Path(settings.scratch_dir) / f"{name}-{digest[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)

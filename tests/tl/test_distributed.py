@@ -11,8 +11,7 @@ import time
 import numpy as np
 import pytest
 import spatialdata as sd
-from cluster import SlowStain
-from distributed import Client, LocalCluster
+from cluster import SlowStain, two_workers
 
 import sthist
 from sthist.models import BeerLambert
@@ -21,14 +20,7 @@ from sthist.tiles import _canvas, _distributed
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    import dask
-
-    folder = tmp_path_factory.mktemp("dask")
-    with (
-        dask.config.set({"temporary-directory": str(folder), "distributed.worker.preload": []}),
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with two_workers(tmp_path_factory.mktemp("dask")) as client:
         yield client
 
 

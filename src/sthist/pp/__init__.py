@@ -1,4 +1,4 @@
-"""Preprocessing: scale, alignment, tissue, tiles, genes, sums."""
+"""Preprocessing: scale, alignment, tissue, tiles, stain, genes, sums."""
 
 import lazy_loader as _lazy
 
@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_aggregate": ["aggregate"],
         "_align": ["align"],
+        "_embed": ["embed"],
         "_genes": ["genes"],
         "_labels": ["label_regions"],
         "_match_genes": ["GeneMatch", "match_genes"],

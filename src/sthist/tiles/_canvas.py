@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _commit
-from sthist._settings import logger, settings
+from sthist._settings import settings
+from sthist.tiles._resumable import Resumable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +94,7 @@ class Layout:
         ]
 
 
-class Canvas:
+class Canvas(Resumable):
     """An RGB image of a slide, upright in ``um``, that is filled block by block and then published.
 
     Parameters
@@ -140,36 +139,10 @@ class Canvas:
         block_px: int | None = None,
     ) -> None:
         self.layout = Layout.over(extent_um, mpp, block_px)
-        # Absolute: a worker of a cluster has another working folder.
-        folder = folder.absolute()
-        self.folder, self.name = folder, name
-        self._done = folder / "done"
-        manifest = json.loads(
-            json.dumps(
-                {
-                    "extent_um": extent_um,
-                    "mpp": mpp,
-                    "block_px": self.layout.block_px,
-                    "fingerprint": dict(fingerprint),
-                }
-            )
-        )
-        if self._continues(manifest):
-            logger.info(
-                "Continuing %s: %d of %d blocks are done.",
-                name,
-                len(self.blocks()) - len(self.pending()),
-                len(self.blocks()),
-            )
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            identity = uuid.uuid4().hex
-            self._create(transformations or {}, identity)
-            self._done.mkdir()
-            # Last: without it the folder is not continued.
-            (folder / "manifest.json").write_text(json.dumps(manifest | {"identity": identity}))
+        self._transformations = transformations or {}
+        facts = {"extent_um": extent_um, "mpp": mpp, "block_px": self.layout.block_px, "fingerprint": dict(fingerprint)}
+        super().__init__(folder, name, facts)
         self._levels = _open_levels(self.store / "images" / name)
-        self._identity = self._marked_identity()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the open arrays; another process opens them by their path."""
@@ -193,20 +166,14 @@ class Canvas:
         """All blocks, row by row."""
         return self.layout.blocks()
 
-    def pending(self) -> list[Block]:
-        """The blocks that are not done."""
-        return [block for block in self.blocks() if not (self._done / block.name).exists()]
+    def amount(self, block: Block) -> float:
+        """Megapixels of a block."""
+        return (block.y1 - block.y0) * (block.x1 - block.x0) / 1e6
 
     def write(self, block: Block, pixels: np.ndarray) -> None:
         """Store the (3, h, w) uint8 pixels of a block and mark it done."""
         self._levels[0][:, block.y0 : block.y1, block.x0 : block.x1] = pixels
-        (self._done / block.name).touch()
-
-    def require_current(self) -> None:
-        """Raise a RuntimeError if another canvas has taken the place of this one."""
-        if self._marked_identity() != self._identity:
-            msg = f"{self.folder} holds another canvas by now; nothing is written to it."
-            raise RuntimeError(msg)
+        self.mark(block)
 
     def finish(self) -> None:
         """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up."""
@@ -224,29 +191,15 @@ class Canvas:
             with ThreadPoolExecutor(settings.threads) as pool:
                 list(pool.map(reduce, corners))
 
-    def _marked_identity(self) -> str | None:
-        """The identity of what lies in the folder; None where there is nothing, or nothing whole."""
+    def _is_of(self, identity: str) -> bool:
+        """Whether the image here is that of the marks: a kill while publishing can leave none, or the one that was replaced."""
         try:
-            return str(json.loads((self.folder / "manifest.json").read_text())["identity"])
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-
-    def _continues(self, manifest: dict[str, Any]) -> bool:
-        try:
-            found = json.loads((self.folder / "manifest.json").read_text())
             element = json.loads((self.store / "images" / self.name / "zarr.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return False
-        # A kill while publishing can leave no image here, or the one that was replaced: its marks are another's.
-        if found.pop("identity", None) != element["attributes"].get("sthist_canvas"):
-            return False
-        if found != manifest:
-            logger.info(
-                "Starting %s anew: what is in %s was made from other input or settings.", self.name, self.folder
-            )
-        return bool(found == manifest)
+        return bool(element["attributes"].get("sthist_canvas") == identity)
 
-    def _create(self, transformations: Mapping[str, np.ndarray], identity: str) -> None:
+    def _create(self, identity: str) -> None:
         """Let SpatialData write the metadata of a tiny image of as many levels, then give its arrays their size."""
         import spatialdata as sd
         import zarr
@@ -256,7 +209,7 @@ class Canvas:
 
         mpp, (x0, y0), n_levels = self.layout.mpp, self.layout.origin_um, self.layout.n_levels
         to_um = np.array([[mpp, 0, x0], [0, mpp, y0], [0, 0, 1]])
-        matrices = {"um": to_um} | {name: matrix @ to_um for name, matrix in transformations.items()}
+        matrices = {"um": to_um} | {name: matrix @ to_um for name, matrix in self._transformations.items()}
         side = 2**n_levels
         image = Image2DModel.parse(
             np.zeros((3, side, side), np.uint8),

@@ -1,4 +1,4 @@
-"""Blocks of a canvas on the workers of a dask cluster.
+"""Blocks of some work, such as a canvas, on the workers of a dask cluster.
 
 What goes over the network is small: a path and a few numbers to a worker, the numbers of a block back. The images stay
 where they are; each worker opens them, and the canvas, by their path. What else painting takes (a model, a raster of
@@ -23,8 +23,8 @@ from sthist._settings import logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sthist.tiles._canvas import Block, Canvas
-    from sthist.tiles._painter import BlockPainter
+    from sthist.tiles._map import Painter
+    from sthist.tiles._resumable import Resumable
 
 SAME_VERSION = ("sthist", "numpy", "numba", "zarr", "spatialdata")
 """Packages that decide about pixels, or about how a job is pickled."""
@@ -52,14 +52,14 @@ class Ticket:
 
 
 class Job(NamedTuple):
-    """A painter and the canvas that it paints."""
+    """A painter and the work that it does, such as a canvas."""
 
-    painter: BlockPainter
-    canvas: Canvas
+    painter: Painter
+    work: Resumable
 
 
-def run_on_cluster(client: Any, painter: BlockPainter, canvas: Canvas, advance: Callable[[Block], None]) -> None:
-    """Paint the pending blocks of a canvas on the workers of a cluster.
+def run_on_cluster(client: Any, painter: Painter, work: Resumable, advance: Callable[[Any], None]) -> None:
+    """Paint the pending blocks of some work on the workers of a cluster.
 
     A worker that dies loses its block to another; a block that is painted twice is painted alike.
 
@@ -67,8 +67,8 @@ def run_on_cluster(client: Any, painter: BlockPainter, canvas: Canvas, advance: 
     ----------
     client
         A ``dask.distributed.Client``.
-    painter, canvas
-        What is painted, and where; the canvas lies in a folder that all workers see.
+    painter, work
+        What is painted, and where; the work lies in a folder that all workers see.
     advance
         Called with each block that is done.
 
@@ -77,14 +77,14 @@ def run_on_cluster(client: Any, painter: BlockPainter, canvas: Canvas, advance: 
     TypeError
         If it is no client.
     RuntimeError
-        If workers do not see the canvas, or run another version of sthist or of what it stands on.
+        If workers do not see the folder, or run another version of sthist or of what it stands on.
     """
     from distributed import Client, as_completed
 
     if not isinstance(client, Client):
         msg = f"client= takes a dask.distributed.Client, not {type(client).__name__}."
         raise TypeError(msg)
-    ticket = write_job(Job(painter, canvas), canvas.folder / "job")
+    ticket = write_job(Job(painter, work), work.folder / "job")
     refused = {
         worker: answer
         for worker, answer in client.run(inspect, ticket, on_error="return").items()
@@ -97,7 +97,7 @@ def run_on_cluster(client: Any, painter: BlockPainter, canvas: Canvas, advance: 
     if not client.scheduler_info()["workers"]:
         logger.info("The cluster has no worker yet; waiting for the first.")
     futures = client.map(
-        paint, canvas.pending(), ticket=ticket, key=f"sthist-{canvas.name}-{ticket.digest[:12]}", pure=False
+        paint, work.pending(), ticket=ticket, key=f"sthist-{work.name}-{ticket.digest[:12]}", pure=False
     )
     try:
         for future in as_completed(futures):
@@ -190,13 +190,13 @@ def inspect(ticket: Ticket) -> str | None:
     return None
 
 
-def paint(block: Block, ticket: Ticket) -> Block:
+def paint(block: Any, ticket: Ticket) -> Any:
     """Run on a worker: paint a block and write it."""
     job = _open(ticket)
-    pixels = job.painter.paint(block)
+    values = job.painter.paint(block)
     # A client that went away may have begun anew, in the same place, with other settings.
-    job.canvas.require_current()
-    job.canvas.write(block, pixels)
+    job.work.require_current()
+    job.work.write(block, values)
     return block
 
 

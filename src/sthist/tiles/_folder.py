@@ -15,6 +15,7 @@ from sthist.tiles._reader import MAX_UPSAMPLING, TileReader
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from sthist.tiles._reader import Transform
     from sthist.tiles._spec import TileSpec
 
 WHITE = 255
@@ -38,6 +39,8 @@ class FolderReader:
         Read images whose µm/px is more than 1.5 times ``spec.mpp``.
     root
         The folder, if it is elsewhere now.
+    transform
+        As of :class:`TileReader`.
 
     Raises
     ------
@@ -72,12 +75,13 @@ class FolderReader:
         fill: int | None = None,
         allow_upsampling: bool = False,
         root: str | Path | None = None,
+        transform: Transform | None = None,
     ) -> None:
         made = tiles.uns.get("sthist", {}).get("tile_folder")
         if made is None or not {"file", "height", "width", "mpp"} <= set(tiles.obs):
             msg = "This table is no folder of tiles: it has no uns['sthist']['tile_folder'], or obs lacks file, height, width or mpp."
             raise KeyError(msg)
-        self.spec, self.fill = spec, WHITE if fill is None else fill
+        self.spec, self.fill, self._transform = spec, WHITE if fill is None else fill, transform
         self.root = Path(made["root"] if root is None else root)
         self._files = tiles.obs["file"].astype(str).to_numpy()
         self._sizes = tiles.obs[["height", "width"]].to_numpy(np.int64)
@@ -141,5 +145,7 @@ class FolderReader:
             was = " x ".join(map(str, self._sizes[row][::-1]))
             msg = f"{self.root / file} has {width} x {height} px, and had {was} when it was listed; call io.tile_folder again."
             raise ValueError(msg)
-        reader = TileReader.from_array(pixels, np.diag([mpp, mpp, 1.0]), self.spec, fill=self.fill)
+        reader = TileReader.from_array(
+            pixels, np.diag([mpp, mpp, 1.0]), self.spec, fill=self.fill, transform=self._transform
+        )
         reader.read([[width * mpp / 2, height * mpp / 2]], out=tile[None])

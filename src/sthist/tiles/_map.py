@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sthist._settings import settings
 from sthist.tiles._painter import BlockPainter
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
     from shapely.geometry.base import BaseGeometry
 
-    from sthist.tiles._canvas import Block, Canvas
+    from sthist.tiles._canvas import Canvas
     from sthist.tiles._reader import TileReader
+    from sthist.tiles._resumable import Resumable
 
 
 def map_tiles(
@@ -77,25 +78,49 @@ def map_tiles(
         readers, predict, canvas.layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
     )
     require_space(painter, canvas)
-    with _Progress(canvas, progress) as bar:
-        if client is None:
-            _run_here(painter, canvas, bar.advance)
-        elif canvas.pending():
-            from sthist.tiles._distributed import run_on_cluster
-
-            run_on_cluster(client, painter, canvas, bar.advance)
+    paint_pending(painter, canvas, client=client, progress=progress)
     canvas.finish()
 
 
-def _run_here(painter: BlockPainter, canvas: Canvas, advance: Callable[[Block], None]) -> None:
+class Painter(Protocol):
+    """What makes the values of a block, whoever asks for it and whenever; it can be pickled."""
+
+    def paint(self, block: Any) -> Any:
+        """The values."""
+
+
+def paint_pending(
+    painter: Painter, work: Resumable, *, client: Any = None, progress: bool | None = None, threads: int | None = None
+) -> None:
+    """Paint the blocks of some work that are not done, here or on a cluster.
+
+    Parameters
+    ----------
+    painter, work
+        What is painted, and where it goes.
+    client, progress
+        As of :func:`map_tiles`.
+    threads
+        Blocks at a time in this process.
+    """
+    with _Progress(work, progress) as bar:
+        if client is None:
+            _run_here(painter, work, bar.advance, threads or max(2, settings.threads))
+        elif work.pending():
+            from sthist.tiles._distributed import run_on_cluster
+
+            run_on_cluster(client, painter, work, bar.advance)
+
+
+def _run_here(painter: Painter, work: Resumable, advance: Callable[[Any], None], threads: int) -> None:
     """Paint the pending blocks on the threads of this process."""
 
-    def run(block: Block) -> None:
-        canvas.write(block, painter.paint(block))
+    def run(block: Any) -> None:
+        work.write(block, painter.paint(block))
         advance(block)
 
-    with ThreadPoolExecutor(max(2, settings.threads)) as pool:
-        futures = [pool.submit(run, block) for block in canvas.pending()]
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(run, block) for block in work.pending()]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # also on Ctrl-C: what is running ends, what is waiting does not start
@@ -107,23 +132,23 @@ def _run_here(painter: BlockPainter, canvas: Canvas, advance: Callable[[Block], 
 
 
 class _Progress:
-    """A bar over megapixels; nothing is shown where the settings say so."""
+    """A bar over what is to be done; nothing is shown where the settings say so."""
 
-    def __init__(self, canvas: Canvas, show: bool | None) -> None:
+    def __init__(self, work: Resumable, show: bool | None) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.1f}/{task.total:.1f} MP"),
-            _speed_column(),
+            TextColumn(f"{{task.completed:.1f}}/{{task.total:.1f}} {work.unit}"),
+            _speed_column(work.unit),
             TimeRemainingColumn(),
             disable=not (settings.progress if show is None else show),
         )
-        blocks = canvas.blocks()
-        done = sum(map(_megapixels, blocks)) - sum(map(_megapixels, canvas.pending()))
-        self._task = self._bar.add_task(canvas.name, total=sum(map(_megapixels, blocks)))
-        self._bar.update(self._task, completed=done)
+        self._amount = work.amount
+        total = sum(map(work.amount, work.blocks()))
+        self._task = self._bar.add_task(work.name, total=total)
+        self._bar.update(self._task, completed=total - sum(map(work.amount, work.pending())))
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -132,22 +157,18 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, block: Block) -> None:
-        self._bar.advance(self._task, _megapixels(block))
+    def advance(self, block: Any) -> None:
+        self._bar.advance(self._task, self._amount(block))
 
 
-def _megapixels(block: Block) -> float:
-    return (block.y1 - block.y0) * (block.x1 - block.x0) / 1e6
-
-
-def _speed_column() -> Any:
+def _speed_column(unit: str) -> Any:
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Megapixels per second, as measured over the last half minute."""
+        """Units per second, as measured over the last half minute."""
 
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} MP/s" if task.speed else "", style="progress.data.speed")
+            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else "", style="progress.data.speed")
 
     return Speed()

@@ -15,12 +15,14 @@ from sthist.tiles._spec import TileSpec
 from sthist.tiles._view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from spatialdata import SpatialData
 
     from sthist.tiles._source import Projection
     from sthist.tiles._view import Windows
+
+    Transform = Callable[[np.ndarray], np.ndarray]
 
 MAX_UPSAMPLING = 1.5
 """An image whose finest µm/px is coarser than this times the spec's is refused."""
@@ -58,13 +60,18 @@ class TileReader:
         Read an image whose µm/px is more than 1.5 times ``spec.mpp``.
     cache_bytes
         Memory for decoded chunks.
+    transform
+        What is done to the tiles of an H&E when they are read, such as :func:`sthist.pp.stain_normalize` returns: takes
+        uint8 tiles of shape (n, h, w, 3) and returns such, each as if it were alone; it is called in several threads.
+        What lies outside the image is filled before.
 
     Raises
     ------
     KeyError
         If there is no such image or channel.
     ValueError
-        If an image has no scale, no plane ``z``, or is coarser than asked; while reading, if pixels are NaN.
+        If an image has no scale, no plane ``z``, or is coarser than asked; if there is a ``transform``, and the image has not three
+        channels of uint8; while reading, if pixels are NaN.
 
     Examples
     --------
@@ -87,14 +94,22 @@ class TileReader:
         fill: float = 0,
         allow_upsampling: bool = False,
         cache_bytes: int = 256 * 2**20,
+        transform: Transform | None = None,
     ) -> None:
         keys = [image] if isinstance(image, str) else list(image)
         sources = [source_from_element(sdata, key, channels=channels, z=z, projection=projection) for key in keys]
-        self._setup(sources, spec, fill, cache_bytes, allow_upsampling=allow_upsampling)
+        self._setup(sources, spec, fill, cache_bytes, transform, allow_upsampling=allow_upsampling)
 
     @classmethod
     def from_array(
-        cls, array: np.ndarray, to_um: np.ndarray, spec: TileSpec, *, fill: float = 0, cache_bytes: int = 256 * 2**20
+        cls,
+        array: np.ndarray,
+        to_um: np.ndarray,
+        spec: TileSpec,
+        *,
+        fill: float = 0,
+        cache_bytes: int = 256 * 2**20,
+        transform: Transform | None = None,
     ) -> TileReader:
         """A reader of an array in memory, at any resolution.
 
@@ -104,14 +119,21 @@ class TileReader:
             Pixels, (c, y, x).
         to_um
             (3, 3) matrix from pixels (x, y, 1) to µm; pixel (0, 0) covers [0, 1) x [0, 1).
-        spec, fill, cache_bytes
+        spec, fill, cache_bytes, transform
             As of the class.
         """
-        return cls.from_sources([source_from_array(array, to_um)], spec, fill=fill, cache_bytes=cache_bytes)
+        source = source_from_array(array, to_um)
+        return cls.from_sources([source], spec, fill=fill, cache_bytes=cache_bytes, transform=transform)
 
     @classmethod
     def from_sources(
-        cls, sources: list[ImageSource], spec: TileSpec, *, fill: float = 0, cache_bytes: int = 256 * 2**20
+        cls,
+        sources: list[ImageSource],
+        spec: TileSpec,
+        *,
+        fill: float = 0,
+        cache_bytes: int = 256 * 2**20,
+        transform: Transform | None = None,
     ) -> TileReader:
         """A reader of sources, at any resolution.
 
@@ -119,11 +141,11 @@ class TileReader:
         ----------
         sources
             Images that tile one plane.
-        spec, fill, cache_bytes
+        spec, fill, cache_bytes, transform
             As of the class.
         """
         reader = cls.__new__(cls)
-        reader._setup(sources, spec, fill, cache_bytes, allow_upsampling=True)
+        reader._setup(sources, spec, fill, cache_bytes, transform, allow_upsampling=True)
         return reader
 
     def at(self, spec: TileSpec) -> TileReader:
@@ -134,12 +156,21 @@ class TileReader:
         spec
             Of the new tiles.
         """
-        return self.from_sources(self.sources, spec, fill=self.fill, cache_bytes=2 * self._group_bytes)
+        return self.from_sources(
+            self.sources, spec, fill=self.fill, cache_bytes=2 * self._group_bytes, transform=self.transform
+        )
 
     def _setup(
-        self, sources: list[ImageSource], spec: TileSpec, fill: float, cache_bytes: int, *, allow_upsampling: bool
+        self,
+        sources: list[ImageSource],
+        spec: TileSpec,
+        fill: float,
+        cache_bytes: int,
+        transform: Transform | None,
+        *,
+        allow_upsampling: bool,
     ) -> None:
-        self.sources, self.spec, self.fill = sources, spec, fill
+        self.sources, self.spec, self.fill, self.transform = sources, spec, fill, transform
         self.channels = sources[0].channels
         self.dtype = sources[0].dtype
         for source in sources[1:]:
@@ -149,6 +180,9 @@ class TileReader:
                     f"{self.dtype} against {source.channels} of {source.dtype}."
                 )
                 raise ValueError(msg)
+        if transform is not None and (self.dtype != np.uint8 or len(self.channels) != 3):
+            msg = f"transform= is for three channels of uint8 (RGB); image {sources[0].name!r} has {len(self.channels)} of {self.dtype}."
+            raise ValueError(msg)
         finest = max(max(scale.pixel_size(source.to_um)) for source in sources)
         if finest > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
             msg = (
@@ -243,6 +277,8 @@ class TileReader:
                 "before reading tiles."
             )
             raise ValueError(msg)
+        if self.transform is not None:
+            tile[:] = self.transform(tile[None])[0]
 
 
 def read_region(

@@ -1,0 +1,15 @@
+"""Image to embedding: a registry over well-kept collections of networks, and one encoder that needs no weights."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "_encoder": ["Encoder"],
+        "_get": ["get"],
+        "_joined": ["Joined"],
+        "_morphology": ["Morphology", "morphology_feature_names"],
+        "_registry": ["available"],
+        "_transform": ["Transform"],
+    },
+)

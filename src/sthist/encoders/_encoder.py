@@ -1,0 +1,245 @@
+"""What every encoder has: a name, a size, the tile that it is meant for, and ``embed``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._elements import safe_key
+from sthist._settings import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import pandas as pd
+
+    from sthist.tiles import TileSpec
+
+SCALE_TOLERANCE = 0.02
+PROBE_PX = 224
+"""Side of the blank tile that tells the size of an embedding, where nothing else does."""
+
+
+class Encoder(ABC):
+    """Base of the encoders: tiles in, one row of numbers per tile out.
+
+    A class of its own needs :meth:`embed` alone; everything else has a default.
+
+    Attributes
+    ----------
+    name : str
+        As the user typed it, such as ``"timm:resnet18"``.
+    spec : TileSpec or None
+        The tile that it was trained for; None where any scale is as good.
+    feature_names : list of str or None
+        Of each dimension, where they mean something.
+    provenance : dict
+        JSON values: source, hub id, revision, SHA-256 of the weights, licence, transform.
+    logit_scale : float or None
+        Factor between cosine similarity and logit of an image-text model.
+    can_dense, can_text : bool
+        Whether :meth:`dense` and :meth:`embed_text` are there.
+    module : torch.nn.Module or None
+        Float images (n, 3, px, px) that ``transform`` has prepared to embeddings (n, d), for training on; None where
+        gradients cannot pass.
+    transform : Transform or None
+        How pixels become the input of ``module``.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> class MeanColour(sthist.encoders.Encoder):
+    ...     name = "mean-colour"
+    ...
+    ...     def embed(self, tiles):
+    ...         return tiles.mean((1, 2), dtype=np.float32)
+    >>> encoder = MeanColour()
+    >>> encoder.embed(np.full((2, 8, 8, 3), 7, np.uint8)).shape, encoder.dim, encoder.key
+    ((2, 3), 3, 'X_mean-colour')
+    """
+
+    name: str
+    spec: TileSpec | None = None
+    feature_names: list[str] | None = None
+    provenance: dict[str, Any]
+    logit_scale: float | None = None
+    can_dense: bool = False
+    can_text: bool = False
+    module: Any = None
+    transform: Any = None
+    _dim: int | None = None
+
+    @abstractmethod
+    def embed(self, tiles: np.ndarray) -> np.ndarray:
+        """Embed a batch of tiles.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8.
+
+        Returns
+        -------
+        (n, d) float32.
+        """
+
+    def embed_batches(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Embed one batch after another; networks begin with the next before the last has come back.
+
+        Parameters
+        ----------
+        batches
+            Each (n, px, px, 3) uint8.
+
+        Returns
+        -------
+        An iterator of (n, d) float32, in the order of the batches.
+        """
+        return map(self.embed, batches)
+
+    def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embed texts into the space of the images, as the network gives them: normalise both to compare.
+
+        Parameters
+        ----------
+        texts
+            One text or several.
+
+        Returns
+        -------
+        (n, d) float32.
+
+        Raises
+        ------
+        ValueError
+            If the encoder knows images only.
+        """
+        msg = (
+            f"{self.name!r} embeds images only. Texts need an image-text model: 'conch', 'keep', 'plip', 'quiltnet' or "
+            "'open_clip:...'."
+        )
+        raise ValueError(msg)
+
+    def dense(self, tiles: np.ndarray) -> np.ndarray:
+        """Embed the places within each tile: patch tokens, or the last map of a convolutional network.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8.
+
+        Returns
+        -------
+        (n, gh, gw, d) float32; d may differ from ``dim``.
+
+        Raises
+        ------
+        ValueError
+            If the encoder has one embedding per tile only.
+        """
+        msg = f"{self.name!r} has one embedding per tile and none within it. Check can_dense first."
+        raise ValueError(msg)
+
+    def at(self, spec: TileSpec, *, strict: bool = True) -> Encoder:
+        """The encoder for tiles of a spec: itself, if it was trained for their µm/px.
+
+        Parameters
+        ----------
+        spec
+            Of the tiles.
+        strict
+            Refuse tiles of another µm/px; otherwise it is a warning.
+
+        Raises
+        ------
+        ValueError
+            If they differ by more than 2 %.
+        """
+        if self.spec is not None and abs(spec.mpp / self.spec.mpp - 1) > SCALE_TOLERANCE:
+            msg = (
+                f"The encoder {self.name!r} was trained on {self.spec.mpp:.4g} µm/px, the tiles have {spec.mpp:.4g}. Lay tiles of "
+                f"{round(spec.size_um / self.spec.mpp)} px on {spec.size_um:.4g} µm, or pass spec= if you mean it."
+            )
+            if strict:
+                raise ValueError(msg)
+            logger.warning("%s", msg)
+        return self
+
+    @property
+    def dim(self) -> int:
+        """Size of an embedding."""
+        if self._dim is None:
+            self._dim = self._measured()
+        return self._dim
+
+    @dim.setter
+    def dim(self, value: int) -> None:
+        self._dim = int(value)
+
+    def _measured(self) -> int:
+        px = PROBE_PX if self.spec is None else self.spec.px
+        return int(self.embed(np.full((1, px, px, 3), 255, np.uint8)).shape[1])
+
+    @property
+    def features(self) -> pd.DataFrame | None:
+        """What each dimension is: a frame with one row per dimension, by name; None where they have no names."""
+        if self.feature_names is None:
+            return None
+        import pandas as pd
+
+        meanings = [self.feature_meaning(name) for name in self.feature_names]
+        return pd.DataFrame({"meaning": meanings}, index=pd.Index(self.feature_names))
+
+    def feature_meaning(self, name: str) -> str:
+        """Unit and meaning of a dimension that has a name."""
+        return ""
+
+    @property
+    def key(self) -> str:
+        """Key of the embeddings in ``obsm``."""
+        return f"X_{safe_key(self.name)}"
+
+    def __repr__(self) -> str:
+        spec = "any tile" if self.spec is None else f"{self.spec.size_um:g} µm on {self.spec.px} px"
+        return f"{type(self).__name__}({self.name!r}, {spec})"
+
+
+def checked_tiles(tiles: Any) -> Any:
+    """Tiles as they are given, an array or a tensor, if they are square RGB tiles of uint8.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    shape = tuple(tiles.shape)
+    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] == 0:
+        msg = f"An encoder takes square RGB tiles (n, px, px, 3); these have shape {shape}."
+        raise ValueError(msg)
+    if str(tiles.dtype).removeprefix("torch.") != "uint8":
+        msg = f"An encoder takes tiles of uint8, 0 to 255; these are of {tiles.dtype}."
+        raise ValueError(msg)
+    return tiles
+
+
+def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
+    """Embeddings as they are given, if there is one finite row per tile.
+
+    Raises
+    ------
+    ValueError
+        If there is not.
+    """
+    if rows.ndim != 2 or len(rows) != n:
+        msg = (
+            f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A network that "
+            "gives maps or tokens needs pooling first."
+        )
+        raise ValueError(msg)
+    if not np.isfinite(rows).all():
+        row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+        msg = f"{name!r} gave NaN or infinity, first for tile {row} of the batch. Try precision='float32'."
+        raise ValueError(msg)
+    return rows

@@ -1,0 +1,261 @@
+"""An encoder from its name, or from something of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sthist._settings import logger
+from sthist.encoders import _weights
+from sthist.encoders._encoder import Encoder
+from sthist.encoders._joined import Joined
+from sthist.encoders._registry import CARDS, ZOO_NAMES, Card
+from sthist.encoders._transform import Transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sthist.encoders._timm import Loaded
+    from sthist.tiles import TileSpec
+
+TIMM, OPEN_CLIP = "timm:", "open_clip:"
+
+
+def get(
+    encoder: str | Encoder | Callable[[Any], Any] | Sequence[Any],
+    *,
+    weights: str | Path | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    compile: bool = False,
+    pretrained: bool = True,
+    transform: Transform | Mapping[str, Any] | Callable[[Any], Any] | None = None,
+    spec: TileSpec | None = None,
+    name: str | None = None,
+) -> Encoder:
+    """Load an encoder.
+
+    Licence and gating are said before anything is fetched. Files that are in the cache of the hub are used without
+    asking the network; where there is none, the error comes within a second.
+
+    Parameters
+    ----------
+    encoder
+        ``"morphology"``, which needs no weights; a name of :func:`available`; ``"timm:<name>"`` (also
+        ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also ``"open_clip:hf-hub:<owner>/<name>"``); a
+        function from tiles (n, px, px, 3) of uint8 to (n, d); a :class:`torch.nn.Module` from float images
+        (n, 3, px, px) to (n, d); an :class:`Encoder`; or a list of these, which is joined in its order.
+    weights
+        A local file (safetensors, or a state dict of torch), or a folder like the hub's with its ``config.json``.
+        Nothing is ever unpickled.
+    revision
+        Branch, tag or commit on the hub; the commit is recorded.
+    device
+        Of torch; by default :attr:`sthist.settings.device`.
+    precision
+        ``"auto"`` (bf16 on cuda that has it, float32 elsewhere), ``"float32"``, ``"bf16"`` or ``"fp16"``.
+    compile
+        Compile the network, which takes a minute and is faster after it.
+    pretrained
+        False for random weights, for tests.
+    transform
+        Of a module: a :class:`Transform`, its values, or a function of uint8 tensors (n, 3, px, px). By default pixels
+        are normalised as for ImageNet and not resized.
+    spec
+        The tile that the encoder is for, in place of what is known of it.
+    name
+        In place of the name, such as for a function without one.
+
+    Returns
+    -------
+    The encoder.
+
+    Raises
+    ------
+    KeyError
+        If there is no encoder of that name.
+    ImportError
+        If it is one of lazyslide-models, which is not installed.
+    ConnectionError
+        If its weights are not here, and the network is off or away.
+    PermissionError
+        If one has to ask for access to them first.
+    FileNotFoundError
+        If ``weights`` does not exist, or the hub has no such model.
+    ValueError
+        If the weights are of another network, damaged, or a pickle; or the arguments do not go together.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> encoder = sthist.encoders.get("timm:resnet10t", pretrained=False, device="cpu")
+    >>> encoder.embed(np.zeros((2, 64, 64, 3), np.uint8)).shape
+    (2, 512)
+    >>> encoder.key, encoder.can_text
+    ('X_timm_resnet10t', False)
+    """
+    running = {"device": device, "precision": precision, "compile": compile}
+    origin = {"weights": weights, "revision": revision, "pretrained": pretrained}
+    if isinstance(encoder, (list, tuple)):
+        return _joined(encoder, origin | running, transform, spec, name)
+    if not isinstance(encoder, str):
+        _refuse(type(encoder).__name__, weights=weights, revision=revision)
+        return _own(encoder, transform, spec, name, running)
+    if transform is not None:
+        msg = f"transform= goes with a module of your own; {encoder!r} has the one that it was trained with."
+        raise ValueError(msg)
+    if encoder == "morphology":
+        _refuse(encoder, weights=weights, revision=revision)
+        return _renamed(_morphology(spec), name)
+    return _named(encoder, origin, spec, name, running)
+
+
+def _named(
+    typed: str, origin: dict[str, Any], spec: TileSpec | None, name: str | None, running: dict[str, Any]
+) -> Encoder:
+    from sthist.encoders._network import NetworkEncoder
+
+    weights = None if origin["weights"] is None else Path(origin["weights"]).expanduser()
+    if typed in CARDS or typed.startswith((TIMM, OPEN_CLIP)):
+        card = _card(typed, needs_weights=origin["pretrained"] and weights is None)
+        files = _weights.obtain(card, weights, origin["revision"], pretrained=origin["pretrained"])
+        loaded, of_files = _load(card, files), files.provenance()
+    else:
+        card, loaded, of_files = _from_zoo(typed, weights, origin)
+    known = {
+        "source": card.via,
+        "hub_id": card.hub_id or None,
+        "licence": card.licence,
+        "licence_page": card.page or None,
+    }
+    return NetworkEncoder(
+        name or typed,
+        loaded.module,
+        loaded.transform,
+        spec=spec or card.spec,
+        dim=loaded.dim,
+        text=loaded.text,
+        logit_scale=loaded.logit_scale,
+        trainable=card.via != "zoo",
+        provenance=known | of_files | loaded.provenance,
+        **running,
+    )
+
+
+def _card(typed: str, *, needs_weights: bool) -> Card:
+    """What is known of an encoder of our own, of timm, or of open_clip."""
+    if typed in CARDS:
+        return CARDS[typed]
+    if typed.startswith(TIMM):
+        from sthist.encoders import _timm
+
+        card = _timm.card_of(typed.removeprefix(TIMM))
+    else:
+        from sthist.encoders import _open_clip
+
+        card = _open_clip.card_of(typed.removeprefix(OPEN_CLIP), needs_tag=needs_weights)
+    if needs_weights and not card.hub_id:
+        msg = f"{typed!r} has no weights on the hub: pass weights=, a file that you have, or pretrained=False."
+        raise ValueError(msg)
+    return card
+
+
+def _load(card: Card, files: _weights.Files) -> Loaded:
+    if card.via == "open_clip":
+        from sthist.encoders import _open_clip
+
+        return _open_clip.load(card, files)
+    if card.via == "conch":
+        from sthist.encoders import _conch
+
+        return _conch.load(card, files)
+    if card.via in {"transformers", "keep"}:
+        from sthist.encoders import _transformers
+
+        return (_transformers.load_keep if card.via == "keep" else _transformers.load)(card, files)
+    from sthist.encoders import _timm
+
+    return _timm.load(card, files)
+
+
+def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple[Card, Loaded, dict[str, Any]]:
+    """An encoder of lazyslide-models, and the checksum of its weights."""
+    from sthist.encoders import _zoo
+
+    if typed not in ZOO_NAMES and not (_zoo.installed() and typed in _zoo.cards()):
+        close = difflib.get_close_matches(typed, [*CARDS, "morphology", *ZOO_NAMES], n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        msg = (
+            f"There is no encoder {typed!r}.{hint} There are 'morphology', {', '.join(map(repr, CARDS))}, 'timm:<name>', "
+            "'open_clip:<model>/<tag>', and those that sthist.encoders.available() lists."
+        )
+        raise KeyError(msg)
+    if origin["revision"] is not None or not origin["pretrained"]:
+        msg = f"{typed!r} is loaded by lazyslide-models, which takes neither revision= nor pretrained=False."
+        raise ValueError(msg)
+    if weights is not None:
+        _weights.find(weights)
+    card, loaded = _zoo.load(typed, weights)
+    of_files = {"weights": None if weights is None else weights.name, "revision": None, "pretrained": True}
+    return card, loaded, of_files | {"sha256_of_tensors": _weights.sha256_of(loaded.module)}
+
+
+def _own(encoder: Any, transform: Any, spec: TileSpec | None, name: str | None, running: dict[str, Any]) -> Encoder:
+    """An encoder, a module or a function of the user's own."""
+    if isinstance(encoder, Encoder):
+        return _renamed(encoder, name)
+    import torch
+
+    from sthist.encoders._network import FunctionEncoder, NetworkEncoder
+
+    named = name or getattr(encoder, "__name__", None) or type(encoder).__name__
+    if isinstance(encoder, torch.nn.Module):
+        if transform is None:
+            transform = Transform()
+            logger.info(
+                "%s: pixels are normalised as for ImageNet and not resized; say otherwise with transform=.", named
+            )
+        elif isinstance(transform, dict):
+            transform = Transform(**transform)
+        origin = {"source": "module", "module": f"{type(encoder).__module__}.{type(encoder).__qualname__}"}
+        origin["sha256_of_tensors"] = _weights.sha256_of(encoder)
+        return NetworkEncoder(named, encoder, transform, spec=spec, provenance=origin, **running)
+    if not callable(encoder):
+        msg = f"An encoder is a name, a function, a torch module or a list of these, not {encoder!r}."
+        raise ValueError(msg)
+    if transform is not None:
+        msg = f"{named!r} is a function of tiles and prepares them itself; transform= goes with a torch module."
+        raise ValueError(msg)
+    return FunctionEncoder(named, encoder, spec=spec)
+
+
+def _joined(
+    encoders: Sequence[Any], arguments: dict[str, Any], transform: Any, spec: TileSpec | None, name: str | None
+) -> Encoder:
+    given = [argument for argument in ("weights", "revision") if arguments[argument] is not None]
+    if given or transform is not None:
+        msg = f"{given or ['transform']} belong to one encoder: load each with get(), and pass the list of them."
+        raise ValueError(msg)
+    parts = [part if isinstance(part, Encoder) else get(part, spec=spec, **arguments) for part in encoders]
+    return _renamed(parts[0] if len(parts) == 1 else Joined(parts), name)
+
+
+def _renamed(encoder: Encoder, name: str | None) -> Encoder:
+    if name is not None:
+        encoder.name = name
+    return encoder
+
+
+def _refuse(what: str, **arguments: Any) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        msg = f"{' and '.join(f'{name}=' for name in given)} do not go with {what!r}, which is given as it is."
+        raise ValueError(msg)
+
+
+def _morphology(spec: TileSpec | None) -> Encoder:
+    from sthist.encoders._morphology import Morphology
+
+    return Morphology() if spec is None else Morphology(spec=spec)

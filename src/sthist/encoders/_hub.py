@@ -1,0 +1,194 @@
+"""Files from the Hugging Face hub: from its cache, or over the network, and quick to say so where neither has them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sthist._settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sthist.encoders._registry import Card
+
+CONNECT_S = 0.8
+"""Seconds that a machine has to reach the hub; one attempt is made."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def fetch(card: Card, revision: str | None = None) -> Path:
+    """The weights of an encoder, with its further files beside them.
+
+    What is in the cache of the hub is used as it is, without asking the network.
+
+    Parameters
+    ----------
+    card
+        The encoder.
+    revision
+        Branch, tag or commit; its main branch by default.
+
+    Raises
+    ------
+    PermissionError
+        If one has to ask for access, or to log in, first.
+    ConnectionError
+        If the files are not here, and :attr:`sthist.settings.offline` is set or the hub cannot be reached.
+    FileNotFoundError
+        If there is no such model or revision, or none of the files.
+    """
+    weights = _cached(card, card.files, revision)
+    online = weights is None
+    if weights is None:
+        card.announce("Getting the weights of")
+        require_network(card)
+        weights = _first(card, card.files, revision)
+    else:
+        card.announce("Using the weights in the cache of")
+    same = commit_of(weights) or revision
+    unknown = [name for name in card.extras if _asked(card, name, same)]
+    if unknown and (online or reachable()):
+        for name in unknown:
+            _download(card, name, same)
+    return weights
+
+
+def require_network(card: Card) -> None:
+    """Go on only if the hub can be reached.
+
+    Raises
+    ------
+    ConnectionError
+        If it cannot, or must not.
+    """
+    if is_offline():
+        raise ConnectionError(
+            by_hand(card, "sthist.settings.offline or HF_HUB_OFFLINE is set, and they are not in the cache")
+        )
+    if not reachable():
+        raise ConnectionError(
+            by_hand(card, f"the hub cannot be reached (one attempt of {CONNECT_S} s), and they are not in the cache")
+        )
+
+
+def is_offline() -> bool:
+    """Whether the network must not be asked."""
+    from huggingface_hub import constants
+
+    return settings.offline or bool(constants.HF_HUB_OFFLINE)
+
+
+def by_hand(card: Card, why: str) -> str:
+    """Why weights cannot be had, and the ways out."""
+    return (
+        f"The weights of {card.hub_id} cannot be had: {why}. Licence: {card.licence}; accept it and get them on {card.page} "
+        f"(`hf download {card.hub_id}` on a machine with a network), then pass weights=, their file or folder."
+    )
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file of the hub's cache belongs to."""
+    name = path.parent.name
+    return name if COMMIT.fullmatch(name) else None
+
+
+def published_digest(path: Path) -> str | None:
+    """The SHA-256 that the hub gives for a file of its cache, which keeps large files under it."""
+    name = path.resolve().name
+    return name if DIGEST.fullmatch(name) else None
+
+
+def _cached(card: Card, names: Sequence[str], revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        found = try_to_load_from_cache(card.hub_id, name, revision=revision or "main")
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _asked(card: Card, name: str, revision: str | None) -> bool:
+    """Whether a file has to be asked for: the cache also knows which files a model does not have."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(card.hub_id, name, revision=revision or "main") is None
+
+
+def _first(card: Card, names: Sequence[str], revision: str | None) -> Path:
+    for name in names:
+        path = _download(card, name, revision)
+        if path is not None:
+            return path
+    msg = f"{card.page} has none of the files {list(names)}. Pass weights=, the file or folder that you have."
+    raise FileNotFoundError(msg)
+
+
+def _download(card: Card, name: str, revision: str | None) -> Path | None:
+    """One file; None if the model does not have it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(card.hub_id, name, revision=revision))
+    except GatedRepoError as error:
+        why = "access is given on request, and your login (`hf auth login`) does not have it yet"
+        raise PermissionError(by_hand(card, why)) from error
+    except RevisionNotFoundError as error:
+        msg = f"{card.page} has no revision {revision!r}."
+        raise FileNotFoundError(msg) from error
+    except RepositoryNotFoundError as error:
+        why = "the hub has no such model, or not for your login (`hf auth login`)"
+        raise FileNotFoundError(by_hand(card, why)) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ConnectionError(by_hand(card, str(error))) from error
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise ConnectionError(by_hand(card, str(error))) from error
+
+
+def reachable() -> bool:
+    """Whether the hub, or the proxy on the way to it, takes a connection; looking up its name may hang, so it waits aside."""
+    if is_offline():
+        return False
+    answered = threading.Event()
+    thread = threading.Thread(target=_connect, args=(*_way_out(), answered), daemon=True)
+    thread.start()
+    thread.join(CONNECT_S)
+    return answered.is_set()
+
+
+def _connect(host: str, port: int, answered: threading.Event) -> None:
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_S):
+            answered.set()
+    except OSError:
+        return
+
+
+def _way_out() -> tuple[str, int]:
+    """Host and port of the first hop to the hub."""
+    from huggingface_hub import constants
+
+    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
+    proxies = {} if urllib.request.proxy_bypass(endpoint.netloc) else urllib.request.getproxies()
+    address = proxies.get(endpoint.scheme) or proxies.get("all") or constants.ENDPOINT
+    hop = urllib.parse.urlsplit(address if "//" in address else f"//{address}")
+    return hop.hostname or endpoint.netloc, hop.port or (80 if hop.scheme == "http" else 443)

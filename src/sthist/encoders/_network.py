@@ -1,0 +1,291 @@
+"""Encoders that are networks, and functions of the user's own."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger, settings
+from sthist.encoders._encoder import Encoder, checked_rows, checked_tiles
+from sthist.encoders._transform import Transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from sthist.tiles import TileSpec
+
+PRECISIONS = {"float32": None, "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
+
+
+class NetworkEncoder(Encoder):
+    """An encoder that is a module of torch: float images in, one row per image out.
+
+    The module may have ``tokens`` (images to (n, gh, gw, d)).
+
+    Parameters
+    ----------
+    name
+        As the user typed it.
+    module
+        Put into evaluation mode and onto the device.
+    transform
+        A :class:`Transform`, or a function of a tensor (n, 3, px, px) of uint8 on the device.
+    spec, dim
+        The tile that it was trained for; the size of its embeddings, where that is known.
+    text
+        A module whose ``embed_text`` takes a list of texts, and gives (n, d).
+    logit_scale
+        Of an image-text model.
+    trainable
+        Whether gradients pass.
+    device, precision, compile
+        As in :func:`sthist.encoders.get`.
+    provenance
+        What is known of its origin.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: Any,
+        transform: Any,
+        *,
+        spec: TileSpec | None = None,
+        dim: int | None = None,
+        text: Any = None,
+        logit_scale: float | None = None,
+        trainable: bool = True,
+        device: str | None = None,
+        precision: str | None = None,
+        compile: bool = False,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        import torch
+
+        self.name, self.spec, self.transform, self._dim = name, spec, transform, dim
+        self.device = torch.device(settings.torch_device() if device in (None, "auto") else device)
+        self.precision = chosen_precision(precision, self.device)
+        self.network = module.eval().to(self.device, memory_format=torch.channels_last)
+        self.module = self.network if trainable else None
+        self.text: Any = None if text is None else text.eval().to(self.device)
+        self.logit_scale = logit_scale
+        self.can_dense, self.can_text = hasattr(module, "tokens"), text is not None
+        self._forward = torch.compile(self.network) if compile else self.network
+        self.provenance = (provenance or {}) | {
+            "transform": transform.to_dict() if isinstance(transform, Transform) else str(transform),
+            "precision": self.precision,
+            "device": str(self.device),
+            "torch": torch.__version__,
+        }
+
+    def embed(self, tiles: np.ndarray) -> np.ndarray:
+        """Embed a batch of tiles.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8; an array, or a tensor on any device.
+
+        Returns
+        -------
+        (n, d) float32.
+
+        Raises
+        ------
+        ValueError
+            If they are no such tiles, or the network gives something else than a finite row for each.
+        """
+        if len(checked_tiles(tiles)) == 0:
+            return np.empty((0, self.dim), np.float32)
+        return checked_rows(self._run(self._forward, tiles).cpu().numpy(), len(tiles), self.name)
+
+    def embed_batches(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Embed one batch after another; the next is on the device before the last has come back.
+
+        Parameters
+        ----------
+        batches
+            Each (n, px, px, 3) uint8.
+
+        Returns
+        -------
+        An iterator of (n, d) float32, in the order of the batches.
+        """
+        before: tuple[Any, int] | None = None
+        for tiles in batches:
+            n = len(checked_tiles(tiles))
+            running = self._run(self._forward, tiles) if n else np.empty((0, self.dim), np.float32)
+            if before is not None:
+                yield self._fetched(*before)
+            before = running, n
+        if before is not None:
+            yield self._fetched(*before)
+
+    def _fetched(self, rows: Any, n: int) -> np.ndarray:
+        return rows if n == 0 else checked_rows(rows.cpu().numpy(), n, self.name)
+
+    def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embed texts into the space of the images, as the network gives them: normalise both to compare.
+
+        Parameters
+        ----------
+        texts
+            One text or several.
+
+        Returns
+        -------
+        (n, d) float32.
+
+        Raises
+        ------
+        ValueError
+            If the network knows images only.
+        """
+        if not self.can_text:
+            return super().embed_text(texts)
+        import torch
+
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not listed:
+            return np.empty((0, self.dim), np.float32)
+        with torch.inference_mode(), self._autocast(), evaluating(self.text):
+            rows = self.text.embed_text(listed).float().cpu().numpy()
+        return checked_rows(rows, len(listed), self.name)
+
+    def dense(self, tiles: np.ndarray) -> np.ndarray:
+        """Embed the places within each tile: patch tokens, or the last map of a convolutional network.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8.
+
+        Returns
+        -------
+        (n, gh, gw, d) float32; d may differ from ``dim``.
+
+        Raises
+        ------
+        ValueError
+            If the network has one embedding per tile only, or there are no tiles.
+        """
+        if not self.can_dense:
+            return super().dense(tiles)
+        if len(checked_tiles(tiles)) == 0:
+            msg = f"{self.name!r}: there are no tiles to look into."
+            raise ValueError(msg)
+        return self._run(self.network.tokens, tiles).cpu().numpy()
+
+    def _run(self, function: Callable[[Any], Any], tiles: Any) -> Any:
+        """What a part of the network gives for tiles, float32 on the device, possibly still being computed."""
+        import torch
+
+        with torch.inference_mode(), self._autocast(), evaluating(self.network):
+            pixels = _upload(tiles, self.device)
+            if isinstance(self.transform, Transform):
+                images = self.transform(pixels)
+            else:
+                images = self.transform(pixels.permute(0, 3, 1, 2))
+            found = function(images)
+            if not isinstance(found, torch.Tensor):
+                msg = f"{self.name!r} gave a {type(found).__name__} in place of a tensor; wrap it in a module that picks one."
+                raise ValueError(msg)
+            return found.float()
+
+    def _autocast(self) -> Any:
+        import torch
+
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=getattr(torch, dtype or "bfloat16"), enabled=dtype is not None)
+
+
+class FunctionEncoder(Encoder):
+    """A function of the user's own: tiles (n, px, px, 3) of uint8 in, an array or a tensor (n, d) out.
+
+    Parameters
+    ----------
+    name
+        Of the encoder.
+    function
+        The function.
+    spec
+        The tile that it is meant for.
+    """
+
+    def __init__(self, name: str, function: Callable[[np.ndarray], Any], *, spec: TileSpec | None = None) -> None:
+        self.name, self.function, self.spec = name, function, spec
+        origin = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
+        self.provenance = {"source": "callable", "callable": origin}
+
+    def embed(self, tiles: np.ndarray) -> np.ndarray:
+        """Embed a batch of tiles.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8.
+
+        Returns
+        -------
+        (n, d) float32.
+
+        Raises
+        ------
+        ValueError
+            If they are no such tiles, or the function gives something else than a finite row for each.
+        """
+        if len(checked_tiles(tiles)) == 0:
+            return np.empty((0, self.dim), np.float32)
+        rows = self.function(tiles)
+        if hasattr(rows, "detach"):
+            rows = rows.detach().float().cpu()
+        return checked_rows(np.asarray(rows, dtype=np.float32), len(tiles), self.name)
+
+
+def chosen_precision(precision: str | None, device: Any) -> str:
+    """The precision that is meant: bf16 where the device has it, float32 elsewhere, or what was asked for.
+
+    Raises
+    ------
+    ValueError
+        If there is no such precision.
+    """
+    import torch
+
+    if precision in (None, "auto"):
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if precision not in PRECISIONS:
+        msg = f"There is no precision {precision!r}; there are 'auto' and {sorted(PRECISIONS)}."
+        raise ValueError(msg)
+    return str(precision)
+
+
+@contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """A module without dropout and with fixed statistics, and as it was afterwards: training may be going on."""
+    training = [part for part in module.modules() if part.training] if module.training else []
+    if training:
+        logger.debug("An encoder in training embeds as it would after it.")
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _upload(tiles: Any, device: Any) -> Any:
+    """Tiles as a tensor of uint8 on the device; the copy to an accelerator goes on in the background."""
+    import torch
+
+    if not isinstance(tiles, torch.Tensor):
+        with warnings.catch_warnings():
+            # A read-only array is only read here.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tiles = torch.from_numpy(np.ascontiguousarray(tiles))
+    if device.type == "cuda" and tiles.device.type == "cpu":
+        tiles = tiles.pin_memory()
+    return tiles.to(device, non_blocking=True)

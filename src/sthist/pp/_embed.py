@@ -1,0 +1,229 @@
+"""Embeddings of tiles, spots and nuclei."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements, _store
+from sthist._samples import over_samples
+from sthist._settings import logger
+from sthist.pp._embed_source import Source, find_source
+from sthist.tiles._embedder import TileEmbedder
+from sthist.tiles._ledger import Ledger
+from sthist.tiles._map import paint_pending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from sthist.encoders import Encoder
+    from sthist.tiles import TileSpec
+
+DEFAULT_BATCH = 32
+LARGEST_BATCH = 1024
+MEMORY_SHARE = 0.8
+"""Of a device's free memory that a batch may take."""
+
+
+@over_samples
+def embed(
+    data: SpatialData | AnnData,
+    encoder: str | Encoder | Callable[[Any], Any] | Sequence[Any] = "morphology",
+    *,
+    image: str | None = None,
+    regions: str | None = None,
+    spec: TileSpec | None = None,
+    normalizer: Callable[[np.ndarray], np.ndarray] | None = None,
+    weights: str | Path | None = None,
+    revision: str | None = None,
+    precision: str | None = None,
+    compile: bool = False,
+    batch_size: int | Literal["auto"] = "auto",
+    device: str | Sequence[str] | None = None,
+    outside: Literal["error", "nan"] = "error",
+    client: Any = None,
+    key_added: str | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Embed the tile around each region: what every predictor of sthist stands on.
+
+    Tiles are read once, in the order in which they lie on disk, and normalised on the device; the rows go to disk as they
+    are made, so that memory holds a few hundred tiles, however many there are, until the finished embeddings are put into the
+    table. A run that was stopped is continued by the same call, and one that is finished is not repeated.
+
+    Parameters
+    ----------
+    data
+        One sample, or a mapping of name to sample; or a folder of tiles (:func:`sthist.io.tile_folder`).
+    encoder
+        As of :func:`sthist.encoders.get`: ``"morphology"``, which needs no weights, ``"uni"``, ``"timm:resnet18"``, a function, a
+        list of several, ...
+    image
+        The image; by default the H&E, or the virtual H&E where there is no other.
+    regions
+        Key of shapes or of their table: tiles, spots, nuclei, cores. By default the tiles of :func:`sthist.pp.tiles`, or the spots.
+    spec
+        How much tissue a tile shows, and on how many pixels; by default that of the tiles, else the one that the encoder was trained
+        for.
+    normalizer
+        What :func:`sthist.pp.stain_normalize` returned; applied to each tile before it is embedded.
+    weights, revision, precision, compile
+        As of :func:`sthist.encoders.get`.
+    batch_size
+        Tiles at a time on the device. ``"auto"``: 32 on a processor; on an accelerator it grows until its memory is used.
+    device
+        Of torch, or several, which share the work.
+    outside
+        What becomes of regions whose centre lies outside the image: ``"nan"`` gives them rows of NaN.
+    client
+        A ``dask.distributed.Client`` on whose workers the work is done; needs an object on disk.
+    key_added
+        Key in ``obsm``; by default ``"X_"`` and the encoder's name, such as ``"X_uni"`` or ``"X_conch_uni"``.
+    overwrite
+        Replace embeddings of this key that were made from other input or settings.
+    progress
+        Show a bar.
+
+    Returns
+    -------
+    None. Writes, also to the store of a backed object, to the table of the regions (a new one, ``"<regions>_table"``, where they
+    have none):
+
+    * ``obsm[key_added]``: (n, d) float32;
+    * for an encoder whose dimensions have names, such as ``"morphology"``, ``uns[key_added + "_features"]``: a frame with one row per
+      dimension, by name, and its ``meaning``;
+    * ``uns["sthist"][key_added]``: the encoder with the hash of its weights, image, spec, device.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image, region or encoder.
+    ValueError
+        If it is not clear which image, regions or tile are meant; if the tile's µm/px is not the one that the encoder was
+        trained for (pass ``spec=`` if you mean it); if a region has no place or lies outside the image; if the key is taken.
+    ConnectionError, PermissionError, FileNotFoundError, ImportError
+        If the encoder cannot be had: the message says what to do.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sthist.pp.tissue(sdata)
+    >>> sthist.pp.tiles(sdata, size_um=56, px=112)
+    >>> sthist.pp.embed(sdata, "morphology", progress=False)
+    >>> table = sdata["tiles_table"]
+    >>> table.obsm["X_morphology"].shape[1] == len(table.uns["X_morphology_features"])
+    True
+    """
+    source = find_source(data, image, regions, spec)
+    devices = [device] if device is None or isinstance(device, str) else list(device)
+    encoders = [_loaded(encoder, source, weights, revision, precision, each, compile=compile) for each in devices]
+    first = encoders[0]
+    key = _elements.safe_key(key_added or first.key)
+    if client is not None and source.store is None:
+        msg = "client= needs an object on disk, which the workers open: write it with sdata.write(path), or sd.read_zarr(path)."
+        raise ValueError(msg)
+    reader = source.reader(first, normalizer)
+    inside = source.require_inside(reader, outside)
+    facts = {
+        "encoder": _identity(first),
+        "spec": reader.spec.to_dict(),
+        "normalizer": None if normalizer is None else repr(normalizer),
+        "source": source.identity(reader, inside),
+    }
+    facts = json.loads(json.dumps(facts, default=str))
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    made = source.made(key)
+    if made is not None and made.get("digest") == digest:
+        logger.info("obsm[%r] of %s is there already, from the same input and settings.", key, source.name)
+        source.discard(key)
+        return
+    source.require_free(key, overwrite=overwrite)
+    batch = _fitting_batch(first, reader.spec.px) if batch_size == "auto" else int(batch_size)
+    work = Work(encoders, reader, source.places[inside], batch, client, progress)
+    with source.workspace(key, digest) as folder:
+        with source.writing():
+            values = np.full((len(inside), first.dim), np.nan, np.float32)
+            work.embed(folder, key, facts, values, np.flatnonzero(inside))
+        made = _store.provenance(
+            "pp.embed",
+            encoder=first.name,
+            provenance=first.provenance,
+            image=source.image,
+            spec=reader.spec.to_dict(),
+            batch_size=batch,
+            n_outside=int((~inside).sum()),
+            digest=digest,
+        )
+        source.add(key, values, first.features, made)
+
+
+def _loaded(
+    encoder: Any,
+    source: Source,
+    weights: Any,
+    revision: Any,
+    precision: Any,
+    device: Any,
+    *,
+    compile: bool,
+) -> Encoder:
+    from sthist.encoders import get
+
+    found = get(encoder, weights=weights, revision=revision, device=device, precision=precision, compile=compile)
+    return found if source.spec is None else found.at(source.spec, strict=not source.spec_given)
+
+
+def _identity(encoder: Encoder) -> dict[str, Any]:
+    """What decides the numbers; where they are computed does so only in the last digits."""
+    return {name: value for name, value in encoder.provenance.items() if name != "device"} | {"name": encoder.name}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be embedded, and with what."""
+
+    encoders: list[Encoder]
+    reader: Any
+    places: np.ndarray
+    batch_size: int
+    client: Any
+    progress: bool | None
+
+    def embed(self, folder: Path, name: str, facts: dict[str, Any], out: np.ndarray, rows: np.ndarray) -> None:
+        """Embed all places in a folder, run by run, and put them into the rows of an array that are theirs."""
+        order = self.reader.order(self.places)
+        ledger = Ledger(folder, name, (len(order), self.encoders[0].dim), facts)
+        embedder = TileEmbedder(self.reader, self.encoders, self.places[order], self.batch_size)
+        paint_pending(embedder, ledger, client=self.client, progress=self.progress, threads=embedder.threads)
+        for run, part in ledger:
+            out[rows[order[run.start : run.stop]]] = part
+
+
+def _fitting_batch(encoder: Encoder, px: int) -> int:
+    """The largest power of two that a device has memory for, by the growth from one batch to one of twice the size."""
+    import torch
+
+    device = getattr(encoder, "device", None)
+    if device is None or torch.device(device).type != "cuda":
+        return DEFAULT_BATCH
+    used = []
+    for n in (DEFAULT_BATCH, 2 * DEFAULT_BATCH):
+        torch.cuda.reset_peak_memory_stats(device)
+        encoder.embed(np.full((n, px, px, 3), 255, np.uint8))
+        used.append(torch.cuda.max_memory_allocated(device))
+    per_tile = max(1.0, (used[1] - used[0]) / DEFAULT_BATCH)
+    free = MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    fitting = DEFAULT_BATCH
+    while 2 * fitting <= LARGEST_BATCH and 2 * fitting * per_tile < free:
+        fitting *= 2
+    return fitting

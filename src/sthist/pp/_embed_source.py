@@ -1,0 +1,296 @@
+"""What is embedded: the regions of a sample on an image, or a folder of tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements, _rows, _store
+from sthist.tiles import FolderReader, TileReader, TileSpec
+from sthist.tiles._pairs import laid_tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from sthist.encoders import Encoder
+
+PAPER = 255
+"""Grey level around an H&E."""
+
+N_SAMPLED = 64
+"""Tiles whose pixels tell one image from another."""
+
+
+def find_source(data: Any, image: str | None, regions: str | None, spec: TileSpec | None) -> Source:
+    """What the arguments of :func:`sthist.pp.embed` mean."""
+    from anndata import AnnData
+
+    if isinstance(data, AnnData):
+        return FolderSource(data, image, regions, spec)
+    _elements.require_one_sample(data)
+    return RegionSource(data, image, regions, spec)
+
+
+class Source(ABC):
+    """Places whose tiles are embedded, and the table that takes the result.
+
+    Attributes
+    ----------
+    name : str
+        Of the table, for messages.
+    places : numpy.ndarray
+        Of each row, as its reader takes them: x, y in µm, or the number of the row.
+    spec : TileSpec or None
+        Of the tiles, where the call or the tiles say it.
+    spec_given : bool
+        Whether the call says it.
+    image : str or None
+        Key of the image.
+    store : pathlib.Path or None
+        Where the object lies on disk.
+    """
+
+    name: str
+    places: np.ndarray
+    spec: TileSpec | None
+    spec_given: bool
+    image: str | None
+    store: Path | None
+
+    @abstractmethod
+    def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> Any:
+        """A reader of the tiles."""
+
+    @abstractmethod
+    def require_inside(self, reader: Any, outside: Literal["error", "nan"]) -> np.ndarray:
+        """Which places can be read, (n,) bool; a ValueError for those that cannot, unless they may be NaN."""
+
+    @abstractmethod
+    def identity(self, reader: Any, inside: np.ndarray) -> dict[str, Any]:
+        """What tells this input from any other, as JSON values."""
+
+    @abstractmethod
+    def made(self, key: str) -> dict[str, Any] | None:
+        """Provenance of embeddings that are there; None if there are none."""
+
+    @abstractmethod
+    def require_free(self, key: str, *, overwrite: bool) -> None:
+        """Refuse a key that is taken."""
+
+    @abstractmethod
+    def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
+        """Put the embeddings into the table."""
+
+    @abstractmethod
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the lock of the store."""
+
+    @abstractmethod
+    def discard(self, key: str) -> None:
+        """Delete what a run left that was killed after it had put its result into the table."""
+
+    @abstractmethod
+    def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
+        """Folder in which they are made."""
+
+    def _spec(self, encoder: Encoder) -> TileSpec:
+        spec = self.spec or encoder.spec
+        if spec is None:
+            msg = (
+                f"Nothing says how much tissue a tile of {self.name} shows: pass spec=sthist.tiles.TileSpec(size_um=112, px=224), or lay "
+                f"tiles with pp.tiles. The encoder {encoder.name!r} takes any."
+            )
+            raise ValueError(msg)
+        return spec
+
+
+class RegionSource(Source):
+    """Regions of a sample, each a tile around its centroid."""
+
+    def __init__(self, sdata: SpatialData, image: str | None, regions: str | None, spec: TileSpec | None) -> None:
+        self.sdata, self.spec, self.spec_given = sdata, spec, spec is not None
+        self.store = _store.store_path(sdata)
+        self.image = _find_image(sdata, image)
+        self._rows = _rows.rows_of(sdata, _find_regions(sdata) if regions is None else regions)
+        self.name = repr(self._rows.table or self._rows.shapes)
+        self.places = _rows.centroids_um(sdata, self._rows)
+        self.spec = spec or _laid_spec(sdata, self._rows)
+
+    def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
+        """A reader of the tiles."""
+        options = {} if normalizer is None else {"transform": normalizer}
+        return TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
+
+    def require_inside(self, reader: TileReader, outside: Literal["error", "nan"]) -> np.ndarray:
+        """See :class:`Source`: a place is inside if the image holds it."""
+        import shapely
+
+        if outside not in {"error", "nan"}:
+            msg = f"outside is {outside!r}; it is 'error' or 'nan'."
+            raise ValueError(msg)
+        image = shapely.union_all([shapely.MultiPoint(source.corners_um()).convex_hull for source in reader.sources])
+        inside = np.isfinite(self.places).all(axis=1)
+        inside[inside] = shapely.intersects_xy(image, *self.places[inside].T)
+        if inside.all() or (outside == "nan" and inside.any()):
+            return inside
+        row = int(np.flatnonzero(~inside)[0])
+        x0, y0, x1, y1 = image.bounds
+        msg = (
+            f"{int((~inside).sum())} of {len(inside)} regions of {self.name} lie outside the image {self.image!r} (x {x0:.0f} to {x1:.0f}, y "
+            f"{y0:.0f} to {y1:.0f} µm) or have no place, such as {self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. "
+            "Pass outside='nan' to leave them without an embedding, or mend the transformation of the image to 'um'."
+        )
+        raise ValueError(msg)
+
+    def identity(self, reader: TileReader, inside: np.ndarray) -> dict[str, Any]:
+        """See :class:`Source`: the places, how the image lies, and the pixels of some tiles."""
+        places = self.places[inside]
+        some = places[np.unique(np.linspace(0, len(places) - 1, N_SAMPLED).astype(int))]
+        pixels = hashlib.blake2b(reader.read(some).tobytes(), digest_size=16)
+        return {
+            "image": self.image,
+            "lies": [[source.size, source.to_um.tolist()] for source in reader.sources],
+            "pixels": pixels.hexdigest(),
+            "places": hashlib.blake2b(np.ascontiguousarray(self.places).tobytes(), digest_size=16).hexdigest(),
+            "inside": int(inside.sum()),
+        }
+
+    def made(self, key: str) -> dict[str, Any] | None:
+        """See :class:`Source`."""
+        if self._rows.table is None:
+            return None
+        table = self.sdata.tables[self._rows.table]
+        return table.uns.get("sthist", {}).get(key) if key in table.obsm else None
+
+    def require_free(self, key: str, *, overwrite: bool) -> None:
+        """See :class:`Source`."""
+        _rows.require_free_columns(self.sdata, self._rows, [], [key], overwrite=overwrite)
+
+    def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
+        """See :class:`Source`."""
+        uns = {} if features is None else {f"{key}_features": features}
+        _rows.add_columns(self.sdata, self._rows, key, made, obs={}, obsm={key: values}, uns=uns)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """See :class:`Source`."""
+        return _store.writing(self.sdata)
+
+    def discard(self, key: str) -> None:
+        """See :class:`Source`."""
+        if self.store is not None:
+            shutil.rmtree(self.store / _store.WORK / self._work_name(key), ignore_errors=True)
+
+    def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
+        """See :class:`Source`."""
+        return _store.workspace(self.sdata, self._work_name(key), digest)
+
+    def _work_name(self, key: str) -> str:
+        return f"{self._rows.shapes}-{key}"
+
+
+class FolderSource(Source):
+    """A folder of tiles."""
+
+    def __init__(self, tiles: AnnData, image: str | None, regions: str | None, spec: TileSpec | None) -> None:
+        if image is not None or regions is not None:
+            msg = "image= and regions= are of a SpatialData; a folder of tiles has neither."
+            raise ValueError(msg)
+        if "tile_folder" not in tiles.uns.get("sthist", {}):
+            msg = (
+                "An AnnData alone has no pixels: pass the SpatialData that holds its image, or a folder of tiles read with "
+                "io.tile_folder."
+            )
+            raise ValueError(msg)
+        self.tiles, self.spec, self.spec_given = tiles, spec, spec is not None
+        self.image, self.store, self.name = None, None, "the folder of tiles"
+        self.places = np.arange(tiles.n_obs)
+
+    def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> FolderReader:
+        """A reader of the tiles."""
+        options = {} if normalizer is None else {"transform": normalizer}
+        return FolderReader(self.tiles, self._spec(encoder), fill=PAPER, **options)
+
+    def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"]) -> np.ndarray:
+        """See :class:`Source`: all are."""
+        return np.ones(self.tiles.n_obs, bool)
+
+    def identity(self, reader: FolderReader, inside: np.ndarray) -> dict[str, Any]:
+        """See :class:`Source`: names, sizes and times of the files."""
+        content = hashlib.blake2b(digest_size=16)
+        for file in self.tiles.obs["file"].astype(str):
+            found = (reader.root / file).stat()
+            content.update(f"{file} {found.st_size} {found.st_mtime_ns}".encode())
+        content.update(np.ascontiguousarray(self.tiles.obs["mpp"].to_numpy(np.float64)).tobytes())
+        return {"files": content.hexdigest()}
+
+    def made(self, key: str) -> dict[str, Any] | None:
+        """See :class:`Source`."""
+        found: dict[str, Any] | None = self.tiles.uns["sthist"].get(key) if key in self.tiles.obsm else None
+        return found
+
+    def require_free(self, key: str, *, overwrite: bool) -> None:
+        """See :class:`Source`."""
+        if key in self.tiles.obsm and not overwrite:
+            msg = f"The folder of tiles has obsm[{key!r}] already. Pass overwrite=True to replace it, or key_added= for another name."
+            raise ValueError(msg)
+
+    def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
+        """See :class:`Source`."""
+        self.tiles.obsm[key] = values
+        self.tiles.uns["sthist"][key] = made
+        if features is not None:
+            self.tiles.uns[f"{key}_features"] = features
+
+    def writing(self) -> AbstractContextManager[None]:
+        """See :class:`Source`."""
+        return nullcontext()
+
+    def discard(self, key: str) -> None:
+        """See :class:`Source`: there is no store."""
+
+    def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
+        """See :class:`Source`."""
+        return _store.scratch_workspace(f"tiles-{key}", digest)
+
+
+def _find_image(sdata: SpatialData, image: str | None) -> str:
+    """The H&E, or the only virtual one where there is none."""
+    try:
+        return _elements.find_he(sdata, image)
+    except (KeyError, ValueError):
+        results = sdata.attrs.get("sthist", {}).get("results", {})
+        virtual = [key for key in sdata.images if results.get(key, {}).get("call") == "tl.virtual_he"]
+        if image is not None or len(virtual) != 1:
+            raise
+        return virtual[0]
+
+
+def _find_regions(sdata: SpatialData) -> str:
+    """Tiles or spots, if there is exactly one kind of them."""
+    laid = [key.removesuffix("_table") for key, table in sdata.tables.items() if "tile_spec" in table.uns]
+    spots = _elements.roles(sdata).get("spots", {}).get("shapes")
+    candidates = [*laid, *([spots] if spots in sdata.shapes else [])]
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"could be any of {candidates}" if candidates else "are neither tiles nor spots"
+    msg = f"Which regions to embed is not clear: there {found}. Pass regions=. {_elements.describe('shapes', sdata.shapes)}"
+    raise ValueError(msg)
+
+
+def _laid_spec(sdata: SpatialData, rows: _rows.Rows) -> TileSpec | None:
+    try:
+        return laid_tiles(sdata, rows.shapes)[1]
+    except KeyError:
+        return None
+
