@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["concentrations", "macenko", "optical_density", "to_rgb"]
+__all__ = ["concentrations", "macenko", "optical_density", "ruderman_lab", "to_rgb"]
 
 TISSUE_OD = 0.15
 """Optical density (base e) below which a pixel counts as background when stain vectors are estimated."""
+
+RGB_TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
+"""Responses of the eye's long, middle and short cones to red, green and blue (Reinhard et al. 2001)."""
+
+LMS_TO_LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
+"""Logarithms of the cones' responses to lightness, yellow against blue, and red against green (Ruderman et al. 1998)."""
 
 
 def optical_density(rgb: np.ndarray, white: float | np.ndarray = 255.0) -> np.ndarray:
@@ -145,3 +151,34 @@ def to_rgb(
     """
     rgb = white * np.exp(-np.asarray(amounts, np.float32) @ np.asarray(vectors, np.float32))
     return np.clip(np.round(rgb), 0, 255).astype(np.uint8) if dtype is np.uint8 else rgb.astype(dtype)
+
+
+def ruderman_lab(rgb: np.ndarray) -> np.ndarray:
+    """The decorrelated colours l, alpha, beta of Ruderman et al. 1998, in which Reinhard et al. 2001 transfer colour.
+
+    They are not CIE's L*a*b*. Logarithms are natural, of responses to grey levels from 0 to 255, as HistomicsTK has them.
+
+    Parameters
+    ----------
+    rgb
+        Grey levels 0 to 255, any shape ending in 3.
+
+    Returns
+    -------
+    Float64 of the same shape.
+
+    References
+    ----------
+    Ruderman, Cronin and Chiao 1998, Statistics of cone responses to natural images; Reinhard, Ashikhmin, Gooch and
+    Shirley 2001, Color transfer between images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sthist import stains
+    >>> darker, lighter = stains.ruderman_lab(np.array([[100, 80, 120], [200, 160, 240]]))
+    >>> np.abs(lighter - darker).round(3).tolist()  # twice the light is sqrt(3) ln 2 more of l, and no other hue
+    [1.201, 0.0, 0.0]
+    """
+    lms = np.maximum(np.asarray(rgb, np.float64), 1.0) @ RGB_TO_LMS.T
+    return np.log(lms) @ LMS_TO_LAB.T

@@ -61,9 +61,8 @@ class TileReader:
     cache_bytes
         Memory for decoded chunks.
     transform
-        What is done to the tiles of an H&E when they are read, such as :func:`sthist.pp.stain_normalize` returns: takes
-        uint8 tiles of shape (n, h, w, 3) and returns such, each as if it were alone; it is called in several threads.
-        What lies outside the image is filled before.
+        What is done to RGB tiles as they are read, after filling, such as :func:`sthist.pp.stain_normalize` returns: takes
+        uint8 of shape (n, h, w, 3) and returns such, each tile as if it were alone; it is called in several threads.
 
     Raises
     ------
