@@ -6,8 +6,12 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_alignment": ["alignment"],
+        "_classification": ["confusion", "roc"],
+        "_embedding": ["cells", "embedding"],
         "_image_metrics": ["image_metrics"],
+        "_niches": ["niche_composition"],
         "_overlay": ["overlay", "tiles"],
+        "_scores": ["score_map", "top_tiles"],
         "_virtual_he": ["virtual_he"],
     },
 )

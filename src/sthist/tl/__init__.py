@@ -3,5 +3,12 @@
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submod_attrs={"_transfer_labels": ["transfer_labels"], "_virtual_he": ["virtual_he"]}
+    __name__,
+    submod_attrs={
+        "_heatmap": ["heatmap"],
+        "_niches": ["niches"],
+        "_pool_topk": ["pool_topk"],
+        "_transfer_labels": ["transfer_labels"],
+        "_virtual_he": ["virtual_he"],
+    },
 )

@@ -1,0 +1,232 @@
+"""How well classes are told apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.pl._base import finish
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+
+def roc(
+    truth: Any,
+    scores: Any = None,
+    *,
+    classes: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw the receiver operating characteristic of each class against the rest.
+
+    Parameters
+    ----------
+    truth
+        True classes, (n,); NaN and None do not count. Or, without ``scores``, the report of an annotator, which keeps no curves: the area of each
+        class is drawn then, with its interval.
+    scores
+        (n, classes): a DataFrame with one column per class, or an array; higher is likelier.
+    classes
+        Names of the columns of an array; of a DataFrame, those to draw.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    KeyError
+        If there is no such class.
+    TypeError
+        If ``truth`` is no report, and there are no scores.
+    ValueError
+        If shapes do not match, names are missing, or no class has both kinds of rows.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> ax = sthist.pl.roc(["a", "a", "b", "b"], np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]), classes=["a", "b"])
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['a 1.00 (n=2)', 'b 1.00 (n=2)']
+    """
+    if scores is None:
+        if not (hasattr(truth, "auc") and hasattr(truth, "classes")):
+            msg = f"A {type(truth).__name__} is no report: give true classes and scores."
+            raise TypeError(msg)
+        ax = _axes(ax, (4.5, 0.5 + 0.35 * len(truth.classes)))
+        _draw_areas(ax, truth)
+        return finish([ax], save)[0]
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    frame, labels = _matched(truth, scores, classes)
+    ax = _axes(ax, (4.5, 4.5))
+    for name in frame.columns:
+        true = labels == name
+        if true.all() or not true.any():
+            continue
+        false_rate, true_rate, _ = roc_curve(true, frame[name])
+        area = roc_auc_score(true, frame[name])
+        ax.plot(false_rate, true_rate, label=f"{name} {area:.2f} (n={int(true.sum())})", drawstyle="steps-post")
+    if not ax.get_lines():
+        msg = f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(labels))}."
+        raise ValueError(msg)
+    ax.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
+    ax.set(
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        aspect="equal",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+    )
+    ax.legend(title="AUC", loc="lower right", fontsize="small", frameon=False)
+    return finish([ax], save)[0]
+
+
+def confusion(
+    truth: Any,
+    predicted: Any = None,
+    *,
+    classes: Sequence[str] | None = None,
+    normalize: bool = True,
+    cmap: str = "Blues",
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw how often each class is called each class.
+
+    Parameters
+    ----------
+    truth
+        True classes, (n,), one row each; or, without ``predicted``, the report of an annotator.
+    predicted
+        Called classes, (n,), one column each. Rows with NaN or None in either do not count.
+    classes
+        Their order; sorted, or that of the categories, by default.
+    normalize
+        Colours are shares of the true class; counts stand in the cells in any case.
+    cmap
+        Colour map.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    TypeError
+        If ``truth`` is no report, and there are no calls.
+    ValueError
+        If lengths differ, nothing is known of any row, or ``classes`` lacks one.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> ax = sthist.pl.confusion(["a", "a", "b"], ["a", "b", "b"])
+    >>> [text.get_text() for text in ax.texts]
+    ['1', '1', '0', '1']
+    """
+    counts, names = _counts(truth, predicted, classes)
+    size = 1.4 + 0.5 * len(names)
+    ax = _axes(ax, (size + 1.2, size))
+    total = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.where(total > 0, total, 1)
+    shown = ax.imshow(shares if normalize else counts, cmap=cmap, vmin=0, vmax=1 if normalize else None)
+    dark = shares > 0.5 if normalize else counts > counts.max() / 2
+    for (i, j), n in np.ndenumerate(counts):
+        ax.text(j, i, f"{n:d}", ha="center", va="center", color="white" if dark[i, j] else "black", fontsize="small")
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="called", ylabel="true")
+    ax.figure.colorbar(shown, ax=ax, label="share of the true class" if normalize else "rows", shrink=0.8)
+    return finish([ax], save)[0]
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def _draw_areas(ax: Axes, report: Any) -> None:
+    """The area under the curve of each class, with its interval, and chance."""
+    area = np.asarray(report.auc, np.float64)
+    rows = np.arange(len(area))
+    low, high = (np.asarray(getattr(report, name, None) or area, np.float64) for name in ("auc_low", "auc_high"))
+    ax.hlines(rows, low, high, color="0.5")
+    ax.plot(area, rows, "o", color="C0")
+    ax.axvline(0.5, color="0.7", linestyle=":", zorder=0)
+    ax.set_yticks(rows, [f"{name} {value:.2f}" for name, value in zip(report.classes, area, strict=True)])
+    ax.set(xlabel="AUC against the rest", xlim=(min(0.4, np.nanmin(low) - 0.02), 1.02), ylim=(len(area) - 0.5, -0.5))
+
+
+def _matched(truth: Any, scores: Any, classes: Sequence[str] | None) -> tuple[Any, np.ndarray]:
+    """Scores as a frame, and true classes as text, of the rows of which both are known."""
+    import pandas as pd
+
+    if hasattr(scores, "columns"):
+        frame = scores.set_axis([str(name) for name in scores.columns], axis=1)
+        for name in classes or []:
+            if name not in frame:
+                msg = f"There are no scores of class {name!r}; there are of {list(frame)}."
+                raise KeyError(msg)
+        frame = frame if classes is None else frame[list(classes)]
+    else:
+        values = np.asarray(scores, np.float64)
+        if values.ndim != 2 or classes is None or len(classes) != values.shape[1]:
+            msg = f"Scores of shape {values.shape} need a name for each column: classes=[...]."
+            raise ValueError(msg)
+        frame = pd.DataFrame(values, columns=[str(name) for name in classes])
+    labels = pd.Series(np.asarray(truth, dtype=object))
+    if len(labels) != len(frame):
+        msg = f"There are {len(labels)} true classes and {len(frame)} rows of scores."
+        raise ValueError(msg)
+    known = labels.notna().to_numpy() & np.isfinite(frame.to_numpy(np.float64)).all(axis=1)
+    return frame[known], labels[known].astype(str).to_numpy()
+
+
+def _counts(truth: Any, predicted: Any, classes: Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
+    import pandas as pd
+
+    if predicted is None:
+        if not (hasattr(truth, "confusion") and hasattr(truth, "classes")):
+            msg = f"A {type(truth).__name__} is no report: give true and called classes."
+            raise TypeError(msg)
+        known = [str(name) for name in truth.classes]
+        names = known if classes is None else [str(name) for name in classes]
+        places = [known.index(name) for name in names if name in known]
+        if len(places) != len(known):
+            msg = f"classes is {names}; the report is of {known}."
+            raise ValueError(msg)
+        return np.asarray(truth.confusion, int)[np.ix_(places, places)], names
+    pair = [pd.Series(np.asarray(each, dtype=object)) for each in (truth, predicted)]
+    if len(pair[0]) != len(pair[1]):
+        msg = f"There are {len(pair[0])} true and {len(pair[1])} called classes."
+        raise ValueError(msg)
+    both = pair[0].notna() & pair[1].notna()
+    true, called = (each[both].astype(str) for each in pair)
+    found = sorted({*true, *called})
+    ordered = getattr(getattr(truth, "cat", truth), "categories", None)
+    order = [str(name) for name in (classes if classes is not None else ordered if ordered is not None else found)]
+    names = order if classes is not None else [*order, *(name for name in found if name not in order)]
+    lacking = [name for name in found if name not in names]
+    if lacking or not found:
+        msg = f"classes is {names}; the rows are of {found}." if found else "No row has both a true and a called class."
+        raise ValueError(msg)
+    table = np.zeros((len(names), len(names)), int)
+    index = pd.Index(names)
+    np.add.at(table, (index.get_indexer(pd.Index(true)), index.get_indexer(pd.Index(called))), 1)
+    return table, names

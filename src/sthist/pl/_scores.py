@@ -1,0 +1,290 @@
+"""Scores over a slide, and the tiles that have the highest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements
+from sthist._genes import closest
+from sthist._region import region_geometry
+from sthist._rows import Rows, polygons_um, rows_of
+from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
+from sthist.pl._raster import background, paint_values, sample_image
+from sthist.tiles import TileReader, TileSpec
+from sthist.tiles._source import extent_um
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+    from sthist.pl._base import Extent
+
+TILE_PX = 224
+
+
+def score_map(
+    sdata: SpatialData,
+    key: str,
+    *,
+    classes: Sequence[str] | None = None,
+    table: str | None = None,
+    image: str | None = None,
+    within: Any = None,
+    cmap: str = "magma",
+    alpha: float = 0.65,
+    vmin: float | str | None = None,
+    vmax: float | str | None = None,
+    ncols: int = 3,
+    axes: Axes | Sequence[Axes] | np.ndarray | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Lay scores over the H&E, one panel per class: a heat map, or scores of tiles, cells or any regions.
+
+    Image and scores are read at the resolution at which they are shown.
+
+    Parameters
+    ----------
+    sdata
+        One sample.
+    key
+        A heat map (:func:`sthist.tl.heatmap`); or scores of regions: a DataFrame in ``obsm``, called so or ``<key>_score``, or a column of numbers in ``obs``.
+    classes
+        Those to show, all by default.
+    table
+        Key of the table of the regions; by default the only one that has ``key``.
+    image
+        What lies below; the H&E by default, or nothing where there is none.
+    within
+        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; all of the section by default.
+    cmap, alpha
+        Colour map and opacity of the scores. What has none stays clear.
+    vmin, vmax
+        Limits, for all classes; a value, or a quantile such as ``"p99"``. By default those of each class.
+    ncols
+        Panels in a row.
+    axes
+        Axes to draw on, one per class.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes, one per class, in µm.
+
+    Raises
+    ------
+    KeyError
+        If there are no such scores or classes.
+    ValueError
+        If there is nothing to show, the number of axes is wrong, or a limit cannot be read.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sthist.pp.tissue(sdata)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64)
+    >>> sdata["tiles_table"].obs["tumour"] = np.linspace(0, 1, sdata["tiles_table"].n_obs)
+    >>> [ax.get_title() for ax in sthist.pl.score_map(sdata, "tumour")]
+    ['tumour']
+    """
+    scores = find_scores(sdata, key, classes, table)
+    extent = _extent(sdata, scores, image) if within is None else region_geometry(sdata, within).bounds
+    drawn = make_axes(len(scores), ncols, extent, axes, list(scores))
+    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
+    for ax, (name, found) in zip(drawn, scores.items(), strict=True):
+        mpp = panel_mpp(ax, extent, saved=save is not None)
+        below = background(sdata, image, extent, mpp)
+        if below is not None:
+            show_image(ax, below, extent, name)
+        values = found.raster(sdata, extent, mpp)
+        known = values[np.isfinite(values)]
+        if not known.size:
+            msg = f"No score of {name!r} lies in x {extent[0]:g} to {extent[2]:g} and y {extent[1]:g} to {extent[3]:g} µm."
+            raise ValueError(msg)
+        limits = {"vmin": limit(vmin, known, "p0"), "vmax": limit(vmax, known, "p100")}
+        opacity = alpha if below is not None else 1.0
+        show_image(ax, np.ma.masked_invalid(values), extent, name, cmap=cmap, alpha=opacity, **limits)
+        bar = ax.figure.colorbar(ax.get_images()[-1], ax=ax, shrink=0.8, pad=0.02)
+        if bar.solids is not None:
+            bar.solids.set(alpha=1)
+        add_scale_bar(ax, extent, "black")
+    return finish(drawn, save)
+
+
+class Scores:
+    """Scores of one class: a channel of an image, or values of regions."""
+
+    def __init__(self, key: str, channel: str | None = None, rows: Rows | None = None, values: Any = None) -> None:
+        self.key, self.channel, self.rows, self.values = key, channel, rows, values
+
+    def raster(self, sdata: SpatialData, extent: Extent, mpp: float) -> np.ndarray:
+        """(h, w) at the pixels of a panel, NaN for none."""
+        if self.channel is not None:
+            return sample_image(sdata, self.key, self.channel, extent, mpp)
+        assert self.rows is not None
+        return paint_values(sdata, self.rows, self.values, extent, mpp)
+
+
+def find_scores(
+    sdata: SpatialData, key: str, classes: Sequence[str] | None = None, table: str | None = None
+) -> dict[str, Scores]:
+    """Scores by class, as the class was called.
+
+    Raises
+    ------
+    KeyError
+        If there are no such scores or classes.
+    ValueError
+        If several tables could be meant.
+    """
+    if key in sdata.images and table is None:
+        channels = _elements.channel_names(sdata.images[key])
+        called = sdata.attrs.get("sthist", {}).get("results", {}).get(key, {}).get("classes", {})
+        found = {str(called.get(name, name)): Scores(key, channel=name) for name in channels}
+    else:
+        found = _of_regions(sdata, key, table)
+    if classes is None:
+        return found
+    for name in classes:
+        if name not in found:
+            msg = f"{key!r} has no class {name!r}; it has {list(found)}.{closest(name, found)}"
+            raise KeyError(msg)
+    return {name: found[name] for name in classes}
+
+
+def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Scores]:
+    for kind, name in (("obsm", key), ("obsm", f"{key}_score"), ("obs", key)):
+        having = [
+            each
+            for each, adata in sdata.tables.items()
+            if name in getattr(adata, kind) and table in (None, each) and _are_numbers(getattr(adata, kind)[name])
+        ]
+        if len(having) > 1:
+            msg = f"Several tables have {kind}[{name!r}]: {', '.join(map(repr, sorted(having)))}. Choose with table="
+            raise ValueError(msg)
+        if having:
+            rows = rows_of(sdata, having[0])
+            values = getattr(sdata.tables[having[0]], kind)[name]
+            if kind == "obs":
+                return {key: Scores(key, rows=rows, values=values.to_numpy(np.float64))}
+            made = sdata.tables[having[0]].uns.get("sthist", {}).get(name.removesuffix("_score"), {})
+            called = made.get("classes", {}) if hasattr(made, "get") else {}
+            called = called if hasattr(called, "get") else {}
+            return {
+                str(called.get(str(column), column)): Scores(key, rows=rows, values=values[column].to_numpy(np.float64))
+                for column in values.columns
+            }
+    there = [*sdata.images, *(str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm))]
+    msg = f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in obs.{closest(key, there)}"
+    raise KeyError(msg)
+
+
+def _are_numbers(values: Any) -> bool:
+    return hasattr(values, "columns") or getattr(getattr(values, "dtype", None), "kind", "") in "fiu"
+
+
+def _extent(sdata: SpatialData, scores: dict[str, Scores], image: str | None) -> Extent:
+    """The box around what is shown."""
+    import shapely
+
+    first = next(iter(scores.values()))
+    if image is not None:
+        return extent_um(sdata, [image])
+    if first.rows is None:
+        return extent_um(sdata, [first.key])
+    x0, y0, x1, y1 = shapely.total_bounds(polygons_um(sdata, first.rows)).tolist()
+    return x0, y0, x1, y1
+
+
+def top_tiles(
+    sdata: SpatialData,
+    key: str,
+    n: int = 8,
+    *,
+    classes: Sequence[str] | None = None,
+    table: str | None = None,
+    image: str | None = None,
+    save: str | Path | None = None,
+) -> np.ndarray:
+    """A gallery of the tiles with the highest scores, one row per class.
+
+    Parameters
+    ----------
+    sdata
+        One sample.
+    key
+        Scores of tiles: a DataFrame in ``obsm``, called so or ``<key>_score``, or a column of numbers in ``obs``.
+    n
+        Tiles of each class.
+    classes
+        Those to show, all by default.
+    table
+        Key of the table of the tiles; by default the only one that has ``key``.
+    image
+        What is shown of them; the H&E by default.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes, (classes, n); those without a tile are off.
+
+    Raises
+    ------
+    KeyError
+        If there are no such scores, classes or image.
+    ValueError
+        If ``n`` is no positive number, or scores are those of a heat map.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sthist.pp.tissue(sdata)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64)
+    >>> sdata["tiles_table"].obs["tumour"] = np.linspace(0, 1, sdata["tiles_table"].n_obs)
+    >>> sthist.pl.top_tiles(sdata, "tumour", n=3).shape
+    (1, 3)
+    """
+    import matplotlib.pyplot as plt
+
+    if int(n) != n or n < 1:
+        msg = f"n is {n!r}; it is a whole number from 1 on."
+        raise ValueError(msg)
+    scores = find_scores(sdata, key, classes, table)
+    if any(each.rows is None for each in scores.values()):
+        msg = f"{key!r} is a heat map, which has no tiles: show it with pl.score_map."
+        raise ValueError(msg)
+    he = _elements.find_he(sdata, image)
+    figure, axes = plt.subplots(
+        len(scores), n, figsize=(1.4 * n + 0.4, 1.6 * len(scores)), squeeze=False, layout="constrained"
+    )
+    for row, (name, found) in zip(axes, scores.items(), strict=True):
+        order = np.argsort(-np.where(np.isfinite(found.values), found.values, -np.inf), kind="stable")
+        best = order[: min(n, int(np.isfinite(found.values).sum()))]
+        for ax in row:
+            ax.set_axis_off()
+        row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right")
+        for ax, tile, score in zip(row, read_squares(sdata, he, found.rows, best), found.values[best], strict=False):
+            ax.imshow(tile if tile.shape[-1] >= 3 else tile[..., 0], cmap="gray")
+            ax.set_title(f"{score:.3g}", fontsize="small")
+    finish(list(axes.ravel()), save)
+    return axes
+
+
+def read_squares(sdata: SpatialData, image: str, rows: Rows | None, chosen: np.ndarray) -> np.ndarray:
+    """The squares around some regions, (n, px, px, c): as large as the usual region."""
+    import shapely
+
+    assert rows is not None
+    boxes = shapely.bounds(polygons_um(sdata, rows))
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    spec = TileSpec(float(np.nanmedian(sides)), TILE_PX)
+    reader = TileReader(sdata, image, spec, fill=255, allow_upsampling=True)
+    return reader.read((boxes[chosen, :2] + boxes[chosen, 2:]) / 2)

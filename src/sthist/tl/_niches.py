@@ -1,0 +1,343 @@
+"""Niches: cells or tiles whose neighbours are alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _elements, _store
+from sthist._annotations import as_classes, column_names
+from sthist._genes import closest
+from sthist._rows import add_columns, require_free_columns, rows_of
+from sthist._samples import samples_of
+from sthist._settings import logger, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+K = 10
+"""Neighbours of a window, as Schürch et al. (2020) took for their cellular neighbourhoods."""
+
+DIGITS = 9
+"""Compositions that agree to so many digits are one."""
+
+
+def niches(
+    data: SpatialData | AnnData | Mapping[str, Any],
+    label: str,
+    *,
+    table: str | None = None,
+    k: int | None = None,
+    radius_um: float | None = None,
+    method: Literal["leiden", "kmeans"] | None = None,
+    resolution: float | None = None,
+    n_niches: int | None = None,
+    truth: str | None = None,
+    key_added: str = "niche",
+    overwrite: bool = False,
+    seed: int | None = None,
+) -> None:
+    """Divide cells or tiles into niches, by the labels that they and their neighbours have.
+
+    The composition of a cell's niche is the share of each label among the cell and its neighbours. Compositions are clustered: the same niche can
+    be found in many places, and in many samples.
+
+    Parameters
+    ----------
+    data
+        One sample, an AnnData with ``obsm["spatial"]`` in µm, or a mapping of name to such: neighbours are sought within each, and niches are those of all.
+    label
+        Column of ``obs`` with the labels, NaN for none; or key of a DataFrame in ``obsm``, one column per class, such as the composition of
+        spots or the scores of tiles.
+    table
+        Key of the table; by default the only one that has ``label``.
+    k
+        Number of neighbours; 10 by default.
+    radius_um
+        In place of it, all neighbours that are not farther than that.
+    method
+        ``"leiden"``: of scanpy, on the different compositions that there are, each of which counts once. ``"kmeans"``: of scikit-learn, on the cells; the default
+        where ``n_niches`` is given.
+    resolution
+        Of Leiden: more niches where it is larger; 0.5 by default.
+    n_niches
+        Of k-means.
+    truth
+        Column of ``obs`` with niches that are known: how well those that are found agree with them is logged and kept. NaN does not count.
+    key_added
+        Name of the columns.
+    overwrite
+        Replace columns of these names.
+    seed
+        Of the clustering; ``settings.seed`` by default.
+
+    Returns
+    -------
+    None. Writes into each table, also in the store of a backed object:
+
+    * ``obs[key_added]``: categorical, ``"1"`` for the largest niche, then ``"2"`` ...; NaN for cells without any labelled neighbour;
+    * ``obsm[key_added + "_composition"]``: DataFrame of float64, one column per class; rows sum to 1 where labels do;
+    * ``uns["sthist"][key_added]``: what was done; how many cells have no label, and so are in no composition; with ``truth``, the adjusted
+      Rand index ``ari`` and the normalised mutual information ``nmi``, over all samples.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table or column.
+    ValueError
+        If a sample has fewer cells than neighbours, or nothing has a label; if a column is there already, arguments do not go together, or places are not
+        finite.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=600)
+    >>> sthist.tl.niches(sdata, "cell_type", n_niches=3)
+    >>> sdata["table"].obsm["niche_composition"].shape[1], sdata["table"].obs["niche"].nunique()
+    (6, 3)
+    """
+    import pandas as pd
+
+    way, options = _clustering(method, resolution, n_niches)
+    k = _neighbours(k, radius_um)
+    samples = [_Sample(each.name, each.data, label, table) for each in samples_of(data)]
+    for sample in samples:
+        sample.require_ready(key_added, truth, k, overwrite=overwrite)
+    classes = list(dict.fromkeys(name for sample in samples for name in sample.classes))
+    compositions = [sample.composition(classes, k, radius_um) for sample in samples]
+    joined = np.concatenate(compositions)
+    codes = _ordered(_cluster(joined, way, options, settings.seed if seed is None else seed))
+    names = [str(i + 1) for i in range(codes.max() + 1)]
+    agreement = {} if truth is None else _agreement(samples, truth, codes)
+    logger.info(
+        "%d niches of %d cells; %d have no neighbour with a label.", len(names), len(codes), int((codes < 0).sum())
+    )
+    columns = column_names(classes)
+    starts = np.cumsum([0] + [len(each) for each in compositions])
+    for sample, composition, start in zip(samples, compositions, starts, strict=False):
+        part = codes[start : start + len(composition)]
+        made = _store.provenance(
+            "tl.niches",
+            label=label,
+            k=k,
+            radius_um=radius_um,
+            method=way,
+            **options,
+            seed=settings.seed if seed is None else seed,
+            samples=[each.name for each in samples],
+            classes=dict(zip(columns, classes, strict=True)),
+            unlabelled=sample.n_unlabelled,
+            without_neighbours=int((part < 0).sum()),
+            truth=truth,
+            **agreement,
+        )
+        niche = pd.Categorical.from_codes(part, categories=pd.Index(names, dtype=object))
+        sample.write(key_added, made, niche, pd.DataFrame(composition, columns=columns))
+
+
+def _clustering(method: str | None, resolution: float | None, n_niches: int | None) -> tuple[str, dict[str, Any]]:
+    """The method that is meant, and its arguments."""
+    method = method or ("leiden" if n_niches is None else "kmeans")
+    if method == "leiden" and n_niches is None:
+        resolution = 0.5 if resolution is None else resolution
+        if np.isfinite(resolution) and resolution > 0:
+            return method, {"resolution": float(resolution)}
+        msg = f"resolution is {resolution!r}; it is a positive number."
+        raise ValueError(msg)
+    if method == "kmeans" and resolution is None:
+        if n_niches is not None and int(n_niches) == n_niches and n_niches >= 1:
+            return method, {"n_niches": int(n_niches)}
+        msg = f"n_niches is {n_niches!r}; k-means needs a whole number from 1 on."
+        raise ValueError(msg)
+    msg = (
+        f"method={method!r}, resolution={resolution!r} and n_niches={n_niches!r} do not go together: 'leiden' takes a resolution, 'kmeans' "
+        "n_niches."
+    )
+    raise ValueError(msg)
+
+
+def _neighbours(k: int | None, radius_um: float | None) -> int | None:
+    if k is not None and radius_um is not None:
+        msg = f"k={k} and radius_um={radius_um} are given; a call takes one of them."
+        raise ValueError(msg)
+    if radius_um is not None:
+        if not (np.isfinite(radius_um) and radius_um > 0):
+            msg = f"radius_um is {radius_um!r}; it is a positive number of µm."
+            raise ValueError(msg)
+        return None
+    k = K if k is None else k
+    if int(k) != k or k < 1:
+        msg = f"k is {k!r}; it is a whole number from 1 on."
+        raise ValueError(msg)
+    return int(k)
+
+
+class _Sample:
+    """The rows of one sample, their places and labels."""
+
+    def __init__(self, name: str, data: Any, label: str, table: str | None) -> None:
+        self.name, self._data = name, data
+        if hasattr(data, "obs"):
+            self._table, self.adata = None, data
+        else:
+            _elements.require_one_sample(data)
+            self._table = table if table is not None else _table_with(data, label)
+            self.adata = _elements.get(data, "tables", self._table)
+        self._values, self.classes = _labels(self.adata, label, self._of)
+        self.n_unlabelled = int(np.isnan(self._values).any(axis=1).sum())
+
+    @property
+    def _of(self) -> str:
+        return f"Sample {self.name!r}" if self._table is None else f"Table {self._table!r}"
+
+    def require_ready(self, key: str, truth: str | None, k: int | None, *, overwrite: bool) -> None:
+        """Raise whatever would be in the way."""
+        if truth is not None and truth not in self.adata.obs:
+            msg = f"{self._of} has no column {truth!r}; it has {list(self.adata.obs)}."
+            raise KeyError(msg)
+        if k is not None and self.adata.n_obs <= k:
+            msg = f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take a smaller k, or radius_um=."
+            raise ValueError(msg)
+        places = self.adata.obsm.get("spatial")
+        if places is None or not np.isfinite(np.asarray(places)).all():
+            msg = f"{self._of} needs finite places in µm in obsm['spatial']."
+            raise ValueError(msg)
+        names = [key], [f"{key}_composition"]
+        if self._table is not None:
+            require_free_columns(self._data, rows_of(self._data, self._table), *names, overwrite=overwrite)
+        elif not overwrite and (key in self.adata.obs or names[1][0] in self.adata.obsm):
+            msg = f"{self._of} has {key!r} already. Pass overwrite=True to replace it, or key_added= for another name."
+            raise ValueError(msg)
+
+    def composition(self, classes: Sequence[str], k: int | None, radius_um: float | None) -> np.ndarray:
+        """Mean labels of each row and its neighbours, (n, classes); NaN where none of them has any."""
+        values = np.zeros((len(self._values), len(classes)))
+        values[:, [classes.index(name) for name in self.classes]] = self._values
+        known: Any = np.isfinite(values).all(axis=1)
+        near = _graph(np.asarray(self.adata.obsm["spatial"], np.float64), k, radius_um)
+        n = near @ known.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # none: NaN
+            return (near @ np.where(known[:, None], values, 0.0)) / n[:, None]
+
+    def write(self, key: str, made: dict[str, Any], niche: Any, composition: pd.DataFrame) -> None:
+        """Add both columns to the table."""
+        if self._table is not None:
+            rows = rows_of(self._data, self._table)
+            add_columns(self._data, rows, key, made, obs={key: niche}, obsm={f"{key}_composition": composition})
+            return
+        self.adata.obs[key] = niche
+        self.adata.obsm[f"{key}_composition"] = composition.set_axis(self.adata.obs_names)
+        self.adata.uns.setdefault("sthist", {})[key] = made
+
+
+def _table_with(sdata: SpatialData, label: str) -> str:
+    having = [name for name, adata in sdata.tables.items() if label in adata.obs or label in adata.obsm]
+    if len(having) == 1:
+        return having[0]
+    if having:
+        msg = f"Several tables have {label!r}: {', '.join(map(repr, sorted(having)))}. Choose with table="
+        raise ValueError(msg)
+    known = [str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm)]
+    msg = f"No table has {label!r}, in obs or obsm. {_elements.describe('tables', sdata.tables)}{closest(label, known)}"
+    raise KeyError(msg)
+
+
+def _labels(adata: AnnData, label: str, of: str) -> tuple[np.ndarray, list[str]]:
+    """(n, classes) of shares, NaN in rows without a label; and the classes."""
+    if label in adata.obs:
+        codes, classes = as_classes(adata.obs[label], f"Column {label!r} of {of[0].lower()}{of[1:]}")
+        return np.where(codes[:, None] >= 0, np.eye(len(classes))[codes], np.nan), classes
+    if label not in adata.obsm or not hasattr(adata.obsm[label], "columns"):
+        msg = f"{of} has no column {label!r} and no such DataFrame in obsm; it has {list(adata.obs)} and {list(adata.obsm)}."
+        raise KeyError(msg)
+    frame = adata.obsm[label]
+    values = frame.to_numpy(np.float64)
+    if not np.isfinite(values).all(axis=1).any():
+        msg = f"obsm[{label!r}] of {of[0].lower()}{of[1:]} has no row without NaN."
+        raise ValueError(msg)
+    return values, [str(name) for name in frame.columns]
+
+
+def _graph(places: np.ndarray, k: int | None, radius_um: float | None) -> Any:
+    """Each row and its neighbours, (n, n) sparse of 0 and 1, by squidpy."""
+    import anndata as ad
+    from scipy.sparse import csr_matrix, identity
+
+    from sthist.tl._squidpy import squidpy
+
+    light = ad.AnnData(csr_matrix((len(places), 0)), obsm={"spatial": places})
+    how: dict[str, Any] = {"n_neighs": k} if radius_um is None else {"radius": float(radius_um)}
+    with squidpy() as sq:
+        sq.gr.spatial_neighbors(light, coord_type="generic", **how)
+    near = csr_matrix(light.obsp["spatial_connectivities"], dtype=np.float64)
+    near.data[:] = 1.0
+    return (near + identity(len(places), format="csr")).sign()
+
+
+def _cluster(compositions: np.ndarray, method: str, options: dict[str, Any], seed: int) -> np.ndarray:
+    """Cluster of each row, -1 for NaN."""
+    codes = np.full(len(compositions), -1)
+    known: Any = np.isfinite(compositions).all(axis=1)
+    different, inverse = np.unique(compositions[known].round(DIGITS), axis=0, return_inverse=True)
+    if method == "leiden":
+        codes[known] = _leiden(different, options["resolution"], seed)[inverse.ravel()]
+        return codes
+    if len(different) < options["n_niches"]:
+        msg = f"There are {len(different)} different compositions, too few for {options['n_niches']} niches."
+        raise ValueError(msg)
+    from sklearn.cluster import KMeans
+
+    # As many random starts as scikit-learn took for long: one can end in a poor place.
+    codes[known] = KMeans(options["n_niches"], n_init=10, random_state=seed).fit_predict(compositions[known])
+    return codes
+
+
+def _leiden(points: np.ndarray, resolution: float, seed: int) -> np.ndarray:
+    """Leiden on the graph of nearest points; equal ones would make islands of their own."""
+    if len(points) < 3:
+        return np.arange(len(points))
+    import anndata as ad
+    import scanpy as sc
+
+    light = ad.AnnData(points.astype(np.float32))
+    sc.pp.neighbors(light, n_neighbors=min(15, len(points) - 1), use_rep="X", random_state=seed)
+    require_igraph()
+    sc.tl.leiden(light, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    return light.obs["leiden"].cat.codes.to_numpy().astype(int)
+
+
+def _ordered(codes: np.ndarray) -> np.ndarray:
+    """Codes such that 0 is the most frequent."""
+    sizes = np.bincount(codes[codes >= 0])
+    rank = np.empty(len(sizes), int)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+    return np.where(codes >= 0, rank[codes], -1)
+
+
+def _agreement(samples: list[_Sample], truth: str, codes: np.ndarray) -> dict[str, float]:
+    import pandas as pd
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    known = pd.concat([sample.adata.obs[truth].astype(object) for sample in samples], ignore_index=True)
+    both = known.notna().to_numpy() & (codes >= 0)
+    if not both.any():
+        msg = f"No row has both a niche and a value in {truth!r}."
+        raise ValueError(msg)
+    pair = known[both].astype(str).to_numpy(), codes[both]
+    found = {"ari": float(adjusted_rand_score(*pair)), "nmi": float(normalized_mutual_info_score(*pair))}
+    logger.info("Agreement with %r: ARI %.3f, NMI %.3f.", truth, found["ari"], found["nmi"])
+    return found
+
+
+def require_igraph() -> None:
+    """Say what is missing where Leiden cannot run: igraph has another licence, and comes with no package that sthist needs."""
+    from importlib.util import find_spec
+
+    if find_spec("igraph") is None:
+        msg = "method='leiden' needs igraph: pip install \"sthist[leiden]\". Or take method='kmeans' and n_niches=."
+        raise ImportError(msg)
