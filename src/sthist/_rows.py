@@ -338,7 +338,14 @@ def new_table(sdata: SpatialData, rows: Rows) -> AnnData:
     return TableModel.parse(table, region=rows.shapes, region_key="region", instance_key="instance_id")
 
 
-def _fill(adata: AnnData, key: str, made: dict[str, Any], obs: Mapping[str, Any], obsm: Mapping[str, Any], uns: Mapping[str, Any]) -> None:
+def _fill(
+    adata: AnnData,
+    key: str,
+    made: dict[str, Any],
+    obs: Mapping[str, Any],
+    obsm: Mapping[str, Any],
+    uns: Mapping[str, Any],
+) -> None:
     for name, values in obs.items():
         if values is None:
             del adata.obs[name]

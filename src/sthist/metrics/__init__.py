@@ -2,4 +2,8 @@
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(__name__, submodules=["image"])
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submodules=["image"],
+    submod_attrs={"_classify": ["Interval", "auc_ovr", "bootstrap_interval", "confusion", "weighted_auc"]},
+)

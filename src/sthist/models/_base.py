@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from sthist._elements import HighResElements
     from sthist.tiles import TileReader
 
-SYSTEMS = {"beer-lambert": ("sthist.models.beer_lambert", "BeerLambert")}
+SYSTEMS = {
+    "annotator": ("sthist.models.annotator", "Annotator"),
+    "beer-lambert": ("sthist.models.beer_lambert", "BeerLambert"),
+}
 """Module and class of each system, by the name in its ``config.json``."""
 
 

@@ -152,8 +152,7 @@ def embed(
     work = Work(encoders, reader, source.places[inside], batch, client, progress)
     with source.workspace(key, digest) as folder:
         with source.writing():
-            values = np.full((len(inside), first.dim), np.nan, np.float32)
-            work.embed(folder, key, facts, values, np.flatnonzero(inside))
+            values = work.embed(folder, key, facts, inside)
         made = _store.provenance(
             "pp.embed",
             encoder=first.name,
@@ -199,14 +198,17 @@ class Work:
     client: Any
     progress: bool | None
 
-    def embed(self, folder: Path, name: str, facts: dict[str, Any], out: np.ndarray, rows: np.ndarray) -> None:
-        """Embed all places in a folder, run by run, and put them into the rows of an array that are theirs."""
+    def embed(self, folder: Path, name: str, facts: dict[str, Any], inside: np.ndarray) -> np.ndarray:
+        """Embed all places in a folder, run by run; then a row for each, and NaN for those that are not inside."""
         order = self.reader.order(self.places)
         ledger = Ledger(folder, name, (len(order), self.encoders[0].dim), facts)
         embedder = TileEmbedder(self.reader, self.encoders, self.places[order], self.batch_size)
         paint_pending(embedder, ledger, client=self.client, progress=self.progress, threads=embedder.threads)
+        values = np.full((len(inside), self.encoders[0].dim), np.nan, np.float32)
+        rows = np.flatnonzero(inside)[order]
         for run, part in ledger:
-            out[rows[order[run.start : run.stop]]] = part
+            values[rows[run.start : run.stop]] = part
+        return values
 
 
 def _fitting_batch(encoder: Encoder, px: int) -> int:

@@ -293,4 +293,3 @@ def _laid_spec(sdata: SpatialData, rows: _rows.Rows) -> TileSpec | None:
         return laid_tiles(sdata, rows.shapes)[1]
     except KeyError:
         return None
-

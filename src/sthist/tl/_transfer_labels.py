@@ -269,7 +269,7 @@ def _read_scores(sdata: SpatialData, table: str | None, scores: str, key: str) -
 def _made(adata: Any, scores: str) -> dict[str, str]:
     """Names of classes by column, where the verb that wrote scores had to change them."""
     for key, record in adata.uns.get("sthist", {}).items():
-        if scores in {f"{key}_scores", f"{key}_composition"} and isinstance(record, dict):
+        if scores in {f"{key}_score", f"{key}_scores", f"{key}_composition"} and isinstance(record, dict):
             return dict(record.get("classes", {}))
     return {}
 

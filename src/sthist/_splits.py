@@ -1,0 +1,234 @@
+"""Which rows train and which test: whole patients, samples, blocks of tissue, or planes are on one side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is known of rows that are to be split.
+
+    Attributes
+    ----------
+    sample
+        (n,) name of the sample of each row.
+    patient
+        (n,) patient of each row.
+    obs
+        Columns by which rows can be split, (n,) each.
+    centres
+        (n, 2): x, y in µm; None where rows have no place.
+    size_um
+        Side of the tissue that a row shows; None where it is not known.
+    """
+
+    sample: np.ndarray
+    patient: np.ndarray
+    obs: pd.DataFrame
+    centres: np.ndarray | None = None
+    size_um: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Rows in groups of which none is ever on both sides.
+
+    Attributes
+    ----------
+    by
+        What the groups are: ``"patient"``, ``"sample"``, ``"block"``, ``"random"``, ``"explicit"`` or the name of a column.
+    groups
+        (n,) name of the group of each row.
+    sample, centres
+        As of :class:`Units`.
+    gap_um
+        Rows that are nearer to a row of the other side, along both axes, are left out; 0 to keep all.
+    parts
+        (n,) ``"train"``, ``"validation"`` or ``"test"``, where it was said.
+    leaks
+        Why scores are better than they should be; empty if nothing is known to.
+    """
+
+    by: str
+    groups: np.ndarray
+    sample: np.ndarray
+    centres: np.ndarray | None = None
+    gap_um: float = 0.0
+    parts: np.ndarray | None = None
+    leaks: str = ""
+
+
+def folds_of(
+    grouping: Grouping, codes: np.ndarray, *, test: Any = None, folds: int = 5, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows that train and rows that test, one pair per fold.
+
+    Parameters
+    ----------
+    grouping
+        The groups.
+    codes
+        (n,) class of each row; classes are spread over the folds as evenly as the groups allow.
+    test
+        Names of the groups that test, or the part of the rows, at least, that does; then there is one fold. By default each group
+        tests once.
+    folds
+        How many, where ``test`` is not given.
+    seed
+        Which groups go together.
+
+    Returns
+    -------
+    Pairs of indices, sorted. Rows that ``gap_um`` leaves out are in neither.
+
+    Raises
+    ------
+    KeyError
+        If there is no such group.
+    ValueError
+        If there are fewer groups than folds, or nothing is left to train on.
+    """
+    if grouping.parts is not None:
+        if test is not None:
+            msg = "test= is given, and split= says already which rows test. Leave one out."
+            raise ValueError(msg)
+        held_out = [grouping.parts == "test"]
+    elif test is None:
+        assigned = assign(grouping.groups, codes, folds, seed)
+        held_out = [assigned == fold for fold in range(folds)]
+    elif isinstance(test, float):
+        held_out = [_part(grouping, codes, test, seed)]
+    else:
+        held_out = [_named(grouping, [test] if isinstance(test, str) else list(test))]
+    return [(_away(grouping, np.flatnonzero(~out), np.flatnonzero(out)), np.flatnonzero(out)) for out in held_out]
+
+
+def validation_part(
+    grouping: Grouping, codes: np.ndarray, rows: np.ndarray, fraction: float, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Part rows that train into those that do and those that say when to stop, by the same groups.
+
+    Parameters
+    ----------
+    grouping, codes
+        As of :func:`folds_of`.
+    rows
+        Indices of the rows.
+    fraction
+        That says when to stop, about; fewer groups allow only coarser parts.
+    seed
+        Which groups.
+
+    Returns
+    -------
+    Two arrays of indices; the second is empty if no group can be spared without losing a class.
+    """
+    if grouping.parts is not None and (grouping.parts[rows] == "validation").any():
+        watched = grouping.parts[rows] == "validation"
+        return rows[~watched], rows[watched]
+    n_groups = len(np.unique(grouping.groups[rows]))
+    n_folds = 0 if fraction <= 0 else min(max(2, round(1 / max(fraction, 1 / len(rows)))), n_groups)
+    if n_folds < 2:
+        return rows, rows[:0]
+    assigned = assign(grouping.groups[rows], codes[rows], n_folds, seed)
+    classes = set(codes[rows].tolist())
+    for fold in range(n_folds):
+        watched = rows[assigned == fold]
+        kept = _near_removed(grouping, rows[assigned != fold], watched)
+        if set(codes[kept].tolist()) == classes:
+            return kept, watched
+    return rows, rows[:0]
+
+
+def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each row, (n,): the largest groups first, each to the fold that has least of its classes.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer groups than folds, or less than two folds.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    if folds < 2 or folds != int(folds):
+        msg = f"folds is {folds!r}; it is a whole number from 2 on."
+        raise ValueError(msg)
+    if len(names) < folds:
+        shown = ", ".join(map(repr, names[:8].tolist()))
+        msg = (
+            f"There are {len(names)} groups ({shown}) and {folds} folds: each fold needs a group of its own. Lower folds=, split by "
+            "something finer, such as split='block', or add samples."
+        )
+        raise ValueError(msg)
+    counts = np.zeros((len(names), int(codes.max()) + 1))
+    np.add.at(counts, (group, codes), 1)
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts.sum(axis=1)[order], kind="stable")]
+    filled, size = np.zeros((folds, counts.shape[1])), np.zeros(folds)
+    fold_of = np.empty(len(names), int)
+    for name in order:
+        # An empty fold costs least, so that none stays empty.
+        cost = (filled * shares[name]).sum(axis=1)
+        fold_of[name] = np.lexsort((size, cost.round(12)))[0]
+        filled[fold_of[name]] += shares[name]
+        size[fold_of[name]] += counts[name].sum()
+    return fold_of[group]
+
+
+def _part(grouping: Grouping, codes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which rows test: whole groups, about a fraction of the rows."""
+    if not 0 < fraction < 1:
+        msg = f"test is {fraction!r}; as a part of the rows it lies between 0 and 1."
+        raise ValueError(msg)
+    n_groups = len(np.unique(grouping.groups))
+    n_folds = max(2, min(n_groups, round(1 / min(fraction, 1 - fraction))))
+    first = assign(grouping.groups, codes, n_folds, seed) == 0
+    return first if fraction <= 0.5 else ~first
+
+
+def _named(grouping: Grouping, names: list[Any]) -> np.ndarray:
+    wanted = [str(name) for name in names]
+    missing = [name for name in wanted if name not in set(grouping.groups.tolist())]
+    if missing or not wanted:
+        known = sorted(set(grouping.groups.tolist()))
+        msg = f"test= names {missing[0] if missing else 'nothing'!r}; the groups ({grouping.by}) are {known[:12]}."
+        raise KeyError(msg)
+    return np.isin(grouping.groups, wanted)
+
+
+def _away(grouping: Grouping, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    kept = _near_removed(grouping, train, test)
+    if not len(kept) or not len(test):
+        side = "test" if len(kept) else "train"
+        msg = (
+            f"The split by {grouping.by} leaves no row to {side} on, of {len(train) + len(test)}"
+            f"{'; make block_um= smaller' if grouping.gap_um else ''}."
+        )
+        raise ValueError(msg)
+    return kept
+
+
+def _near_removed(grouping: Grouping, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Rows that are not within the gap of any of the others: squares overlap that are near along both axes."""
+    if not grouping.gap_um or grouping.centres is None or not len(others):
+        return rows
+    from scipy.spatial import cKDTree
+
+    keep = np.ones(len(rows), bool)
+    for sample in np.unique(grouping.sample[others]):
+        mine = np.flatnonzero(grouping.sample[rows] == sample)
+        tree = cKDTree(grouping.centres[others[grouping.sample[others] == sample]])
+        bound = grouping.gap_um * (1 - 1e-9)
+        distance, _ = tree.query(grouping.centres[rows[mine]], p=np.inf, distance_upper_bound=bound)
+        keep[mine] = ~np.isfinite(distance)
+    return rows[keep]
