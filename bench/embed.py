@@ -255,7 +255,8 @@ def main() -> int:
     import torch
 
     cuda = options.device.startswith("cuda")
-    names = options.networks or (["resnet18", "vit_large_patch16_224"] if cuda else ["resnet18", "morphology"])
+    usual = ["resnet18", "vit_large_patch16_224"] if cuda else ["resnet18", "morphology"]
+    names = usual if options.networks is None else options.networks
     results: dict = {
         "command": "python bench/embed.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}",
