@@ -372,3 +372,21 @@ def test_on_disk_and_to_cells(backed):
 def test_samples(toy):
     sthist.tl.heatmap({"one": toy}, two_scores, encoder=Moments(), classes=CLASSES, progress=False)
     assert "heatmap" in toy.images
+
+
+def test_the_built_in_encoder_measures_in_micrometres():
+    """Kernels of 32 px side by side at 1 µm/px: each place has the score of its own kernel."""
+    sdata = sthist.datasets.toy(size_um=160)
+    names = sthist.encoders.morphology_feature_names()
+    column = names.index("nuclei_density_per_mm2")
+    options = {"kernel_px": 32, "stride_px": 32, "mpp": 1.0, "smooth_um": 0, "tissue": False, "progress": False}
+    sthist.tl.heatmap(sdata, lambda rows: rows[:, [column]], encoder="morphology", classes=["density"], **options)
+    found = np.asarray(sdata["density_heatmap"])[0]
+    spec = sthist.tiles.TileSpec(size_um=32, px=32)
+    place = sthist.scale.matrix_to(sdata["density_heatmap"])
+    rows, columns = np.indices(found.shape).reshape(2, -1) + 0.5
+    centres = (place @ [columns, rows, np.ones_like(rows)])[:2].T
+    tiles = sthist.tiles.TileReader(sdata, "he", spec, fill=255).read(centres)
+    expected = sthist.encoders.Morphology(spec=spec).embed(tiles)[:, column].reshape(found.shape)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -12,6 +12,7 @@ import numpy as np
 from sthist import _elements, _store, scale
 from sthist._samples import over_samples, safe_names
 from sthist._settings import logger, settings
+from sthist.encoders import Encoder
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._kernel_mean import KernelGrid, crop_scores, dense_scores, large_tiles, mean_over_kernels, smooth
 from sthist.tiles._source import pyramid
@@ -153,6 +154,8 @@ def heatmap(
     sizes = kernel_sizes(own_mpp, mpp, scorer.spec, (kernel_px, stride_px), (kernel_um, stride_um))
     grid = KernelGrid.over(box_of(sdata, image, within), *sizes)
     inside = cells_inside(sdata, image, grid, within, tissue)
+    if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
+        encoder = encoder.at(TileSpec.from_mpp(grid.mpp, grid.kernel_px), strict=False)
     dense = mode == "dense" or (mode == "auto" and _has_fitting_tokens(encoder))
     sigma = 1.0 if smooth_um is None else smooth_um / grid.stride_um
     with _scratch() as folder:
