@@ -70,6 +70,14 @@ def read_back(tmp_path):
     return sd.read_zarr(tmp_path / "toy.zarr")
 
 
+def embedded(_):
+    """Nuclei that had no table."""
+    sdata = sthist.datasets.toy(size_um=300)
+    spec = sthist.tiles.TileSpec(size_um=16, px=32)
+    sthist.pp.embed(sdata, "morphology", regions="nucleus_boundaries", spec=spec, progress=False)
+    return sdata
+
+
 def hest(path):
     research.hest_copy(path, technology="Xenium", parts=True)
     return sthist.io.hest(path, ids="TENX1")
@@ -94,6 +102,7 @@ MAKERS = {
     "pp.tiles": with_tiles,
     "pp.aggregate": summed,
     "pp.label_regions, tl.transfer_labels": labelled,
+    "pp.embed": embedded,
     "pp.tma": microarray,
     "pp.genes, read back": read_back,
     "io.cosmx": lambda path: sthist.io.cosmx(
