@@ -180,6 +180,23 @@ def test_several_samples():
         assert sample["table"].obsm["X_quantiles"].shape == (sample["table"].n_obs, 9)
 
 
+def test_an_encoder_is_loaded_once_for_all_samples(monkeypatch):
+    loaded = []
+
+    def get(encoder, **options):
+        loaded.append(encoder)
+        return Quantiles(spec=SPEC)
+
+    monkeypatch.setattr(sthist.encoders._get, "get", get)
+    monkeypatch.setattr(sthist.encoders, "get", get, raising=False)
+    samples = {name: sthist.datasets.toy(kind="visium", size_um=600, seed=seed) for seed, name in enumerate("ab")}
+    with pytest.raises(KeyError, match="No shapes or table 'spot'"):
+        sthist.pp.embed(samples, "uni", regions="spot", progress=False)
+    assert loaded == []
+    sthist.pp.embed(samples, "uni", progress=False)
+    assert loaded == ["uni"]
+
+
 def test_a_folder_of_tiles(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 80, 80, 3), np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from sthist.tiles._ledger import Ledger
 from sthist.tiles._map import paint_pending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -33,9 +34,8 @@ MEMORY_SHARE = 0.8
 """Of a device's free memory that a batch may take."""
 
 
-@over_samples
 def embed(
-    data: SpatialData | AnnData,
+    data: SpatialData | AnnData | Mapping[str, SpatialData | AnnData],
     encoder: str | Encoder | Callable[[Any], Any] | Sequence[Any] = "morphology",
     *,
     image: str | None = None,
@@ -124,9 +124,47 @@ def embed(
     >>> table.obsm["X_morphology"].shape[1] == len(table.uns["X_morphology_features"])
     True
     """
-    source = find_source(data, image, regions, spec)
+    from sthist.encoders import get
+
+    @cache  # once for all samples, and not before the first of them is known to be right
+    def load(each: str | None) -> Encoder:
+        return get(encoder, weights=weights, revision=revision, device=each, precision=precision, compile=compile)
+
     devices = [device] if device is None or isinstance(device, str) else list(device)
-    encoders = [_loaded(encoder, source, weights, revision, precision, each, compile=compile) for each in devices]
+    _embed_sample(
+        data,
+        lambda: [load(each) for each in devices],
+        image=image,
+        regions=regions,
+        spec=spec,
+        normalizer=normalizer,
+        batch_size=batch_size,
+        outside=outside,
+        client=client,
+        key_added=key_added,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+@over_samples
+def _embed_sample(
+    data: SpatialData | AnnData,
+    load: Callable[[], list[Encoder]],
+    *,
+    image: str | None,
+    regions: str | None,
+    spec: TileSpec | None,
+    normalizer: Callable[[np.ndarray], np.ndarray] | None,
+    batch_size: int | Literal["auto"],
+    outside: Literal["error", "nan"],
+    client: Any,
+    key_added: str | None,
+    overwrite: bool,
+    progress: bool | None,
+) -> None:
+    source = find_source(data, image, regions, spec)
+    encoders = [_for_tiles(each, source) for each in load()]
     first = encoders[0]
     key = _elements.safe_key(key_added or first.key)
     if client is not None and source.store is None:
@@ -166,20 +204,8 @@ def embed(
         source.add(key, values, first.features, made)
 
 
-def _loaded(
-    encoder: Any,
-    source: Source,
-    weights: Any,
-    revision: Any,
-    precision: Any,
-    device: Any,
-    *,
-    compile: bool,
-) -> Encoder:
-    from sthist.encoders import get
-
-    found = get(encoder, weights=weights, revision=revision, device=device, precision=precision, compile=compile)
-    return found if source.spec is None else found.at(source.spec, strict=not source.spec_given)
+def _for_tiles(encoder: Encoder, source: Source) -> Encoder:
+    return encoder if source.spec is None else encoder.at(source.spec, strict=not source.spec_given)
 
 
 def _identity(encoder: Encoder) -> dict[str, Any]:
