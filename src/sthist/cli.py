@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument("input", type=Path, help="folder of the platform, or a SpatialData store")
     virtual.add_argument("--platform", choices=_inputs.PLATFORMS, required=True)
     virtual.add_argument("--out", type=Path, required=True, help="SpatialData store to write (.zarr)")
-    virtual.add_argument("--model", default="beer-lambert", help="beer-lambert, or the folder of a model")
+    virtual.add_argument("--model", default="beer-lambert", help="beer-lambert, st2he-small, or the folder of a model")
+    virtual.add_argument("--tissue", help="which tissue it is, for a model that was trained on several")
+    virtual.add_argument("--device", help="where a network runs: cuda, cuda:1, mps or cpu")
     virtual.add_argument("--within", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="box in micrometres")
     virtual.add_argument("--mpp", type=float, help="micrometres per pixel of the result")
     virtual.add_argument("--stain-reference", type=Path, help="picture of a real H&E whose colours to take")
@@ -130,6 +132,8 @@ def _virtual_he(options: argparse.Namespace) -> None:
     plan = sthist.tl.virtual_he(
         sdata,
         options.model,
+        tissue=options.tissue,
+        device=options.device,
         within=options.within,
         mpp=options.mpp,
         stain_reference=reference,

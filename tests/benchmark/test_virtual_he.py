@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import sthist
+from sthist.benchmark import _shared_tiles as _shared
+from sthist.benchmark._nuclei import nucleus_preservation
 from sthist.metrics import image as scores
 from sthist.tiles import TileReader, TileSpec
 
@@ -77,3 +79,67 @@ def test_bad_input(scored):
     scored["tiles_table"].obsm["spatial"] = scored["tiles_table"].obsm["spatial"] + 5000
     with pytest.raises(ValueError, match=r"None of the .* tiles lies on both 'virtual_he' and 'he'"):
         sthist.benchmark.virtual_he(scored)
+
+
+def test_sets_by_the_name_of_an_encoder(scored):
+    """The same image is at a distance of 0, the virtual one is not; what was looked through is said."""
+    scored.images["again"] = scored["he"]
+    frames = {
+        key: sthist.benchmark.virtual_he(
+            scored, key, he="he", metrics=("fid", "kid"), extractor="morphology", nuclei=False, nulls=False
+        )
+        for key in ("again", "virtual_he")
+    }
+    values = {key: {each["metric"]: each["value"] for each in frame.attrs["sets"]} for key, frame in frames.items()}
+    assert values["again"]["fid"] == pytest.approx(0, abs=1e-3)
+    assert values["virtual_he"]["fid"] > 1
+    assert values["virtual_he"]["kid"] > values["again"]["kid"]
+    assert frames["again"].attrs["extractor"] == "morphology, standardised by the real tiles"
+    assert "nucleus_f1" not in frames["again"]
+
+
+def test_fid_of_standardised_features(scored):
+    """It is that of features with mean 0 and variance 1 over the real tiles, and units do not matter."""
+
+    class Colours(sthist.encoders.Encoder):
+        provenance = {}
+
+        def __init__(self, unit):
+            self.name, self.unit = f"colours-{unit}", unit
+
+        def embed(self, tiles):
+            return tiles.mean((1, 2)) * self.unit
+
+    shared = _shared.shared_tiles(scored, "tiles", ("virtual_he", "he"))
+    virtual, real = (tiles.mean((1, 2)) for tiles in shared.read())
+    mean, sd = real.mean(0), real.std(0)
+    gap = ((virtual - mean) / sd).mean(0)
+    one, other = (np.cov((values - mean) / sd, rowvar=False) for values in (virtual, real))
+    roots = np.sqrt(np.linalg.eigvals(one @ other).real.clip(0)).sum()
+    expected = (gap**2).sum() + np.trace(one) + np.trace(other) - 2 * roots
+    for unit in (1.0, 1000.0):
+        frame = sthist.benchmark.virtual_he(scored, metrics="fid", extractor=Colours(unit), nuclei=False, nulls=False)
+        assert frame.attrs["sets"][0]["value"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_nuclei_against_what_is_known(scored):
+    """The image was made from the stain, and is nearer to it than to the real H&E; nuclei alone score about the same."""
+    means = {}
+    for truth in (True, "stain", "vendor", "nucleus_boundaries"):
+        frame = sthist.benchmark.virtual_he(scored, metrics="ssim", nuclei=truth)
+        means[truth] = frame.groupby("method").nucleus_f1.mean()
+        assert means[truth]["virtual"] > 0.6 > 0.3 > means[truth]["shuffled"]
+    assert means["stain"]["virtual"] > means[True]["virtual"]
+    assert means["vendor"].equals(means["nucleus_boundaries"])
+    alone = nucleus_preservation(scored, against="stain")  # also on tiles that the real H&E does not reach
+    assert alone[alone.method == "virtual"].nucleus_f1.mean() == pytest.approx(means["stain"]["virtual"], abs=0.01)
+    with pytest.raises(KeyError, match="'nuclei'"):
+        sthist.benchmark.virtual_he(scored, nuclei="nuclei")
+
+
+def test_seams_are_said(scored):
+    frame = sthist.benchmark.virtual_he(scored, metrics="mse", nuclei=False)
+    assert set(frame.attrs["seam"]) == {"seam", "interior", "ratio", "stride_px", "repeat"}
+    scored.images["again"] = scored["he"]
+    frame = sthist.benchmark.virtual_he(scored, "again", he="he", metrics="mse", nuclei=False)
+    assert set(frame.attrs["seam"]) == {"reason"}

@@ -2,4 +2,14 @@
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(__name__, submod_attrs={"_virtual_he": ["virtual_he"]})
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "_ablation": ["ablate_virtual_he", "over_seeds"],
+        "_annotation_transfer": ["annotation_transfer"],
+        "_cross_validation": ["cross_validate_virtual_he"],
+        "_nuclei": ["nucleus_preservation"],
+        "_region_tests": ["region_tests"],
+        "_virtual_he": ["virtual_he"],
+    },
+)

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, stains
+from sthist import _elements
 from sthist._settings import settings
+from sthist.benchmark._extractor import find_extractor
+from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, require_fine
+from sthist.benchmark._seams import seam_of
+from sthist.benchmark._shared_tiles import require_column, shared_tiles
 from sthist.metrics import image as scores
-from sthist.metrics._compare import shuffled
-from sthist.tiles import TileReader, segment_nuclei
-from sthist.tiles._nuclei import above_surroundings, contrast_of
+from sthist.metrics._compare import SETS, shuffled
 from sthist.tiles._pairs import laid_tiles
-from sthist.tiles._sampling import lies_inside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
     from spatialdata import SpatialData
 
-MAX_SEGMENTED_MPP = 1.5
-SAMPLE_PIXELS = 2_000_000
+    from sthist.encoders import Encoder
 
 
 def virtual_he(
@@ -33,10 +33,11 @@ def virtual_he(
     tiles: str = "tiles",
     classes: str | None = None,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
-    nuclei: bool = True,
+    extractor: str | Encoder | Callable[[Any], Any] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    nuclei: bool | str = True,
     nulls: bool = True,
     seed: int | None = None,
-    **kwargs: Any,
 ) -> pd.DataFrame:
     """Score a virtual H&E against the real one of the same section, per tile and region class.
 
@@ -51,29 +52,38 @@ def virtual_he(
     tiles
         Tiles that :func:`sthist.pp.tiles` has laid. Those that leave either image are left out.
     classes
-        Column of the tiles' table that holds the region class of each.
+        Column of the tiles' table that holds the region class of each; :func:`region_tests` compares them.
     metrics
-        As of :func:`sthist.metrics.image.compare`.
+        As of :func:`sthist.metrics.image.compare`: ``"mse"``, ``"psnr"``, ``"ssim"``, ``"lpips"``, ``"clip"``, ``"fid"``, ``"kid"``.
+    extractor
+        What FID and KID look through: the name of an encoder such as ``"morphology"``, which is built in, or an encoder, whose features
+        are standardised by the real tiles; a function, as of :func:`sthist.metrics.image.fid`. By default Inception-v3, whose weights
+        have to be there.
+    options
+        Further arguments of metrics, as of :func:`sthist.metrics.image.compare`.
     nuclei
-        Also compare the nuclei segmented from the haematoxylin of both (:func:`sthist.tiles.segment_nuclei`); the
-        segmentation of the real image counts as the truth, and is none.
+        Also compare the nuclei that are segmented from the haematoxylin of the virtual image (:func:`sthist.tiles.segment_nuclei`): with
+        those of the real image (True or ``"real"``), of the nuclear stain (``"stain"``), or with the vendor's outlines (``"vendor"``, or the
+        key of shapes). What is segmented counts as the truth, and is none. Where there is no real H&E,
+        :func:`nucleus_preservation` scores nuclei alone.
     nulls
         Beside each score that of the mean colour, and of the virtual image of another tile.
     seed
         Of the shuffling; ``settings.seed`` by default.
-    kwargs
-        Of :func:`sthist.metrics.image.compare`: ``extractor``, ``options``.
 
     Returns
     -------
     One row per method and tile: ``method``, ``tile`` (the instance id), ``class`` if asked for, one column per metric, and
     ``nucleus_f1``, ``nucleus_iou``, ``nucleus_shift_um`` (median over matched nuclei). All tiles are held in memory at once:
-    six bytes per pixel.
+    six bytes per pixel. ``attrs["sets"]`` holds FID and KID, ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what
+    could not be computed and why; ``attrs["seam"]`` says how far the tiles show that the image was made of: ``seam``, the score of
+    :func:`sthist.metrics.image.seam_score` on their borders, ``interior``, the same half a tile beside them, and their ``ratio``, about 1
+    where seams do not show; or the ``reason`` why there are none.
 
     Raises
     ------
     KeyError
-        If an image, the tiles or the column is missing.
+        If an image, the tiles, shapes or the column is missing.
     ValueError
         If no tile lies on both images, or the nuclei cannot be told apart at the tiles' resolution.
 
@@ -92,52 +102,47 @@ def virtual_he(
     _elements.get(sdata, "images", key)
     he = _elements.find_he(sdata, he)
     table, spec = laid_tiles(sdata, tiles)
-    if classes is not None and classes not in table.obs:
-        msg = f"Table '{tiles}_table' has no column {classes!r}; it has {list(table.obs.columns)}."
-        raise KeyError(msg)
-    if nuclei and spec.mpp > MAX_SEGMENTED_MPP:
-        msg = f"Nuclei cannot be told apart at {spec.mpp:.3g} µm/px; lay finer tiles, or pass nuclei=False."
-        raise ValueError(msg)
-    readers = [TileReader(sdata, name, spec, fill=255, allow_upsampling=True) for name in (key, he)]
-    centres = np.asarray(table.obsm["spatial"], np.float64)
-    inside = np.logical_and.reduce([lies_inside(reader.sources, centres, spec.size_um) for reader in readers])
-    if not inside.any():
-        msg = f"None of the {len(centres)} tiles lies on both {key!r} and {he!r}."
-        raise ValueError(msg)
-    virtual, real = (reader.read(centres[inside]) for reader in readers)
-    seed = settings.seed if seed is None else seed
-    labels = None if classes is None else table.obs[classes].to_numpy()[inside]
-    frame = scores.compare(virtual, real, classes=labels, metrics=metrics, nulls=nulls, seed=seed, **kwargs)
+    if classes is not None:
+        require_column(table, tiles, classes)
     if nuclei:
-        _add_nuclei(frame, virtual, real, spec.mpp, seed)
-    frame["tile"] = table.obs["instance_id"].to_numpy()[inside][frame["tile"]]
+        require_fine(spec.mpp)
+    shared = shared_tiles(sdata, tiles, (key, he))
+    seed = settings.seed if seed is None else seed
+    truth = None if isinstance(nuclei, bool) or nuclei == "real" else Truth(sdata, nuclei)
+    virtual, real = shared.read()
+    labels = None if classes is None else list(shared.column(classes))
+    called = None
+    if set(SETS) & set([metrics] if isinstance(metrics, str) else metrics):
+        extractor, called = find_extractor(extractor, spec, real)
+    frame = scores.compare(
+        virtual,
+        real,
+        classes=labels,
+        metrics=metrics,
+        nulls=nulls,
+        seed=seed,
+        extractor=extractor,  # type: ignore[arg-type]
+        options=options,
+    )
+    if nuclei:
+        true = haematoxylin_nuclei(real, spec.mpp) if truth is None else truth.nuclei(shared)
+        _add_nuclei(frame, haematoxylin_nuclei(virtual, spec.mpp), true, spec.mpp, seed)
+    frame["tile"] = shared.names[frame["tile"]]
+    frame.attrs["extractor"] = called
+    frame.attrs["seam"] = seam_of(sdata, key, seed=seed)
     return frame
 
 
-def _add_nuclei(frame: pd.DataFrame, virtual: np.ndarray, real: np.ndarray, mpp: float, seed: int) -> None:
-    found, truth = _nuclei(virtual, mpp), _nuclei(real, mpp)
-    n = len(real)
-    empty = np.zeros(real.shape[1:3], np.int32)  # what is found in an image of one colour
+def _add_nuclei(frame: pd.DataFrame, found: list[np.ndarray], truth: list[np.ndarray], mpp: float, seed: int) -> None:
+    n = len(truth)
+    empty = np.zeros(truth[0].shape, np.int32)  # what is found in an image of one colour
     guesses = {"virtual": found, "mean colour": [empty] * n}
     if n > 1:
         guesses["shuffled"] = [found[i] for i in shuffled(n, seed)]
-    for name in ("nucleus_f1", "nucleus_iou", "nucleus_shift_um"):
+    for name in SCORES:
         frame[name] = np.nan
     for method, guess in guesses.items():
         # A frame without nulls has no rows of theirs.
         for row, mine, real_nuclei in zip(frame.index[frame["method"] == method], guess, truth, strict=False):
             matched = scores.nucleus_preservation(mine, real_nuclei, mpp=mpp)
-            frame.loc[row, ["nucleus_f1", "nucleus_iou", "nucleus_shift_um"]] = (
-                matched.f1,
-                matched.mean_iou,
-                matched.median_shift_um,
-            )
-
-
-def _nuclei(tiles: np.ndarray, mpp: float) -> list[np.ndarray]:
-    """Nuclei of each tile, by the stains and the contrast of all of them."""
-    step = max(1, int(np.sqrt(tiles[..., 0].size / SAMPLE_PIXELS)))
-    vectors = stains.macenko(tiles[:, ::step, ::step])
-    amounts = [stains.concentrations(tile, vectors)[..., 0] for tile in tiles]
-    contrast = contrast_of(np.stack([above_surroundings(each, mpp)[::step, ::step] for each in amounts]))
-    return [segment_nuclei(each, mpp, contrast=contrast) for each in amounts]
+            frame.loc[row, list(SCORES)] = [matched[field] for field in SCORES.values()]

@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +222,13 @@ def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: 
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file."""
+    """Checksum of a file; of one that has not changed since it was last asked for, from memory."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -8,6 +8,11 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_annotator_report": ["AnnotatorReport"],
         "_base": ["Model", "load"],
         "annotator": ["Annotator", "AnnotatorConfig"],
+        "_translation": ["Translator"],
+        "_translation_config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
+        "_translation_pairs": ["ArrayPairs", "Pairs"],
         "beer_lambert": ["BeerLambert", "BeerLambertConfig"],
+        "pix2pix": ["Pix2Pix", "Pix2PixConfig"],
+        "st2he": ["ST2HE", "ST2HEConfig"],
     },
 )

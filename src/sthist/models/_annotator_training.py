@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -13,6 +10,7 @@ import numpy as np
 import torch
 
 from sthist.models._annotator_nets import Net, prepared
+from sthist.models._lightning import quiet_and_repeatable, where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -100,10 +98,10 @@ def train(
     The network, on the CPU, in evaluation mode, with the weights of the best epoch; and which that was.
     """
     keep = KeepBest(patience)
-    with _quiet_and_repeatable(seed, threads):
+    with quiet_and_repeatable(seed, threads):
         made = net()
         trainer = lightning.Trainer(
-            **_where(device),
+            **where(device),
             max_epochs=epochs,
             logger=False,
             enable_checkpointing=False,
@@ -117,38 +115,6 @@ def train(
     best = keep.epoch + 1 if watched is not None else trainer.current_epoch
     loss = keep.best if watched is not None else math.nan
     return made.cpu().eval(), {"epochs": best, "validation_loss": None if math.isnan(loss) else loss}
-
-
-def _where(device: str) -> dict[str, Any]:
-    kind, _, number = device.partition(":")
-    accelerator = {"cuda": "gpu"}.get(kind, kind)
-    return {"accelerator": accelerator, "devices": [int(number)] if number and kind == "cuda" else 1}
-
-
-@contextmanager
-def _quiet_and_repeatable(seed: int, threads: int | None) -> Iterator[None]:
-    """Random states and settings of torch are as they were afterwards; Lightning's advice is for its own users."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [each.level for each in loggers]
-    strict, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    n_threads = torch.get_num_threads()
-    try:
-        for each in loggers:
-            each.setLevel(logging.ERROR)
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
-            torch.set_num_threads(threads or n_threads)
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            yield
-    finally:
-        torch.set_num_threads(n_threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
 
 
 def embed_with(module: nn.Module, transform: Any, device: str | None = None) -> Callable[[np.ndarray], np.ndarray]:

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "annotator": ("sthist.models.annotator", "Annotator"),
     "beer-lambert": ("sthist.models.beer_lambert", "BeerLambert"),
+    "pix2pix": ("sthist.models.pix2pix", "Pix2Pix"),
+    "st2he": ("sthist.models.st2he", "ST2HE"),
 }
 """Module and class of each system, by the name in its ``config.json``."""
+
+
+PUBLISHED = ("st2he-small",)
+"""Models that come with the package, by name."""
 
 
 class Model(ABC):
@@ -80,13 +86,15 @@ class Model(ABC):
         return cls(cls.config_class(**config))
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path, **changes: Any) -> Model:
     """Read a model of any system from the folder that it was saved to.
 
     Parameters
     ----------
     folder
-        Made by a model's ``save``.
+        Made by a model's ``save``; or the name of a model that comes with the package, ``"st2he-small"``.
+    **changes
+        Fields of its config that have changed since, such as where a backbone lies.
 
     Returns
     -------
@@ -107,9 +115,11 @@ def load(folder: str | Path) -> Model:
     >>> sthist.models.load(folder).system
     'beer-lambert'
     """
+    if str(folder) in PUBLISHED and not Path(folder).exists():
+        folder = Path(__file__).parent / "published" / str(folder)
     path = Path(folder) / "config.json"
     if not path.exists():
-        msg = f"No model in {folder}: it has no config.json."
+        msg = f"No model in {folder}: it has no config.json. Models that come with the package are {list(PUBLISHED)}."
         raise FileNotFoundError(msg)
     content = json.loads(path.read_text())
     if content.get("system") not in SYSTEMS:
@@ -117,6 +127,7 @@ def load(folder: str | Path) -> Model:
         raise ValueError(msg)
     module, name = SYSTEMS[content["system"]]
     model_class = getattr(import_module(module), name)
+    content["config"] |= changes
     known = {field.name for field in dataclasses.fields(model_class.config_class)}
     unknown = sorted(set(content["config"]) - known)
     if unknown:
@@ -143,6 +154,8 @@ class Stainer:
         Part of a tile's side shared with the next.
     concurrent
         ``predict`` may run in several threads at once.
+    threads
+        Blocks at a time; None for as many as the machine suggests.
     """
 
     readers: Sequence[TileReader]
@@ -150,10 +163,16 @@ class Stainer:
     facts: dict[str, Any]
     overlap: float
     concurrent: bool
+    threads: int | None = None
 
 
 class VirtualStainModel(Model):
     """A model that makes H&E out of nuclear stain and molecules."""
+
+    @property
+    def device_name(self) -> str:
+        """Where it runs."""
+        return "cpu"
 
     @abstractmethod
     def mpp(self, elements: HighResElements) -> float:

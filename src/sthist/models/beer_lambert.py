@@ -11,12 +11,11 @@ import numpy as np
 from sthist import _elements, scale, stains
 from sthist._settings import logger, settings
 from sthist.models._base import Stainer, VirtualStainModel
-from sthist.models._sampling import SAMPLE_PX, TISSUE_MPP, reference_pixels, sample_tiles
+from sthist.models._sampling import SAMPLE_PX, reference_pixels, sample_tiles
+from sthist.models._section_tissue import find_tissue, resample
 from sthist.tiles._density import Grid, adaptive_density, count_transcripts, paint_cells
-from sthist.tiles._raster import rasterize
-from sthist.tiles._reader import TileReader, read_grid, read_region
+from sthist.tiles._reader import TileReader
 from sthist.tiles._spec import TileSpec
-from sthist.tiles._tissue import clean, mask_of_nuclear_stain
 
 if TYPE_CHECKING:
     from sthist._elements import HighResElements
@@ -171,11 +170,11 @@ class BeerLambert(VirtualStainModel):
         )
         grid, molecules, points, source = self._molecules(elements, extent_um)
         content = hashlib.blake2b(digest_size=16)
-        mask, mask_grid = self._tissue(elements, extent_um, grid, molecules, content)
+        mask, mask_grid = find_tissue(elements, extent_um, grid, molecules, content)
         levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid, content)
         raster = np.empty((2, *grid.shape), np.float32)
         amount, tissue = raster
-        _resample(mask, mask_grid, grid, out=tissue)
+        resample(mask, mask_grid, grid, out=tissue)
         if molecules is None:
             amount[:] = self.config.eosin[1]
         else:
@@ -215,38 +214,6 @@ class BeerLambert(VirtualStainModel):
         if counts is None:
             return grid, None, None, "nothing but the tissue: there are no molecules and no cells"
         return grid, counts, None, f"{n_transcripts} transcripts"
-
-    def _tissue(
-        self,
-        elements: HighResElements,
-        extent_um: tuple[float, float, float, float],
-        grid: Grid,
-        molecules: np.ndarray | None,
-        content: Any,
-    ) -> tuple[np.ndarray, Grid]:
-        """Tissue on a coarse grid, 0 to 1: the shapes named "tissue", else found in stain and molecules."""
-        import spatialdata as sd
-        from scipy.ndimage import gaussian_filter
-
-        coarse = Grid.over(extent_um, TISSUE_MPP)
-        if "tissue" in elements.sdata.shapes:
-            shapes = sd.transform(elements.sdata.shapes["tissue"], to_coordinate_system="um")
-            mask = rasterize(shapes.geometry, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
-        else:
-            image = _read_stain(elements, extent_um, coarse)
-            content.update(image.tobytes())
-            density = None
-            if molecules is not None:
-                density = gaussian_filter(_resample(molecules.astype(np.float32), grid, coarse), 6.0 / coarse.bin_um)
-            found = mask_of_nuclear_stain(image, coarse.bin_um, density)
-            mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
-        if not mask.any():
-            msg = (
-                f"Found no tissue in the nuclear stain {elements.nuclear[0]!r}, channel {elements.nuclear_channel!r}: it is "
-                "empty or constant. Choose another with image= and channel=, or put outlines in shapes['tissue']."
-            )
-            raise ValueError(msg)
-        return gaussian_filter(mask.astype(np.float32), 0.7), coarse
 
     def _stain_levels(
         self,
@@ -315,21 +282,6 @@ class _StainTiles:
         return out
 
 
-def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float, float], grid: Grid) -> np.ndarray:
-    """The nuclear stain on a coarse grid."""
-    channels = [elements.nuclear_channel]
-    image = read_region(elements.sdata, elements.nuclear, extent_um, grid.bin_um, channels=channels, z=elements.z)[
-        ..., 0
-    ]
-    # The last cells may have their centre beyond the image; they are as their neighbours, not dark.
-    x0, y0, x1, y1 = extent_um
-    if image.shape[0] > 1 and (image.shape[0] - 0.5) * grid.bin_um > y1 - y0 - 1e-6:
-        image[-1] = image[-2]
-    if image.shape[1] > 1 and (image.shape[1] - 0.5) * grid.bin_um > x1 - x0 - 1e-6:
-        image[:, -1] = image[:, -2]
-    return image
-
-
 def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) -> np.ndarray:
     """Map values so that 0 and the two knots take the targets: linear between, and on to twice the upper step."""
     middle, high = (float(knot) for knot in knots)
@@ -337,9 +289,3 @@ def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) ->
         return np.full(values.shape, targets[1])
     middle = min(max(middle, 1e-3 * high), (1 - 1e-3) * high)
     return np.interp(values, [0, middle, high, 2 * high - middle], [*targets, 2 * targets[2] - targets[1]])
-
-
-def _resample(values: np.ndarray, source: Grid, target: Grid, *, out: np.ndarray | None = None) -> np.ndarray:
-    """A grid's values on the cells of another, by the reader."""
-    reader = TileReader.from_array(values[None], source.to_um, TileSpec.from_mpp(target.bin_um, 256))
-    return read_grid(reader, target.origin_um, target.shape, out=None if out is None else out[..., None])[..., 0]

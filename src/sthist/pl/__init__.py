@@ -5,6 +5,7 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "_ablation": ["ablation"],
         "_alignment": ["alignment"],
         "_classification": ["confusion", "roc"],
         "_embedding": ["cells", "embedding"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -122,16 +122,18 @@ def tiles(
     table_key = f"{key_added}_table"
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
     _store.require_free(sdata, table_key, "tables", overwrite=overwrite)
-    shapes = shapes or (_cells(sdata) if sampling == "fps" else _elements.find_tissue(sdata))
+    shapes = shapes or (find_cells(sdata) if sampling == "fps" else _elements.find_tissue(sdata))
     regions = present(sd.transform(_elements.get(sdata, "shapes", shapes), to_coordinate_system=_elements.UM))
     if sampling == "grid":
         centres, fraction = _grid(shapely.union_all(regions.geometry), spec, overlap, min_tissue)
         obs = pd.DataFrame({"tissue_fraction": fraction})
         hint = f"has at least {min_tissue:.0%} tissue; lower min_tissue"
     else:
-        centres = _centroids(regions)
-        named = [images] if isinstance(images, str) else list(images or [])
-        chosen = _spread(sdata, centres, spec, n_tiles, max_blank, named) if sampling == "fps" else slice(None)
+        centres = centroids(regions)
+        chosen: Any = slice(None)
+        if sampling == "fps":
+            named = [images] if isinstance(images, str) else list(images or [])
+            chosen = spread_tiles(_views(sdata, spec, named), centres, spec.size_um, n_tiles, max_blank)
         centres, obs = centres[chosen], pd.DataFrame({"source_id": regions.index.astype(str)[chosen]})
         hint = f"lies on all images and is blank by at most {max_blank:.0%}; check their alignment, raise max_blank"
     if len(centres) == 0:
@@ -174,13 +176,20 @@ def _grid(area: BaseGeometry, spec: TileSpec, overlap: float, min_tissue: float)
     return centres[keep], fraction[keep]
 
 
-def _centroids(regions: GeoDataFrame) -> np.ndarray:
-    centroids = regions.geometry.centroid
-    return np.c_[centroids.x, centroids.y]
+def centroids(regions: GeoDataFrame) -> np.ndarray:
+    """Centres of regions, (n, 2): x, y."""
+    points = regions.geometry.centroid
+    return np.c_[points.x, points.y]
 
 
-def _cells(sdata: SpatialData) -> str:
-    """Shapes of the sample's cells."""
+def find_cells(sdata: SpatialData) -> str:
+    """Shapes of the sample's cells.
+
+    Raises
+    ------
+    KeyError
+        If none are known.
+    """
     table = _elements.find_cell_table(sdata)
     found = None if table is None else _elements.cell_shapes(sdata, table)
     if found is None:
@@ -189,13 +198,30 @@ def _cells(sdata: SpatialData) -> str:
     return found[0]
 
 
-def _spread(
-    sdata: SpatialData, centres: np.ndarray, spec: TileSpec, n: int, max_blank: float, images: Sequence[str]
+def spread_tiles(
+    readers: Sequence[TileReader | Overlay], centres: np.ndarray, size_um: float, n: int, max_blank: float
 ) -> np.ndarray:
-    """Indices of cells by farthest point sampling whose tiles lie on the images and show something."""
-    readers = _views(sdata, spec, images)
+    """Cells by farthest point sampling whose tiles lie on all images and show something.
+
+    Parameters
+    ----------
+    readers
+        Of what the tiles must show.
+    centres
+        (m, 2): x, y of the cells, in µm.
+    size_um
+        Side of the tiles.
+    n
+        How many tiles are wanted.
+    max_blank
+        Tiles of which more is blank in any of the images are left out.
+
+    Returns
+    -------
+    Indices into ``centres``, at most ``n``, in the order of the choice.
+    """
     inside = np.flatnonzero(
-        np.logical_and.reduce([lies_inside(reader.sources, centres, spec.size_um) for reader in readers])
+        np.logical_and.reduce([lies_inside(reader.sources, centres, size_um) for reader in readers])
     )
     kept: list[int] = []
     n_blank = 0

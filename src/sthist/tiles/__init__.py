@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_plan": ["Plan"],
         "_reader": ["TileReader", "read_region"],
         "_sampling": ["farthest_points", "has_content"],
+        "_shift": ["TileShifts", "keep_shifted", "tile_shifts_um"],
         "_spec": ["TileSpec"],
     },
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sthist.tiles._map import Painter
     from sthist.tiles._resumable import Resumable
 
-SAME_VERSION = ("sthist", "numpy", "numba", "zarr", "spatialdata")
+SAME_VERSION = ("sthist", "numpy", "numba", "zarr", "spatialdata", "torch", "diffusers", "peft")
 """Packages that decide about pixels, or about how a job is pickled."""
 
 ALIGNMENT = 64

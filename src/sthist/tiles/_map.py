@@ -31,6 +31,7 @@ def map_tiles(
     within: BaseGeometry | None = None,
     client: Any = None,
     progress: bool | None = None,
+    threads: int | None = None,
 ) -> None:
     """Fill the pending blocks of a canvas with what a model makes of the tiles under it.
 
@@ -60,6 +61,8 @@ def map_tiles(
         readers are pickled (with cloudpickle) into the canvas's folder, which all workers must see under the same path.
     progress
         Show a bar with megapixels per second and the time left.
+    threads
+        Blocks at a time in this process; by default at least two, so that one is read while another is predicted.
 
     Examples
     --------
@@ -78,7 +81,7 @@ def map_tiles(
         readers, predict, canvas.layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
     )
     require_space(painter, canvas)
-    paint_pending(painter, canvas, client=client, progress=progress)
+    paint_pending(painter, canvas, client=client, progress=progress, threads=threads)
     canvas.finish()
 
 
@@ -119,6 +122,11 @@ def _run_here(painter: Painter, work: Resumable, advance: Callable[[Any], None],
         work.write(block, painter.paint(block))
         advance(block)
 
+    if threads == 1:
+        # Here, and not on a thread: memory that a thread of its own asks for is given back to the system each time.
+        for block in work.pending():
+            run(block)
+        return
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(run, block) for block in work.pending()]
         try:

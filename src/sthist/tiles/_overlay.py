@@ -170,9 +170,7 @@ class Overlay:
             )
             self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
         self.limits = limits if limits is not None or self._reader is None else self._measured_limits()
-        if self.limits is not None and not self.limits[0] < self.limits[1]:
-            msg = f"limits are {self.limits}: the first must be less than the second. Is the stain all of one value?"
-            raise ValueError(msg)
+        _require_limits(self.limits)
         self._restyle(mode, palette, color, dot_um, s, dpi)
 
     @property
@@ -191,13 +189,14 @@ class Overlay:
         dot_um: float | None = None,
         s: float | None = None,
         dpi: float | None = None,
+        limits: tuple[float, float] | None = None,
         seed: int | None = None,
     ) -> Overlay:
         """The same transcripts on the same stain, drawn in another way, without sorting them again.
 
         Parameters
         ----------
-        mode, palette, color, dot_um, s, dpi, seed
+        mode, palette, color, dot_um, s, dpi, limits, seed
             As of the class; what is not given stays.
 
         Returns
@@ -207,6 +206,11 @@ class Overlay:
         other = copy.copy(self)
         if seed is not None:
             other.seed = int(seed)
+        if limits is not None:
+            _require_limits(limits)
+            other.limits = limits
+        if all(each is None for each in (mode, palette, color, dot_um, s, dpi)):
+            return other  # the dots stay as they are
         mode = self.mode if mode is None else mode
         if mode != "none" and self.index is None:
             msg = 'This overlay was made with mode="none": it has no transcripts to draw. Make a new one.'
@@ -393,6 +397,12 @@ class Overlay:
         if low == high:  # a field that is dark but for a few nuclei
             low, high = pixels.min(), pixels.max()
         return float(low), float(high)
+
+
+def _require_limits(limits: tuple[float, float] | None) -> None:
+    if limits is not None and not limits[0] < limits[1]:
+        msg = f"limits are {limits}: the first must be less than the second. Is the stain all of one value?"
+        raise ValueError(msg)
 
 
 def _tissue_level(overview: np.ndarray) -> float:

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_niches": ["niches"],
         "_pool_topk": ["pool_topk"],
         "_train_annotator": ["train_annotator"],
+        "_train_virtual_he": ["train_virtual_he"],
         "_transfer_labels": ["transfer_labels"],
         "_virtual_he": ["virtual_he"],
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sthist import _elements, _store, scale
 from sthist._region import region_geometry
 from sthist._samples import over_samples
 from sthist._settings import logger, settings
-from sthist.models import BeerLambert, Model, load
+from sthist.models import BeerLambert, Model, Translator, load
 from sthist.models._base import VirtualStainModel
 from sthist.tiles import Canvas, map_tiles
 from sthist.tiles._canvas import Layout
@@ -21,7 +22,7 @@ from sthist.tiles._plan import plan_tiles
 from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from shapely.geometry.base import BaseGeometry
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     from sthist.tiles import Plan
 
 
-@over_samples
 def virtual_he(
-    sdata: SpatialData,
+    sdata: SpatialData | Mapping[str, SpatialData],
     model: str | Path | VirtualStainModel = "beer-lambert",
     *,
     image: str | Sequence[str] | None = None,
@@ -42,17 +42,20 @@ def virtual_he(
     points: str | None = None,
     table: str | None = None,
     z: int | None = None,
+    tissue: str | None = None,
     stain_reference: Any = None,
     within: Any = None,
     mpp: float | None = None,
     key_added: str = "virtual_he",
     batch_size: int = 16,
+    device: str | None = None,
+    compile: bool = False,
     allow_upsampling: bool = False,
     overwrite: bool = False,
     client: Any = None,
     dry_run: bool = False,
     progress: bool | None = None,
-) -> Plan | None:
+) -> Plan | dict[str, Plan] | None:
     """Make a virtual H&E image from the nuclear stain and the molecules of a section.
 
     Everything is found by itself where there is one candidate. The whole section is worked through block by block;
@@ -65,10 +68,10 @@ def virtual_he(
     Parameters
     ----------
     sdata
-        One sample, or a mapping of name to sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`, :func:`sthist.io.assemble`, or
-        :func:`sthist.pp.set_scale`).
+        One sample, or a mapping of name to sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`,
+        :func:`sthist.io.assemble`, or :func:`sthist.pp.set_scale`).
     model
-        ``"beer-lambert"``, the folder of a saved model, or a model.
+        ``"beer-lambert"``, ``"st2he-small"``, the folder of a saved model, or a model (:func:`sthist.tl.train_virtual_he`).
     image, channel
         The nuclear stain: key (several keys that tile one plane) and channel.
     points
@@ -77,6 +80,8 @@ def virtual_he(
         The cells, used where molecules are few or missing.
     z
         Plane of a nuclear stain that is a stack; by default its maximum over all planes.
+    tissue
+        Which tissue it is, for a model that was trained on several.
     stain_reference
         A real H&E whose stain colours and strengths to take: an (h, w, 3) uint8 array, ``(sdata, key)``, or a
         SpatialData with one H&E image. For ``"beer-lambert"``.
@@ -89,6 +94,10 @@ def virtual_he(
         Name of the image.
     batch_size
         Tiles per batch.
+    device
+        Where a network runs; ``settings.device`` by default.
+    compile
+        Compile the network, which takes a minute and is faster after it.
     allow_upsampling
         Go on where the nuclear stain is more than 1.5 times coarser than ``mpp``.
     overwrite
@@ -103,7 +112,7 @@ def virtual_he(
 
     Returns
     -------
-    None; with ``dry_run=True`` a :class:`sthist.tiles.Plan`. Writes ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, registered in ``um`` and in the coordinate
+    None; with ``dry_run=True`` a :class:`sthist.tiles.Plan`, or one per sample. Writes ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, registered in ``um`` and in the coordinate
     systems of the nuclear stain) and ``sdata.attrs["sthist"]["results"][key_added]``; also to the store of a backed
     object.
 
@@ -128,9 +137,54 @@ def virtual_he(
     >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
+
+    @cache  # once for all samples, and not before the first of them is known to be right
+    def ready() -> VirtualStainModel:
+        return _resolve_model(model, stain_reference, tissue, device, compile=compile)
+
+    return _of_sample(
+        sdata,
+        ready,
+        image=image,
+        channel=channel,
+        points=points,
+        table=table,
+        z=z,
+        within=within,
+        mpp=mpp,
+        key_added=key_added,
+        batch_size=batch_size,
+        allow_upsampling=allow_upsampling,
+        overwrite=overwrite,
+        client=client,
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+@over_samples
+def _of_sample(
+    sdata: SpatialData,
+    ready: Callable[[], VirtualStainModel],
+    *,
+    image: str | Sequence[str] | None,
+    channel: str | None,
+    points: str | None,
+    table: str | None,
+    z: int | None,
+    within: Any,
+    mpp: float | None,
+    key_added: str,
+    batch_size: int,
+    allow_upsampling: bool,
+    overwrite: bool,
+    client: Any,
+    dry_run: bool,
+    progress: bool | None,
+) -> Plan | None:
     elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table, z=z)
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
-    stain = _resolve_model(model, stain_reference)
+    stain = ready()
     section_um = extent_um(sdata, elements.nuclear)
     for key in elements.nuclear:
         scale.resolve_mpp(sdata, key)
@@ -180,26 +234,43 @@ def virtual_he(
                 concurrent=stainer.concurrent,
                 client=client,
                 progress=progress,
+                threads=stainer.threads,
                 **options,
             )
-            made = _store.provenance("tl.virtual_he", model=stain.system, device="cpu", **fingerprint)
+            tile_px = stainer.readers[0].spec.px
+            facts = fingerprint | {"device": stain.device_name, "tile_px": tile_px}
+            made = _store.provenance("tl.virtual_he", model=stain.system, **facts)
             _store.publish(sdata, "images", key_added, canvas.store, made)
     return None
 
 
-def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
+def _resolve_model(
+    model: str | Path | VirtualStainModel,
+    stain_reference: Any,
+    tissue: str | None,
+    device: str | None,
+    *,
+    compile: bool,
+) -> VirtualStainModel:
+    """The model, made ready for a stain, a tissue and a device, where it knows of such."""
     if isinstance(model, str) and model == BeerLambert.system:
         model = BeerLambert()
     loaded: Model = model if isinstance(model, Model) else load(model)
     if not isinstance(loaded, VirtualStainModel):
         msg = f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E."
         raise ValueError(msg)
-    if stain_reference is None:
-        return loaded
-    if not isinstance(loaded, BeerLambert):
+    if isinstance(loaded, BeerLambert):
+        if tissue is not None or compile:
+            msg = f"tissue= and compile= are for networks; {loaded.system!r} is none."
+            raise ValueError(msg)
+        return loaded if stain_reference is None else BeerLambert(loaded.config).fit(stain_reference)
+    if stain_reference is not None:
         msg = f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
         raise ValueError(msg)
-    return BeerLambert(loaded.config).fit(stain_reference)
+    if not isinstance(loaded, Translator):
+        return loaded
+    # Said once, so that workers compute on the kind of device that this process would.
+    return loaded.running_on(device or loaded.device_name, tissue=tissue, compile=compile or None)
 
 
 def _snap(

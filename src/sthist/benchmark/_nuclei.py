@@ -1,0 +1,232 @@
+"""Whether the nuclei of a virtual H&E lie where the section's nuclei are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _elements, stains
+from sthist._rows import polygons_um, rows_of
+from sthist._settings import settings
+from sthist.benchmark._shared_tiles import SharedTiles, shared_tiles
+from sthist.metrics import image as scores
+from sthist.metrics._compare import shuffled
+from sthist.tiles import TileReader, segment_nuclei
+from sthist.tiles._nuclei import above_surroundings, contrast_of
+from sthist.tiles._raster import rasterize
+from sthist.tiles._sampling import lies_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from spatialdata import SpatialData
+
+MAX_SEGMENTED_MPP = 1.5
+SAMPLE_PIXELS = 2_000_000
+SCORES = {"nucleus_f1": "f1", "nucleus_iou": "mean_iou", "nucleus_shift_um": "median_shift_um"}
+"""Columns of a frame, and the fields of :class:`sthist.metrics.image.NucleusPreservation` that they hold."""
+
+
+def nucleus_preservation(
+    sdata: SpatialData,
+    key: str = "virtual_he",
+    *,
+    against: str = "stain",
+    he: str | None = None,
+    image: str | Sequence[str] | None = None,
+    channel: str | None = None,
+    z: int | None = None,
+    tiles: str = "tiles",
+    min_iou: float = 0.5,
+    nulls: bool = True,
+    seed: int | None = None,
+) -> pd.DataFrame:
+    """Score how many of a section's nuclei a virtual H&E shows, and where; no real H&E is needed.
+
+    Nuclei of the virtual image are segmented from its haematoxylin (:func:`sthist.tiles.segment_nuclei`).
+
+    Parameters
+    ----------
+    sdata
+        One sample.
+    key
+        The virtual image.
+    against
+        What counts as the truth: ``"stain"``, nuclei segmented in the same way from the nuclear stain; ``"vendor"``, the vendor's
+        outlines of nuclei, or the key of such shapes; ``"real"``, nuclei segmented from the haematoxylin of the real H&E.
+    he
+        The real H&E, for ``against="real"``.
+    image, channel, z
+        The nuclear stain, for ``against="stain"``; as of :func:`sthist.tl.virtual_he`.
+    tiles
+        Tiles that :func:`sthist.pp.tiles` has laid. Those that leave an image are left out.
+    min_iou
+        Overlap above which two nuclei are one, as of :func:`sthist.metrics.image.nucleus_preservation`.
+    nulls
+        Beside each score that of the nuclei of another tile of the virtual image: what chance gives where nuclei are as dense.
+    seed
+        Of the shuffling; ``settings.seed`` by default.
+
+    Returns
+    -------
+    One row per method (``"virtual"``, ``"shuffled"``) and tile: ``method``, ``tile`` (the instance id), ``n_found``, ``n_true``,
+    ``precision``, ``recall``, ``nucleus_f1``, ``nucleus_iou`` (mean over matched nuclei) and ``nucleus_shift_um`` (median over matched nuclei).
+    What has no nuclei to score is NaN.
+
+    Raises
+    ------
+    KeyError
+        If an element is missing.
+    ValueError
+        If no tile lies on the images, several elements could be meant, or the tiles are too coarse to tell nuclei apart.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sthist.tl.virtual_he(sdata)
+    >>> sthist.pp.tissue(sdata)
+    >>> sthist.pp.tiles(sdata, size_um=64, px=128)
+    >>> frame = sthist.benchmark.nucleus_preservation(sdata, against="vendor")
+    >>> f1 = frame.groupby("method")["nucleus_f1"].mean()
+    >>> bool(f1["virtual"] > f1["shuffled"])
+    True
+    """
+    import pandas as pd
+
+    _elements.get(sdata, "images", key)
+    truth_from = Truth(sdata, against, he=he, image=image, channel=channel, z=z)
+    shared = shared_tiles(sdata, tiles, [key])
+    require_fine(shared.spec.mpp)
+    shared = truth_from.on(shared)
+    seed = settings.seed if seed is None else seed
+    (virtual,) = shared.read()
+    found, truth = haematoxylin_nuclei(virtual, shared.spec.mpp), truth_from.nuclei(shared)
+    guesses = {"virtual": found}
+    if nulls and len(found) > 1:
+        guesses["shuffled"] = [found[i] for i in shuffled(len(found), seed)]
+    rows = []
+    for method, guess in guesses.items():
+        for name, mine, true in zip(shared.names, guess, truth, strict=True):
+            matched = scores.nucleus_preservation(mine, true, mpp=shared.spec.mpp, min_iou=min_iou)
+            counts = {"n_found": matched.n_a, "n_true": matched.n_b}
+            measured = {"precision": matched.precision, "recall": matched.recall}
+            measured |= {column: matched[field] for column, field in SCORES.items()}
+            rows.append({"method": method, "tile": name} | counts | measured)
+    frame = pd.DataFrame(rows)
+    frame.attrs["against"] = against if truth_from.shapes is None else truth_from.shapes
+    return frame
+
+
+class Truth:
+    """Where the nuclei of a section are known from."""
+
+    def __init__(
+        self, sdata: SpatialData, against: str, *, he: Any = None, image: Any = None, channel: Any = None, z: Any = None
+    ) -> None:
+        self._sdata, self._z = sdata, z
+        self.images: tuple[str, ...] = ()
+        self.channel: str | None = None
+        self.shapes: str | None = None
+        if against == "real":
+            self.images = (_elements.find_he(sdata, he),)
+        elif against == "stain":
+            self.images, self.channel = _elements.find_nuclear(sdata, image, channel)
+        else:
+            self.shapes = nucleus_shapes(sdata) if against == "vendor" else against
+            _elements.get(sdata, "shapes", self.shapes)
+
+    def _reader(self, shared: SharedTiles) -> TileReader:
+        channels = None if self.channel is None else (self.channel,)
+        fill = 255 if self.channel is None else 0
+        return TileReader(
+            self._sdata, self.images, shared.spec, channels=channels, z=self._z, fill=fill, allow_upsampling=True
+        )
+
+    def on(self, shared: SharedTiles) -> SharedTiles:
+        """The tiles that lie where nuclei are known."""
+        if self.shapes is not None:
+            return shared
+        inside = lies_inside(self._reader(shared).sources, shared.centres, shared.spec.size_um)
+        if not inside.any():
+            msg = f"None of the {len(shared)} tiles lies on {', '.join(map(repr, self.images))}."
+            raise ValueError(msg)
+        return shared.chosen(np.flatnonzero(inside))
+
+    def nuclei(self, shared: SharedTiles) -> list[np.ndarray]:
+        """Label images, one per tile."""
+        if self.shapes is not None:
+            return outlined_nuclei(self._sdata, self.shapes, shared)
+        pixels = self._reader(shared).read(shared.centres)
+        if self.channel is None:
+            return haematoxylin_nuclei(pixels, shared.spec.mpp)
+        return _segmented(list(pixels[..., 0]), shared.spec.mpp)
+
+
+def nucleus_shapes(sdata: SpatialData) -> str:
+    """Key of the vendor's outlines of nuclei: the only shapes named like such that no verb has made.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there are none, or several.
+    """
+    made = sdata.attrs.get("sthist", {}).get("results", {})
+    named = [name for name in sdata.shapes if _elements.NUCLEAR_NAMES.search(name) and name not in made]
+    if len(named) == 1:
+        return named[0]
+    if not named:
+        msg = (
+            f"Found no outlines of nuclei. {_elements.describe('shapes', sdata.shapes)} Name them in place of 'vendor'."
+        )
+        raise KeyError(msg)
+    msg = f"Several shapes could be the nuclei: {', '.join(map(repr, sorted(named)))}. Name one of them in place of 'vendor'."
+    raise ValueError(msg)
+
+
+def outlined_nuclei(sdata: SpatialData, shapes: str, shared: SharedTiles) -> list[np.ndarray]:
+    """Outlines as label images, one per tile."""
+    import shapely
+
+    outlines = polygons_um(sdata, rows_of(sdata, shapes))
+    tree = shapely.STRtree(outlines)
+    spec, half = shared.spec, shared.spec.size_um / 2
+    labels = []
+    for centre in shared.centres:
+        near = np.sort(tree.query(shapely.box(*(centre - half), *(centre + half))))
+        painted = rasterize(outlines[near], centre - half, spec.mpp, (spec.px, spec.px), np.arange(1, len(near) + 1))
+        labels.append(painted.astype(np.int32))
+    return labels
+
+
+def haematoxylin_nuclei(tiles: np.ndarray, mpp: float) -> list[np.ndarray]:
+    """Nuclei of each H&E tile, by the stains and the contrast of all of them."""
+    step = _step(tiles[..., 0].size)
+    vectors = stains.macenko(tiles[:, ::step, ::step])
+    return _segmented([stains.concentrations(tile, vectors)[..., 0] for tile in tiles], mpp)
+
+
+def require_fine(mpp: float) -> None:
+    """Refuse tiles on which nuclei cannot be told apart.
+
+    Raises
+    ------
+    ValueError
+        If they are too coarse.
+    """
+    if mpp > MAX_SEGMENTED_MPP:
+        msg = f"Nuclei cannot be told apart at {mpp:.3g} µm/px; lay finer tiles, or pass nuclei=False."
+        raise ValueError(msg)
+
+
+def _segmented(amounts: Sequence[np.ndarray], mpp: float) -> list[np.ndarray]:
+    """Nuclei of each tile, by one contrast for all."""
+    step = _step(sum(each.size for each in amounts))
+    contrast = contrast_of(np.stack([above_surroundings(each, mpp)[::step, ::step] for each in amounts]))
+    return [segment_nuclei(each, mpp, contrast=contrast) for each in amounts]
+
+
+def _step(n_pixels: int) -> int:
+    return max(1, int(np.sqrt(n_pixels / SAMPLE_PIXELS)))

@@ -1,0 +1,78 @@
+"""Whether scores differ between region classes, of all scores at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sthist.metrics import image as scores
+from sthist.metrics._compare import check_column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+NO_SCORES = ("tile", "fold", "seed")
+
+
+def region_tests(
+    frame: pd.DataFrame, *, by: str = "class", method: str = "virtual", metrics: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Test each score between region classes: one-way ANOVA, and Tukey's test of every two classes.
+
+    Parameters
+    ----------
+    frame
+        Of :func:`virtual_he` with ``classes=``.
+    by
+        Column of the class.
+    method
+        Whose scores, where there is a column ``method``.
+    metrics
+        Columns to test; by default all that hold numbers.
+
+    Returns
+    -------
+    One row per score and two classes: ``metric``, ``f`` and ``p`` of ANOVA over all classes; classes ``a`` and ``b``, ``difference`` of their
+    means (a minus b), its simultaneous 95 % interval ``low`` to ``high``, and ``p_pair``, adjusted for the number of pairs. Tiles without a
+    score, such as those without nuclei, are left out; a score that cannot be tested is left out, and ``attrs["not_tested"]`` says
+    why. Neighbouring tiles are alike, so that p-values are smaller than they should be.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or nothing that can be tested.
+
+    Examples
+    --------
+    >>> import pandas as pd, sthist
+    >>> frame = pd.DataFrame({"class": list("aaabbb"), "ssim": [0.1, 0.2, 0.3, 0.7, 0.8, 0.9]})
+    >>> tests = sthist.benchmark.region_tests(frame)
+    >>> tests[["metric", "a", "b", "p_pair"]].round(3).to_numpy().tolist()
+    [['ssim', 'a', 'b', 0.002]]
+    """
+    import pandas as pd
+
+    check_column(frame, by)
+    numbers = [name for name in frame.select_dtypes("number").columns if name not in (*NO_SCORES, by)]
+    wanted = numbers if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    parts, reasons = [], {}
+    for name in wanted:
+        known = frame[frame[name].notna()] if name in frame else frame
+        if not len(known):
+            reasons[name] = frame.attrs.get("not_available", {}).get(name, "There are no scores.")
+            continue
+        try:
+            tested = scores.region_tests(known, name, by, method=method)
+        except ValueError as error:
+            reasons[name] = str(error)
+            continue
+        pairs = tested.pairs.rename(columns={"p": "p_pair"})
+        parts.append(pairs.assign(metric=name, f=tested.f, p=tested.p))
+    if not parts:
+        msg = f"No score can be tested between classes: {reasons or 'the table has no numbers'}."
+        raise ValueError(msg)
+    columns = ["metric", "f", "p", "a", "b", "difference", "low", "high", "p_pair"]
+    result = pd.concat(parts, ignore_index=True)[columns]
+    result.attrs["not_tested"] = reasons
+    return result

@@ -1,0 +1,354 @@
+"""Trainings on one set of tiles, and their scores on another: what cross-validation and ablation share."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._elements import safe_key
+from sthist._settings import logger
+from sthist.benchmark._extractor import find_extractor
+from sthist.benchmark._predict_tiles import predict_tiles
+from sthist.benchmark._sections import PART, Fold, Sections, find_sections, folds_in, grouped, training_data
+from sthist.metrics import image as scores
+from sthist.metrics._compare import PAIRS, SETS, shuffled
+from sthist.models import BeerLambert
+from sthist.tiles import TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+    from sthist._splits import Grouping
+    from sthist.models._base import VirtualStainModel
+
+MODEL, MEAN, SHUFFLED = "model", "mean colour", "shuffled"
+FITTED = "beer-lambert, training colours"
+BASELINES = ("beer-lambert", FITTED, MEAN)
+BASE, BASELINE = "base", "baseline"
+"""Factors of a variant that changes nothing, and of what is not trained."""
+
+REFERENCE_TILES = 64
+"""Training tiles from which colours are taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is trained how, on which tiles, and how it is scored."""
+
+    sections: Sections
+    grouping: Grouping
+    folds: list[Fold]
+    split: str
+    variants: Mapping[str, Mapping[str, Any]]
+    factors: Mapping[str, str]
+    specs: Mapping[str, TileSpec]
+    seeds: tuple[int, ...]
+    baselines: tuple[str, ...]
+    metrics: tuple[str, ...]
+    extractor: Any
+    options: Mapping[str, Mapping[str, Any]] | None
+    classes: str | None
+    validation: float
+    seed: int
+
+    def run(self, model: Any, folder: str | Path | None) -> pd.DataFrame:
+        """Train and score everything; one tidy frame."""
+        import pandas as pd
+
+        frames: list[pd.DataFrame] = []
+        attrs: dict[str, Any] = {"sets": [], "not_available": {}, "extractor": None, "leaks": self.grouping.leaks}
+        attrs["folds"] = [
+            {"train": len(fold.train), "validation": len(fold.validation), "test": len(fold.test)}
+            for fold in self.folds
+        ]
+        for number, fold in enumerate(self.folds):
+            score = _Scorer(self, fold)
+            # Trained first, so that what the trainer refuses is said at once.
+            for variant, arguments in self.variants.items():
+                for seed in self.seeds:
+                    logger.info("Fold %d of %d, %s, seed %d.", number + 1, len(self.folds), variant or MODEL, seed)
+                    place = (
+                        None
+                        if folder is None
+                        else Path(folder) / f"{safe_key(variant or MODEL)}-fold{number}-seed{seed}"
+                    )
+                    virtual = self._predict(self._train(model, variant, fold, seed, place), fold, arguments)
+                    where = {"variant": variant, "factor": self.factors[variant], "fold": number, "seed": seed}
+                    _keep(score(virtual), frames, attrs, method=MODEL, **where)
+                    if len(virtual) > 1:
+                        other = virtual[shuffled(len(virtual), self.seed)]
+                        _keep(score(other, sets=False), frames, attrs, method=SHUFFLED, **where)
+            for method in self.baselines:
+                scored = score(self._baseline(method, fold))
+                for seed in self.seeds:
+                    _keep(scored, frames, attrs, variant=method, factor=BASELINE, fold=number, seed=seed, method=method)
+            attrs["extractor"] = score.extractor[1]
+        frame = pd.concat(frames, ignore_index=True)
+        frame.insert(2, "split", self.split)
+        frame.attrs |= attrs
+        return frame
+
+    def _train(self, model: Any, variant: str, fold: Fold, seed: int, folder: Path | None) -> VirtualStainModel:
+        from sthist.tl import train_virtual_he
+
+        spec = self.specs[variant]
+        return train_virtual_he(
+            training_data(self.sections, self.grouping, fold, spec),
+            model if isinstance(model, str) else deepcopy(model),  # a model is trained in place
+            tiles=self.sections.tiles,
+            split=PART,
+            validation=self.validation if len(fold.validation) else 0.0,
+            seed=seed,
+            folder=folder,
+            **self.variants[variant],
+        )
+
+    def _predict(self, model: VirtualStainModel, fold: Fold, arguments: Mapping[str, Any]) -> np.ndarray:
+        """Held-out tiles by a model."""
+        spec = self.sections.spec
+        tissues = self.sections.tissues(arguments.get("tissue"), fold.test)
+        tiles = np.empty((len(fold.test), spec.px, spec.px, 3), np.uint8)
+        for section, rows, places in self.sections.by_section(fold.test):
+            centres = np.asarray(section.table.obsm["spatial"], np.float64)[rows, :2]
+            told = None if tissues is None else tissues[places]
+            tiles[places] = predict_tiles(model, section.elements, centres, spec, tissues=told)
+        return tiles
+
+    def _baseline(self, method: str, fold: Fold) -> np.ndarray:
+        """Held-out tiles by a method that is not trained."""
+        if method == BeerLambert.system:
+            return self._predict(BeerLambert(), fold, {})
+        drawn = np.random.default_rng(self.seed).permutation(fold.train)[:REFERENCE_TILES]
+        reference = self.sections.real(np.sort(drawn))
+        if method == FITTED:
+            mosaic = reference.reshape(-1, *reference.shape[2:])
+            return self._predict(BeerLambert().fit(mosaic, seed=self.seed), fold, {})
+        spec = self.sections.spec
+        colour = np.round(reference.mean(axis=(0, 1, 2))).astype(np.uint8)
+        return np.broadcast_to(colour, (len(fold.test), spec.px, spec.px, 3))
+
+
+class _Scorer:
+    """Scores predictions of the held-out tiles of a fold."""
+
+    def __init__(self, study: Study, fold: Fold) -> None:
+        self._study, self._fold = study, fold
+        self._samples = study.sections.units.sample[fold.test]
+        self._names = study.sections.column("instance_id", fold.test)
+        self._labels = None if study.classes is None else list(study.sections.column(study.classes, fold.test))
+
+    @cached_property
+    def real(self) -> np.ndarray:
+        """The real tiles."""
+        return self._study.sections.real(self._fold.test)
+
+    @cached_property
+    def extractor(self) -> tuple[Any, str | None]:
+        """What FID and KID look through, and its name."""
+        if not set(SETS) & set(self._study.metrics):
+            return None, None
+        return find_extractor(self._study.extractor, self._study.sections.spec, self.real)
+
+    def __call__(self, virtual: np.ndarray, *, sets: bool = True) -> pd.DataFrame:
+        # The same images at other places are the same set.
+        metrics = [name for name in self._study.metrics if sets or name not in SETS]
+        frame = scores.compare(
+            virtual,
+            self.real,
+            classes=self._labels,
+            metrics=metrics,
+            nulls=False,
+            seed=self._study.seed,
+            extractor=self.extractor[0],
+            options=self._study.options,
+        ).drop(columns="method")
+        frame.insert(0, "sample", self._samples)
+        frame["tile"] = self._names
+        return frame
+
+
+def make_study(
+    data: Any,
+    model: Any,
+    variants: Mapping[str, Mapping[str, Any]],
+    training: Mapping[str, Any],
+    *,
+    split: str | Mapping[str, str],
+    test: Any,
+    folds: int,
+    seeds: Sequence[int],
+    tiles: str,
+    baselines: Sequence[str],
+    metrics: Sequence[str],
+    extractor: Any,
+    options: Mapping[str, Mapping[str, Any]] | None,
+    classes: str | None,
+    n_max: int | None,
+    validation: float,
+    block_um: float | None,
+    gap_um: float | None,
+    samples: Any,
+    seed: int,
+) -> Study:
+    """Check everything that can be, find the tiles, and split them.
+
+    Parameters
+    ----------
+    variants
+        Arguments of the trainer by name, which are added to, or replace, those of ``training``.
+    data, model, training, split, test, folds, seeds, tiles, baselines, metrics, extractor, options, classes, n_max, validation
+        As of :func:`sthist.benchmark.cross_validate_virtual_he`.
+    block_um, gap_um, samples, seed
+        As of :func:`sthist.benchmark.cross_validate_virtual_he`.
+    """
+    wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    shown = (baselines,) if isinstance(baselines, str) else tuple(baselines)
+    _require(wanted, shown, seeds, n_max)
+    full = {name: {**training, **arguments} for name, arguments in variants.items()}
+    for arguments in full.values():
+        _require_known(arguments)
+    found = ("image", "channel", "points", "z")
+    elements = {name: training[name] for name in found if training.get(name) is not None}
+    largest = max((float(each.get("size_um") or 0) for each in full.values()), default=0.0)
+    sections = find_sections(
+        data, tiles, largest_um=largest, classes=classes, samples=_patients(samples), he=training.get("he"), **elements
+    )
+    grouping = grouped(sections, split, samples=samples, block_um=block_um, gap_um=gap_um)
+    made = folds_in(sections, grouping, test=test, folds=folds, validation=validation, n_max=n_max, seed=seed)
+    specs = {}
+    for name, arguments in full.items():
+        _require_told(sections, made, arguments)
+        size_um, px = arguments.pop("size_um", None), arguments.pop("px", None)
+        specs[name] = TileSpec(size_um or sections.spec.size_um, px or sections.spec.px)
+    _require_sizes(model, specs)
+    return Study(
+        sections=sections,
+        grouping=grouping,
+        folds=made,
+        split=split if isinstance(split, str) else "explicit",
+        variants=full,
+        factors={name: ", ".join(arguments) or BASE for name, arguments in variants.items()},
+        specs=specs,
+        seeds=tuple(seeds),
+        baselines=shown,
+        metrics=wanted,
+        extractor=extractor,
+        options=options,
+        classes=classes,
+        validation=validation,
+        seed=seed,
+    )
+
+
+def _require(metrics: tuple[str, ...], baselines: tuple[str, ...], seeds: Sequence[int], n_max: int | None) -> None:
+    """Refuse what cannot be, before the first tile is read."""
+    for what, given, known in (("metric", metrics, (*PAIRS, *SETS)), ("baseline", baselines, BASELINES)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            msg = f"There is no {what} {unknown[0]!r}; there are {list(known)}."
+            raise ValueError(msg)
+    if not len(tuple(seeds)) or len(set(seeds)) < len(tuple(seeds)):
+        msg = f"seeds= is {list(seeds)}; it is at least one number, each once."
+        raise ValueError(msg)
+    if n_max is not None and n_max < 2:
+        msg = f"n_max is {n_max}; at least two tiles are scored."
+        raise ValueError(msg)
+
+
+def _require_known(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that the trainer does not take, also of the last variant, before the first is trained."""
+    from sthist.models._translation_config import TranslationTraining
+    from sthist.tl import train_virtual_he
+
+    settings = {field.name for field in dataclasses.fields(TranslationTraining)}
+    own = set(inspect.signature(train_virtual_he).parameters)
+    taken = {
+        "data",
+        "model",
+        "training",
+        "tiles",
+        "split",
+        "test",
+        "validation",
+        "block_um",
+        "gap_um",
+        "folder",
+        "seed",
+    }
+    unknown = sorted(set(arguments) - (settings | own) | set(arguments) & taken)
+    if unknown:
+        msg = f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are {sorted((settings | own) - taken)}."
+        raise TypeError(msg)
+    TranslationTraining(**{name: value for name, value in arguments.items() if name in settings})
+
+
+def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
+    """Refuse tiles that do not go through the model, also of the last variant, before the first is trained."""
+    from sthist.models import Pix2PixConfig, ST2HEConfig
+
+    configs: dict[str, Any] = {"small": ST2HEConfig, "sd-turbo": ST2HEConfig.sd_turbo, "pix2pix": Pix2PixConfig}
+    for name, spec in specs.items():
+        if isinstance(model, str):
+            if model not in configs:
+                msg = f"model is {model!r}; it is one of {list(configs)}, or a model."
+                raise ValueError(msg)
+            configs[model](size_um=spec.size_um, px=spec.px)
+        elif hasattr(model.config, "spec") and model.config.spec != spec:
+            of = f"variant {name!r}" if name else "the tiles"
+            msg = f"The model that is given is for {model.config.spec}, and {of} would be {spec}: name a model, to begin anew."
+            raise ValueError(msg)
+
+
+def _require_told(sections: Sections, folds: list[Fold], arguments: Mapping[str, Any]) -> None:
+    """Refuse to test a model on a tissue that it is told of and has never seen, before it is trained."""
+    tissue, prompts = arguments.get("tissue"), arguments.get("prompts")
+    if tissue is None and prompts is not None and not (isinstance(prompts, str) and not prompts.endswith(".json")):
+        msg = "prompts= is by tissue or tile: say the tissue with tissue=, so that held-out tiles can be asked for."
+        raise ValueError(msg)
+    if tissue is None:
+        return
+    if not isinstance(tissue, str):
+        missing = [section.name for section in sections.sections if section.name not in tissue]
+        if missing:
+            msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
+            raise KeyError(msg)
+    for number, fold in enumerate(folds):
+        trained, tested = (set(sections.tissues(tissue, part)) for part in (fold.train, fold.test))  # type: ignore[arg-type]
+        if tested - trained:
+            msg = (
+                f"Fold {number} tests the tissue {sorted(map(str, tested - trained))[0]!r} and is trained on {sorted(map(str, trained))}: a "
+                "model that is told the tissue knows only those. Leave tissue= out, or split by something else."
+            )
+            raise ValueError(msg)
+
+
+def _patients(samples: Any) -> Any:
+    """A table of samples, if it says anything of patients; tissue and platform are looked up by themselves."""
+    if samples is None:
+        return None
+    import pandas as pd
+
+    table = samples if hasattr(samples, "columns") else pd.read_csv(samples, dtype=str)
+    return table if {"patient", "batch"} & set(table.columns) else None
+
+
+def _keep(scored: pd.DataFrame, frames: list[pd.DataFrame], attrs: dict[str, Any], **where: Any) -> None:
+    """Add scores to the frames, and what belongs to whole sets to the attributes."""
+    own = scored.attrs
+    attrs["not_available"] |= own.get("not_available", {})
+    for record in own.get("sets", []):
+        attrs["sets"].append(where | {name: record[name] for name in ("metric", "class", "n", "value")})
+    frame = scored.copy()
+    frame.attrs = {}
+    for name in ("method", "seed", "fold", "factor", "variant"):
+        frame.insert(0, name, where[name])
+    frames.append(frame)

@@ -1,0 +1,508 @@
+"""Models that were shown pairs of stain and histology: trained, saved, and run over a section."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from abc import abstractmethod
+from copy import copy, deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sthist._settings import settings
+from sthist.models._base import Stainer, VirtualStainModel
+from sthist.models._translation_config import TranslationTraining
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    import torch
+    from torch import nn
+
+    from sthist._elements import HighResElements
+    from sthist.models._translation_config import TranslationConfig
+    from sthist.models._translation_pairs import Pairs
+    from sthist.tiles import TileReader
+
+WEIGHTS, TILES, FIGURES = "model.safetensors", "tiles.csv", "metrics.csv"
+OVERLAP = 0.25
+"""Part of a tile that is blended with the next."""
+
+LOOKED_AT = 16
+"""Tiles of a section whose pixels tell it apart from another one."""
+
+
+class Translator(VirtualStainModel):
+    """Base of models that turn transcripts on a nuclear stain into H&E with a network that was trained on pairs.
+
+    Attributes
+    ----------
+    config
+        What it sees and says.
+    tiles
+        The tiles that it was trained with, and for what each was used; None where that is not known.
+    history
+        Figures of each epoch of its training.
+    """
+
+    config: TranslationConfig
+    default_training: ClassVar[Mapping[str, Any]] = {}
+    takes_prompts: ClassVar[bool] = True
+
+    def __init__(self, config: TranslationConfig | None = None) -> None:
+        super().__init__(config)
+        self.tiles: pd.DataFrame | None = None
+        self.history: list[dict[str, float]] = []
+        self.tissue: str | None = None
+        self.device: str | None = None
+        self.precision = "auto"
+        self.compile = False
+        self._running: Any = None
+        self._version = [0]  # shared by copies: what runs of older weights is not used
+        self._lock = threading.Lock()
+        self._told: torch.Tensor | None = None
+
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """The generator; gradients reach what is trained of it."""
+
+    @abstractmethod
+    def translate(
+        self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Images (n, 3, px, px) from -1 to 1 that a generator makes."""
+
+    @abstractmethod
+    def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor | None:
+        """What the generator is told by prompts; None if it takes none."""
+
+    def backbone_sha256(self) -> dict[str, str] | None:
+        """Checksums of the files that it starts from; None where it starts from nothing."""
+        return None
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """What training changes."""
+
+    def training(self, **changes: Any) -> TranslationTraining:
+        """How a model of this kind is trained, with changes.
+
+        Parameters
+        ----------
+        **changes
+            Fields of :class:`TranslationTraining`.
+
+        Raises
+        ------
+        TypeError
+            If there is no such field; those that exist are named.
+        """
+        fields = {field.name for field in dataclasses.fields(TranslationTraining)}
+        unknown = sorted(set(changes) - fields)
+        if unknown:
+            msg = f"There is no setting {unknown[0]!r} of a training; there are {sorted(fields)}."
+            raise TypeError(msg)
+        return TranslationTraining(**{**self.default_training, **changes})
+
+    def require_trainable(self, training: TranslationTraining) -> None:
+        """Refuse what a training would stop at before its first step: prompts, weights of losses, sizes of tiles.
+
+        Parameters
+        ----------
+        training
+            How it is to be trained.
+
+        Raises
+        ------
+        ValueError
+            If a prompt is too long, or the tiles are too small for a term of the loss.
+        ConnectionError, PermissionError, FileNotFoundError
+            If weights that a term looks through cannot be had.
+        """
+        from sthist.models._translation_training import losses_of
+
+        texts = list(self.config.prompts.values())
+        self.prompt_vectors(texts)
+        losses_of(training, texts, self.config.px)
+
+    def fit(
+        self,
+        pairs: Pairs,
+        *,
+        validation: Pairs | None = None,
+        folder: str | Path | None = None,
+        training: TranslationTraining | None = None,
+        resume: bool = False,
+        device: str | None = None,
+        progress: bool | None = None,
+    ) -> Translator:
+        """Train on pairs of tiles; :func:`sthist.tl.train_virtual_he` makes them of sections.
+
+        Parameters
+        ----------
+        pairs
+            To train on: :class:`sthist.models.ArrayPairs`, or whatever reads like it.
+        validation
+            Pairs that are looked at after each epoch.
+        folder
+            Is made. After each epoch: ``checkpoints/last.ckpt``, ``metrics.csv`` and ``images/epoch_0001.png`` (input, output
+            and real, side by side); at the end the model.
+        training
+            How; by default that of :meth:`training`.
+        resume
+            Go on from the checkpoint in the folder.
+        device
+            Of torch; ``settings.device`` by default.
+        progress
+            Show a bar; ``settings.progress`` by default.
+
+        Returns
+        -------
+        The model, trained. On a CPU the same seed gives the same weights, also when it was resumed. A training that is stopped leaves the
+        model as it was at that step.
+
+        Raises
+        ------
+        ValueError
+            If the pairs are of another size, have prompts that the config has not, or are fewer than a batch; if the checkpoint is of
+            another training.
+        FileExistsError
+            If there is a checkpoint, and ``resume`` is not set.
+        FloatingPointError
+            If the loss is no finite number; the last good epoch is kept.
+        RuntimeError
+            If the outputs have collapsed.
+        MemoryError
+            If the device is too small; the message says which batch and tile fit.
+        """
+        from sthist.models._translation_fit import fit
+
+        chosen = self.training() if training is None else training
+        path = None if folder is None else Path(folder)
+        options: dict[str, Any] = {"resume": resume, "device": device, "progress": progress}
+        try:
+            self.history = fit(self, pairs, chosen, validation=validation, folder=path, **options)
+        finally:
+            self._version[0] += 1
+        provenance = chosen.to_dict() | {"pairs": len(pairs), "final": self.history[-1] if self.history else {}}
+        if self.config.training:
+            provenance["before"] = self.config.training
+        self.config = dataclasses.replace(self.config, training=provenance)
+        if path is not None:
+            self.save(path)
+        return self
+
+    def running_on(
+        self,
+        device: str | None = None,
+        *,
+        tissue: str | None = None,
+        precision: str | None = None,
+        compile: bool | None = None,
+    ) -> Translator:
+        """The same model for a tissue or a device; what is not given stays.
+
+        Parameters
+        ----------
+        device
+            Of torch; at first ``settings.device``.
+        tissue
+            One of ``config.prompts``.
+        precision
+            ``"auto"`` (bf16 on cuda that has it, float32 elsewhere), ``"float32"`` or ``"bf16"``.
+        compile
+            Compile the network, which takes a minute and is faster after it.
+
+        Returns
+        -------
+        A copy that shares the weights.
+
+        Raises
+        ------
+        KeyError
+            If the model does not know the tissue.
+        ValueError
+            If the precision is unknown.
+        """
+        if precision not in (None, "auto", "float32", "bf16"):
+            msg = f"precision is {precision!r}; it is 'auto', 'float32' or 'bf16'."
+            raise ValueError(msg)
+        if tissue is not None and self.takes_prompts:
+            self.config.prompt_of(tissue)
+        other = copy(self)
+        other.tissue = self.tissue if tissue is None else tissue
+        other.device = self.device if device is None else device
+        other.precision = self.precision if precision is None else precision
+        other.compile = self.compile if compile is None else compile
+        other._lock = threading.Lock()
+        if other._told_how() != self._told_how():
+            other._running = None
+        return other
+
+    def predict(self, tiles: Any, *, batch_size: int = 16) -> np.ndarray:
+        """H&E of tiles as the model was trained to see them.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8: transcripts on the nuclear stain.
+        batch_size
+            Tiles at a time.
+
+        Returns
+        -------
+        (n, px, px, 3) uint8. A tile that is black everywhere shows nothing, and is white.
+
+        Raises
+        ------
+        ValueError
+            If they are no such tiles, or the batch has none.
+        KeyError
+            If the model was trained on several tissues, and none is said (:meth:`running_on`).
+        MemoryError
+            If the device is too small for the batch.
+        """
+        tiles = np.asarray(tiles)
+        px = self.config.px
+        if tiles.dtype != np.uint8 or tiles.shape[1:] != (px, px, 3):
+            msg = f"Tiles are {tiles.dtype} of shape {tiles.shape}; this model takes uint8 of shape (n, {px}, {px}, 3)."
+            raise ValueError(msg)
+        if batch_size < 1:
+            msg = f"batch_size is {batch_size!r}; at least one tile at a time is needed."
+            raise ValueError(msg)
+        running = self._ready()
+        out = np.full_like(tiles, 255)
+        shown = np.flatnonzero(tiles.any(axis=(1, 2, 3)))
+        for start in range(0, len(shown), batch_size):
+            part = shown[start : start + batch_size]
+            out[part] = running(tiles[part])
+        return out
+
+    @property
+    def device_name(self) -> str:
+        """Where it runs."""
+        return settings.torch_device() if self.device in (None, "auto") else str(self.device)
+
+    def mpp(self, elements: HighResElements) -> float:
+        """µm per pixel that it was trained at."""
+        return self.config.spec.mpp
+
+    def prepare(
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        *,
+        allow_upsampling: bool = False,
+    ) -> Stainer:
+        """Index the transcripts of a section, measure its stain, and find its tissue; outside of it the image is white.
+
+        Parameters
+        ----------
+        elements
+            The section's elements by role.
+        extent_um
+            Box of the whole section, in µm.
+        mpp
+            µm per pixel of the result, which has to be the model's.
+        allow_upsampling
+            Go on where the stain is much coarser than that.
+
+        Raises
+        ------
+        KeyError
+            If the model was trained on several tissues, and none is said; if it draws transcripts, and there are none.
+        ValueError
+            If ``mpp`` is another than the model's, or no tissue is found.
+        """
+        from sthist.tiles import Overlay
+
+        spec = self.config.spec
+        if abs(mpp / spec.mpp - 1) > 1e-6:
+            msg = f"mpp is {mpp:.4g}; this model has learned histology at {spec.mpp:.4g} µm/px, and makes no other."
+            raise ValueError(msg)
+        prompt = self.prompt()
+        overlay = Overlay(
+            elements.sdata,
+            spec,
+            image=list(elements.nuclear),
+            channel=elements.nuclear_channel,
+            points=elements.points,
+            z=elements.z,
+            seed=0,  # the palette is a part of the model
+            allow_upsampling=allow_upsampling,
+            **self.config.style(),
+        )
+        content = hashlib.blake2b(digest_size=16)
+        tissue = self._tissue(elements, extent_um, content)
+        x0, y0, x1, y1 = extent_um
+        places = np.random.default_rng(0).uniform([x0, y0], [x1, y1], (LOOKED_AT, 2))
+        content.update(overlay.read(places).tobytes())
+        facts = {
+            "nuclear_stain": {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "z": elements.z},
+            "limits": list(overlay.limits or ()),
+            "n_molecules": 0 if overlay.index is None else len(overlay.index.x),
+            "content": content.hexdigest(),
+            "prompt": prompt,
+            "weights": self.weights_sha256(),
+            "backbone": self.backbone_sha256(),
+            # Half precision, or another kernel, is another image by a level here and there.
+            "arithmetic": [
+                self.device_name.partition(":")[0],
+                self.chosen_precision(),
+                "compiled" if self.compile else "eager",
+            ],
+        }
+        # On the CPU a network takes all cores, whose threads wait for each other: reading in between holds all of them up.
+        threads = 1 if self.device_name == "cpu" else None
+        readers: Any = [overlay, tissue]
+        return Stainer(readers, _Predict(self), facts, overlap=OVERLAP, concurrent=False, threads=threads)
+
+    def _tissue(
+        self, elements: HighResElements, extent_um: tuple[float, float, float, float], content: Any
+    ) -> TileReader:
+        """A reader of what part of each pixel is tissue."""
+        from sthist.models._sampling import TISSUE_MPP
+        from sthist.models._section_tissue import find_tissue
+        from sthist.tiles import TileReader
+        from sthist.tiles._density import Grid, count_transcripts
+
+        grid, counts = Grid.over(extent_um, TISSUE_MPP), None
+        if elements.points is not None:
+            counts, _ = count_transcripts(elements, grid, self.config.min_qv)
+        mask, where = find_tissue(elements, extent_um, grid, counts, content)
+        content.update(mask.tobytes())
+        return TileReader.from_array(mask[None], where.to_um, self.config.spec)
+
+    def prompt(self) -> str:
+        """What the generator is told.
+
+        Raises
+        ------
+        KeyError
+            If the model was trained on several tissues, and none is said.
+        """
+        return self.config.prompt_of(self.tissue) if self.takes_prompts else ""
+
+    def _told_how(self) -> tuple[Any, ...]:
+        """What a network that runs depends on, beside its weights."""
+        return self.tissue, self.device_name, self.chosen_precision(), self.compile
+
+    def told(self) -> Translator:
+        """A copy that carries its embedded prompt in place of what embeds prompts."""
+        other = self.running_on()
+        if other._told is None:
+            other._told = self.prompt_vectors([self.prompt()])
+        return other
+
+    def chosen_precision(self) -> str:
+        """In what numbers the network computes."""
+        import torch
+
+        if self.precision != "auto":
+            return self.precision
+        # On a CPU half precision shifts colours and gains nothing.
+        return "bf16" if self.device_name.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+
+    def weights_sha256(self) -> str:
+        """Checksum of what training changes."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def inference_network(self) -> nn.Module:
+        """A copy of the generator that is only run."""
+        return deepcopy(self.trainable())
+
+    def _ready(self) -> _Running:
+        with self._lock:
+            if self._running is None or self._running.version != self._version[0]:
+                self._running = _Running(self)
+            return self._running
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what is on a device, which each worker makes for itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_running", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._running, self._lock = None, threading.Lock()
+
+    def _read_along(self, folder: Path) -> None:
+        """What a training has left beside the model."""
+        import csv
+
+        import pandas as pd
+
+        if (folder / TILES).exists():
+            self.tiles = pd.read_csv(
+                folder / TILES,
+                keep_default_na=False,
+                na_values={"shift_um": "", "shift_x_um": "", "shift_y_um": "", "confidence": ""},
+            )
+        if (folder / FIGURES).exists():
+            with (folder / FIGURES).open(newline="") as file:
+                self.history = [
+                    {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
+                ]
+
+
+class _Predict:
+    """What the engine calls, and takes to workers: with the prompt as the generator sees it, and not what embeds it."""
+
+    def __init__(self, model: Translator) -> None:
+        self.model = model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model.told()}
+
+    def __call__(self, tiles: np.ndarray, tissue: np.ndarray) -> np.ndarray:
+        """H&E where there is tissue, and white elsewhere: of glass the model has seen little or nothing."""
+        shown = tissue.any(axis=(1, 2, 3))
+        out = np.full_like(tiles, 255)
+        if shown.any():
+            made = self.model.predict(tiles[shown], batch_size=len(tiles))
+            out[shown] = np.round(255 - (255.0 - made) * tissue[shown].clip(0, 1))
+        return out
+
+
+class _Running:
+    """A generator on a device, with its prompt embedded once."""
+
+    def __init__(self, model: Translator) -> None:
+        import torch
+
+        self.version, self.device, self.input_low = model._version[0], model.device_name, model.config.input_low
+        self.translate = model.translate
+        prompts = model.prompt_vectors([model.prompt()]) if model._told is None else model._told
+        self.prompts = None if prompts is None else prompts.to(self.device)
+        network: Any = model.inference_network().eval().requires_grad_(False)
+        self.network: Any = network.to(self.device, memory_format=torch.channels_last)
+        if model.compile:
+            self.network = torch.compile(self.network)
+        self.half = model.chosen_precision() == "bf16"
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        """H&E of tiles."""
+        import torch
+
+        from sthist.models._translation_training import as_input, as_tiles
+
+        # inference_mode and autocast are of a thread.
+        with torch.inference_mode(), torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.half):
+            images = as_input(torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device), self.input_low)
+            images = images.contiguous(memory_format=torch.channels_last)
+            prompts = None if self.prompts is None else self.prompts.expand(len(images), -1, -1)
+            try:
+                return as_tiles(self.translate(self.network, images, prompts, None))
+            except torch.OutOfMemoryError as error:
+                msg = (
+                    f"{self.device} is out of memory with {len(tiles)} tiles of {tiles.shape[1]} px; lower batch_size=."
+                )
+                raise MemoryError(msg) from error

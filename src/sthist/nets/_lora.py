@@ -1,0 +1,103 @@
+"""Low-rank adapters (LoRA): put on, taken into the weights, and named apart from the library that makes them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from torch import nn
+
+_ADAPTER = re.compile(r"\.lora_([AB])\.(?:[^.]+\.)?weight$")
+
+
+def add_lora(module: nn.Module, rank: int, targets: Sequence[str], *, alpha: int = 8) -> None:
+    """Put adapters on the layers whose names end as given; in place.
+
+    The first factor is random, the second zero: the module computes what it did before. All weights but the
+    adapters' stop requiring gradients.
+
+    Parameters
+    ----------
+    module
+        The network.
+    rank
+        Of the adapters; 0 leaves the module as it is.
+    targets
+        Last parts of the names of layers.
+    alpha
+        An adapter counts ``alpha / rank``.
+    """
+    if rank == 0:
+        return
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+    inject_adapter_in_model(config, module)
+
+
+def merge_lora(module: nn.Module) -> None:
+    """Add the adapters to the weights and take them off; in place.
+
+    Parameters
+    ----------
+    module
+        The network.
+
+    Raises
+    ------
+    ValueError
+        If an adapter is not finite.
+    """
+    for name, layer in list(lora_layers(module)):
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, layer.get_base_layer())
+
+
+def lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers that carry an adapter, by name."""
+    for name, layer in module.named_modules():
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
+            yield name, layer
+
+
+def plain_name(name: str) -> str:
+    """Name of a weight without what differs between versions of the library of adapters.
+
+    Parameters
+    ----------
+    name
+        As in the ``state_dict`` of a module with adapters.
+
+    Examples
+    --------
+    >>> plain_name("mid.conv1.lora_A.default.weight"), plain_name("mid.conv1.base_layer.weight")
+    ('mid.conv1.lora_A.weight', 'mid.conv1.weight')
+    """
+    return _ADAPTER.sub(r".lora_\1.weight", name.replace(".base_layer.", "."))
+
+
+def fill(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], source: object) -> None:
+    """Copy tensors into tensors of the same names and shapes, all or none.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes differ, or values are not finite; the first are named.
+    """
+    wrong = {
+        "missing": sorted(own.keys() - state.keys()),
+        "not of this network": sorted(state.keys() - own.keys()),
+        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
+        "not finite": [name for name in state if not state[name].isfinite().all()],
+    }
+    found = [f"{len(names)} {what}, such as {names[0]!r}" for what, names in wrong.items() if names]
+    if found:
+        msg = f"The weights of {str(source)!r} do not fit this generator: {'; '.join(found)}."
+        raise ValueError(msg)
+    for name, tensor in own.items():
+        tensor.data.copy_(state[name])

@@ -1,0 +1,107 @@
+"""Models that need no training, so that what scores have to be is known."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import sthist
+from sthist.models._base import Stainer, VirtualStainModel
+from sthist.tiles import TileReader, TileSpec
+from sthist.tl import _train_virtual_he
+
+
+@dataclass(frozen=True)
+class KnowingConfig:
+    """Tiles of the model, and the image that it has seen."""
+
+    spec: TileSpec
+    image: str = "he"
+
+
+class Knowing(VirtualStainModel):
+    """Shows the real H&E, or what is made of it."""
+
+    system: ClassVar[str] = "knowing"
+    config_class: ClassVar[type] = KnowingConfig
+    paint: Any = staticmethod(lambda tiles: tiles)
+    trained = 0
+
+    def mpp(self, elements: Any) -> float:
+        return self.config.spec.mpp
+
+    def prepare(self, elements: Any, extent_um: Any, mpp: float, *, allow_upsampling: bool) -> Stainer:
+        assert mpp == self.config.spec.mpp
+        reader = TileReader(
+            elements.sdata, self.config.image, self.config.spec, fill=255, allow_upsampling=allow_upsampling
+        )
+        return Stainer([reader], self.paint, {}, overlap=0.0, concurrent=True)
+
+
+@dataclass
+class Call:
+    """What a trainer was called with."""
+
+    parts: dict[str, Any]
+    spec: dict[str, Any]
+    seed: int
+    arguments: dict[str, Any]
+
+
+class Trainer:
+    """Stands in for the training verb: records its calls, and gives a model that shows the real H&E."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.paint: Any = Knowing.paint
+
+    def __call__(self, data: Any, model: Any, *, tiles: str, split: str, seed: int, **arguments: Any) -> Knowing:
+        tables = {name: sdata.tables[f"{tiles}_table"] for name, sdata in data.items()}
+        spec = next(iter(tables.values())).uns["tile_spec"]
+        parts = {name: table.obs.set_index("instance_id")[split].to_dict() for name, table in tables.items()}
+        self.calls.append(Call(parts, spec, seed, arguments))
+        made = model if isinstance(model, Knowing) else Knowing(KnowingConfig(TileSpec(**spec)))
+        made.paint = self.paint
+        made.trained += 1
+        return made
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """The trainer that :mod:`sthist.benchmark` calls."""
+    made = Trainer()
+    verb = functools.wraps(_train_virtual_he.train_virtual_he)(lambda *args, **kwargs: made(*args, **kwargs))
+    monkeypatch.setattr(sthist.tl, "train_virtual_he", verb, raising=False)
+    return made
+
+
+@pytest.fixture
+def tiled(toy):
+    """The toy section with 60 small tiles around cells."""
+    sthist.pp.tiles(toy, size_um=32, px=64, sampling="fps", n_tiles=60)
+    return toy
+
+
+class MeanColour(sthist.encoders.Encoder):
+    """Three numbers per tile, in no time."""
+
+    name = "mean-colour"
+    provenance: ClassVar[dict] = {}
+
+    def embed(self, tiles):
+        return tiles.mean((1, 2), dtype=np.float64).astype(np.float32)
+
+
+@pytest.fixture
+def mean_colour():
+    return MeanColour()
+
+
+@pytest.fixture
+def knowing():
+    """Makes a model that shows the real H&E in tiles of a spec."""
+    return lambda spec: Knowing(KnowingConfig(spec))

@@ -1,0 +1,99 @@
+"""Variants that are trained alike but for one thing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sthist.benchmark._ablation import ablate_virtual_he, over_seeds, paper_variants
+from sthist.models._translation_config import LOSSES
+from sthist.tiles import TileSpec
+
+SPEC = TileSpec(32, 64)
+
+
+def test_frame(tiled, trainer):
+    """One row per variant, seed, method and tile; the tiles are the same for all, also where a variant's own are smaller."""
+    variants = {
+        "base": {},
+        "one colour": {"mode": "mono"},
+        "half": {"size_um": 16, "px": 32},
+        "odd": {"size_um": 24, "px": 48},
+    }
+    frame = ablate_virtual_he(tiled, variants, seeds=(0, 1), n_max=8, test=0.3, metrics=("ssim", "mse"), epochs=3)
+    columns = ["variant", "factor", "split", "fold", "seed", "method", "sample", "tile", "ssim", "mse"]
+    assert list(frame.columns) == columns
+    assert len(frame) == (len(variants) * 2 + 3) * 2 * 8
+    tiles = frame.groupby(["variant", "seed", "method"]).tile.apply(tuple)
+    assert tiles.nunique() == 1
+    assert [(call.seed, call.arguments.get("mode")) for call in trainer.calls[:4]] == [
+        (0, None),
+        (1, None),
+        (0, "mono"),
+        (1, "mono"),
+    ]
+    assert [call.spec["px"] for call in trainer.calls] == [64, 64, 64, 64, 32, 32, 48, 48]
+    assert all(call.parts == trainer.calls[0].parts for call in trainer.calls)
+    assert all(call.arguments["epochs"] == 3 for call in trainer.calls)
+    assert not any({"size_um", "px"} & set(call.arguments) for call in trainer.calls)
+    model = frame[frame.method == "model"]
+    np.testing.assert_allclose(model.ssim, 1)  # smaller tiles side by side are the tile that is scored
+    factors = dict(model[["variant", "factor"]].drop_duplicates().to_numpy())
+    assert factors == {"base": "base", "one colour": "mode", "half": "size_um, px", "odd": "size_um, px"}
+    assert set(frame[frame.factor == "baseline"].variant) == {
+        "beer-lambert",
+        "beer-lambert, training colours",
+        "mean colour",
+    }
+    summary = over_seeds(frame)
+    assert len(summary) == len(variants) * 2 + 3
+    assert (summary.n_seeds == 2).all()
+
+
+def test_larger_tiles_stay_clear_of_the_held_out_ones(tiled, trainer):
+    """A variant that sees more around the centres than the tiles that are scored is not trained on those."""
+    ablate_virtual_he(tiled, {"base": {}, "large": {"size_um": 48, "px": 96}}, seeds=(0,), test=0.3, baselines=())
+    (parts,) = trainer.calls[1].parts.values()
+    table = tiled["tiles_table"]
+    sides = {
+        side: table.obsm["spatial"][table.obs.instance_id.map(parts).to_numpy() == side] for side in ("train", "test")
+    }
+    apart = np.abs(sides["train"][:, None] - sides["test"][None]).max(-1)
+    assert apart.min() >= (48 + 32) / 2
+
+
+def test_variants_of_the_paper():
+    """Each but the base changes one thing, and none repeats what is trained anyway."""
+    variants = paper_variants(SPEC, "small", {})
+    assert variants["base"] == {}
+    assert {each["mode"] for each in variants.values() if "mode" in each} == {"mono", "none"}
+    assert {each["dot_s"] for each in variants.values() if "dot_s" in each} == {0.1, 0.5, 0.7, 0.9}
+    assert variants["half tiles"] == {"size_um": 16.0, "px": 32}
+    assert variants["adversarial x 3"]["losses"].adversarial == pytest.approx(3 * LOSSES["small"].adversarial)
+    told = paper_variants(TileSpec(112, 224), "sd-turbo", {"tissue": "lung", "mode": "none", "losses": "paper"})
+    assert told["tissue not said"] == {"tissue": None}
+    assert told["losses: paper-hg"] == {"losses": "paper-hg"}
+    assert "losses: paper" not in told
+    assert {each["mode"] for each in told.values() if "mode" in each} == {"mono", "multi"}
+    assert not any("dot_s" in each for each in told.values())
+    assert "half tiles" not in paper_variants(TileSpec(20, 40), "small", {})
+    assert "half tiles" not in paper_variants(SPEC, "pix2pix", {})
+
+
+def test_bad_variants(tiled, trainer, knowing):
+    for variants, error, match in (
+        ({}, ValueError, "variants= is empty"),
+        ({"a": {}, "b": {}}, ValueError, "'a' and 'b' are the same"),
+        ({"mean colour": {}}, ValueError, "as a baseline is"),
+        ({"a": {}, "b": {"colour": "mono"}}, TypeError, "'colour' is no argument"),
+        ({"a": {}, "b": {"split": "sample"}}, TypeError, "'split' is no argument"),
+        ({"a": {}, "b": {"lr": -1.0}}, ValueError, "lr is -1"),
+        ({"a": {}, "b": {"px": 50}}, ValueError, "50 px"),
+    ):
+        with pytest.raises(error, match=match):
+            ablate_virtual_he(tiled, variants)
+    with pytest.raises(ValueError, match="cannot change what it sees"):
+        ablate_virtual_he(tiled, model=knowing(SPEC))
+    with pytest.raises(ValueError, match="variant 'b' would be"):
+        ablate_virtual_he(tiled, {"a": {}, "b": {"px": 32}}, model=knowing(SPEC))
+    assert not trainer.calls

@@ -1,0 +1,47 @@
+"""Models that come with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hrst import MPP, SIDE, crop
+
+import sthist
+from sthist.models._base import PUBLISHED
+from sthist.tiles import read_region
+
+FOLDER = Path(sthist.__file__).parent / "models" / "published"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_is_small_says_what_it_is_and_runs(name, toy):
+    folder = FOLDER / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
+    assert "Licence" in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["config"]["training"]["data"]["n_tiles"]["train"] > 100
+    sthist.tl.virtual_he(toy, model=name, within=(0, 0, 176, 176))
+    assert toy["virtual_he"].shape == (3, 256, 256)
+    assert toy["virtual_he"].to_numpy().std() > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "corner"), [("C5", (4000, 5600)), ("B4", None)], ids=["same patient", "another patient"]
+)
+def test_is_nearer_to_real_histology_than_the_built_in_model(name, corner, margin_db):
+    """Stain and transcripts simulated over a part of a section that it was not trained on; colours of the other from C4."""
+    real = crop(name, corner)
+    sdata = sthist.datasets.simulate_hrst(real, MPP, seed=1)
+    sthist.tl.virtual_he(sdata, model="st2he-small", progress=False)
+    sthist.tl.virtual_he(sdata, stain_reference=crop("C4"), key_added="built_in", progress=False)
+    box = (0, 0, SIDE * MPP, SIDE * MPP)
+    scores = {}
+    for key in ("virtual_he", "built_in"):
+        made = read_region(sdata, key, box, MPP, fill=255)[:SIDE, :SIDE]
+        scores[key] = [
+            float(np.mean(metric(made, real))) for metric in (sthist.metrics.image.psnr, sthist.metrics.image.ssim)
+        ]
+    assert scores["virtual_he"][0] > scores["built_in"][0] + margin_db
+    assert scores["virtual_he"][1] > scores["built_in"][1] - 0.01
