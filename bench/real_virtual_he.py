@@ -1,0 +1,131 @@
+"""The learned virtual H&E on real sections of other platforms, organs and species than it was trained on.
+
+Run ``PYTHONPATH=tests python bench/real_virtual_he.py [--model st2he-small] [--json FILE] [--figures DIR]``. CosMx (human lung), MERSCOPE
+(mouse brain) and Xenium (human breast) as ``tests/realdata.py`` opens them. Both models run over each section;
+nuclei found in the virtual H&E are held against those of the nuclear stain, beside those of another tile, and the seams against the interior of
+the tiles. On the breast section the virtual H&E is also held against the real one at the real one's resolution, 5.8 µm/px, beside the mean
+colour and another place: one section, a check and no benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+from realdata import HIGH_RES
+
+import sthist
+from sthist.benchmark._seams import seam_of
+from sthist.tiles import Overlay, TileSpec, read_region
+from sthist.tiles._source import extent_um
+
+SECTIONS = ("cosmx_lung12", "merscope_mouse_brain", "xenium_breast_rep1")
+MODELS = {"beer_lambert": "beer-lambert"}
+TILE_UM, TILE_PX, LEAST_IOU = 44.0, 64, 0.3
+COARSE_MPP = (5.8, 2.4)
+
+
+def nuclei_and_seams(sdata, key: str) -> dict:
+    """Nuclei against the stain's, and the seam score."""
+    frame = sthist.benchmark.nucleus_preservation(sdata, key, against="stain", min_iou=LEAST_IOU, seed=0)
+    scores = {}
+    for method, part in frame.groupby("method"):
+        means = part[["nucleus_f1", "nucleus_iou", "nucleus_shift_um"]].mean()
+        scores[method] = {name: float(value) for name, value in means.items()} | {"tiles": len(part)}
+    return scores | {"seam": seam_of(sdata, key)}
+
+
+def against_real(sdata, keys: list[str], mpp: float) -> dict:
+    """Error of colour and correlation of darkness at a coarse resolution, where both images are."""
+    x0, y0, x1, y1 = extent_um(sdata, ["dapi"])
+    box = (x0, y0, x1, y1)
+    real = read_region(sdata, "he", box, mpp, fill=255).astype(float)
+    found = {}
+    for key in keys:
+        made = read_region(sdata, key, box, mpp, fill=255).astype(float)
+        found[key] = _compare(made, real)
+    found["mean colour of this section"] = _compare(np.broadcast_to(real.mean((0, 1)), real.shape), real)
+    found["real, mirrored"] = _compare(real[:, ::-1], real)
+    return found | {"pixels": int(real[..., 0].size)}
+
+
+def _compare(made: np.ndarray, real: np.ndarray) -> dict:
+    darkness = [255 - each.mean(-1).ravel() for each in (made, real)]
+    r = float(np.corrcoef(*darkness)[0, 1]) if darkness[0].std() > 0 else None
+    return {"psnr": float(10 * np.log10(255**2 / ((made - real) ** 2).mean())), "correlation_of_darkness": r}
+
+
+def figure(sdata, keys: list[str], path: Path) -> None:
+    """The whole section, and a part of it, as stain and transcripts, by each model, and real if there is one."""
+    import matplotlib.pyplot as plt
+
+    stain = tuple(sthist._elements.find_nuclear(sdata)[0])
+    x0, y0, x1, y1 = extent_um(sdata, stain)
+    side = min(90.0, x1 - x0, y1 - y0)
+    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    boxes = {"section": (x0, y0, x1, y1), "middle": (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)}
+    columns = ["stain and transcripts", *keys, *(["real"] if "he" in sdata else [])]
+    fig, axes = plt.subplots(2, len(columns), figsize=(3.4 * len(columns), 6.8), layout="constrained", squeeze=False)
+    for row, (name, box) in zip(axes, boxes.items(), strict=True):
+        mpp = max((box[2] - box[0]) / 700, 0.2)
+        for ax, column in zip(row, columns, strict=True):
+            if column == "stain and transcripts":
+                px = int(min(box[2] - box[0], box[3] - box[1]) / mpp)
+                overlay = Overlay(
+                    sdata,
+                    TileSpec.from_mpp(mpp, px),
+                    image=list(stain),
+                    dot_um=max(1.0, 2 * mpp),
+                    allow_upsampling=True,
+                )
+                pixels = overlay.read([[(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]])[0]
+            else:
+                pixels = read_region(sdata, "he" if column == "real" else column, box, mpp, fill=255)
+            ax.imshow(pixels)
+            ax.set(xticks=[], yticks=[], title=f"{column}, {name}")
+            ax.title.set_fontsize(9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=100)
+    plt.close(fig)
+
+
+def main() -> None:
+    """Run both models on each section, and keep scores and figures where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="st2he-small")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figures", type=Path)
+    arguments = parser.parse_args()
+    sthist.settings.progress = False
+    rows = {}
+    for name in SECTIONS:
+        sdata = HIGH_RES[name]()
+        for key, model in (MODELS | {"st2he_small": arguments.model}).items():
+            sthist.tl.virtual_he(sdata, model=model, key_added=key, allow_upsampling=True, batch_size=8)
+        keys = [*MODELS, "st2he_small"]
+        sthist.pp.tissue(sdata, min_area_um2=500.0)
+        sthist.pp.tiles(sdata, size_um=TILE_UM, px=TILE_PX)
+        rows[name] = {key: nuclei_and_seams(sdata, key) for key in keys}
+        if name == "xenium_breast_rep1":
+            rows[name]["against_the_real_one"] = {
+                f"{mpp} um/px": against_real(sdata, keys, mpp) for mpp in COARSE_MPP[:1]
+            }
+        print(name, json.dumps(rows[name], indent=1), flush=True)
+        if arguments.figures:
+            figure(sdata, keys, arguments.figures / f"{name}.png")
+    if arguments.json:
+        results = {
+            "command": "PYTHONPATH=tests python bench/real_virtual_he.py",
+            "machine": f"{platform.machine()}, 2 cores, Python {platform.python_version()}",
+            "what": __doc__,
+            "min_iou": LEAST_IOU,
+            "sections": rows,
+        }
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
