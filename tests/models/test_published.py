@@ -28,7 +28,9 @@ def test_is_small_says_what_it_is_and_runs(name, toy):
 
 
 @pytest.mark.parametrize(
-    ("name", "corner"), [("C5", (4000, 5600)), ("B4", None)], ids=["same patient", "another patient"]
+    ("name", "corner", "margin_db"),
+    [("C5", (4000, 5600), 1.0), ("B4", None, 0.0)],
+    ids=["same patient", "another patient"],
 )
 def test_is_nearer_to_real_histology_than_the_built_in_model(name, corner, margin_db):
     """Stain and transcripts simulated over a part of a section that it was not trained on; colours of the other from C4."""

@@ -540,7 +540,11 @@ class TestRunning:
         model = small(prompts={"lung": "This is lung", "skin": "This is skin"}).running_on(tissue="skin")
         sent = cloudpickle.loads(cloudpickle.dumps(_Predict(model)))
         assert sent.model._texts is None
-        assert np.array_equal(sent(blots()[0]), model.predict(blots()[0]))
+        inputs, tissue = blots()[0], np.ones((8, PX, PX, 1), np.float32)
+        tissue[0] = 0
+        found, expected = sent(inputs, tissue), model.predict(inputs)
+        assert (found[0] == 255).all()  # glass
+        assert np.array_equal(found[1:], expected[1:])
 
     def test_no_tiles_at_a_time(self):
         with pytest.raises(ValueError, match="batch_size is 0"):
