@@ -535,10 +535,10 @@ class TestRunning:
     def test_what_goes_to_a_worker_has_no_text_encoder(self):
         import cloudpickle
 
-        from sthist.models._translation import _Predict
+        from sthist.models._translation_running import Predict
 
         model = small(prompts={"lung": "This is lung", "skin": "This is skin"}).running_on(tissue="skin")
-        sent = cloudpickle.loads(cloudpickle.dumps(_Predict(model)))
+        sent = cloudpickle.loads(cloudpickle.dumps(Predict(model)))
         assert sent.model._texts is None
         inputs, tissue = blots()[0], np.ones((8, PX, PX, 1), np.float32)
         tissue[0] = 0

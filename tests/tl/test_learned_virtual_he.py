@@ -64,7 +64,7 @@ def test_a_section(model, toy):
 
 def test_side_by_side_has_seams(model, toy, monkeypatch):
     """The seam score sees what blending takes away."""
-    monkeypatch.setattr("sthist.models._translation.OVERLAP", 0.0)
+    monkeypatch.setattr("sthist.models._translation_section.OVERLAP", 0.0)
     sthist.tl.virtual_he(toy, model)
     from sthist.benchmark._seams import seam_of
 

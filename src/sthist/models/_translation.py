@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist._settings import settings
-from sthist.models._base import Stainer, VirtualStainModel
+from sthist.models._base import VirtualStainModel
 from sthist.models._translation_config import TranslationTraining
+from sthist.models._translation_running import Running
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,16 +25,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sthist._elements import HighResElements
+    from sthist.models._base import Stainer
     from sthist.models._translation_config import TranslationConfig
     from sthist.models._translation_pairs import Pairs
-    from sthist.tiles import TileReader
 
 WEIGHTS, TILES, FIGURES = "model.safetensors", "tiles.csv", "metrics.csv"
-OVERLAP = 0.25
-"""Part of a tile that is blended with the next."""
-
-LOOKED_AT = 16
-"""Tiles of a section whose pixels tell it apart from another one."""
 
 
 class Translator(VirtualStainModel):
@@ -234,12 +230,13 @@ class Translator(VirtualStainModel):
         if tissue is not None and self.takes_prompts:
             self.config.prompt_of(tissue)
         other = copy(self)
-        other.tissue = self.tissue if tissue is None else tissue
+        if tissue is not None:
+            other.tissue, other._told = tissue, None
         other.device = self.device if device is None else device
         other.precision = self.precision if precision is None else precision
         other.compile = self.compile if compile is None else compile
         other._lock = threading.Lock()
-        if other._told_how() != self._told_how():
+        if other._runs_as() != self._runs_as():
             other._running = None
         return other
 
@@ -319,64 +316,9 @@ class Translator(VirtualStainModel):
         ValueError
             If ``mpp`` is another than the model's, or no tissue is found.
         """
-        from sthist.tiles import Overlay
+        from sthist.models._translation_section import prepare_section
 
-        spec = self.config.spec
-        if abs(mpp / spec.mpp - 1) > 1e-6:
-            msg = f"mpp is {mpp:.4g}; this model has learned histology at {spec.mpp:.4g} µm/px, and makes no other."
-            raise ValueError(msg)
-        prompt = self.prompt()
-        overlay = Overlay(
-            elements.sdata,
-            spec,
-            image=list(elements.nuclear),
-            channel=elements.nuclear_channel,
-            points=elements.points,
-            z=elements.z,
-            seed=0,  # the palette is a part of the model
-            allow_upsampling=allow_upsampling,
-            **self.config.style(),
-        )
-        content = hashlib.blake2b(digest_size=16)
-        tissue = self._tissue(elements, extent_um, content)
-        x0, y0, x1, y1 = extent_um
-        places = np.random.default_rng(0).uniform([x0, y0], [x1, y1], (LOOKED_AT, 2))
-        content.update(overlay.read(places).tobytes())
-        facts = {
-            "nuclear_stain": {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "z": elements.z},
-            "limits": list(overlay.limits or ()),
-            "n_molecules": 0 if overlay.index is None else len(overlay.index.x),
-            "content": content.hexdigest(),
-            "prompt": prompt,
-            "weights": self.weights_sha256(),
-            "backbone": self.backbone_sha256(),
-            # Half precision, or another kernel, is another image by a level here and there.
-            "arithmetic": [
-                self.device_name.partition(":")[0],
-                self.chosen_precision(),
-                "compiled" if self.compile else "eager",
-            ],
-        }
-        # On the CPU a network takes all cores, whose threads wait for each other: reading in between holds all of them up.
-        threads = 1 if self.device_name == "cpu" else None
-        readers: Any = [overlay, tissue]
-        return Stainer(readers, _Predict(self), facts, overlap=OVERLAP, concurrent=False, threads=threads)
-
-    def _tissue(
-        self, elements: HighResElements, extent_um: tuple[float, float, float, float], content: Any
-    ) -> TileReader:
-        """A reader of what part of each pixel is tissue."""
-        from sthist.models._sampling import TISSUE_MPP
-        from sthist.models._section_tissue import find_tissue
-        from sthist.tiles import TileReader
-        from sthist.tiles._density import Grid, count_transcripts
-
-        grid, counts = Grid.over(extent_um, TISSUE_MPP), None
-        if elements.points is not None:
-            counts, _ = count_transcripts(elements, grid, self.config.min_qv)
-        mask, where = find_tissue(elements, extent_um, grid, counts, content)
-        content.update(mask.tobytes())
-        return TileReader.from_array(mask[None], where.to_um, self.config.spec)
+        return prepare_section(self, elements, extent_um, mpp, allow_upsampling=allow_upsampling)
 
     def prompt(self) -> str:
         """What the generator is told.
@@ -388,7 +330,7 @@ class Translator(VirtualStainModel):
         """
         return self.config.prompt_of(self.tissue) if self.takes_prompts else ""
 
-    def _told_how(self) -> tuple[Any, ...]:
+    def _runs_as(self) -> tuple[Any, ...]:
         """What a network that runs depends on, beside its weights."""
         return self.tissue, self.device_name, self.chosen_precision(), self.compile
 
@@ -420,10 +362,10 @@ class Translator(VirtualStainModel):
         """A copy of the generator that is only run."""
         return deepcopy(self.trainable())
 
-    def _ready(self) -> _Running:
+    def _ready(self) -> Running:
         with self._lock:
             if self._running is None or self._running.version != self._version[0]:
-                self._running = _Running(self)
+                self._running = Running(self)
             return self._running
 
     def __getstate__(self) -> dict[str, Any]:
@@ -451,58 +393,3 @@ class Translator(VirtualStainModel):
                 self.history = [
                     {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
                 ]
-
-
-class _Predict:
-    """What the engine calls, and takes to workers: with the prompt as the generator sees it, and not what embeds it."""
-
-    def __init__(self, model: Translator) -> None:
-        self.model = model
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model.told()}
-
-    def __call__(self, tiles: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-        """H&E where there is tissue, and white elsewhere: of glass the model has seen little or nothing."""
-        shown = tissue.any(axis=(1, 2, 3))
-        out = np.full_like(tiles, 255)
-        if shown.any():
-            made = self.model.predict(tiles[shown], batch_size=len(tiles))
-            out[shown] = np.round(255 - (255.0 - made) * tissue[shown].clip(0, 1))
-        return out
-
-
-class _Running:
-    """A generator on a device, with its prompt embedded once."""
-
-    def __init__(self, model: Translator) -> None:
-        import torch
-
-        self.version, self.device, self.input_low = model._version[0], model.device_name, model.config.input_low
-        self.translate = model.translate
-        prompts = model.prompt_vectors([model.prompt()]) if model._told is None else model._told
-        self.prompts = None if prompts is None else prompts.to(self.device)
-        network: Any = model.inference_network().eval().requires_grad_(False)
-        self.network: Any = network.to(self.device, memory_format=torch.channels_last)
-        if model.compile:
-            self.network = torch.compile(self.network)
-        self.half = model.chosen_precision() == "bf16"
-
-    def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        """H&E of tiles."""
-        import torch
-
-        from sthist.models._translation_training import as_input, as_tiles
-
-        # inference_mode and autocast are of a thread.
-        with torch.inference_mode(), torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.half):
-            images = as_input(torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device), self.input_low)
-            images = images.contiguous(memory_format=torch.channels_last)
-            prompts = None if self.prompts is None else self.prompts.expand(len(images), -1, -1)
-            try:
-                return as_tiles(self.translate(self.network, images, prompts, None))
-            except torch.OutOfMemoryError as error:
-                msg = (
-                    f"{self.device} is out of memory with {len(tiles)} tiles of {tiles.shape[1]} px; lower batch_size=."
-                )
-                raise MemoryError(msg) from error

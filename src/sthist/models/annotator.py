@@ -281,6 +281,15 @@ class Annotator(Model):
 def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
     """Embeddings, (n, dim) float32, without NaN.
 
+    Parameters
+    ----------
+    rows
+        What is said to be embeddings.
+    dim
+        Numbers in each.
+    encoder
+        Of which, for messages.
+
     Raises
     ------
     ValueError
@@ -300,7 +309,13 @@ def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
 
 
 def same_scale(one: TileSpec, other: TileSpec) -> bool:
-    """Whether tiles show as much tissue, on as many pixels per µm, within 2 %."""
+    """Whether tiles show as much tissue, on as many pixels per µm, within 2 %.
+
+    Parameters
+    ----------
+    one, other
+        The tiles.
+    """
     return max(abs(one.size_um / other.size_um - 1), abs(one.mpp / other.mpp - 1)) <= scale.TOLERANCE
 
 
