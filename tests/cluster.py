@@ -17,7 +17,7 @@ def two_workers(folder):
     """A client of two processes of one thread each."""
     with (
         dask.config.set({"temporary-directory": str(folder), "distributed.worker.preload": []}),
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client

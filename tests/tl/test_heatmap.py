@@ -321,7 +321,7 @@ class TestDense:
                 progress=False,
             )
         found = np.corrcoef(written(toy, "crop").ravel(), written(toy, "dense").ravel())[0, 1]
-        record_property("correlation", found)
+        record_property("correlation", float(found))
         print(f"correlation of dense and crop: {found:.3f}")
         assert found > 0.3
 
