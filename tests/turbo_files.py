@@ -25,6 +25,7 @@ TINY = replace(
     rank_unet=3,
     rank_vae=2,
     skip_init=1e-5,
+    padding="zeros",
     trained="adapters",
 )
 

@@ -9,7 +9,7 @@ import pytest
 
 from sthist.nets import SD_TURBO, SMALL, TurboConfig
 
-ADAPTED = replace(SMALL, rank_unet=8, rank_vae=4, trained="adapters")
+ADAPTED = replace(SMALL, rank_unet=8, rank_vae=4, padding="zeros", trained="adapters")
 
 
 class TestConfig:

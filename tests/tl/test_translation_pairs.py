@@ -10,7 +10,7 @@ import pytest
 import sthist
 from sthist.models._translation_config import TranslationConfig
 from sthist.tiles import Overlay, TileReader, TileSpec
-from sthist.tl._translation_pairs import BRIGHTNESS, SectionPairs, open_section
+from sthist.tl._translation_pairs import BRIGHTNESS, HAZE, SectionPairs, open_section
 from sthist.tl._translation_sections import find_sections
 
 SPEC = TileSpec(size_um=32, px=64)
@@ -101,22 +101,26 @@ class TestAugmentation:
             seen.update(ways)
         assert seen == set(range(8))
 
-    def test_brightness_scales_what_exceeds_the_background(self, sdata):
+    def test_black_and_white_of_the_stain_are_drawn(self, sdata):
+        """Each tile is a straight line of the stain's share of its range, within the limits that are stated."""
         pairs = pairs_of(sdata, mode="none")
         low, high = Overlay(sdata, SPEC, mode="none").limits
         reader = TileReader(sdata, "morphology_focus", SPEC)
         share = (reader.read(CENTRES[:1])[0].astype(float) - low) / (high - low)
-        gains = []
-        for epoch in range(12):
+        blacks, whites = [], []
+        for epoch in range(16):
             drawn = pairs.read(np.array([0]), (0, epoch))[0][0]
             # Orientation does not matter to sorted values.
             values, plain = np.sort(drawn[..., 0].ravel()) / 255, np.sort(share.ravel())
-            between = (values > 0.2) & (values < 0.9)
-            gain = values[between] / plain[between]
-            assert np.ptp(gain) < 0.03 * gain.mean() + 2 / 255 / 0.2
-            gains.append(float(np.median(gain)))
-        assert 1 / BRIGHTNESS - 0.01 < min(gains) < 0.95
-        assert 1.05 < max(gains) < BRIGHTNESS + 0.01
+            between = (values > 0.1) & (values < 0.9)
+            slope, intercept = np.polyfit(plain[between], values[between], 1)
+            assert np.abs(slope * plain[between] + intercept - values[between]).max() < 3 / 255
+            blacks.append(-intercept / slope)
+            whites.append((1 - intercept) / slope)
+        assert -HAZE - 0.01 < min(blacks) < -0.05
+        assert 0.05 < max(blacks) < HAZE + 0.01
+        assert 1 / BRIGHTNESS - 0.02 < min(whites) < 0.95
+        assert 1.05 < max(whites) < BRIGHTNESS + 0.02
 
     def test_palette_is_dealt_anew_in_each_epoch(self, sdata):
         pairs = pairs_of(sdata, augment=False, dot_um=1.5)

@@ -71,6 +71,8 @@ class Turbo(nn.Module):
         self.vae = SkipVAE(config)
         self.unet = _unet(config)
         self.coefficients = one_step_coefficients(config.timestep)
+        if config.padding == "replicate":
+            _replicate(self)
 
     def adapt(self) -> Turbo:
         """Put on the adapters, and let gradients reach what is trained and nothing else; returns itself."""
@@ -204,6 +206,18 @@ class Turbo(nn.Module):
     def _is_trained(self, name: str) -> bool:
         everything = self.config.trained == "all"
         return everything or ".lora_" in name or name.startswith(("unet.conv_in.", "vae.skip_conv_"))
+
+
+def _replicate(network: nn.Module) -> None:
+    """Let all convolutions see their border beyond it, in place of zeros; in place."""
+    layer: Any
+    for layer in network.modules():
+        # The autoencoder halves its images with a row and a column of zeros at one end.
+        if getattr(layer, "use_conv", False) and getattr(layer, "padding", None) == 0:
+            layer.padding, layer.conv.padding = 1, (1, 1)
+            layer.conv._reversed_padding_repeated_twice = [1, 1, 1, 1]
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "replicate"
 
 
 def _unet(config: TurboConfig) -> Any:

@@ -18,7 +18,7 @@ VAE_TARGETS = (
 )
 """Ends of the names of the layers that get low-rank adapters; all else of the backbone stays as it is."""
 
-TRAINED = ("adapters", "all")
+TRAINED, PADDINGS = ("adapters", "all"), ("zeros", "replicate")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class TurboConfig:
         Ends of the names of the layers that get adapters.
     skip_init
         Value of all weights of the skip connections at the start; None for random ones.
+    padding
+        What convolutions see beyond the border: ``"zeros"``, as the published weights were trained, or ``"replicate"``, the border
+        itself, with which the output depends less on the place in the tile.
     trained
         ``"adapters"`` (with the skip connections and the U-Net's first layer), or ``"all"`` weights.
 
@@ -82,11 +85,15 @@ class TurboConfig:
     unet_targets: tuple[str, ...] = UNET_TARGETS
     vae_targets: tuple[str, ...] = VAE_TARGETS
     skip_init: float | None = 1e-5
+    padding: str = "zeros"
     trained: str = "adapters"
 
     def __post_init__(self) -> None:
         if self.trained not in TRAINED:
             msg = f"trained is {self.trained!r}; one of {list(TRAINED)} is expected."
+            raise ValueError(msg)
+        if self.padding not in PADDINGS:
+            msg = f"padding is {self.padding!r}; one of {list(PADDINGS)} is expected."
             raise ValueError(msg)
         if len(self.unet_heads) != len(self.unet_channels):
             msg = (
@@ -98,6 +105,10 @@ class TurboConfig:
             raise ValueError(msg)
         if min(self.rank_unet, self.rank_vae) < 0:
             msg = f"Ranks of adapters are {self.rank_unet} and {self.rank_vae}; 0 (none) or more is expected."
+            raise ValueError(msg)
+
+        if self.padding != "zeros" and (self.rank_unet or self.rank_vae):
+            msg = f"padding is {self.padding!r}, and adapters are for weights that were trained with zeros beyond the border."
             raise ValueError(msg)
 
     @property
@@ -176,6 +187,7 @@ SMALL = TurboConfig(
     rank_unet=0,
     rank_vae=0,
     skip_init=None,
+    padding="replicate",
     trained="all",
 )
 """The same architecture, small enough to train from random weights on a CPU."""

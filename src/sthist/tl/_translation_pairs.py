@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from sthist.tiles import TileReader
     from sthist.tl._translation_sections import Section
 
-BRIGHTNESS = 1.3
-"""The stain of an augmented tile is up to so many times as bright, or as dim, as it is."""
+BRIGHTNESS, HAZE = 1.3, 0.1
+"""The stain of an augmented tile is up to so many times as bright, or as dim, as it is, and its black is moved up or down by so much of
+its white: haze differs from one microscope to the next, and where tissue ends shall not be read off it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,10 +184,12 @@ class SectionPairs:
         # The length belongs to the name: zeros at the end of a seed do not count.
         rng = np.random.default_rng([len(name), *name])
         size, way, exponent = rng.integers(len(readers.overlays)), int(rng.integers(8)), rng.uniform(-1, 1)
+        black = rng.uniform(-HAZE, HAZE)
         overlay = readers.overlays[size]
         if self._augment and overlay.limits is not None:
             low, high = overlay.limits
-            overlay = overlay.restyled(limits=(low, low + (high - low) * BRIGHTNESS**exponent))
+            limits = (low + black * (high - low), low + (high - low) * BRIGHTNESS**exponent)
+            overlay = overlay.restyled(limits=limits)
         overlay.read(centre[None], ids=[name], out=stain[None])
         if self._augment:
             stain[:], histology[:] = turned(np.stack([stain, histology]), [way, way])
