@@ -534,6 +534,20 @@ class TestAttach:
         with pytest.raises(ValueError, match=r"There is an image 'he' already"):
             attach_he(toy, tmp_path / "x.tif", alignment=np.eye(3))
 
-    def test_where_does_it_lie(self, toy, picture):
-        with pytest.raises(ValueError, match=r"Where does the H&E .* lie\?.*he_alignment="):
-            attach_he(toy, picture, name="new")
+    def test_without_an_alignment_it_waits_for_one(self, toy, picture, tmp_path, caplog):
+        import tifffile
+
+        right = sthist.scale.matrix_to(toy["he"])
+        del toy.images["he"]
+        per_cm = 1e4 / np.sqrt(abs(np.linalg.det(right[:2, :2])))
+        pixels = np.asarray(Image.open(picture))
+        tifffile.imwrite(tmp_path / "he.tif", pixels, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+        attach_he(toy, tmp_path / "he.tif")
+        assert "it has no place in 'um' yet: pp.align(sdata, 'he', matrix='auto') finds it" in caplog.text
+        sthist.tl.virtual_he(toy, within=(0, 0, 32, 32))  # needs none
+        with pytest.raises(ValueError, match="'he'.*um"):
+            sthist.tl.train_virtual_he(toy, size_um=32, px=32)
+        sthist.pp.align(toy, "he", matrix="auto")
+        corners = np.array([[0.0, 0, 1], [200, 0, 1], [0, 200, 1]]).T
+        off = (sthist.scale.matrix_to(toy["he"]) - right) @ corners
+        assert np.hypot(*off[:2]).max() < 3.0

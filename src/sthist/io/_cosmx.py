@@ -58,7 +58,8 @@ def cosmx(
         An H&E of the same section: TIFF, OME-TIFF, SVS, PNG or JPEG.
     he_alignment
         Where it lies: a 3 x 3 matrix from its pixels to global pixels, or landmarks; a file or arrays (see
-        :func:`sthist.pp.align`).
+        :func:`sthist.pp.align`). Without it, ``pp.align`` lays it
+        on the section later.
 
     Returns
     -------

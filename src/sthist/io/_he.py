@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _alignment, _elements, _store, scale
+from sthist._settings import logger
 from sthist.io._images import LooseImage, image_element, read_image
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def attach_he(
 ) -> None:
     """Add an H&E to a sample, registered by its alignment, in memory; ``attrs`` keep the alignment as ``pp.align`` does.
 
+    Without an alignment it lies in a system of its own until it gets one.
+
     Parameters
     ----------
     sdata
@@ -97,14 +100,11 @@ def attach_he(
     Raises
     ------
     ValueError
-        If neither an alignment nor a coordinate system is given, what they imply contradicts the file's µm/px, or there is
-        an image of that name. The sample is left as it was.
+        If what the alignment implies contradicts the file's µm/px, or there is an image of that name. The sample is left as it
+        was.
     """
     from spatialdata.transformations import Identity
 
-    if alignment is None and coordinate_system is None:
-        msg = f"Where does the H&E {source} lie? Give its 3 x 3 matrix or landmarks with he_alignment=."
-        raise ValueError(msg)
     found = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
     if name in sdata.images:
         msg = f"There is an image {name!r} already; register it with pp.align, or give another name."
@@ -114,6 +114,11 @@ def attach_he(
     sdata.images[name] = image_element(loose, {f"{name}_px": Identity()}, name=name)
     for stated, value in loose.mpp.items():
         scale.record_mpp(sdata, name, stated, value)
+    if alignment is None and coordinate_system is None:
+        _elements.set_role(sdata, "he", {"image": name})
+        said = "Nothing says where the H&E lies, and it has no place in 'um' yet: pp.align(sdata, %r, matrix='auto') finds it."
+        logger.warning(said, name)
+        return
     try:
         facts = _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
     except (KeyError, ValueError):

@@ -18,7 +18,7 @@ CELL_RADIUS_UM = 5.0
 """Of a cell that has neither outline nor area."""
 
 
-def require_he(folder: Path, he: Any, alignment: Any) -> None:
+def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) -> None:
     """Check the arguments of an H&E that is laid on a sample, before the sample is read.
 
     Parameters
@@ -27,13 +27,15 @@ def require_he(folder: Path, he: Any, alignment: Any) -> None:
         The vendor's folder, in which alignment files may lie.
     he, alignment
         The reader's arguments ``he=`` and ``he_alignment=``.
+    aligned
+        An H&E has to have an alignment; else only where the folder has one.
 
     Raises
     ------
     FileNotFoundError
         If one is missing.
     ValueError
-        If only one of them is given, or the alignment is none.
+        If the alignment is none, or not given where there is one; if it is given alone.
     """
     if he is None and alignment is None:
         return
@@ -44,11 +46,13 @@ def require_he(folder: Path, he: Any, alignment: Any) -> None:
         found = sorted({*folder.glob("*imagealignment*.csv"), *folder.glob("*_he_*alignment*.csv")})
         hint = f" The folder has {', '.join(file.name for file in found)}; is it that one?" if found else ""
         msg = f"Where does the H&E {he} lie? Give its 3 x 3 matrix or landmarks with he_alignment=.{hint}"
-        raise ValueError(msg)
+        if aligned or found:
+            raise ValueError(msg)
+    else:
+        _alignment.read_alignment(alignment)
     if isinstance(he, str | Path) and not Path(he).is_file():
         msg = f"he=: there is no file {he}."
         raise FileNotFoundError(msg)
-    _alignment.read_alignment(alignment)
 
 
 def record_high_res(sdata: SpatialData, stain: str) -> None:

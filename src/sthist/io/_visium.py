@@ -121,7 +121,7 @@ def require_one_he(folder: Path, image: Any, he: Any, he_alignment: Any) -> None
     if isinstance(image, str | Path) and not Path(image).is_file():
         msg = f"image=: there is no file {image}."
         raise FileNotFoundError(msg)
-    _sample.require_he(folder, he, he_alignment)
+    _sample.require_he(folder, he, he_alignment, aligned=True)
 
 
 def add_he(sdata: SpatialData, dataset_id: str, image: Any, he: Any, he_alignment: Any) -> None:

@@ -52,7 +52,8 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         An H&E of the same section, made later: TIFF, OME-TIFF, SVS, PNG or JPEG.
     he_alignment
         Where it lies: a 3 x 3 matrix from its pixels to those of the nuclear stain, or landmarks; a file or arrays (see
-        :func:`sthist.pp.align`). What Xenium Explorer exports fits.
+        :func:`sthist.pp.align`). What Xenium Explorer exports fits. Without it, ``pp.align`` lays it
+        on the section later.
     kwargs
         Passed on to :func:`spatialdata_io.xenium`.
 
@@ -69,8 +70,8 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         If a file has not the columns or entries it should have.
     ValueError
         If the pixel size of ``experiment.xenium`` is none, or an image's metadata contradict it or the image's alignment; if
-        a file is truncated, empty, or has text for coordinates; if counts and cells do not fit; if only one of ``he`` and
-        ``he_alignment`` is given.
+        a file is truncated, empty, or has text for coordinates; if counts and cells do not fit; if ``he_alignment`` is given
+        alone, or left out where the folder has it.
 
     Examples
     --------
