@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sthist.benchmark._ablation import ablate_virtual_he, over_seeds, paper_variants
+from sthist.benchmark._ablation import ablate_virtual_he, paper_variants
+from sthist.benchmark._over_seeds import over_seeds
 from sthist.models._translation_config import LOSSES
 from sthist.tiles import TileSpec
 

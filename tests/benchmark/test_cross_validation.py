@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 
 import sthist
-from sthist.benchmark._ablation import over_seeds
+from sthist._splits import Grouping
+from sthist.benchmark._ablation import ablate_virtual_he
 from sthist.benchmark._cross_validation import cross_validate_virtual_he
+from sthist.benchmark._over_seeds import over_seeds
 from sthist.benchmark._predict_tiles import predict_tiles
+from sthist.benchmark._sections import fold_count
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
 from sthist.tiles import TileReader, TileSpec
@@ -132,6 +135,69 @@ def test_splits_by_what_is_known_of_samples(trainer):
     with pytest.raises(KeyError, match="says nothing of 2 samples, such as 'v'"):
         cross_validate_virtual_he(samples, split="sample", test=["u"], tissue={"u": "lung"})
     assert len(trainer.calls) == n_calls
+
+
+@pytest.fixture(scope="module")
+def _five():
+    samples = {name: sthist.datasets.toy(size_um=200, seed=i) for i, name in enumerate("uvwxy")}
+    for sdata in samples.values():
+        sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=8)
+    return samples
+
+
+@pytest.fixture
+def five(_five):
+    """Five samples of eight tiles, whose instance ids repeat."""
+    return dict(_five)
+
+
+@pytest.mark.parametrize("classes", [None, "organ"])
+def test_whole_samples_are_watched(five, trainer, classes):
+    """Each fold tests one sample and watches another, also where each sample is of a class of its own."""
+    for name, sdata in five.items():
+        sdata["tiles_table"].obs["organ"] = name
+    frame = cross_validate_virtual_he(five, split="sample", baselines=(), classes=classes)
+    assert [set(tested) for _, tested in frame.groupby("fold")["sample"]] == [
+        {name} for name in frame["sample"].unique()
+    ]
+    assert frame["sample"].nunique() == 5
+    for fold, call in zip(frame.attrs["folds"], trainer.calls, strict=True):
+        parts = {name: set(each.values()) for name, each in call.parts.items()}
+        assert sorted(map(tuple, parts.values())) == [("test",), ("train",), ("train",), ("train",), ("validation",)]
+        assert fold == {"train": 24, "validation": 8, "test": 8}
+        assert call.arguments["validation"] == 0.1
+
+
+def test_a_tissue_that_is_told_is_trained_on(five, trainer, knowing, caplog, monkeypatch):
+    """What is watched is never the last of a tissue; where nothing can be watched, that is said."""
+    monkeypatch.setattr(type(knowing(SPEC)), "running_on", lambda self, device, *, tissue: self, raising=False)
+    told = {"u": "lung", "v": "lung", "w": "skin", "x": "skin", "y": "skin"}
+    ablate_virtual_he(five, {"told": {"tissue": told}}, split="sample", test=["y"], seeds=(0,), baselines=())
+    (parts,) = [{name: set(each.values()).pop() for name, each in call.parts.items()} for call in trainer.calls]
+    assert sorted(parts.values()) == ["test", "train", "train", "train", "validation"]
+    assert {told[name] for name, part in parts.items() if part == "train"} == {"lung", "skin"}
+    few = {name: five[name] for name in "uwx"}
+    cross_validate_virtual_he(few, split="sample", test=["x"], tissue=told, baselines=())
+    assert not trainer.calls[-1].arguments["validation"]
+    assert "Fold 0: no group (sample) can be spared for validation" in caplog.text
+
+
+def test_one_group_is_left_out_at_a_time(five, trainer):
+    """Where groups have names and are few, nobody has to count them."""
+    table = pd.DataFrame({"sample": list("uvwxy"), "tissue": ["lung", "lung", "skin", "gut", None]})
+    with pytest.raises(KeyError, match="tissue of sample 'y' is not known"):
+        cross_validate_virtual_he(five, split="tissue", samples=table)
+    table.loc[4, "tissue"] = "gut"
+    frame = cross_validate_virtual_he(five, split="tissue", samples=table, baselines=())
+    tested = frame.groupby("fold")["sample"].unique().map(set).tolist()
+    assert sorted(tested, key=min) == [{"u", "v"}, {"w"}, {"x", "y"}]
+    names = np.arange(12).astype(str)
+    assert [fold_count(Grouping("patient", names[:n], names[:n]), None) for n in (3, 10, 11, 12)] == [3, 10, 5, 5]
+    assert [fold_count(Grouping(by, names, names), None) for by in ("block", "random", "core")] == [5, 5, 5]
+    assert fold_count(Grouping("block", names[:3], names[:3]), None) == 5
+    assert fold_count(Grouping("core", names, names), 12) == 12
+    with pytest.raises(ValueError, match="There are 1 groups"):
+        cross_validate_virtual_he({"u": five["u"]}, split="sample")
 
 
 def test_a_model_that_is_given_stays_as_it_is(tiled, trainer, knowing):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 
 import sthist
+from sthist._samples import samples_of
 from sthist.benchmark._nuclei import nucleus_preservation, outlined_nuclei
 from sthist.benchmark._shared_tiles import shared_tiles
 from sthist.benchmark._virtual_he import virtual_he
@@ -49,7 +51,8 @@ def test_shifts_are_found(laid, against):
 
 def test_outlines_become_the_pixels_whose_centres_they_hold(laid):
     """Compared with shapely, pixel by pixel; each nucleus has a label of its own."""
-    shared = shared_tiles(laid, "tiles", ["he"]).chosen(np.arange(2))
+    [(_, shared)] = shared_tiles(samples_of(laid), "tiles", lambda _: ("he",))
+    shared = shared.chosen(np.arange(2))
     for centre, labels in zip(shared.centres, outlined_nuclei(laid, "nucleus_boundaries", shared), strict=True):
         x, y = (centre[i] - 32 + (np.arange(128) + 0.5) * 0.5 for i in (0, 1))
         outlines = laid["nucleus_boundaries"].geometry
@@ -73,6 +76,34 @@ def test_no_real_he_is_needed():
     matched = frame[frame.method == "virtual"].dropna()
     f1 = 2 / (1 / matched.precision + 1 / matched.recall)
     np.testing.assert_allclose(f1, matched.nucleus_f1)
+
+
+def test_several_samples(laid):
+    """Each is scored as if it were alone; fields of the truth are its own."""
+    other = sthist.datasets.toy(size_um=300, seed=1)
+    sthist.pp.tiles(other, size_um=64, px=128, sampling="fps", n_tiles=6)
+    other.shapes["nuclei"] = other["nucleus_boundaries"]
+    del other.shapes["nucleus_boundaries"]
+    samples = {"a": laid, "b": other}
+    frame = nucleus_preservation(samples, "he", against="vendor", seed=3)
+    assert list(frame.columns[:3]) == ["sample", "method", "tile"]
+    for name, sdata in samples.items():
+        alone = nucleus_preservation(sdata, "he", against="vendor", seed=3)
+        pd.testing.assert_frame_equal(
+            frame[frame["sample"] == name].drop(columns="sample").reset_index(drop=True),
+            alone.drop(columns="sample"),
+            check_dtype=False,
+        )
+    assert frame.attrs["against"] == {"a": "nucleus_boundaries", "b": "nuclei"}
+    sthist.pp.tiles(other, size_um=48, px=96, sampling="fps", n_tiles=6, overwrite=True)
+    with pytest.raises(ValueError, match=r"Tiles 'tiles' of sample 'b' are .*size_um=48.*those of 'a' .*size_um=64"):
+        nucleus_preservation(samples, "he")
+    del other.images["he"]
+    with pytest.raises(KeyError, match="No image 'he'") as raised:
+        nucleus_preservation(samples, "he")
+    assert raised.value.__notes__ == ["In sample 'b'."]
+    with pytest.raises(TypeError, match="'b' is a AnnData without images"):
+        nucleus_preservation({"a": laid, "b": laid["tiles_table"]}, "he")
 
 
 def test_bad_input(laid):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import sthist
-from sthist.benchmark import _shared_tiles as _shared
+from sthist._samples import samples_of
+from sthist.benchmark._extractor import find_extractor
 from sthist.benchmark._nuclei import nucleus_preservation
+from sthist.benchmark._shared_tiles import shared_tiles
 from sthist.metrics import image as scores
 from sthist.tiles import TileReader, TileSpec
 
@@ -110,7 +113,7 @@ def test_fid_of_standardised_features(scored):
         def embed(self, tiles):
             return tiles.mean((1, 2)) * self.unit
 
-    shared = _shared.shared_tiles(scored, "tiles", ("virtual_he", "he"))
+    [(_, shared)] = shared_tiles(samples_of(scored), "tiles", lambda _: ("virtual_he", "he"))
     virtual, real = (tiles.mean((1, 2)) for tiles in shared.read())
     mean, sd = real.mean(0), real.std(0)
     gap = ((virtual - mean) / sd).mean(0)
@@ -143,3 +146,136 @@ def test_seams_are_said(scored):
     scored.images["again"] = scored["he"]
     frame = sthist.benchmark.virtual_he(scored, "again", he="he", metrics="mse", nuclei=False)
     assert set(frame.attrs["seam"]) == {"reason"}
+
+
+@pytest.fixture
+def several(scored):
+    """Two samples whose instance ids repeat; the tiles of the second are fewer."""
+    other = sthist.datasets.toy(size_um=300, seed=1)
+    sthist.tl.virtual_he(other)
+    sthist.pp.tissue(other)
+    sthist.pp.tiles(other, size_um=64, px=128)
+    other["tiles_table"].obs["half"] = "right"
+    return {"a": scored, "b": other}
+
+
+def test_several_samples(several):
+    """Tiles are scored as those of one sample; sets are of all tiles together, through the encoder that is built in."""
+    frame = sthist.benchmark.virtual_he(several, classes="half", metrics=("ssim", "fid"))
+    assert list(frame.columns[:4]) == ["sample", "method", "tile", "class"]
+    virtual = frame[frame.method == "virtual"]
+    shared = shared_tiles(samples_of(several), "tiles", lambda _: ("virtual_he", "he"))
+    for sample, part in shared:
+        mine = virtual[virtual["sample"] == sample.name]
+        assert mine.tile.tolist() == part.names.tolist()
+        assert mine["class"].tolist() == part.column("half").tolist()
+        np.testing.assert_allclose(mine.ssim, scores.ssim(*part.read()))
+        alone = sthist.benchmark.virtual_he(sample.data, metrics="ssim", nulls=False)
+        np.testing.assert_allclose(mine.nucleus_f1, alone.nucleus_f1)
+    assert set(virtual.tile[virtual["sample"] == "a"]) & set(virtual.tile[virtual["sample"] == "b"])
+    sets = {(each["method"], each["class"]): each for each in frame.attrs["sets"]}
+    assert sets["virtual", None]["n"] == len(virtual)
+    assert frame.attrs["extractor"] == "morphology, standardised by the real tiles"
+    images = [np.concatenate(each) for each in zip(*(part.read() for _, part in shared), strict=True)]
+    extractor, _ = find_extractor("morphology", TileSpec(64, 128), images[1])
+    assert sets["virtual", None]["value"] == pytest.approx(scores.fid(*images, extractor=extractor), rel=1e-6)
+    summary = scores.summarize(frame, by=None).set_index("method")
+    assert summary.loc["virtual", "fid"] == sets["virtual", None]["value"]
+    assert set(frame.attrs["seam"]) == {"a", "b"}
+    assert "ratio" in frame.attrs["seam"]["a"]
+
+
+def test_samples_that_do_not_go_together(several):
+    sthist.pp.tiles(several["b"], size_um=48, px=96, overwrite=True)
+    with pytest.raises(ValueError, match=r"Tiles 'tiles' of sample 'b' are .*size_um=48.*those of 'a' .*size_um=64"):
+        sthist.benchmark.virtual_he(several)
+    del several["b"].images["he"]
+    with pytest.raises(KeyError, match="no H&E image") as raised:
+        sthist.benchmark.virtual_he(several)
+    assert raised.value.__notes__ == ["In sample 'b'."]
+    with pytest.raises(TypeError, match="AnnData without images"):
+        sthist.benchmark.virtual_he(several["a"]["tiles_table"])
+
+
+def _tested(knowing, samples, tested):
+    """A model whose training has held out some tiles of each sample, by instance id."""
+    model, frames = knowing(TileSpec(64, 128)), []
+    for name, sdata in samples.items():
+        table = sdata["tiles_table"]
+        ids = table.obs["instance_id"].to_numpy()
+        parts = np.where(np.isin(ids, tested[name]), "test", "train")
+        places = dict(zip(("x_um", "y_um"), table.obsm["spatial"].T, strict=True))
+        frames.append(pd.DataFrame({"sample": name, "instance_id": ids, **places, "part": parts}))
+    model.tiles = pd.concat(frames, ignore_index=True)
+    return model
+
+
+def test_only_tiles_that_a_model_has_not_seen(several, knowing):
+    """By sample and tile: what tests in one sample is trained on in the other. Sets are of these tiles, too."""
+    frame = sthist.benchmark.virtual_he(several, nulls=False, nuclei=False)
+    both = [set(frame.tile[frame["sample"] == name]) for name in "ab"]
+    ids = sorted(both[0] & both[1])
+    tested = {"a": ids[:4], "b": ids[4:7]}
+    model = _tested(knowing, several, tested)
+    found = sthist.benchmark.virtual_he(
+        several, of=model, classes="half", metrics=("ssim", "kid"), nulls=False, nuclei=False
+    )
+    assert {name: mine.tolist() for name, mine in found.groupby("sample").tile} == tested
+    rows = frame.set_index(["sample", "tile"]).loc[list(zip(found["sample"], found.tile, strict=True))]
+    np.testing.assert_allclose(found.ssim, rows.ssim)
+    assert {each["n"] for each in found.attrs["sets"] if each["class"] is None} == {7}
+    table = several["a"]["tiles_table"].obs.set_index("instance_id")
+    assert found["class"][found["sample"] == "a"].tolist() == table.loc[tested["a"], "half"].tolist()
+    assert found["class"][found["sample"] == "b"].tolist() == ["right"] * 3
+    # A sample that was trained on as a whole is left out.
+    model.tiles.loc[model.tiles["sample"] == "a", "part"] = "train"
+    left = sthist.benchmark.virtual_he(several, of=model, metrics="ssim", nuclei=False)
+    assert set(left["sample"]) == {"b"}
+    assert set(left.attrs["seam"]) == {"b"}
+
+
+def test_models_whose_test_is_not_known(several, knowing):
+    model = _tested(knowing, several, {"a": [], "b": []})
+    with pytest.raises(ValueError, match=r"has the part 'test': train it with test="):
+        sthist.benchmark.virtual_he(several, of=model)
+    with pytest.raises(KeyError, match=r"trained on the samples \['a', 'b'\], and on none called 'c': give a mapping"):
+        sthist.benchmark.virtual_he({"c": several["a"]}, of=model)
+    with pytest.raises(ValueError, match=r"does not know its tiles: .* tiles\.csv"):
+        sthist.benchmark.virtual_he(several, of=sthist.models.Pix2Pix())
+    ids = several["b"]["tiles_table"].obs["instance_id"]
+    model = _tested(knowing, several, {"a": [], "b": ids})
+    model.tiles["x_um"] += 1
+    with pytest.raises(ValueError, match=r"are not among 'tiles', the first at .* what 'half' says"):
+        sthist.benchmark.virtual_he(several, of=model, classes="half")
+
+
+def test_tiles_that_the_training_has_spread(tmp_path):
+    """No tiles are laid: places and size are those of the model, also of one that was read from its folder."""
+    samples = {name: sthist.datasets.toy(size_um=200, seed=i) for i, name in enumerate(("1", "2"))}
+    tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
+    model = sthist.tl.train_virtual_he(
+        samples,
+        sthist.models.Pix2Pix(tiny),
+        folder=tmp_path,
+        n_tiles=30,
+        test=0.3,
+        epochs=1,
+        steps_per_epoch=2,
+        batch_size=2,
+        device="cpu",
+        progress=False,
+    )
+    sthist.tl.virtual_he(samples, model, progress=False)
+    frame = sthist.benchmark.virtual_he(samples, of=model, nulls=False)
+    tested = model.tiles[model.tiles["part"] == "test"]
+    assert sorted(zip(frame["sample"], frame.tile, strict=True)) == sorted(
+        zip(tested["sample"], tested["instance_id"], strict=True)
+    )
+    for name, sdata in samples.items():
+        centres = tested.loc[tested["sample"] == name, ["x_um", "y_um"]].to_numpy()
+        a, b = (TileReader(sdata, key, TileSpec(32, 64), fill=255).read(centres) for key in ("virtual_he", "he"))
+        np.testing.assert_allclose(frame.psnr[frame["sample"] == name], scores.psnr(a, b))
+    again = sthist.benchmark.virtual_he(samples, of=sthist.models.load(tmp_path), nulls=False)
+    pd.testing.assert_frame_equal(again, frame)
+    with pytest.raises(KeyError, match="'half'|No table 'tiles_table'"):
+        sthist.benchmark.virtual_he(samples, of=model, classes="half")

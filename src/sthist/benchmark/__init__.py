@@ -5,10 +5,11 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "_ablation": ["ablate_virtual_he", "over_seeds"],
+        "_ablation": ["ablate_virtual_he"],
         "_annotation_transfer": ["annotation_transfer"],
         "_cross_validation": ["cross_validate_virtual_he"],
         "_nuclei": ["nucleus_preservation"],
+        "_over_seeds": ["over_seeds"],
         "_region_tests": ["region_tests"],
         "_virtual_he": ["virtual_he"],
     },

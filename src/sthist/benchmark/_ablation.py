@@ -6,10 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sthist._settings import settings
-from sthist.benchmark._study import BASE, BASELINES, make_study
+from sthist.benchmark._study import BASE, BASELINES, run_study
 from sthist.tiles._pairs import laid_tiles
 
 if TYPE_CHECKING:
@@ -29,9 +26,6 @@ PRESETS = {"small": "small", "pix2pix": "pix2pix", "sd-turbo": "upstream"}
 STRIDES = {"small": 32, "pix2pix": 64, "sd-turbo": 64}
 """Half tiles are tried where they are multiples of so many px."""
 
-KEYS = ("variant", "factor", "method")
-NO_SCORES = ("fold", "seed", "tile")
-
 
 def ablate_virtual_he(
     data: Any,
@@ -41,7 +35,7 @@ def ablate_virtual_he(
     seeds: Sequence[int] = (0, 1, 2),
     split: str | Mapping[str, str] = "block",
     test: Any = 0.2,
-    folds: int = 5,
+    folds: int | None = None,
     tiles: str = "tiles",
     baselines: Sequence[str] = BASELINES,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
@@ -107,6 +101,7 @@ def ablate_virtual_he(
     >>> [label.get_text() for label in sthist.pl.ablation(frame).get_yticklabels()]
     ['as it is', 'not turned']
     """
+    arguments = locals()  # first of all, so that it is what was given and nothing else
     if variants is None:
         if not isinstance(model, str):
             msg = "A model that is given cannot change what it sees: name one, such as model='small', or say what varies with variants=."
@@ -114,29 +109,7 @@ def ablate_virtual_he(
         first = next(iter(data.values())) if isinstance(data, Mapping) else data
         variants = paper_variants(laid_tiles(first, tiles)[1], model, training)
     _require_distinct(variants)
-    study = make_study(
-        data,
-        model,
-        variants,
-        training,
-        split=split,
-        test=test,
-        folds=folds,
-        seeds=seeds,
-        tiles=tiles,
-        baselines=baselines,
-        metrics=metrics,
-        extractor=extractor,
-        options=options,
-        classes=classes,
-        n_max=n_max,
-        validation=validation,
-        block_um=block_um,
-        gap_um=gap_um,
-        samples=samples,
-        seed=settings.seed if seed is None else int(seed),
-    )
-    return study.run(model, folder)
+    return run_study(arguments, variants)
 
 
 def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -190,77 +163,3 @@ def _require_distinct(variants: Mapping[str, Mapping[str, Any]]) -> None:
         if other != name:
             msg = f"Variants {other!r} and {name!r} are the same: {dict(arguments)}."
             raise ValueError(msg)
-
-
-def over_seeds(frame: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataFrame:
-    """Mean of each score over seeds, and how far the seeds lie apart.
-
-    A score of a seed is its mean over all held-out tiles; of FID and KID, which belong to whole sets, over the folds.
-
-    Parameters
-    ----------
-    frame
-        Of :func:`cross_validate_virtual_he` or :func:`ablate_virtual_he`.
-    by
-        Columns to group by; by default ``variant``, ``factor`` and ``method``, those that there are. With ``"class"`` among them FID
-        and KID are those of the classes.
-
-    Returns
-    -------
-    One row per group: its columns, ``n_seeds``, ``n_tiles`` (of a seed), and of each score the mean over seeds under its own name and the
-    standard deviation over seeds as ``<score>_sd``, NaN for a single one.
-
-    Raises
-    ------
-    ValueError
-        If the frame has no seeds, or no such columns.
-
-    Examples
-    --------
-    >>> import pandas as pd, sthist
-    >>> frame = pd.DataFrame({"method": "model", "seed": [0, 0, 1, 1], "ssim": [0.5, 0.7, 0.6, 0.8]})
-    >>> sthist.benchmark.over_seeds(frame).round(3).to_dict("records")
-    [{'method': 'model', 'n_seeds': 2, 'n_tiles': 2, 'ssim': 0.65, 'ssim_sd': 0.071}]
-    """
-    keys = [name for name in KEYS if name in frame] if by is None else [by] if isinstance(by, str) else list(by)
-    missing = [name for name in ["seed", *keys] if name not in frame]
-    if missing or not keys:
-        msg = f"The table has no column {missing[0] if missing else KEYS!r}, but {list(frame.columns)}."
-        raise ValueError(msg)
-    seeds = by_seed(frame, keys)
-    names = [name for name in seeds.columns if name not in (*keys, "seed", "n_tiles")]
-    grouped = seeds.groupby(keys, sort=False, observed=True)
-    summary = grouped.agg(n_seeds=("seed", "nunique"), n_tiles=("n_tiles", "first"))
-    for name in names:
-        summary[name], summary[f"{name}_sd"] = grouped[name].mean(), grouped[name].std()
-    return summary.reset_index()
-
-
-def by_seed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """One row per group and seed: mean scores of tiles, and scores of sets.
-
-    Parameters
-    ----------
-    frame
-        As of :func:`over_seeds`.
-    keys
-        Columns to group by, beside the seed.
-    """
-    import pandas as pd
-
-    within = list(dict.fromkeys([*keys, "seed"]))
-    names = [name for name in frame.select_dtypes("number").columns if name not in (*within, *NO_SCORES)]
-    grouped = frame.groupby(within, sort=False, observed=True)
-    means = grouped[names].mean()
-    means.insert(0, "n_tiles", grouped.size())
-    records = pd.DataFrame(frame.attrs.get("sets", []))
-    if len(records):
-        whole = "class" not in keys
-        records = records[records["class"].isna() if whole else records["class"].notna()]
-        if len(records) and set(within) <= set(records.columns):
-            sets = records.pivot_table(index=within, columns="metric", values="value", aggfunc="mean", observed=True)
-            means = means.join(sets)
-    for name in frame.attrs.get("not_available", {}):
-        if name not in means:
-            means[name] = np.nan
-    return means.reset_index()

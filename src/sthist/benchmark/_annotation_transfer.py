@@ -13,7 +13,8 @@ from sthist._samples import patients_of_rows, samples_of
 from sthist._settings import logger, settings
 from sthist._split_groups import group_rows
 from sthist._splits import Units, folds_of, validation_part
-from sthist.benchmark._shared_tiles import require_column, shared_tiles
+from sthist.benchmark._sections import fold_count
+from sthist.benchmark._shared_tiles import shared_tiles
 from sthist.metrics._classify import auc_statistic, bootstrap_interval
 from sthist.metrics._compare import shuffled
 from sthist.models._annotator_fit import DEFAULTS, LinearTask, Options
@@ -49,7 +50,7 @@ def annotation_transfer(
     tiles: str = "tiles",
     samples: Any = None,
     split: str | Mapping[str, str] = "block",
-    folds: int = 5,
+    folds: int | None = None,
     block_um: float | None = None,
     gap_um: float | None = None,
     n_boot: int = 1000,
@@ -83,9 +84,11 @@ def annotation_transfer(
         Key of the real H&E.
     tiles
         Tiles that :func:`sthist.pp.tiles` has laid. Those that leave either image are left out.
-    samples, split, folds, block_um, gap_um
+    samples, split, block_um, gap_um
         Which tiles are trained on together, as of :func:`sthist.tl.train_annotator`. With ``annotator=`` they say only which tiles are drawn
         together for the intervals.
+    folds
+        How many, as of :func:`cross_validate_virtual_he`: by default one per group where groups have names and are few, else five.
     n_boot
         Draws of the intervals.
     seed
@@ -186,16 +189,9 @@ def _rows(
     import pandas as pd
 
     listed = samples_of(data, samples)
-    parts = []
-    for sample in listed:
-        _elements.get(sample.data, "images", key)
-        part = shared_tiles(sample.data, tiles, (key, _elements.find_he(sample.data, he)))
-        if label is not None:
-            require_column(part.table, tiles, label)
-        parts.append(part)
-        if part.spec != parts[0].spec:
-            msg = f"Tiles of sample {sample.name!r} are {part.spec}, those of {listed[0].name!r} {parts[0].spec}."
-            raise ValueError(msg)
+    parts = [
+        part for _, part in shared_tiles(listed, tiles, lambda sdata: (key, _elements.find_he(sdata, he)), column=label)
+    ]
     known = None if annotator is None else list(annotator.config.classes)
     if known is not None and not set(classes or []) <= set(known):
         msg = f"classes= is {list(classes or [])}; the annotator knows {known}."
@@ -237,7 +233,7 @@ def _coded(
 def _units(samples: list[Any], parts: list[Any]) -> Units:
     import pandas as pd
 
-    obs = [part.table.obs.iloc[part.rows] for part in parts]
+    obs = [part.obs for part in parts]
     common = set.intersection(*(set(map(str, each.columns)) for each in obs))
     together = pd.concat([each[[name for name in each.columns if str(name) in common]].astype(object) for each in obs])
     patients = pd.concat([patients_of_rows(sample, each) for sample, each in zip(samples, obs, strict=True)])
@@ -284,7 +280,7 @@ def _cross_fitted(
     grouping: Grouping,
     real: np.ndarray,
     virtual: np.ndarray,
-    folds: int,
+    folds: int | None,
     seed: int,
     device: str | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -294,7 +290,7 @@ def _cross_fitted(
     task = LinearTask(real, len(rows.classes), options)
     config = AnnotatorConfig(classes=tuple(rows.classes), encoder="embeddings", dim=real.shape[1])
     called = {name: np.full((len(real), len(rows.classes)), np.nan, np.float32) for name in ("virtual", "real")}
-    pairs = folds_of(grouping, rows.codes, folds=folds, seed=seed)
+    pairs = folds_of(grouping, rows.codes, folds=fold_count(grouping, folds), seed=seed)
     for train, test in pairs:
         untrained = sorted(set(rows.codes[test]) - set(rows.codes[train]))
         if untrained:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sthist._settings import settings
-from sthist.benchmark._study import BASELINES, make_study
+from sthist.benchmark._study import BASELINES, run_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ def cross_validate_virtual_he(
     *,
     split: str | Mapping[str, str] = "block",
     test: Any = None,
-    folds: int = 5,
+    folds: int | None = None,
     seeds: Sequence[int] = (0,),
     tiles: str = "tiles",
     baselines: Sequence[str] = BASELINES,
@@ -58,7 +57,8 @@ def cross_validate_virtual_he(
     test
         Groups that test, or a part of the tiles such as ``0.2``; by default each group tests once, in one of ``folds``.
     folds
-        How many.
+        How many. By default one for each group where groups are samples, patients, tissues, platforms or what a column says, up to ten of
+        them, so that each is left out once; else five.
     seeds
         Of the trainings, each of which is scored.
     tiles
@@ -76,7 +76,8 @@ def cross_validate_virtual_he(
     n_max
         Held-out tiles that are scored in each fold, at most, drawn at random; all by default. They are in memory at once.
     validation
-        Part of the training tiles, in whole groups, that training watches.
+        Part of the training tiles, in whole groups, that training watches. A fold in which no group can be spared has none;
+        ``attrs["folds"]`` says how many tiles each has.
     block_um, gap_um
         Of ``split="block"``: four tiles, and one, by default.
     samples
@@ -117,27 +118,5 @@ def cross_validate_virtual_he(
     >>> sthist.benchmark.over_seeds(frame)["method"].tolist()
     ['model', 'shuffled', 'beer-lambert', 'beer-lambert, training colours', 'mean colour']
     """
-    seed = settings.seed if seed is None else int(seed)
-    study = make_study(
-        data,
-        model,
-        {"": {}},
-        training,
-        split=split,
-        test=test,
-        folds=folds,
-        seeds=seeds,
-        tiles=tiles,
-        baselines=baselines,
-        metrics=metrics,
-        extractor=extractor,
-        options=options,
-        classes=classes,
-        n_max=n_max,
-        validation=validation,
-        block_um=block_um,
-        gap_um=gap_um,
-        samples=samples,
-        seed=seed,
-    )
-    return study.run(model, folder).drop(columns=["variant", "factor"])
+    arguments = locals()  # first of all, so that it is what was given and nothing else
+    return run_study(arguments, {"": {}}).drop(columns=["variant", "factor"])

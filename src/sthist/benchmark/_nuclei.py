@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _elements, stains
 from sthist._rows import polygons_um, rows_of
+from sthist._samples import samples_of
 from sthist._settings import settings
 from sthist.benchmark._shared_tiles import SharedTiles, shared_tiles
 from sthist.metrics import image as scores
@@ -16,12 +18,15 @@ from sthist.tiles import TileReader, segment_nuclei
 from sthist.tiles._nuclei import above_surroundings, contrast_of
 from sthist.tiles._raster import rasterize
 from sthist.tiles._sampling import lies_inside
+from sthist.tl._translation_sections import naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
     from spatialdata import SpatialData
+
+    from sthist._samples import Sample
 
 MAX_SEGMENTED_MPP = 1.5
 SAMPLE_PIXELS = 2_000_000
@@ -30,7 +35,7 @@ SCORES = {"nucleus_f1": "f1", "nucleus_iou": "mean_iou", "nucleus_shift_um": "me
 
 
 def nucleus_preservation(
-    sdata: SpatialData,
+    data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",
     *,
     against: str = "stain",
@@ -49,8 +54,8 @@ def nucleus_preservation(
 
     Parameters
     ----------
-    sdata
-        One sample.
+    data
+        One sample, or a mapping of name to sample.
     key
         The virtual image.
     against
@@ -61,26 +66,30 @@ def nucleus_preservation(
     image, channel, z
         The nuclear stain, for ``against="stain"``; as of :func:`sthist.tl.virtual_he`.
     tiles
-        Tiles that :func:`sthist.pp.tiles` has laid. Those that leave an image are left out.
+        Tiles that :func:`sthist.pp.tiles` has laid, alike in all samples. Those that leave an image are left out.
     min_iou
         Overlap above which two nuclei are one, as of :func:`sthist.metrics.image.nucleus_preservation`.
     nulls
-        Beside each score that of the nuclei of another tile of the virtual image: what chance gives where nuclei are as dense.
+        Beside each score that of the nuclei of another tile of the same virtual image: what chance gives where nuclei are as dense.
     seed
         Of the shuffling; ``settings.seed`` by default.
 
     Returns
     -------
-    One row per method (``"virtual"``, ``"shuffled"``) and tile: ``method``, ``tile`` (the instance id), ``n_found``, ``n_true``,
-    ``precision``, ``recall``, ``nucleus_f1``, ``nucleus_iou`` (mean over matched nuclei) and ``nucleus_shift_um`` (median over matched nuclei).
-    What has no nuclei to score is NaN.
+    One row per sample, method (``"virtual"``, ``"shuffled"``) and tile: ``sample``, ``method``, ``tile`` (the instance id), ``n_found``,
+    ``n_true``, ``precision``, ``recall``, ``nucleus_f1``, ``nucleus_iou`` (mean over matched nuclei) and ``nucleus_shift_um`` (median over
+    matched nuclei). What has no nuclei to score is NaN. ``attrs["against"]`` says what counted as the truth; of a mapping of samples it is
+    a mapping, too.
 
     Raises
     ------
+    TypeError
+        If a sample is no SpatialData.
     KeyError
         If an element is missing.
     ValueError
-        If no tile lies on the images, several elements could be meant, or the tiles are too coarse to tell nuclei apart.
+        If no tile lies on the images, tiles differ between samples, several elements could be meant, or the tiles are too coarse to tell
+        nuclei apart.
 
     Examples
     --------
@@ -96,16 +105,33 @@ def nucleus_preservation(
     """
     import pandas as pd
 
-    _elements.get(sdata, "images", key)
-    truth_from = Truth(sdata, against, he=he, image=image, channel=channel, z=z)
-    shared = shared_tiles(sdata, tiles, [key])
-    require_fine(shared.spec.mpp)
-    shared = truth_from.on(shared)
+    parts = shared_tiles(samples_of(data), tiles, lambda _: (key,))
+    require_fine(parts[0][1].spec.mpp)
     seed = settings.seed if seed is None else seed
+    truths = truths_of(parts, against, he=he, image=image, channel=channel, z=z)
+    frames = []
+    for (sample, shared), truth in zip(parts, truths, strict=True):
+        with naming(sample.name):
+            frame = _preserved(truth.on(shared), truth, min_iou, seed if nulls else None)
+        frame.insert(0, "sample", sample.name)
+        frames.append(frame)
+    frame = pd.concat(frames, ignore_index=True)
+    known = {
+        sample.name: against if truth.shapes is None else truth.shapes
+        for (sample, _), truth in zip(parts, truths, strict=True)
+    }
+    frame.attrs["against"] = known if isinstance(data, Mapping) else next(iter(known.values()))
+    return frame
+
+
+def _preserved(shared: SharedTiles, known: Truth, min_iou: float, seed: int | None) -> pd.DataFrame:
+    """Scores of the tiles of one sample, and of other tiles of it if there is a seed to draw them by."""
+    import pandas as pd
+
     (virtual,) = shared.read()
-    found, truth = haematoxylin_nuclei(virtual, shared.spec.mpp), truth_from.nuclei(shared)
+    found, truth = haematoxylin_nuclei(virtual, shared.spec.mpp), known.nuclei(shared)
     guesses = {"virtual": found}
-    if nulls and len(found) > 1:
+    if seed is not None and len(found) > 1:
         guesses["shuffled"] = [found[i] for i in shuffled(len(found), seed)]
     rows = []
     for method, guess in guesses.items():
@@ -115,9 +141,7 @@ def nucleus_preservation(
             measured = {"precision": matched.precision, "recall": matched.recall}
             measured |= {column: matched[field] for column, field in SCORES.items()}
             rows.append({"method": method, "tile": name} | counts | measured)
-    frame = pd.DataFrame(rows)
-    frame.attrs["against"] = against if truth_from.shapes is None else truth_from.shapes
-    return frame
+    return pd.DataFrame(rows)
 
 
 class Truth:
@@ -163,6 +187,15 @@ class Truth:
         if self.channel is None:
             return haematoxylin_nuclei(pixels, shared.spec.mpp)
         return _segmented(list(pixels[..., 0]), shared.spec.mpp)
+
+
+def truths_of(parts: Sequence[tuple[Sample, SharedTiles]], against: str, **elements: Any) -> list[Truth]:
+    """Of each sample, where its nuclei are known from."""
+    truths = []
+    for sample, _ in parts:
+        with naming(sample.name):
+            truths.append(Truth(sample.data, against, **elements))
+    return truths
 
 
 def nucleus_shapes(sdata: SpatialData) -> str:

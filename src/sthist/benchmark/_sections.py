@@ -9,9 +9,10 @@ import numpy as np
 
 from sthist import _elements
 from sthist._samples import patients_of_rows, samples_of
+from sthist._settings import logger
 from sthist._split_groups import group_rows
 from sthist._splits import Grouping, Units, folds_of, validation_part
-from sthist.benchmark._shared_tiles import require_column
+from sthist.benchmark._shared_tiles import require_column, require_images
 from sthist.tiles import TileReader
 from sthist.tiles._pairs import laid_tiles
 from sthist.tiles._sampling import lies_inside
@@ -30,6 +31,12 @@ PART = "benchmark_part"
 
 FACTS = {"tissue": ("tissue", "organ"), "platform": ("platform", "technology")}
 """Splits by what is recorded of a sample, and the names under which readers record it."""
+
+INSIDE = ("block", "random")
+"""Splits whose groups are parts of a sample."""
+
+FOLDS, MOST_GROUPS = 5, 10
+"""Folds where nobody says how many, and how many groups are left out one by one at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +84,7 @@ class Sections:
     section, row
         (n,) which sample, and which row of its table, each tile is.
     codes
-        (n,) class of each tile, or its sample where there are no classes: what is spread evenly over folds.
+        (n,) class of each tile, which is spread evenly over folds; None where there are no classes.
     units
         By what they can be split.
     """
@@ -87,7 +94,7 @@ class Sections:
     spec: TileSpec
     section: np.ndarray
     row: np.ndarray
-    codes: np.ndarray
+    codes: np.ndarray | None
     units: Units
 
     def __len__(self) -> int:
@@ -181,13 +188,13 @@ def find_sections(
             raise ValueError(msg)
         spec = own
         if classes is not None:
-            require_column(section.table, tiles, classes)
+            require_column(section.table.obs, tiles, classes)
         sections.append(section)
         kept.append(_inside(section, max(largest_um, spec.size_um)))
     which = np.repeat(np.arange(len(sections)), [len(rows) for rows in kept])
     row = np.concatenate(kept)
     units = _units(listed, sections, which, row, max(largest_um, spec.size_um))
-    codes = which
+    codes = None
     if classes is not None:
         labels = units.obs[classes].astype("category").cat.codes.to_numpy().astype(int)
         codes = labels - labels.min()
@@ -195,10 +202,8 @@ def find_sections(
 
 
 def _section(sample: Any, tiles: str, he: str | None, elements: dict[str, Any]) -> tuple[Section, TileSpec]:
+    require_images(sample)
     sdata = sample.data
-    if not hasattr(sdata, "images"):
-        msg = f"Sample {sample.name!r} is a {type(sdata).__name__} without images; virtual H&E needs a SpatialData."
-        raise TypeError(msg)
     key = _elements.find_he(sdata, he)
     table, spec = laid_tiles(sdata, tiles)
     target = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
@@ -262,8 +267,9 @@ def _fact(section: Section, what: str, samples: Any) -> str:
 
         table = samples if hasattr(samples, "columns") else pd.read_csv(samples, dtype=str)
         table = table.set_index("sample") if "sample" in table else table
-        if what in table and section.name in table.index:
-            return str(table.loc[section.name, what])
+        said = table[what].to_dict().get(section.name) if what in table else None
+        if pd.notna(said):
+            return str(said)
     recorded = section.sdata.attrs.get("sthist", {}).get("sample", {})
     for name in FACTS[what]:
         if recorded.get(name):
@@ -279,22 +285,50 @@ def folds_in(
     sections: Sections,
     grouping: Grouping,
     *,
+    tissue: Any,
     test: Any,
-    folds: int,
+    folds: int | None,
     validation: float,
     n_max: int | None,
     seed: int,
 ) -> list[Fold]:
     """The folds; of each at most ``n_max`` tiles test, drawn at random."""
+    kinds = _kinds(sections, grouping, tissue)
+    codes = kinds if sections.codes is None else sections.codes
     made: list[Fold] = []
-    for train, held_out in folds_of(grouping, sections.codes, test=test, folds=folds, seed=seed):
-        kept, watched = validation_part(grouping, sections.codes, train, validation, seed=seed)
+    for train, held_out in folds_of(grouping, codes, test=test, folds=fold_count(grouping, folds), seed=seed):
+        kept, watched = validation_part(grouping, kinds, train, validation, seed=seed)
+        if validation and not len(watched):
+            logger.warning(
+                "Fold %d: no group (%s) can be spared for validation: training is watched on nothing.",
+                len(made),
+                grouping.by,
+            )
         tested = held_out
         if n_max is not None and len(tested) > n_max:
             drawn = np.random.default_rng([seed, len(made)]).permutation(len(tested))[:n_max]
             tested = held_out[np.sort(drawn)]
         made.append(Fold(kept, watched, tested))
     return made
+
+
+def fold_count(grouping: Grouping, folds: int | None) -> int:
+    """How many folds: as was said, else one for each of a few groups that have names, else five."""
+    if folds is not None:
+        return folds
+    n_groups = len(np.unique(grouping.groups))
+    if grouping.by in INSIDE or n_groups > MOST_GROUPS:
+        return FOLDS
+    return max(2, n_groups)  # one group cannot be split, which is said where folds are made
+
+
+def _kinds(sections: Sections, grouping: Grouping, tissue: Any) -> np.ndarray:
+    """What no training can do without: each tissue that a model is told, and each sample where samples are split inside."""
+    told = sections.tissues(tissue, np.arange(len(sections)))
+    kinds = np.full(len(sections), "") if told is None else told.astype(str)
+    if grouping.by in INSIDE:
+        kinds = np.array([f"{kind}\n{name}" for kind, name in zip(kinds, sections.units.sample, strict=True)])
+    return np.unique(kinds, return_inverse=True)[1]
 
 
 def training_data(sections: Sections, grouping: Grouping, fold: Fold, spec: TileSpec) -> Mapping[str, SpatialData]:

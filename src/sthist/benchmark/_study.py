@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._elements import safe_key
-from sthist._settings import logger
+from sthist._settings import logger, settings
 from sthist.benchmark._extractor import find_extractor
 from sthist.benchmark._predict_tiles import predict_tiles
 from sthist.benchmark._sections import PART, Fold, Sections, find_sections, folds_in, grouped, training_data
@@ -41,24 +41,56 @@ REFERENCE_TILES = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
-    """What is trained how, on which tiles, and how it is scored."""
+class Design:
+    """How a study is split and scored: arguments of :func:`sthist.benchmark.cross_validate_virtual_he`."""
 
-    sections: Sections
-    grouping: Grouping
-    folds: list[Fold]
-    split: str
-    variants: Mapping[str, Mapping[str, Any]]
-    factors: Mapping[str, str]
-    specs: Mapping[str, TileSpec]
-    seeds: tuple[int, ...]
-    baselines: tuple[str, ...]
-    metrics: tuple[str, ...]
+    split: str | Mapping[str, str]
+    test: Any
+    folds: int | None
+    seeds: Sequence[int]
+    tiles: str
+    baselines: Sequence[str]
+    metrics: Sequence[str]
     extractor: Any
     options: Mapping[str, Mapping[str, Any]] | None
     classes: str | None
+    n_max: int | None
     validation: float
+    block_um: float | None
+    gap_um: float | None
+    samples: Any
     seed: int
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Design:
+        """From the arguments of a verb, of which others are left out.
+
+        Raises
+        ------
+        ValueError
+            If one of them cannot be.
+        """
+        given = {field.name: arguments[field.name] for field in dataclasses.fields(cls)}
+        for name in ("baselines", "metrics"):
+            given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+        given["seeds"] = tuple(given["seeds"])
+        given["seed"] = settings.seed if given["seed"] is None else int(given["seed"])
+        design = cls(**given)
+        _require(design)
+        return design
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is trained how, on which tiles."""
+
+    design: Design
+    sections: Sections
+    grouping: Grouping
+    folds: list[Fold]
+    variants: Mapping[str, Mapping[str, Any]]
+    factors: Mapping[str, str]
+    specs: Mapping[str, TileSpec]
 
     def run(self, model: Any, folder: str | Path | None) -> pd.DataFrame:
         """Train and score everything; one tidy frame."""
@@ -74,7 +106,7 @@ class Study:
             score = _Scorer(self, fold)
             # Trained first, so that what the trainer refuses is said at once.
             for variant, arguments in self.variants.items():
-                for seed in self.seeds:
+                for seed in self.design.seeds:
                     logger.info("Fold %d of %d, %s, seed %d.", number + 1, len(self.folds), variant or MODEL, seed)
                     place = (
                         None
@@ -85,15 +117,16 @@ class Study:
                     where = {"variant": variant, "factor": self.factors[variant], "fold": number, "seed": seed}
                     _keep(score(virtual), frames, attrs, method=MODEL, **where)
                     if len(virtual) > 1:
-                        other = virtual[shuffled(len(virtual), self.seed)]
+                        other = virtual[shuffled(len(virtual), self.design.seed)]
                         _keep(score(other, sets=False), frames, attrs, method=SHUFFLED, **where)
-            for method in self.baselines:
+            for method in self.design.baselines:
                 scored = score(self._baseline(method, fold))
-                for seed in self.seeds:
+                for seed in self.design.seeds:
                     _keep(scored, frames, attrs, variant=method, factor=BASELINE, fold=number, seed=seed, method=method)
             attrs["extractor"] = score.extractor[1]
         frame = pd.concat(frames, ignore_index=True)
-        frame.insert(2, "split", self.split)
+        split = self.design.split
+        frame.insert(2, "split", split if isinstance(split, str) else "explicit")
         frame.attrs |= attrs
         return frame
 
@@ -106,7 +139,7 @@ class Study:
             model if isinstance(model, str) else deepcopy(model),  # a model is trained in place
             tiles=self.sections.tiles,
             split=PART,
-            validation=self.validation if len(fold.validation) else 0.0,
+            validation=self.design.validation if len(fold.validation) else 0.0,
             seed=seed,
             folder=folder,
             **self.variants[variant],
@@ -127,11 +160,11 @@ class Study:
         """Held-out tiles by a method that is not trained."""
         if method == BeerLambert.system:
             return self._predict(BeerLambert(), fold, {})
-        drawn = np.random.default_rng(self.seed).permutation(fold.train)[:REFERENCE_TILES]
+        drawn = np.random.default_rng(self.design.seed).permutation(fold.train)[:REFERENCE_TILES]
         reference = self.sections.real(np.sort(drawn))
         if method == FITTED:
             mosaic = reference.reshape(-1, *reference.shape[2:])
-            return self._predict(BeerLambert().fit(mosaic, seed=self.seed), fold, {})
+            return self._predict(BeerLambert().fit(mosaic, seed=self.design.seed), fold, {})
         spec = self.sections.spec
         colour = np.round(reference.mean(axis=(0, 1, 2))).astype(np.uint8)
         return np.broadcast_to(colour, (len(fold.test), spec.px, spec.px, 3))
@@ -141,10 +174,12 @@ class _Scorer:
     """Scores predictions of the held-out tiles of a fold."""
 
     def __init__(self, study: Study, fold: Fold) -> None:
-        self._study, self._fold = study, fold
+        self._study, self._fold, self._design = study, fold, study.design
         self._samples = study.sections.units.sample[fold.test]
         self._names = study.sections.column("instance_id", fold.test)
-        self._labels = None if study.classes is None else list(study.sections.column(study.classes, fold.test))
+        self._labels = (
+            None if study.design.classes is None else list(study.sections.column(study.design.classes, fold.test))
+        )
 
     @cached_property
     def real(self) -> np.ndarray:
@@ -154,65 +189,47 @@ class _Scorer:
     @cached_property
     def extractor(self) -> tuple[Any, str | None]:
         """What FID and KID look through, and its name."""
-        if not set(SETS) & set(self._study.metrics):
+        if not set(SETS) & set(self._design.metrics):
             return None, None
-        return find_extractor(self._study.extractor, self._study.sections.spec, self.real)
+        return find_extractor(self._design.extractor, self._study.sections.spec, self.real)
 
     def __call__(self, virtual: np.ndarray, *, sets: bool = True) -> pd.DataFrame:
         # The same images at other places are the same set.
-        metrics = [name for name in self._study.metrics if sets or name not in SETS]
+        metrics = [name for name in self._design.metrics if sets or name not in SETS]
         frame = scores.compare(
             virtual,
             self.real,
             classes=self._labels,
             metrics=metrics,
             nulls=False,
-            seed=self._study.seed,
+            seed=self._design.seed,
             extractor=self.extractor[0],
-            options=self._study.options,
+            options=self._design.options,
         ).drop(columns="method")
         frame.insert(0, "sample", self._samples)
         frame["tile"] = self._names
         return frame
 
 
-def make_study(
-    data: Any,
-    model: Any,
-    variants: Mapping[str, Mapping[str, Any]],
-    training: Mapping[str, Any],
-    *,
-    split: str | Mapping[str, str],
-    test: Any,
-    folds: int,
-    seeds: Sequence[int],
-    tiles: str,
-    baselines: Sequence[str],
-    metrics: Sequence[str],
-    extractor: Any,
-    options: Mapping[str, Mapping[str, Any]] | None,
-    classes: str | None,
-    n_max: int | None,
-    validation: float,
-    block_um: float | None,
-    gap_um: float | None,
-    samples: Any,
-    seed: int,
-) -> Study:
-    """Check everything that can be, find the tiles, and split them.
+def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Train and score variants.
 
     Parameters
     ----------
+    arguments
+        Those of a verb, by name: ``data``, ``model``, ``folder``, ``training``, and those of :class:`Design`.
     variants
         Arguments of the trainer by name, which are added to, or replace, those of ``training``.
-    data, model, training, split, test, folds, seeds, tiles, baselines, metrics, extractor, options, classes, n_max, validation
-        As of :func:`sthist.benchmark.cross_validate_virtual_he`.
-    block_um, gap_um, samples, seed
-        As of :func:`sthist.benchmark.cross_validate_virtual_he`.
     """
-    wanted = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    shown = (baselines,) if isinstance(baselines, str) else tuple(baselines)
-    _require(wanted, shown, seeds, n_max)
+    model, design = arguments["model"], Design.of(arguments)
+    study = make_study(arguments["data"], model, variants, arguments["training"], design)
+    return study.run(model, arguments["folder"])
+
+
+def make_study(
+    data: Any, model: Any, variants: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any], design: Design
+) -> Study:
+    """Check everything that can be, find the tiles, and split them."""
     full = {name: {**training, **arguments} for name, arguments in variants.items()}
     for arguments in full.values():
         _require_known(arguments)
@@ -220,47 +237,52 @@ def make_study(
     elements = {name: training[name] for name in found if training.get(name) is not None}
     largest = max((float(each.get("size_um") or 0) for each in full.values()), default=0.0)
     sections = find_sections(
-        data, tiles, largest_um=largest, classes=classes, samples=_patients(samples), he=training.get("he"), **elements
+        data,
+        design.tiles,
+        largest_um=largest,
+        classes=design.classes,
+        samples=_patients(design.samples),
+        he=training.get("he"),
+        **elements,
     )
-    grouping = grouped(sections, split, samples=samples, block_um=block_um, gap_um=gap_um)
-    made = folds_in(sections, grouping, test=test, folds=folds, validation=validation, n_max=n_max, seed=seed)
+    grouping = grouped(sections, design.split, samples=design.samples, block_um=design.block_um, gap_um=design.gap_um)
+    for arguments in full.values():
+        _require_said(sections, arguments)
+    folds = folds_in(
+        sections,
+        grouping,
+        tissue=next((each["tissue"] for each in full.values() if each.get("tissue") is not None), None),
+        test=design.test,
+        folds=design.folds,
+        validation=design.validation,
+        n_max=design.n_max,
+        seed=design.seed,
+    )
     specs = {}
     for name, arguments in full.items():
-        _require_told(sections, made, arguments)
+        _require_told(sections, folds, arguments)
         size_um, px = arguments.pop("size_um", None), arguments.pop("px", None)
         specs[name] = TileSpec(size_um or sections.spec.size_um, px or sections.spec.px)
     _require_sizes(model, specs)
-    return Study(
-        sections=sections,
-        grouping=grouping,
-        folds=made,
-        split=split if isinstance(split, str) else "explicit",
-        variants=full,
-        factors={name: ", ".join(arguments) or BASE for name, arguments in variants.items()},
-        specs=specs,
-        seeds=tuple(seeds),
-        baselines=shown,
-        metrics=wanted,
-        extractor=extractor,
-        options=options,
-        classes=classes,
-        validation=validation,
-        seed=seed,
-    )
+    factors = {name: ", ".join(arguments) or BASE for name, arguments in variants.items()}
+    return Study(design, sections, grouping, folds, full, factors, specs)
 
 
-def _require(metrics: tuple[str, ...], baselines: tuple[str, ...], seeds: Sequence[int], n_max: int | None) -> None:
+def _require(design: Design) -> None:
     """Refuse what cannot be, before the first tile is read."""
-    for what, given, known in (("metric", metrics, (*PAIRS, *SETS)), ("baseline", baselines, BASELINES)):
+    for what, given, known in (
+        ("metric", design.metrics, (*PAIRS, *SETS)),
+        ("baseline", design.baselines, BASELINES),
+    ):
         unknown = [name for name in given if name not in known]
         if unknown:
             msg = f"There is no {what} {unknown[0]!r}; there are {list(known)}."
             raise ValueError(msg)
-    if not len(tuple(seeds)) or len(set(seeds)) < len(tuple(seeds)):
-        msg = f"seeds= is {list(seeds)}; it is at least one number, each once."
+    if not design.seeds or len(set(design.seeds)) < len(design.seeds):
+        msg = f"seeds= is {list(design.seeds)}; it is at least one number, each once."
         raise ValueError(msg)
-    if n_max is not None and n_max < 2:
-        msg = f"n_max is {n_max}; at least two tiles are scored."
+    if design.n_max is not None and design.n_max < 2:
+        msg = f"n_max is {design.n_max}; at least two tiles are scored."
         raise ValueError(msg)
 
 
@@ -269,7 +291,7 @@ def _require_known(arguments: Mapping[str, Any]) -> None:
     from sthist.models._translation_config import TranslationTraining
     from sthist.tl import train_virtual_he
 
-    settings = {field.name for field in dataclasses.fields(TranslationTraining)}
+    fields = {field.name for field in dataclasses.fields(TranslationTraining)}
     own = set(inspect.signature(train_virtual_he).parameters)
     taken = {
         "data",
@@ -284,11 +306,11 @@ def _require_known(arguments: Mapping[str, Any]) -> None:
         "folder",
         "seed",
     }
-    unknown = sorted(set(arguments) - (settings | own) | set(arguments) & taken)
+    unknown = sorted(set(arguments) - (fields | own) | set(arguments) & taken)
     if unknown:
-        msg = f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are {sorted((settings | own) - taken)}."
+        msg = f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are {sorted((fields | own) - taken)}."
         raise TypeError(msg)
-    TranslationTraining(**{name: value for name, value in arguments.items() if name in settings})
+    TranslationTraining(**{name: value for name, value in arguments.items() if name in fields})
 
 
 def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
@@ -308,19 +330,24 @@ def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
             raise ValueError(msg)
 
 
-def _require_told(sections: Sections, folds: list[Fold], arguments: Mapping[str, Any]) -> None:
-    """Refuse to test a model on a tissue that it is told of and has never seen, before it is trained."""
+def _require_said(sections: Sections, arguments: Mapping[str, Any]) -> None:
+    """Refuse a model that is told the tissue of some tiles, and not of others."""
     tissue, prompts = arguments.get("tissue"), arguments.get("prompts")
     if tissue is None and prompts is not None and not (isinstance(prompts, str) and not prompts.endswith(".json")):
         msg = "prompts= is by tissue or tile: say the tissue with tissue=, so that held-out tiles can be asked for."
         raise ValueError(msg)
-    if tissue is None:
-        return
-    if not isinstance(tissue, str):
+    if tissue is not None and not isinstance(tissue, str):
         missing = [section.name for section in sections.sections if section.name not in tissue]
         if missing:
             msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
             raise KeyError(msg)
+
+
+def _require_told(sections: Sections, folds: list[Fold], arguments: Mapping[str, Any]) -> None:
+    """Refuse to test a model on a tissue that it is told of and has never seen, before it is trained."""
+    tissue = arguments.get("tissue")
+    if tissue is None:
+        return
     for number, fold in enumerate(folds):
         trained, tested = (set(sections.tissues(tissue, part)) for part in (fold.train, fold.test))  # type: ignore[arg-type]
         if tested - trained:

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _elements
+from sthist._samples import samples_of
 from sthist._settings import settings
 from sthist.benchmark._extractor import find_extractor
-from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, require_fine
+from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, require_fine, truths_of
 from sthist.benchmark._seams import seam_of
-from sthist.benchmark._shared_tiles import require_column, shared_tiles
+from sthist.benchmark._shared_tiles import SharedTiles, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import SETS, shuffled
-from sthist.tiles._pairs import laid_tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from spatialdata import SpatialData
 
+    from sthist._samples import Sample
     from sthist.encoders import Encoder
+    from sthist.models import Translator
 
 
 def virtual_he(
-    sdata: SpatialData,
+    data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",
     *,
+    of: Translator | None = None,
     he: str | None = None,
     tiles: str = "tiles",
     classes: str | None = None,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
-    extractor: str | Encoder | Callable[[Any], Any] | None = None,
+    extractor: str | Encoder | Callable[[Any], Any] | None = "morphology",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     nuclei: bool | str = True,
     nulls: bool = True,
@@ -43,22 +47,26 @@ def virtual_he(
 
     Parameters
     ----------
-    sdata
-        One sample with both images registered in ``um``.
+    data
+        One sample, or a mapping of name to sample, with both images registered in ``um``.
     key
         The virtual image.
+    of
+        A model of :func:`sthist.tl.train_virtual_he`: score the tiles that its training has held out (``test=``), and no others. They are
+        found by sample and place, whether they were laid or spread by the training; samples without such are left out. By default all
+        laid tiles are scored, also those that a model was trained on, whose scores are too good.
     he
         The real one.
     tiles
-        Tiles that :func:`sthist.pp.tiles` has laid. Those that leave either image are left out.
+        Tiles that :func:`sthist.pp.tiles` has laid, alike in all samples. Those that leave either image are left out.
     classes
         Column of the tiles' table that holds the region class of each; :func:`region_tests` compares them.
     metrics
         As of :func:`sthist.metrics.image.compare`: ``"mse"``, ``"psnr"``, ``"ssim"``, ``"lpips"``, ``"clip"``, ``"fid"``, ``"kid"``.
     extractor
         What FID and KID look through: the name of an encoder such as ``"morphology"``, which is built in, or an encoder, whose features
-        are standardised by the real tiles; a function, as of :func:`sthist.metrics.image.fid`. By default Inception-v3, whose weights
-        have to be there.
+        are standardised by the real tiles; a function, as of :func:`sthist.metrics.image.fid`; or None for Inception-v3, whose weights
+        have to be there. Values through different ones do not compare.
     options
         Further arguments of metrics, as of :func:`sthist.metrics.image.compare`.
     nuclei
@@ -67,25 +75,29 @@ def virtual_he(
         key of shapes). What is segmented counts as the truth, and is none. Where there is no real H&E,
         :func:`nucleus_preservation` scores nuclei alone.
     nulls
-        Beside each score that of the mean colour, and of the virtual image of another tile.
+        Beside each score that of the mean colour of all real tiles, and of the virtual image of another tile, also of another sample.
     seed
         Of the shuffling; ``settings.seed`` by default.
 
     Returns
     -------
-    One row per method and tile: ``method``, ``tile`` (the instance id), ``class`` if asked for, one column per metric, and
-    ``nucleus_f1``, ``nucleus_iou``, ``nucleus_shift_um`` (median over matched nuclei). All tiles are held in memory at once:
-    six bytes per pixel. ``attrs["sets"]`` holds FID and KID, ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what
-    could not be computed and why; ``attrs["seam"]`` says how far the tiles show that the image was made of: ``seam``, the score of
-    :func:`sthist.metrics.image.seam_score` on their borders, ``interior``, the same half a tile beside them, and their ``ratio``, about 1
-    where seams do not show; or the ``reason`` why there are none.
+    One row per method and tile: ``sample``, ``method``, ``tile`` (the instance id), ``class`` if asked for, one column per metric, and
+    ``nucleus_f1``, ``nucleus_iou``, ``nucleus_shift_um`` (median over matched nuclei). All tiles of all samples are held in memory at once:
+    six bytes per pixel. ``attrs["sets"]`` holds FID and KID, which are of the tiles of all samples together,
+    ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not be computed and why; ``attrs["seam"]`` says
+    how far the tiles show that the image was made of: ``seam``, the score of :func:`sthist.metrics.image.seam_score` on their borders,
+    ``interior``, the same half a tile beside them, and their ``ratio``, about 1 where seams do not show; or the ``reason`` why there are
+    none. Of a mapping of samples it is a mapping, too.
 
     Raises
     ------
+    TypeError
+        If a sample is no SpatialData.
     KeyError
-        If an image, the tiles, shapes or the column is missing.
+        If an image, the tiles, shapes or the column is missing, or the model was not trained on the sample.
     ValueError
-        If no tile lies on both images, or the nuclei cannot be told apart at the tiles' resolution.
+        If no tile lies on both images, tiles differ between samples, the model was trained without a test part, or the nuclei cannot be
+        told apart at the tiles' resolution.
 
     Examples
     --------
@@ -99,25 +111,22 @@ def virtual_he(
     >>> list(means.index), bool(means["virtual"] > means["shuffled"])
     (['virtual', 'mean colour', 'shuffled'], True)
     """
-    _elements.get(sdata, "images", key)
-    he = _elements.find_he(sdata, he)
-    table, spec = laid_tiles(sdata, tiles)
-    if classes is not None:
-        require_column(table, tiles, classes)
+    parts = shared_tiles(
+        samples_of(data), tiles, lambda sdata: (key, _elements.find_he(sdata, he)), column=classes, of=of
+    )
+    spec = parts[0][1].spec
     if nuclei:
         require_fine(spec.mpp)
-    shared = shared_tiles(sdata, tiles, (key, he))
+    truths = None if isinstance(nuclei, bool) or nuclei == "real" else truths_of(parts, nuclei)
     seed = settings.seed if seed is None else seed
-    truth = None if isinstance(nuclei, bool) or nuclei == "real" else Truth(sdata, nuclei)
-    virtual, real = shared.read()
-    labels = None if classes is None else list(shared.column(classes))
+    virtual, real = (_joined(pixels) for pixels in zip(*(part.read() for _, part in parts), strict=True))
     called = None
     if set(SETS) & set([metrics] if isinstance(metrics, str) else metrics):
         extractor, called = find_extractor(extractor, spec, real)
     frame = scores.compare(
         virtual,
         real,
-        classes=labels,
+        classes=None if classes is None else list(_column(parts, classes)),
         metrics=metrics,
         nulls=nulls,
         seed=seed,
@@ -125,12 +134,38 @@ def virtual_he(
         options=options,
     )
     if nuclei:
-        true = haematoxylin_nuclei(real, spec.mpp) if truth is None else truth.nuclei(shared)
-        _add_nuclei(frame, haematoxylin_nuclei(virtual, spec.mpp), true, spec.mpp, seed)
-    frame["tile"] = shared.names[frame["tile"]]
+        found, true = _nuclei(parts, truths, virtual, real)
+        _add_nuclei(frame, found, true, spec.mpp, seed)
+    names = np.repeat([sample.name for sample, _ in parts], [len(part) for _, part in parts])
+    frame.insert(0, "sample", names[frame["tile"]])
+    frame["tile"] = _column(parts, "instance_id")[frame["tile"]]
     frame.attrs["extractor"] = called
-    frame.attrs["seam"] = seam_of(sdata, key, seed=seed)
+    seams = {sample.name: seam_of(sample.data, key, seed=seed) for sample, _ in parts}
+    frame.attrs["seam"] = seams if isinstance(data, Mapping) else next(iter(seams.values()))
     return frame
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles of all samples; those of one are not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _column(parts: Sequence[tuple[Sample, SharedTiles]], name: str) -> np.ndarray:
+    """A column of the tiles of all samples."""
+    return _joined([part.column(name) for _, part in parts])
+
+
+def _nuclei(
+    parts: Sequence[tuple[Sample, SharedTiles]], truths: Sequence[Truth] | None, virtual: np.ndarray, real: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Nuclei that are found in all tiles, and true ones; stains and contrast are those of a sample."""
+    found, true, start = [], [], 0
+    for i, (_, part) in enumerate(parts):
+        mine = slice(start, start + len(part))
+        found += haematoxylin_nuclei(virtual[mine], part.spec.mpp)
+        true += haematoxylin_nuclei(real[mine], part.spec.mpp) if truths is None else truths[i].nuclei(part)
+        start += len(part)
+    return found, true
 
 
 def _add_nuclei(frame: pd.DataFrame, found: list[np.ndarray], truth: list[np.ndarray], mpp: float, seed: int) -> None:

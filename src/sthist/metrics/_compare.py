@@ -22,6 +22,8 @@ PIXELS = {"mse": mse, "psnr": psnr, "ssim": ssim}
 PAIRS = ("mse", "psnr", "ssim", "lpips", "clip")
 SETS = ("fid", "kid")
 NOT_AVAILABLE = "not available"
+NO_SCORES = ("fold", "seed", "tile")
+"""Columns of numbers that tell rows apart."""
 
 
 def compare(
@@ -187,6 +189,36 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
     summary = pd.DataFrame(rows)
     summary.attrs["not_available"] = reasons
     return summary
+
+
+def by_seed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """One row per group and seed: the mean of each score of tiles, and of FID and KID, which belong to whole sets, over the folds.
+
+    Parameters
+    ----------
+    frame
+        Scores of tiles by seed, such as :func:`sthist.benchmark.cross_validate_virtual_he` makes.
+    keys
+        Columns to group by, beside the seed.
+    """
+    import pandas as pd
+
+    within = list(dict.fromkeys([*keys, "seed"]))
+    names = [name for name in frame.select_dtypes("number").columns if name not in (*within, *NO_SCORES)]
+    grouped = frame.groupby(within, sort=False, observed=True)
+    means = grouped[names].mean()
+    means.insert(0, "n_tiles", grouped.size())
+    records = pd.DataFrame(frame.attrs.get("sets", []))
+    if len(records):
+        whole = "class" not in keys
+        records = records[records["class"].isna() if whole else records["class"].notna()]
+        if len(records) and set(within) <= set(records.columns):
+            sets = records.pivot_table(index=within, columns="metric", values="value", aggfunc="mean", observed=True)
+            means = means.join(sets)
+    for name in frame.attrs.get("not_available", {}):
+        if name not in means:
+            means[name] = np.nan
+    return means.reset_index()
 
 
 def check_column(frame: pd.DataFrame, by: str | None) -> None:

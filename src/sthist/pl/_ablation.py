@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sthist.metrics._compare import by_seed
 from sthist.pl._base import finish
 from sthist.pl._image_metrics import LABELS
 
@@ -106,28 +107,20 @@ def ablation(
 
 def _scores(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One value per variant, factor, method and seed."""
-    import pandas as pd
-
-    keys = ["variant", "factor", "method", "seed"]
-    missing = [name for name in keys if name not in frame]
+    keys = ["variant", "factor", "method"]
+    missing = [name for name in [*keys, "seed"] if name not in frame]
     if missing:
         msg = f"The table has no column {missing[0]!r}, but {list(frame.columns)}; it comes from benchmark.ablate_virtual_he."
         raise ValueError(msg)
-    sets = pd.DataFrame(frame.attrs.get("sets", []))
-    if metric in frame:
-        values = frame.groupby(keys, sort=False, observed=True)[metric].mean()
-    elif len(sets) and metric in set(sets["metric"]):
-        own = sets[(sets["metric"] == metric) & sets["class"].isna()]
-        values = own.groupby(keys, sort=False, observed=True)["value"].mean()
-    else:
-        reason = frame.attrs.get("not_available", {}).get(metric, f"It has {list(frame.columns)}.")
-        msg = f"The table has no score {metric!r}. {reason}"
+    seeds = by_seed(frame, keys)
+    reasons = frame.attrs.get("not_available", {})
+    if metric not in seeds:
+        msg = f"The table has no score {metric!r}; it has {[name for name in seeds if name not in (*keys, 'seed', 'n_tiles')]}."
         raise ValueError(msg)
-    if values.isna().all():
-        reason = frame.attrs.get("not_available", {}).get(metric, "All its values are missing.")
-        msg = f"The score {metric!r} is not available: {reason}"
+    if seeds[metric].isna().all():
+        msg = f"The score {metric!r} is not available: {reasons.get(metric, 'all its values are missing.')}"
         raise ValueError(msg)
-    return values.rename("value").reset_index()
+    return seeds[[*keys, "seed", metric]].rename(columns={metric: "value"})
 
 
 def _places(trained: pd.DataFrame) -> dict[str, float]:
