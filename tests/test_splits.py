@@ -136,6 +136,45 @@ def test_a_part_of_the_rows(fraction):
     assert not set(slides[train]) & set(slides[test])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "expected"),
+    [
+        ([1000, 2000, 3000], 0.2, 1000),
+        ([600, 100, 100, 100, 100], 0.2, 200),
+        ([2000] * 6, 0.2, 2000),
+        ([2000] * 10, 0.3, 6000),
+        ([2000] * 10, 0.4, 8000),
+        ([2000] * 2, 0.9, 2000),
+    ],
+)
+def test_the_part_is_as_near_as_whole_groups_allow(sizes, fraction, expected):
+    slides = np.repeat(np.arange(len(sizes)), sizes).astype(str)
+    rows = Units(slides, slides.astype(object), pd.DataFrame(index=range(len(slides))))
+    ((train, test),) = folds_of(group_rows(rows, "sample"), np.zeros(len(slides), int), test=fraction)
+    assert (len(train), len(test)) == (sum(sizes) - expected, expected)
+
+
+def test_seed_says_which_of_equal_groups_tests():
+    slides = np.repeat(np.arange(6), 5).astype(str)
+    grouping = group_rows(units(30, slide=slides), "slide")
+    tested = {slides[folds_of(grouping, np.zeros(30, int), test=0.2, seed=seed)[0][1][0]] for seed in range(20)}
+    assert len(tested) > 2
+
+
+def test_the_smallest_groups_are_watched_where_they_are_enough():
+    slides = np.repeat(np.arange(4), [500, 300, 100, 100]).astype(str)
+    grouping = group_rows(units(1000, slide=slides), "slide")
+    kept, watched = validation_part(grouping, np.zeros(1000, int), np.arange(1000), 0.1)
+    assert (len(kept), len(watched)) == (900, 100)
+
+
+def test_one_group_cannot_test():
+    with pytest.raises(
+        ValueError, match="There is one sample, 's0': if it tested, nothing would be left .* split='block'"
+    ):
+        folds_of(group_rows(units(10, 1), "sample"), np.zeros(10, int), test=0.2)
+
+
 def test_one_group_has_nothing_to_spare():
     rows = units(10, 1)
     kept, watched = validation_part(group_rows(rows, "sample"), np.zeros(10, int), np.arange(10), 0.2)

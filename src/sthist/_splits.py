@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FINEST = 10
+"""Parts that groups are put into, at most, of which some are about a fraction of the rows. Fewer parts have more of each class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +84,8 @@ def folds_of(
     codes
         (n,) class of each row; classes are spread over the folds as evenly as the groups allow.
     test
-        Names of the groups that test, or the part of the rows, at least, that does; then there is one fold. By default each group
-        tests once.
+        Names of the groups that test, or the part of the rows that does, as near as whole groups come to it; then there is one fold. By
+        default each group tests once.
     folds
         How many, where ``test`` is not given.
     seed
@@ -142,7 +146,8 @@ def validation_part(
         return rows, rows[:0]
     assigned = assign(grouping.groups[rows], codes[rows], n_folds, seed)
     classes = set(codes[rows].tolist())
-    for fold in range(n_folds):
+    sizes = np.bincount(assigned, minlength=n_folds)
+    for fold in np.argsort(np.abs(sizes - fraction * len(rows)), kind="stable"):
         watched = rows[assigned == fold]
         kept = _near_removed(grouping, rows[assigned != fold], watched)
         if set(codes[kept].tolist()) == classes:
@@ -190,10 +195,34 @@ def _part(grouping: Grouping, codes: np.ndarray, fraction: float, seed: int) -> 
     if not 0 < fraction < 1:
         msg = f"test is {fraction!r}; as a part of the rows it lies between 0 and 1."
         raise ValueError(msg)
-    n_groups = len(np.unique(grouping.groups))
-    n_folds = max(2, min(n_groups, round(1 / min(fraction, 1 - fraction))))
-    first = assign(grouping.groups, codes, n_folds, seed) == 0
-    return first if fraction <= 0.5 else ~first
+    names = np.unique(grouping.groups)
+    if len(names) < 2:
+        raise ValueError(one_group(grouping.by, str(names[0])))
+    n_folds = min(len(names), max(2, Fraction(fraction).limit_denominator(FINEST).denominator))
+    fold = assign(grouping.groups, codes, n_folds, seed)
+    return np.isin(fold, _nearest(np.bincount(fold, minlength=n_folds), fraction * len(fold)))
+
+
+def one_group(by: str, name: str) -> str:
+    """What is wrong where all rows belong together, and a part of them is to test."""
+    finer = (
+        "Make block_um= smaller" if by == "block" else "Split by something finer, such as split='block', or add samples"
+    )
+    return f"There is one {by}, {name!r}: if it tested, nothing would be left to train on. {finer}."
+
+
+def _nearest(sizes: np.ndarray, wanted: float) -> list[int]:
+    """Which of some parts make up about so many rows: at least one, and not all; others are added while that comes nearer."""
+    chosen: list[int] = []
+    while len(chosen) < len(sizes) - 1:
+        total = sizes[chosen].sum()
+        off = np.abs(total + sizes - wanted)
+        off[chosen] = np.inf
+        best = int(off.argmin())
+        if chosen and off[best] >= abs(total - wanted):
+            break
+        chosen.append(best)
+    return chosen
 
 
 def _named(grouping: Grouping, names: list[Any]) -> np.ndarray:

@@ -159,7 +159,7 @@ def test_overfits_one_batch():
     sthist.pp.tiles(sdata, size_um=32, px=32, sampling="fps", n_tiles=4)
     [(_, inputs, targets)] = sthist.tiles.paired_loader(sdata, batch_size=4)
     model = ST2HE(ST2HEConfig(size_um=32, px=32))
-    training = model.training(losses=PLAIN, lr=2e-3, epochs=1, steps_per_epoch=250)
+    training = model.training(losses=PLAIN, lr=2e-3, epochs=1, steps_per_epoch=400)
     model.fit(ArrayPairs(inputs, targets, augment=False), training=training)
     assert l2(model, inputs, targets) < ((targets - targets.mean((0, 1, 2))) ** 2).mean() / 20
 
@@ -267,8 +267,8 @@ class TestSteps:
         assert factors == sorted(factors, reverse=True)
         assert small().training(schedule="constant").lr_factor(9) == 1.0
 
-    def test_running_mean_of_weights(self):
-        """After the training the mean of all steps is kept, weighed as its definition says."""
+    def test_running_mean_of_weights(self, tmp_path):
+        """After each epoch the mean of all steps is kept, weighed as its definition says."""
         model, seen = small(), []
         training = model.training(losses=PLAIN, epochs=1, steps_per_epoch=4, ema=0.5)
 
@@ -285,11 +285,13 @@ class TestSteps:
         start = {name: each.detach().clone() for name, each in model.generator.named_parameters()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Translation, "_average", average)
-            model.fit(Watching(*blots()), training=training)
+            model.fit(Watching(*blots()), training=training, folder=tmp_path)
+        last = dict(sthist.models.load(tmp_path / "checkpoints" / "model").generator.named_parameters())
         for step, decay in enumerate([0.1, 2 / 11, 3 / 12, 4 / 13]):
             start = {name: decay * value + (1 - decay) * seen[step][name] for name, value in start.items()}
         for name, each in model.generator.named_parameters():
             torch.testing.assert_close(each.detach(), start[name], atol=1e-5, rtol=1e-4)
+            assert torch.equal(last[name], each)
 
 
 class TestStops:
@@ -305,30 +307,43 @@ class TestStops:
             return original(fake, real) * (float("nan") if len(calls) > 4 else 1)
 
         monkeypatch.setattr(losses, "l2_loss", broken)
-        with pytest.raises(NotFinite, match=r"At step 4 .*by l2 .*last good epoch is kept in .*last\.ckpt"):
+        with pytest.raises(
+            NotFinite, match=r"At step 4 .*by l2 .*last good epoch is kept: .*last\.ckpt.*load\(.*model"
+        ):
             model.fit(pairs(), training=training, folder=tmp_path)
         state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
         assert state["sthist"]["step"] == 3
-        assert all(value.isfinite().all() for value in state["state_dict"].values())
+        kept = sthist.models.load(tmp_path / "checkpoints" / "model")
+        for name, value in kept.generator.named_parameters():
+            assert value.isfinite().all()
+            assert torch.equal(value, state["state_dict"][f"generator.{name}"])
+        assert kept.config.training["final"]["step"] == 3
         monkeypatch.undo()
         assert len(model.fit(pairs(), training=training, folder=tmp_path, resume=True).history) == 2
 
-    def test_outputs_of_one_colour(self, monkeypatch):
-        """It looked right once, and then does not."""
+    def test_outputs_of_one_colour(self, monkeypatch, tmp_path, caplog):
+        """It looked right for an epoch, and then does not: the first epoch is what is kept."""
         monkeypatch.setattr("sthist.models._translation_watch.CHECK_EVERY", 1)
         looks, calls = as_input(torch.from_numpy(blots()[1]), -1.0), []
 
         def made(_, generator, images, *__):
             calls.append(1)
             kept = generator.vae.skip_conv_1.weight.mean() * 0
-            return kept + (looks[: len(images)] if len(calls) < 3 else images * 0)
+            return kept + (looks[: len(images)] if len(calls) < 4 else images * 0)
 
         monkeypatch.setattr(ST2HE, "translate", made)
         model = small()
-        with pytest.raises(Collapsed, match=r"Stopped at step 6: the outputs are almost of one colour"):
-            model.fit(pairs(), training=model.training(losses=PLAIN, epochs=1, steps_per_epoch=9))
+        with pytest.raises(Collapsed, match=r"Stopped at step 7: the outputs are almost of one colour.* epoch is kept"):
+            model.fit(
+                pairs(),
+                training=model.training(losses=PLAIN, epochs=3, steps_per_epoch=3, batch_size=2),
+                folder=tmp_path,
+            )
+        assert sthist.models.load(tmp_path / "checkpoints" / "model").config.training["final"]["step"] == 3
+        assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["sthist"]["step"] == 3
+        assert "Epoch 2 is not kept: the outputs are almost of one colour" in caplog.text
 
-    def test_what_learns_slowly_is_not_stopped(self, monkeypatch):
+    def test_what_learns_slowly_is_not_stopped_but_said(self, monkeypatch, caplog):
         monkeypatch.setattr("sthist.models._translation_watch.CHECK_EVERY", 1)
         model = pix2pix()
         training = model.training(losses=PLAIN, lr=1e-7, epochs=1, steps_per_epoch=12, batch_size=1)
@@ -336,6 +351,7 @@ class TestStops:
             as_input(torch.from_numpy(model.predict(blots()[0])), -1.0), as_input(torch.from_numpy(blots()[1]), -1.0)
         )
         assert len(model.fit(pairs(), training=training).history) == 1
+        assert "never looked like the real images: " in caplog.text
 
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -386,7 +402,8 @@ class TestStops:
         model = small()
         with pytest.raises(MemoryError, match=f"{said}.* Nothing of this training was kept"):
             model.fit(pairs(), training=model.training(losses=PLAIN, batch_size=8, steps_per_epoch=1, epochs=1))
-        with pytest.raises(MemoryError, match="out of memory with 8 tiles of 32 px; lower batch_size="):
+        fits = {True: r"batch_size=2 fits\.", False: "Not one fits"}[most >= PX**2]
+        with pytest.raises(MemoryError, match=f"out of memory with 8 tiles of 32 px. {fits}"):
             model.predict(blots()[0])
 
     def test_interrupted(self, tmp_path):
@@ -500,7 +517,7 @@ class TestRunning:
         assert [model.running_on(each).chosen_precision() for each in ("cpu", "cuda:1")] == ["float32", "bf16"]
         assert model.running_on("cuda", precision="float32").chosen_precision() == "float32"
         one, other = (model.running_on(precision=each).predict(blots()[0]).astype(int) for each in ("float32", "bf16"))
-        assert 0 < np.abs(one - other).max() < 40
+        assert 0.95 < np.corrcoef(one.ravel(), other.ravel())[0, 1] < 1
 
     def test_it_goes_into_the_record(self):
         sdata = sthist.datasets.toy(size_um=100)

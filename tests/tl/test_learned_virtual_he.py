@@ -158,6 +158,14 @@ def test_tissue_decides(toy):
         sthist.tl.virtual_he(toy, model, tissue=tissue, key_added=tissue, within=box)
     assert not np.array_equal(*(pixels(toy, tissue) for tissue in ("lung", "skin")))
     assert toy.attrs["sthist"]["results"]["skin"]["section"]["prompt"] == "This is skin"
+    both = {"a": toy, "b": sd.deepcopy(toy)}
+    sthist.tl.virtual_he(both, model, tissue={"a": "skin", "b": "lung"}, key_added="told", within=box)
+    assert np.array_equal(pixels(both["a"], "told"), pixels(toy, "skin"))
+    assert np.array_equal(pixels(both["b"], "told"), pixels(toy, "lung"))
+    with pytest.raises(KeyError, match="tissue= says nothing of 1 samples, such as 'b'"):
+        sthist.tl.virtual_he(both, model, tissue={"a": "skin"}, within=box)
+    with pytest.raises(ValueError, match="tissue= is by sample, and one section is given"):
+        sthist.tl.virtual_he(toy, model, tissue={"a": "skin"}, within=box)
 
 
 class TestRefused:

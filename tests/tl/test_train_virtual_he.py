@@ -277,6 +277,22 @@ class TestSplit:
         model = train_virtual_he(both, split="patient", test="P2", samples=patients, **SMALL, **QUICK)
         assert set(model.tiles["sample"][model.tiles["part"] == "train"]) == {"a"}
 
+    def test_squares_are_watched_where_a_whole_patient_would_be_half_of_what_trains(self, both, fits):
+        three = {**both, "c": sd.deepcopy(both["a"])}
+        model = train_virtual_he(three, split="sample", test=["c"], size_um=32, px=32, n_tiles=150, **QUICK)
+        parts = model.tiles.groupby("part")["sample"].unique()
+        assert set(parts["test"]) == {"c"}
+        assert set(parts["train"]) == {"a", "b"}
+        train, watched = (model.tiles[model.tiles["part"] == name] for name in ("train", "validation"))
+        assert 0 < len(watched) < len(train) / 3
+        assert not overlap(train, watched).any()
+
+    @pytest.mark.parametrize("split", ["sample", "patient"])
+    def test_one_sample_cannot_be_held_out_and_that_is_said_before_pixels_are_read(self, sdata, split, monkeypatch):
+        monkeypatch.setattr(TileReader, "read", None)
+        with pytest.raises(ValueError, match=f"There is one {split}.*split='block'"):
+            train_virtual_he(sdata, split=split, test=0.2, **SMALL, **QUICK)
+
     def test_by_a_column_of_the_tiles(self, sdata, fits, caplog):
         table = lay(sdata, 40)["tiles_table"]
         table.obs["part"] = np.where(table.obsm["spatial"][:, 0] < 150, "train", "test")

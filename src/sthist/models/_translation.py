@@ -145,8 +145,8 @@ class Translator(VirtualStainModel):
         validation
             Pairs that are looked at after each epoch.
         folder
-            Is made. After each epoch: ``checkpoints/last.ckpt``, ``metrics.csv`` and ``images/epoch_0001.png`` (input, output
-            and real, side by side); at the end the model.
+            Is made. After each epoch: ``checkpoints/last.ckpt``, the model so far in ``checkpoints/model``, ``metrics.csv`` and
+            ``images/epoch_0001.png`` (input, output and real, side by side); at the end the model.
         training
             How; by default that of :meth:`training`.
         resume
@@ -169,13 +169,13 @@ class Translator(VirtualStainModel):
         FileExistsError
             If there is a checkpoint, and ``resume`` is not set.
         FloatingPointError
-            If the loss is no finite number; the last good epoch is kept.
+            If the loss is no finite number; the last good epoch is kept, as checkpoint and as model.
         RuntimeError
             If the outputs have collapsed.
         MemoryError
             If the device is too small; the message says which batch and tile fit.
         """
-        from sthist.models._translation_fit import fit
+        from sthist.models._translation_fit import fit, provenance
 
         chosen = self.training() if training is None else training
         path = None if folder is None else Path(folder)
@@ -184,10 +184,7 @@ class Translator(VirtualStainModel):
             self.history = fit(self, pairs, chosen, validation=validation, folder=path, **options)
         finally:
             self._version[0] += 1
-        provenance = chosen.to_dict() | {"pairs": len(pairs), "final": self.history[-1] if self.history else {}}
-        if self.config.training:
-            provenance["before"] = self.config.training
-        self.config = dataclasses.replace(self.config, training=provenance)
+        self.config = dataclasses.replace(self.config, training=provenance(self, pairs, chosen, self.history))
         if path is not None:
             self.save(path)
         return self
@@ -385,6 +382,7 @@ class Translator(VirtualStainModel):
         if (folder / TILES).exists():
             self.tiles = pd.read_csv(
                 folder / TILES,
+                dtype={"sample": str},
                 keep_default_na=False,
                 na_values={"shift_um": "", "shift_x_um": "", "shift_y_um": "", "confidence": ""},
             )

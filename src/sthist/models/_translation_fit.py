@@ -17,7 +17,7 @@ import torch
 from sthist._settings import logger, settings
 from sthist.models._lightning import quiet_and_repeatable, where
 from sthist.models._translation_training import NotFinite, Translation
-from sthist.models._translation_watch import Collapsed, KeepLast, Record, Sanity
+from sthist.models._translation_watch import MODEL, Collapsed, KeepLast, Record, Sanity
 
 if TYPE_CHECKING:
     from sthist.models._translation import Translator
@@ -64,7 +64,12 @@ def fit(
         if hasattr(module.generator, "checkpoint_gradients"):
             module.generator.checkpoint_gradients(training.checkpoint_gradients)
         record = Record(folder, validation, training.images_every)
-        watchers = [Sanity(), record, *([KeepLast(checkpoint, facts)] if checkpoint is not None else [])]
+        sanity = Sanity()
+        watchers = [sanity, record]
+        if checkpoint is not None:
+            watchers.append(
+                KeepLast(checkpoint, facts, sanity, lambda: _as_trained(model, pairs, training, record.rows))
+            )
         trainer = lightning.Trainer(
             **where(device),
             precision=_precision(training.precision, device),
@@ -102,6 +107,33 @@ def fit(
             kept = {name: each.detach().clone() for name, each in module._trained()}
         module._put(kept)
     return record.rows
+
+
+def provenance(
+    model: Translator, pairs: Pairs, training: TranslationTraining, rows: list[dict[str, float]]
+) -> dict[str, Any]:
+    """How a model was trained, for its config.
+
+    Parameters
+    ----------
+    model
+        As it was before.
+    pairs, training
+        As of :meth:`Translator.fit`.
+    rows
+        Figures of its epochs.
+    """
+    before = {"before": model.config.training} if model.config.training else {}
+    return training.to_dict() | {"pairs": len(pairs), "final": rows[-1] if rows else {}} | before
+
+
+def _as_trained(
+    model: Translator, pairs: Pairs, training: TranslationTraining, rows: list[dict[str, float]]
+) -> Translator:
+    """The model that a training has come to."""
+    so_far = model.running_on()
+    so_far.config = dataclasses.replace(model.config, training=provenance(model, pairs, training, rows))
+    return so_far
 
 
 def chosen_device(device: str | None) -> str:
@@ -219,7 +251,10 @@ def _kept(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "Nothing of this training was kept; with folder= the last good epoch is."
     if checkpoint.exists():
-        return f"The last good epoch is kept in {checkpoint}."
+        return (
+            f"The last good epoch is kept: resume=True goes on from {checkpoint}, "
+            f"sthist.models.load({str(checkpoint.with_name(MODEL))!r}) reads its model."
+        )
     return "It was in the first epoch, so there is no earlier one."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,34 @@ class Running:
         """H&E of tiles."""
         import torch
 
+        try:
+            return self._made(tiles)
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what the failed pass had made
+        n, px = tiles.shape[:2]
+        msg = f"{self.device} is out of memory with {n} tiles of {px} px. {self._what_fits(tiles)}"
+        raise MemoryError(msg)
+
+    def _what_fits(self, tiles: np.ndarray) -> str:
+        """The largest half, quarter and so on of a batch that goes through."""
+        import torch
+
+        n = len(tiles) // 2
+        while n:
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            try:
+                self._made(tiles[:n])
+            except torch.OutOfMemoryError as error:
+                traceback.clear_frames(error.__traceback__)
+                n //= 2
+            else:
+                return f"batch_size={n} fits."
+        return "Not one fits: something else fills it, or the model is too large for it."
+
+    def _made(self, tiles: np.ndarray) -> np.ndarray:
+        import torch
+
         from sthist.models._translation_training import as_input, as_tiles
 
         # inference_mode and autocast are of a thread.
@@ -56,10 +85,4 @@ class Running:
             images = as_input(torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device), self.input_low)
             images = images.contiguous(memory_format=torch.channels_last)
             prompts = None if self.prompts is None else self.prompts.expand(len(images), -1, -1)
-            try:
-                return as_tiles(self.translate(self.network, images, prompts, None))
-            except torch.OutOfMemoryError as error:
-                msg = (
-                    f"{self.device} is out of memory with {len(tiles)} tiles of {tiles.shape[1]} px; lower batch_size=."
-                )
-                raise MemoryError(msg) from error
+            return as_tiles(self.translate(self.network, images, prompts, None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -14,8 +15,10 @@ from sthist._settings import logger
 from sthist.models._translation_training import as_tiles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from sthist.models._translation import Translator
     from sthist.models._translation_pairs import Pairs
     from sthist.models._translation_training import Translation
 
@@ -28,6 +31,9 @@ and part of the histogram of colours that both have."""
 
 SHOWN, SCORED = 6, 64
 
+MODEL = "model"
+"""Folder of the last epoch's model, beside its checkpoint."""
+
 
 class Collapsed(RuntimeError):
     """What the generator makes has stopped to look like histology."""
@@ -36,31 +42,36 @@ class Collapsed(RuntimeError):
 class Sanity(lightning.Callback):
     """Stops a run whose outputs have collapsed, in the mean, the spread, or the histogram of their colours.
 
-    What never looked right has not collapsed, but has yet to learn: it is watched from the first check that it passes on. Several
-    checks in a row decide, so that one odd batch does not.
+    What never looked right has not collapsed, but has yet to learn: it is watched from the first check that it passes on, and said at
+    the end where there was none. Several checks in a row decide, so that one odd batch does not.
     """
 
     def __init__(self) -> None:
-        self.passed, self.failed = False, 0
+        self.passed, self.failed, self.wrong = False, 0, ""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at every so many steps."""
         if pl_module.step % CHECK_EVERY:
             return
-        wrong = complaint(outputs["fake"].float(), outputs["real"])
-        self.passed = self.passed or not wrong
-        self.failed = self.failed + 1 if wrong and self.passed else 0
+        self.wrong = complaint(outputs["fake"].float(), outputs["real"])
+        self.passed = self.passed or not self.wrong
+        self.failed = self.failed + 1 if self.wrong and self.passed else 0
         if self.failed >= PATIENCE:
-            msg = f"Stopped at step {pl_module.step}: {wrong}, in {PATIENCE} checks in a row. Lower lr= or the adversarial weight."
+            msg = f"Stopped at step {pl_module.step}: {self.wrong}, in {PATIENCE} checks in a row. Lower lr= or the adversarial weight."
             raise Collapsed(msg)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say what never looked right."""
+        if self.wrong and not self.passed:
+            logger.warning("The outputs have never looked like the real images: %s. Train for longer.", self.wrong)
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far."""
-        return {"passed": self.passed, "failed": self.failed}
+        return {"passed": self.passed, "failed": self.failed, "wrong": self.wrong}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.passed, self.failed = state_dict["passed"], state_dict["failed"]
+        self.passed, self.failed, self.wrong = (state_dict[name] for name in ("passed", "failed", "wrong"))
 
 
 def complaint(fake: torch.Tensor, real: torch.Tensor) -> str:
@@ -142,25 +153,39 @@ class Record(lightning.Callback):
 
 
 class KeepLast(Checkpoint):
-    """Writes a checkpoint at the end of each epoch, in place of the one before, in one step.
+    """Writes a checkpoint and the model at the end of each epoch, in place of those before, each in one step.
+
+    Where the last check found the outputs wrong, what is kept is left: a collapse shall not take the place of what was good.
 
     Parameters
     ----------
     path
-        Of the file.
+        Of the checkpoint; the model lies beside it.
     facts
         Plain values that say what the training is of.
+    sanity
+        What checks the outputs.
+    model
+        Gives the model as it is.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
+    def __init__(self, path: Path, facts: dict[str, Any], sanity: Sanity, model: Callable[[], Translator]) -> None:
+        self.path, self.facts, self.sanity, self.model = path, facts, sanity, model
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write it."""
+        """Write them."""
+        if self.sanity.failed:
+            logger.warning("Epoch %d is not kept: %s.", trainer.current_epoch + 1, self.sanity.wrong)
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial)
         partial.replace(self.path)
+        folder, fresh = self.path.with_name(MODEL), self.path.with_name(f"{MODEL}.partial")
+        with pl_module.averaged():
+            self.model().save(fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.replace(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What the training is of."""

@@ -25,7 +25,8 @@ from sthist.tl._translation_checks import (
 from sthist.tl._translation_pairs import SectionPairs, open_section
 from sthist.tl._translation_prompts import Prompts, find_prompts
 from sthist.tl._translation_sections import common_spec, find_sections, same_spec
-from sthist.tl._translation_tiles import choose_tiles, split_tiles
+from sthist.tl._translation_split import split_tiles
+from sthist.tl._translation_tiles import choose_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -132,7 +133,7 @@ def train_virtual_he(
         Tiles whose H&E lies further off the stain are left out, and so are those with nuclei that match nowhere within 10 µm. Tiles with
         too few nuclei to tell stay. None to measure nothing.
     augment
-        Turn and mirror pairs, and vary the brightness of the stain; the colours of the H&E are never changed. Palettes and sizes of
+        Turn and mirror pairs, and vary brightness and haze of the stain; the colours of the H&E are never changed. Palettes and sizes of
         dots are drawn anew in any case.
     backbone
         For ``"sd-turbo"``: hub id or folder of SD-Turbo.
@@ -208,7 +209,7 @@ def train_virtual_he(
         z=z,
         with_points=drawn_mode != "none",
     )
-    require_split(sections, split)
+    require_split(sections, split, test)
     spec = common_spec(sections, size_um, px, _default_spec(model, sections, px))
     said = find_prompts(sections, tissue, prompts)
     if isinstance(model, Translator):
@@ -269,6 +270,7 @@ def train_virtual_he(
         test=test if test is None or isinstance(test, str | float) else list(map(str, test)),
         leaks=leaks,
         max_shift_um=max_shift_um,
+        z=z,
         augment=augment,
         dots_s=None if config.dot_um is not None else [config.dot_s, *dots[1:]],
     )

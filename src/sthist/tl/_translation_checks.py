@@ -10,9 +10,10 @@ import numpy as np
 
 from sthist._genes import closest
 from sthist._rows import core_columns
+from sthist._samples import patients_of_rows
 from sthist._settings import settings
 from sthist._split_groups import group_rows
-from sthist._splits import Units
+from sthist._splits import Units, one_group
 from sthist.models._translation_config import TranslationTraining
 
 if TYPE_CHECKING:
@@ -105,15 +106,15 @@ def require_folder(folder: str | Path | None, *, resume: bool) -> None:
         raise FileExistsError(msg)
 
 
-def require_split(sections: Sequence[Section], split: Any) -> None:
-    """Refuse a split that no tile has.
+def require_split(sections: Sequence[Section], split: Any, test: Any) -> None:
+    """Refuse a split that no tile has, or that leaves nothing to train on.
 
     Raises
     ------
     KeyError
         If there is no such column, or a sample is missing.
     ValueError
-        If there is no such part.
+        If there is no such part, or all samples belong to the one group that would test.
     """
     import pandas as pd
 
@@ -122,6 +123,9 @@ def require_split(sections: Sequence[Section], split: Any) -> None:
         group_rows(Units(names, names, pd.DataFrame(index=range(len(names)))), split)
         return
     if split in NAMED_SPLITS:
+        groups = {"sample": set(names.tolist()), "patient": _patients(sections)}.get(split, set())
+        if test is not None and len(groups) == 1:
+            raise ValueError(one_group(split, str(*groups)))
         return
     for section in sections:
         # Tiles that are yet to be laid know their core, where there are cores.
@@ -133,6 +137,18 @@ def require_split(sections: Sequence[Section], split: Any) -> None:
                 f"or a mapping of sample to part.{closest(split, [*known, *NAMED_SPLITS])}"
             )
             raise KeyError(msg)
+
+
+def _patients(sections: Sequence[Section]) -> set[Any]:
+    """Patients of the samples; tiles that are yet to be laid know no others."""
+    import pandas as pd
+
+    frames = [pd.DataFrame(index=[0]) if section.laid is None else section.laid.obs for section in sections]
+    return {
+        patient
+        for section, obs in zip(sections, frames, strict=True)
+        for patient in patients_of_rows(section.sample, obs)
+    }
 
 
 def require_batch(n: int, batch_size: int) -> None:

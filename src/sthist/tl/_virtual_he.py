@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sthist.tiles._plan import plan_tiles
 from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from shapely.geometry.base import BaseGeometry
@@ -42,7 +43,7 @@ def virtual_he(
     points: str | None = None,
     table: str | None = None,
     z: int | None = None,
-    tissue: str | None = None,
+    tissue: str | Mapping[str, str] | None = None,
     stain_reference: Any = None,
     within: Any = None,
     mpp: float | None = None,
@@ -81,7 +82,7 @@ def virtual_he(
     z
         Plane of a nuclear stain that is a stack; by default its maximum over all planes.
     tissue
-        Which tissue it is, for a model that was trained on several.
+        Which tissue it is, for a model that was trained on several; of several samples, by name.
     stain_reference
         A real H&E whose stain colours and strengths to take: an (h, w, 3) uint8 array, ``(sdata, key)``, or a
         SpatialData with one H&E image. For ``"beer-lambert"``.
@@ -119,7 +120,7 @@ def virtual_he(
     Raises
     ------
     KeyError
-        If an element or channel that was named, or is needed, is missing.
+        If an element or channel that was named, or is needed, is missing; if the tissue of a sample is missing, or unknown to the model.
     ValueError
         If several elements could be meant; if the name is taken; if the stain has no scale, is too coarse, or shows no
         tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one; if there is a ``client``, and
@@ -137,10 +138,18 @@ def virtual_he(
     >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
+    tissue_of = _tissues(sdata, tissue)
 
     @cache  # once for all samples, and not before the first of them is known to be right
-    def ready() -> VirtualStainModel:
-        return _resolve_model(model, stain_reference, tissue, device, compile=compile)
+    def resolved() -> VirtualStainModel:
+        return _resolve_model(model, stain_reference)
+
+    @lru_cache(maxsize=1)  # one network on the device at a time
+    def told(tissue: str | None) -> VirtualStainModel:
+        return _made_ready(resolved(), tissue, device, compile=compile)
+
+    def ready(section: SpatialData) -> VirtualStainModel:
+        return told(tissue_of(section))
 
     return _of_sample(
         sdata,
@@ -165,7 +174,7 @@ def virtual_he(
 @over_samples
 def _of_sample(
     sdata: SpatialData,
-    ready: Callable[[], VirtualStainModel],
+    ready: Callable[[SpatialData], VirtualStainModel],
     *,
     image: str | Sequence[str] | None,
     channel: str | None,
@@ -184,7 +193,7 @@ def _of_sample(
 ) -> Plan | None:
     elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points, table=table, z=z)
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
-    stain = ready()
+    stain = ready(sdata)
     section_um = extent_um(sdata, elements.nuclear)
     for key in elements.nuclear:
         scale.resolve_mpp(sdata, key)
@@ -244,15 +253,31 @@ def _of_sample(
     return None
 
 
-def _resolve_model(
-    model: str | Path | VirtualStainModel,
-    stain_reference: Any,
-    tissue: str | None,
-    device: str | None,
-    *,
-    compile: bool,
-) -> VirtualStainModel:
-    """The model, made ready for a stain, a tissue and a device, where it knows of such."""
+def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> Callable[[SpatialData], str | None]:
+    """What says the tissue of a section.
+
+    Raises
+    ------
+    KeyError
+        If that of a sample is missing.
+    ValueError
+        If tissues are by sample, and there are none.
+    """
+    if not isinstance(tissue, Mapping):
+        return lambda _: tissue
+    if not isinstance(data, Mapping):
+        msg = "tissue= is by sample, and one section is given: say its tissue."
+        raise ValueError(msg)
+    missing = [name for name in data if name not in tissue]
+    if missing:
+        msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
+        raise KeyError(msg)
+    said = {id(section): tissue[name] for name, section in data.items()}
+    return lambda section: said[id(section)]
+
+
+def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
+    """The model, made ready for a stain where it knows of such."""
     if isinstance(model, str) and model == BeerLambert.system:
         model = BeerLambert()
     loaded: Model = model if isinstance(model, Model) else load(model)
@@ -260,17 +285,24 @@ def _resolve_model(
         msg = f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E."
         raise ValueError(msg)
     if isinstance(loaded, BeerLambert):
-        if tissue is not None or compile:
-            msg = f"tissue= and compile= are for networks; {loaded.system!r} is none."
-            raise ValueError(msg)
         return loaded if stain_reference is None else BeerLambert(loaded.config).fit(stain_reference)
     if stain_reference is not None:
         msg = f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
         raise ValueError(msg)
-    if not isinstance(loaded, Translator):
-        return loaded
-    # Said once, so that workers compute on the kind of device that this process would.
-    return loaded.running_on(device or loaded.device_name, tissue=tissue, compile=compile or None)
+    return loaded
+
+
+def _made_ready(
+    model: VirtualStainModel, tissue: str | None, device: str | None, *, compile: bool
+) -> VirtualStainModel:
+    """The model for a tissue and a device, where it knows of such."""
+    if isinstance(model, Translator):
+        # Said once, so that workers compute on the kind of device that this process would.
+        return model.running_on(device or model.device_name, tissue=tissue, compile=compile or None)
+    if isinstance(model, BeerLambert) and (tissue is not None or compile):
+        msg = f"tissue= and compile= are for networks; {model.system!r} is none."
+        raise ValueError(msg)
+    return model
 
 
 def _snap(
