@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from sthist.tiles import TileReader
     from sthist.tl._translation_sections import Section
 
-BRIGHTNESS, HAZE = 1.3, 0.1
-"""The stain of an augmented tile is up to so many times as bright, or as dim, as it is, and its black is moved up or down by so much of
-its white: haze differs from one microscope to the next, and where tissue ends shall not be read off it."""
+BRIGHTNESS = 1.3
+"""The stain of an augmented tile is up to so many times as bright, or as dim, as it is."""
+
+HAZE, KNOTS = 0.1, 4
+"""Haze of an augmented tile, as a part of white: up to so much is added to all of it, or taken away, and up to so much again to each of so
+many places along its sides, and in between as much as lies between. Haze differs from one microscope to the next, and from thick tissue to
+thin; where the stain is dark but for that, tissue shall not be told from glass by it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,5 +195,23 @@ class SectionPairs:
             limits = (low + black * (high - low), low + (high - low) * BRIGHTNESS**exponent)
             overlay = overlay.restyled(limits=limits)
         overlay.read(centre[None], ids=[name], out=stain[None])
+        if self._augment and overlay.limits is not None:
+            add_haze(stain, rng)
         if self._augment:
             stain[:], histology[:] = turned(np.stack([stain, histology]), [way, way])
+
+
+def add_haze(stain: np.ndarray, rng: np.random.Generator) -> None:
+    """Add light, or take it away, here more and there less; in place.
+
+    Parameters
+    ----------
+    stain
+        (px, px, 3) uint8.
+    rng
+        What it is drawn from.
+    """
+    at, knots = (np.arange(len(stain)) + 0.5) / len(stain), np.linspace(0, 1, KNOTS)
+    near = np.maximum(0, 1 - np.abs(at[:, None] - knots) * (KNOTS - 1))
+    haze = near @ rng.uniform(-HAZE, HAZE, (KNOTS, KNOTS)) @ near.T
+    stain[:] = np.clip(np.rint(stain + 255 * haze[..., None]), 0, 255)
