@@ -1,6 +1,6 @@
 """The learned virtual H&E on real sections of other platforms, organs and species than it was trained on.
 
-Run ``PYTHONPATH=tests python bench/real_virtual_he.py [--model st2he-small] [--json FILE] [--figures DIR]``. CosMx (human lung), MERSCOPE
+Run ``PYTHONPATH=tests python bench/real_virtual_he.py [--model st2he-small] [--json FILE] [--figure FILE]``. CosMx (human lung), MERSCOPE
 (mouse brain) and Xenium (human breast) as ``tests/realdata.py`` opens them. Both models run over each section;
 nuclei found in the virtual H&E are held against those of the nuclear stain, beside those of another tile, and the seams against the interior of
 the tiles. On the breast section the virtual H&E is also held against the real one at the real one's resolution, 5.8 µm/px, beside the mean
@@ -25,6 +25,7 @@ from sthist.tiles._source import extent_um
 SECTIONS = ("cosmx_lung12", "merscope_mouse_brain", "xenium_breast_rep1")
 MODELS = {"beer_lambert": "beer-lambert"}
 TILE_UM, TILE_PX, LEAST_IOU = 44.0, 64, 0.3
+SHOWN_UM, SHOWN_PX = 240.0, 480
 REAL_MPP = 5.8
 
 
@@ -58,49 +59,48 @@ def _compare(made: np.ndarray, real: np.ndarray) -> dict:
     return {"psnr": float(10 * np.log10(255**2 / ((made - real) ** 2).mean())), "correlation_of_darkness": r}
 
 
-def figure(sdata, keys: list[str], path: Path) -> None:
-    """The whole section, and a part of it, as stain and transcripts, by each model, and real if there is one."""
+def views(sdata, keys: list[str]) -> dict[str, np.ndarray]:
+    """A part of the section as stain and transcripts, by each model, and real if there is one."""
+    stain = list(sthist._elements.find_nuclear(sdata)[0])
+    x0, y0, x1, y1 = extent_um(sdata, stain)
+    side = min(SHOWN_UM, x1 - x0, y1 - y0)
+    centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+    spec = TileSpec(side, SHOWN_PX)
+    overlay = Overlay(sdata, spec, image=stain, dot_um=2 * spec.mpp, allow_upsampling=True)
+    shown = {"stain and transcripts": overlay.read(centre[None])[0]}
+    box = (*(centre - side / 2), *(centre + side / 2))
+    for key in [*keys, *(["he"] if "he" in sdata else [])]:
+        shown["real" if key == "he" else key] = read_region(sdata, key, box, spec.mpp, fill=255)
+    return shown
+
+
+def figure(shown: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """One row per section."""
     import matplotlib.pyplot as plt
 
-    stain = tuple(sthist._elements.find_nuclear(sdata)[0])
-    x0, y0, x1, y1 = extent_um(sdata, stain)
-    side = min(90.0, x1 - x0, y1 - y0)
-    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-    boxes = {"section": (x0, y0, x1, y1), "middle": (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)}
-    columns = ["stain and transcripts", *keys, *(["real"] if "he" in sdata else [])]
-    fig, axes = plt.subplots(2, len(columns), figsize=(3.4 * len(columns), 6.8), layout="constrained", squeeze=False)
-    for row, (name, box) in zip(axes, boxes.items(), strict=True):
-        mpp = max((box[2] - box[0]) / 700, 0.2)
+    columns = max((list(row) for row in shown.values()), key=len)
+    size = (3.2 * len(columns), 3.4 * len(shown))
+    fig, axes = plt.subplots(len(shown), len(columns), figsize=size, layout="constrained")
+    for row, (section, images) in zip(axes, shown.items(), strict=True):
         for ax, column in zip(row, columns, strict=True):
-            if column == "stain and transcripts":
-                px = int(min(box[2] - box[0], box[3] - box[1]) / mpp)
-                overlay = Overlay(
-                    sdata,
-                    TileSpec.from_mpp(mpp, px),
-                    image=list(stain),
-                    dot_um=max(1.0, 2 * mpp),
-                    allow_upsampling=True,
-                )
-                pixels = overlay.read([[(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]])[0]
-            else:
-                pixels = read_region(sdata, "he" if column == "real" else column, box, mpp, fill=255)
-            ax.imshow(pixels)
-            ax.set(xticks=[], yticks=[], title=f"{column}, {name}")
-            ax.title.set_fontsize(9)
+            ax.axis("off")
+            if column in images:
+                ax.imshow(images[column])
+                ax.set_title(f"{section}, {column}", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=100)
+    fig.savefig(path, dpi=90)
     plt.close(fig)
 
 
 def main() -> None:
-    """Run both models on each section, and keep scores and figures where asked to."""
+    """Run both models on each section, and keep scores and a figure where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="st2he-small")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--figures", type=Path)
+    parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     sthist.settings.progress = False
-    rows = {}
+    rows, shown = {}, {}
     for name in SECTIONS:
         sdata = HIGH_RES[name]()
         for key, model in (MODELS | {"st2he_small": arguments.model}).items():
@@ -112,8 +112,9 @@ def main() -> None:
         if name == "xenium_breast_rep1":
             rows[name]["against_the_real_one"] = against_real(sdata, keys, REAL_MPP) | {"um_per_px": REAL_MPP}
         print(name, json.dumps(rows[name], indent=1), flush=True)
-        if arguments.figures:
-            figure(sdata, keys, arguments.figures / f"{name}.png")
+        shown[name] = views(sdata, keys)
+    if arguments.figure:
+        figure(shown, arguments.figure)
     if arguments.json:
         results = {
             "command": "PYTHONPATH=tests python bench/real_virtual_he.py",
