@@ -145,6 +145,9 @@ def test_a_part_of_the_rows(fraction):
         ([2000] * 10, 0.3, 6000),
         ([2000] * 10, 0.4, 8000),
         ([2000] * 2, 0.9, 2000),
+        ([50] * 100, 0.04, 200),
+        ([50] * 100, 0.01, 50),
+        ([50] * 100, 0.97, 4850),
     ],
 )
 def test_the_part_is_as_near_as_whole_groups_allow(sizes, fraction, expected):

@@ -9,10 +9,16 @@ import numpy as np
 
 from sthist._samples import require_one_spelling
 from sthist._settings import logger
-from sthist._splits import Grouping, Units
+from sthist._splits import Grouping, Units, validation_part
 
 TILES_PER_BLOCK = 4
 """Side of a block, in tiles, where none is given."""
+
+INSIDE = ("block", "random")
+"""Splits whose groups are parts of a sample."""
+
+MOST_WATCHED = 2
+"""Whole patients or samples may be watched up to so many times the part that was asked for; beyond it squares of sections are."""
 
 PARTS = {
     "train": "train",
@@ -65,6 +71,52 @@ def group_rows(units: Units, split: Any, *, block_um: float | None = None, gap_u
         groups = np.arange(len(units)).astype(str)
         return Grouping(split, groups, units.sample, leaks="rows were split at random")
     return _column(units, split)
+
+
+def kinds_of(grouping: Grouping, tissue: np.ndarray) -> np.ndarray:
+    """What no training can do without, (n,): each tissue and, where samples are split inside, each sample.
+
+    Parameters
+    ----------
+    grouping
+        The groups.
+    tissue
+        (n,) that a model is told of each row.
+    """
+    kinds = tissue.astype(str)
+    if grouping.by in INSIDE:
+        kinds = np.array([f"{kind}\n{name}" for kind, name in zip(kinds, grouping.sample, strict=True)])
+    return np.unique(kinds, return_inverse=True)[1]
+
+
+def watched_part(
+    units: Units, grouping: Grouping, tissue: np.ndarray, rows: np.ndarray, fraction: float, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Part rows that train into those that do and those that are watched: whole groups or, where one is too much, squares.
+
+    Parameters
+    ----------
+    units, grouping, tissue
+        All rows, their groups, and what a model is told of each.
+    rows
+        Indices of those that train.
+    fraction
+        That is watched, about.
+    seed
+        Which.
+
+    Returns
+    -------
+    Two arrays of indices, and what the second is groups of; it is empty if none can be spared.
+    """
+    kept, watched = validation_part(grouping, kinds_of(grouping, tissue), rows, fraction, seed=seed)
+    few = grouping.parts is None and grouping.by not in INSIDE and units.centres is not None
+    if fraction and few and not 0 < len(watched) <= MOST_WATCHED * fraction * len(rows):
+        blocks = group_rows(units, "block")
+        inside = validation_part(blocks, kinds_of(blocks, tissue), rows, fraction, seed=seed)
+        if len(inside[1]):
+            return *inside, "block"
+    return kept, watched, grouping.by
 
 
 def _blocks(units: Units, block_um: float | None, gap_um: float | None) -> Grouping:

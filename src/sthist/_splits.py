@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FINEST = 10
-"""Parts that groups are put into, at most, of which some are about a fraction of the rows. Fewer parts have more of each class."""
+"""Parts that groups are put into, of which some are about a fraction of the rows; more only for a smaller one. Fewer have more of each class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +199,8 @@ def _part(grouping: Grouping, codes: np.ndarray, fraction: float, seed: int) -> 
     names = np.unique(grouping.groups)
     if len(names) < 2:
         raise ValueError(one_group(grouping.by, str(names[0])))
-    n_folds = min(len(names), max(2, Fraction(fraction).limit_denominator(FINEST).denominator))
+    finest = max(FINEST, math.ceil(1 / min(fraction, 1 - fraction)))
+    n_folds = min(len(names), Fraction(fraction).limit_denominator(finest).denominator)
     fold = assign(grouping.groups, codes, n_folds, seed)
     return np.isin(fold, _nearest(np.bincount(fold, minlength=n_folds), fraction * len(fold)))
 

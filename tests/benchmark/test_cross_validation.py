@@ -156,7 +156,7 @@ def test_whole_samples_are_watched(five, trainer, classes):
     """Each fold tests one sample and watches another, also where each sample is of a class of its own."""
     for name, sdata in five.items():
         sdata["tiles_table"].obs["organ"] = name
-    frame = cross_validate_virtual_he(five, split="sample", baselines=(), classes=classes)
+    frame = cross_validate_virtual_he(five, split="sample", baselines=(), classes=classes, validation=0.15)
     assert [set(tested) for _, tested in frame.groupby("fold")["sample"]] == [
         {name} for name in frame["sample"].unique()
     ]
@@ -165,21 +165,24 @@ def test_whole_samples_are_watched(five, trainer, classes):
         parts = {name: set(each.values()) for name, each in call.parts.items()}
         assert sorted(map(tuple, parts.values())) == [("test",), ("train",), ("train",), ("train",), ("validation",)]
         assert fold == {"train": 24, "validation": 8, "test": 8}
-        assert call.arguments["validation"] == 0.1
+        assert call.arguments["validation"] == 0.15
 
 
-def test_a_tissue_that_is_told_is_trained_on(five, trainer, knowing, caplog, monkeypatch):
-    """What is watched is never the last of a tissue; where nothing can be watched, that is said."""
+def test_a_tissue_that_is_told_is_trained_on(five, trainer, knowing, monkeypatch):
+    """What is watched is never the last of a tissue: squares are, where a whole sample would be."""
     monkeypatch.setattr(type(knowing(SPEC)), "running_on", lambda self, device, *, tissue: self, raising=False)
     told = {"u": "lung", "v": "lung", "w": "skin", "x": "skin", "y": "skin"}
-    ablate_virtual_he(five, {"told": {"tissue": told}}, split="sample", test=["y"], seeds=(0,), baselines=())
+    watching = {"split": "sample", "baselines": (), "validation": 0.15}
+    ablate_virtual_he(five, {"told": {"tissue": told}}, test=["y"], seeds=(0,), **watching)
     (parts,) = [{name: set(each.values()).pop() for name, each in call.parts.items()} for call in trainer.calls]
     assert sorted(parts.values()) == ["test", "train", "train", "train", "validation"]
     assert {told[name] for name, part in parts.items() if part == "train"} == {"lung", "skin"}
     few = {name: five[name] for name in "uwx"}
-    cross_validate_virtual_he(few, split="sample", test=["x"], tissue=told, baselines=())
-    assert not trainer.calls[-1].arguments["validation"]
-    assert "Fold 0: no group (sample) can be spared for validation" in caplog.text
+    cross_validate_virtual_he(few, test=["x"], tissue=told, **watching)
+    parts = {name: set(each.values()) for name, each in trainer.calls[-1].parts.items()}
+    assert parts["x"] == {"test"}
+    assert "train" in parts["u"] & parts["w"]
+    assert "validation" in parts["u"] | parts["w"]
 
 
 def test_one_group_is_left_out_at_a_time(five, trainer):

@@ -183,6 +183,9 @@ def test_he_is_laid_on_the_stain(tmp_path):
         ValueError, match="with he_alignment=. The folder has Mini_he_imagealignment.csv; is it that one"
     ):
         sthist.io.xenium(path, he=path / "he.png")
+    (path / "Mini_he_imagealignment.csv").rename(path / "Mini_if_imagealignment.csv")
+    assert sthist.io.xenium(path, he=path / "he.png")["he"].shape == (3, 60, 80)  # that one is of another image
+    (path / "Mini_if_imagealignment.csv").rename(path / "Mini_he_imagealignment.csv")
     sdata = sthist.io.xenium(path, he=path / "he.png", he_alignment=path / "Mini_he_imagealignment.csv")
     expected = np.diag([0.2125, 0.2125, 1]) @ [[2, 0, 10], [0, 2, 30], [0, 0, 1]]
     np.testing.assert_allclose(scale.matrix_to(sdata["he"]), expected)

@@ -164,6 +164,9 @@ def test_tissue_decides(toy):
     assert np.array_equal(pixels(both["b"], "told"), pixels(toy, "lung"))
     with pytest.raises(KeyError, match="tissue= says nothing of 1 samples, such as 'b'"):
         sthist.tl.virtual_he(both, model, tissue={"a": "skin"}, within=box)
+    with pytest.raises(KeyError, match="knows no tissue 'lnug'"):
+        sthist.tl.virtual_he(both, model, tissue={"a": "skin", "b": "lnug"}, key_added="late", within=box)
+    assert "late" not in toy  # said before the first is made
     with pytest.raises(ValueError, match="tissue= is by sample, and one section is given"):
         sthist.tl.virtual_he(toy, model, tissue={"a": "skin"}, within=box)
 

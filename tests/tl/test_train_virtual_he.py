@@ -563,6 +563,15 @@ class TestTraining:
         assert loaded.config.training["data"]["n_tiles"]["test"] == len(tested)
         assert np.array_equal(loaded.predict(stain), model.predict(stain))
 
+    def test_resumed_where_names_look_like_numbers(self, both, tmp_path):
+        named = {"01": both["a"], "02": both["b"]}
+        first = train_virtual_he(named, tiny(), folder=tmp_path, size_um=32, px=32, n_tiles=60, **QUICK)
+        again = train_virtual_he(named, tiny(), folder=tmp_path, size_um=32, px=32, n_tiles=60, resume=True, **QUICK)
+        loaded = sthist.models.load(tmp_path)
+        for model in (again, loaded):
+            assert set(model.tiles["sample"]) == {"01", "02"}
+            assert list(model.tiles["instance_id"]) == list(first.tiles["instance_id"])
+
     def test_resumed_on_the_same_tiles_only(self, sdata, tmp_path):
         options = {**QUICK, "n_tiles": 40}
         train_virtual_he(sdata, tiny(), folder=tmp_path, **options)

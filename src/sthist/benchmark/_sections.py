@@ -10,8 +10,8 @@ import numpy as np
 from sthist import _elements
 from sthist._samples import patients_of_rows, samples_of
 from sthist._settings import logger
-from sthist._split_groups import group_rows
-from sthist._splits import Grouping, Units, folds_of, validation_part
+from sthist._split_groups import INSIDE, group_rows, kinds_of, watched_part
+from sthist._splits import Grouping, Units, folds_of
 from sthist.benchmark._shared_tiles import require_column, require_images
 from sthist.tiles import TileReader
 from sthist.tiles._pairs import laid_tiles
@@ -31,9 +31,6 @@ PART = "benchmark_part"
 
 FACTS = {"tissue": ("tissue", "organ"), "platform": ("platform", "technology")}
 """Splits by what is recorded of a sample, and the names under which readers record it."""
-
-INSIDE = ("block", "random")
-"""Splits whose groups are parts of a sample."""
 
 FOLDS, MOST_GROUPS = 5, 10
 """Folds where nobody says how many, and how many groups are left out one by one at most."""
@@ -267,7 +264,7 @@ def _fact(section: Section, what: str, samples: Any) -> str:
 
         table = samples if hasattr(samples, "columns") else pd.read_csv(samples, dtype=str)
         table = table.set_index("sample") if "sample" in table else table
-        said = table[what].to_dict().get(section.name) if what in table else None
+        said = table[what].rename(index=str).to_dict().get(section.name) if what in table else None
         if pd.notna(said):
             return str(said)
     recorded = section.sdata.attrs.get("sthist", {}).get("sample", {})
@@ -293,17 +290,14 @@ def folds_in(
     seed: int,
 ) -> list[Fold]:
     """The folds; of each at most ``n_max`` tiles test, drawn at random."""
-    kinds = _kinds(sections, grouping, tissue)
-    codes = kinds if sections.codes is None else sections.codes
+    told = sections.tissues(tissue, np.arange(len(sections)))
+    told = np.full(len(sections), "") if told is None else told
+    codes = kinds_of(grouping, told) if sections.codes is None else sections.codes
     made: list[Fold] = []
     for train, held_out in folds_of(grouping, codes, test=test, folds=fold_count(grouping, folds), seed=seed):
-        kept, watched = validation_part(grouping, kinds, train, validation, seed=seed)
+        kept, watched, _ = watched_part(sections.units, grouping, told, train, validation, seed=seed)
         if validation and not len(watched):
-            logger.warning(
-                "Fold %d: no group (%s) can be spared for validation: training is watched on nothing.",
-                len(made),
-                grouping.by,
-            )
+            logger.warning("Fold %d: no group (%s) can be spared for validation.", len(made), grouping.by)
         tested = held_out
         if n_max is not None and len(tested) > n_max:
             drawn = np.random.default_rng([seed, len(made)]).permutation(len(tested))[:n_max]
@@ -320,15 +314,6 @@ def fold_count(grouping: Grouping, folds: int | None) -> int:
     if grouping.by in INSIDE or n_groups > MOST_GROUPS:
         return FOLDS
     return max(2, n_groups)  # one group cannot be split, which is said where folds are made
-
-
-def _kinds(sections: Sections, grouping: Grouping, tissue: Any) -> np.ndarray:
-    """What no training can do without: each tissue that a model is told, and each sample where samples are split inside."""
-    told = sections.tissues(tissue, np.arange(len(sections)))
-    kinds = np.full(len(sections), "") if told is None else told.astype(str)
-    if grouping.by in INSIDE:
-        kinds = np.array([f"{kind}\n{name}" for kind, name in zip(kinds, sections.units.sample, strict=True)])
-    return np.unique(kinds, return_inverse=True)[1]
 
 
 def training_data(sections: Sections, grouping: Grouping, fold: Fold, spec: TileSpec) -> Mapping[str, SpatialData]:

@@ -201,8 +201,7 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
             "its training, where tiles.csv is."
         )
         raise ValueError(msg)
-    # Names that look like numbers are numbers where the tiles were read from a file.
-    names = tiles["sample"].astype(str)
+    names = tiles["sample"]
     known, wanted = list(dict.fromkeys(names)), [sample.name for sample in samples]
     strange = [name for name in wanted if name not in known]
     if strange:

@@ -44,6 +44,7 @@ def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) 
         raise ValueError(msg)
     if alignment is None:
         found = sorted({*folder.glob("*imagealignment*.csv"), *folder.glob("*_he_*alignment*.csv")})
+        found = [file for file in found if "if_imagealignment" not in file.name]  # of the immunofluorescence
         hint = f" The folder has {', '.join(file.name for file in found)}; is it that one?" if found else ""
         msg = f"Where does the H&E {he} lie? Give its 3 x 3 matrix or landmarks with he_alignment=.{hint}"
         if aligned or found:

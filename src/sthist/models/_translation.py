@@ -377,17 +377,28 @@ class Translator(VirtualStainModel):
         """What a training has left beside the model."""
         import csv
 
-        import pandas as pd
-
         if (folder / TILES).exists():
-            self.tiles = pd.read_csv(
-                folder / TILES,
-                dtype={"sample": str},
-                keep_default_na=False,
-                na_values={"shift_um": "", "shift_x_um": "", "shift_y_um": "", "confidence": ""},
-            )
+            self.tiles = read_tiles(folder / TILES)
         if (folder / FIGURES).exists():
             with (folder / FIGURES).open(newline="") as file:
                 self.history = [
                     {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
                 ]
+
+
+def read_tiles(path: Path) -> pd.DataFrame:
+    """The tiles of a training as they were written: names stay text, also where they look like numbers.
+
+    Parameters
+    ----------
+    path
+        Of ``tiles.csv``.
+    """
+    import pandas as pd
+
+    measured = ("shift_um", "shift_x_um", "shift_y_um", "confidence")
+    names = dict.fromkeys(("sample", "instance_id", "part", "reason", "tissue"), str)
+    tiles = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=dict.fromkeys(measured, ""))
+    if tiles["instance_id"].str.fullmatch("0|[1-9][0-9]*").all():
+        tiles["instance_id"] = tiles["instance_id"].astype(int)  # laid tiles are numbered
+    return tiles

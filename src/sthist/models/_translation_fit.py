@@ -255,7 +255,7 @@ def _kept(checkpoint: Path | None) -> str:
             f"The last good epoch is kept: resume=True goes on from {checkpoint}, "
             f"sthist.models.load({str(checkpoint.with_name(MODEL))!r}) reads its model."
         )
-    return "It was in the first epoch, so there is no earlier one."
+    return "No epoch was kept yet."
 
 
 def _what_fits(module: Translation, px: int, batch_size: int) -> str:

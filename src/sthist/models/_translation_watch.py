@@ -71,7 +71,7 @@ class Sanity(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.passed, self.failed, self.wrong = (state_dict[name] for name in ("passed", "failed", "wrong"))
+        self.passed, self.failed, self.wrong = (state_dict.get(name, "") for name in ("passed", "failed", "wrong"))
 
 
 def complaint(fake: torch.Tensor, real: torch.Tensor) -> str:
@@ -153,9 +153,10 @@ class Record(lightning.Callback):
 
 
 class KeepLast(Checkpoint):
-    """Writes a checkpoint and the model at the end of each epoch, in place of those before, each in one step.
+    """Writes a checkpoint and the model at the end of each epoch, in place of those before.
 
-    Where the last check found the outputs wrong, what is kept is left: a collapse shall not take the place of what was good.
+    Where the last check found the outputs wrong, what is kept is left: a collapse shall not take the place of what was good. The end of
+    a training is kept in any case.
 
     Parameters
     ----------
@@ -174,18 +175,24 @@ class KeepLast(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Write them."""
-        if self.sanity.failed:
+        if self.sanity.failed and trainer.current_epoch + 1 < trainer.max_epochs:
             logger.warning("Epoch %d is not kept: %s.", trainer.current_epoch + 1, self.sanity.wrong)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial)
         partial.replace(self.path)
-        folder, fresh = self.path.with_name(MODEL), self.path.with_name(f"{MODEL}.partial")
+        folder, fresh, old = (self.path.with_name(f"{MODEL}{end}") for end in ("", ".partial", ".old"))
         with pl_module.averaged():
             self.model().save(fresh)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            if folder.exists():
+                folder.replace(old)
+            fresh.replace(folder)
+        except OSError as error:  # someone has it open, where that matters; the checkpoint is there
+            logger.warning("The model of epoch %d is not in place: %s.", trainer.current_epoch + 1, error)
+        shutil.rmtree(old, ignore_errors=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What the training is of."""

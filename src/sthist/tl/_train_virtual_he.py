@@ -12,6 +12,7 @@ import numpy as np
 from sthist import _store
 from sthist._settings import logger
 from sthist.models import ST2HE, Pix2Pix, Pix2PixConfig, ST2HEConfig, Translator
+from sthist.models._translation import TILES, read_tiles
 from sthist.models._translation_config import require_prompts
 from sthist.tiles import TileSpec
 from sthist.tl._translation_checks import (
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 MODELS = ("small", "sd-turbo", "pix2pix")
 SMALL_PX, PAPER_SPEC = 128, TileSpec(size_um=108.8, px=512)
-TILES_FILE = "tiles.csv"
 
 
 def train_virtual_he(
@@ -124,7 +124,8 @@ def train_virtual_he(
     test
         Names of the groups that test, or the part of the tiles that do; by default none, or what ``split`` says.
     validation
-        Part of the other tiles that is looked at while training.
+        Part of the other tiles that is looked at while training: whole groups, or squares of the sections where one group would be more than
+        twice as much.
     block_um, gap_um
         Of ``split="block"``. By default four tiles, fewer on sections so small that little would be left to train on, and one.
     samples
@@ -230,7 +231,7 @@ def train_virtual_he(
     ]
     frame, known = choose_tiles(sections, spec, n_tiles=n_tiles, max_shift_um=max_shift_um)
     _say_tissue(frame, sections, said)
-    leaks = split_tiles(
+    leaks, watched_by = split_tiles(
         frame,
         known,
         spec.size_um,
@@ -268,9 +269,10 @@ def train_virtual_he(
         n_tiles={part: len(mine) for part, mine in rows.items()},
         split=split if isinstance(split, str) else dict(split),
         test=test if test is None or isinstance(test, str | float) else list(map(str, test)),
+        validated_by=watched_by if len(rows["validation"]) else None,
         leaks=leaks,
         max_shift_um=max_shift_um,
-        z=z,
+        z=None if z is None else np.asarray(z).tolist(),
         augment=augment,
         dots_s=None if config.dot_um is not None else [config.dot_s, *dots[1:]],
     )
@@ -352,11 +354,9 @@ def _say_tissue(frame: pd.DataFrame, sections: Sequence[Section], said: Prompts)
 
 def _write_tiles(frame: pd.DataFrame, folder: Path, *, resume: bool) -> None:
     """Write the tiles; a training that goes on has to be on the same ones."""
-    import pandas as pd
-
-    path = folder / TILES_FILE
+    path = folder / TILES
     if resume and path.exists():
-        before = pd.read_csv(path, keep_default_na=False)
+        before = read_tiles(path)
         if not _told_apart(before).equals(_told_apart(frame)):
             msg = f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go on with them."
             raise ValueError(msg)

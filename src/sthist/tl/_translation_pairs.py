@@ -89,7 +89,7 @@ def open_section(
 class SectionPairs:
     """Pairs of tiles of one or several sections, read when they are asked for.
 
-    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, the brightness of its stain) follows
+    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, brightness and haze of its stain) follows
     from seed, epoch and row alone, whatever else is in the batch. The H&E is turned as its input is; its colours are left as they
     are. Several threads may read at once.
 
@@ -104,7 +104,7 @@ class SectionPairs:
     prompts
         (n,) text of each tile.
     augment
-        Turn and mirror the tiles, and vary the brightness of the stain. Palettes and sizes of dots are drawn in any case.
+        Turn and mirror the tiles, and vary brightness and haze of the stain. Palettes and sizes of dots are drawn in any case.
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class SectionPairs:
         styles = [
             [(overlay.mode, overlay.dot_px, overlay.limits) for overlay in each.overlays] for each in self._sections
         ]
-        digest = hashlib.blake2b(repr([styles, self.prompts, self._augment]).encode(), digest_size=16)
+        drawn = (BRIGHTNESS, HAZE, KNOTS) if self._augment else None
+        digest = hashlib.blake2b(repr([styles, self.prompts, drawn]).encode(), digest_size=16)
         digest.update(self._section.tobytes())
         digest.update(self._centres.round(3).tobytes())
         return digest.hexdigest()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sthist._settings import logger
-from sthist._split_groups import group_rows
-from sthist._splits import Units, folds_of, validation_part
+from sthist._split_groups import group_rows, kinds_of, watched_part
+from sthist._splits import Units, folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 LEAST_TRAINED, TILES_PER_BLOCK = 0.6, (4, 3, 2, 1.5, 1)
 """Sides of the blocks in tiles. On a small section large ones are few, and one of them is most of it: where a smaller part
 than this is left to train on, the next is tried."""
-
-MOST_WATCHED = 2
-"""Whole patients or samples may be watched up to so many times the part that was asked for; beyond it squares of sections are."""
 
 
 def split_tiles(
@@ -36,7 +33,7 @@ def split_tiles(
     block_um: float | None,
     gap_um: float | None,
     seed: int,
-) -> str:
+) -> tuple[str, str]:
     """Put each tile that is not dropped into a part: train, validation or test; those between two parts are dropped.
 
     Parameters
@@ -56,7 +53,7 @@ def split_tiles(
 
     Returns
     -------
-    Why scores of the held-out tiles will be too good; empty if nothing is known to.
+    Why scores of the held-out tiles will be too good, empty if nothing is known to; and what the watched tiles are groups of.
 
     Raises
     ------
@@ -73,10 +70,7 @@ def split_tiles(
 
     def divided(side_um: float | None) -> tuple[Grouping, Parts]:
         grouping = group_rows(units, split, block_um=side_um, gap_um=gap_um)
-        parts = _parts(grouping, _codes(grouping, tissue, sample), test, validation, seed)
-        if validation and _too_coarse(grouping, parts, validation):
-            parts = _watching_blocks(parts, units, tissue, validation, seed)
-        return grouping, parts
+        return grouping, _parts(units, grouping, tissue, test, validation, seed)
 
     sides = [block_um]
     if split == "block" and block_um is None:
@@ -92,7 +86,7 @@ def split_tiles(
     frame["part"], frame["reason"] = part, reason
     others = np.r_[parts.validation, parts.test]
     overlaps = "" if split == "random" else _overlaps(centres, sample, parts.train, others, size_um)
-    return "; ".join(filter(None, [grouping.leaks, overlaps]))
+    return "; ".join(filter(None, [grouping.leaks, overlaps])), parts.watched_by
 
 
 def _first_with_enough(divided: Any, sides: Sequence[float | None], n: int, *, watched: bool) -> tuple[Grouping, Parts]:
@@ -118,50 +112,24 @@ def _first_with_enough(divided: Any, sides: Sequence[float | None], n: int, *, w
 
 
 class Parts(NamedTuple):
-    """Rows of each part, and rows that are in none because they are too near to one."""
+    """Rows of each part, rows that are in none because they are too near to one, and what is watched groups of."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
     near_test: np.ndarray
     near_validation: np.ndarray
+    watched_by: str
 
 
-def _parts(grouping: Grouping, codes: np.ndarray, test: Any, validation: float, seed: int) -> Parts:
-    everything = np.arange(len(codes))
+def _parts(units: Units, grouping: Grouping, tissue: np.ndarray, test: Any, validation: float, seed: int) -> Parts:
+    everything = np.arange(len(units))
     train, tested = everything, everything[:0]
     if test is not None or grouping.parts is not None:
-        [(train, tested)] = folds_of(grouping, codes, test=test, seed=seed)
-    kept, watched = validation_part(grouping, codes, train, validation, seed=seed)
+        [(train, tested)] = folds_of(grouping, kinds_of(grouping, tissue), test=test, seed=seed)
+    kept, watched, by = watched_part(units, grouping, tissue, train, validation, seed=seed)
     near_test = np.setdiff1d(everything, np.r_[train, tested])
-    return Parts(kept, watched, tested, near_test, np.setdiff1d(train, np.r_[kept, watched]))
-
-
-def _too_coarse(grouping: Grouping, parts: Parts, validation: float) -> bool:
-    """Whether groups are so few that watching one whole would cost much of what there is to train on."""
-    if grouping.parts is not None or grouping.by in ("block", "random"):
-        return False
-    n = len(parts.train) + len(parts.validation) + len(parts.near_validation)
-    return not 0 < len(parts.validation) <= MOST_WATCHED * validation * n
-
-
-def _watching_blocks(parts: Parts, units: Units, tissue: np.ndarray, validation: float, seed: int) -> Parts:
-    """Parts of which squares of the trained sections are watched, where there are enough; what tests stays."""
-    trained = np.sort(np.r_[parts.train, parts.validation, parts.near_validation])
-    blocks = group_rows(units, "block")
-    kept, watched = validation_part(blocks, _codes(blocks, tissue, units.sample), trained, validation, seed=seed)
-    if not len(watched):
-        return parts
-    logger.info("Squares of the sections that are trained on are watched: whole groups would be much of them.")
-    between = np.setdiff1d(trained, np.r_[kept, watched])
-    return parts._replace(train=kept, validation=watched, near_validation=between)
-
-
-def _codes(grouping: Grouping, tissue: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """What is spread over the parts as evenly as the groups allow: tissues, and samples where they are split inside."""
-    inside = grouping.by in ("block", "random")
-    kinds = np.array([f"{a}\n{b}" for a, b in zip(tissue, sample, strict=True)]) if inside else tissue
-    return np.unique(kinds, return_inverse=True)[1]
+    return Parts(kept, watched, tested, near_test, np.setdiff1d(train, np.r_[kept, watched]), by)
 
 
 def _overlaps(centres: np.ndarray, sample: np.ndarray, train: np.ndarray, others: np.ndarray, size_um: float) -> str:

@@ -138,18 +138,21 @@ def virtual_he(
     >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
-    tissue_of = _tissues(sdata, tissue)
+    said = _tissues(sdata, tissue)
 
     @cache  # once for all samples, and not before the first of them is known to be right
     def resolved() -> VirtualStainModel:
-        return _resolve_model(model, stain_reference)
+        found = _resolve_model(model, stain_reference)
+        for each in said.values():
+            _made_ready(found, each, None, compile=False)  # whether it knows them all
+        return found
 
     @lru_cache(maxsize=1)  # one network on the device at a time
     def told(tissue: str | None) -> VirtualStainModel:
         return _made_ready(resolved(), tissue, device, compile=compile)
 
     def ready(section: SpatialData) -> VirtualStainModel:
-        return told(tissue_of(section))
+        return told(said[id(section)] if said else tissue)  # type: ignore[arg-type]
 
     return _of_sample(
         sdata,
@@ -253,8 +256,8 @@ def _of_sample(
     return None
 
 
-def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> Callable[[SpatialData], str | None]:
-    """What says the tissue of a section.
+def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str]:
+    """The tissue of each section, where it is said by sample; empty where it is not.
 
     Raises
     ------
@@ -264,7 +267,7 @@ def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> Callable[[Spa
         If tissues are by sample, and there are none.
     """
     if not isinstance(tissue, Mapping):
-        return lambda _: tissue
+        return {}
     if not isinstance(data, Mapping):
         msg = "tissue= is by sample, and one section is given: say its tissue."
         raise ValueError(msg)
@@ -272,8 +275,7 @@ def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> Callable[[Spa
     if missing:
         msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
         raise KeyError(msg)
-    said = {id(section): tissue[name] for name, section in data.items()}
-    return lambda section: said[id(section)]
+    return {id(section): tissue[name] for name, section in data.items()}
 
 
 def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
