@@ -18,15 +18,18 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 import sthist
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TURNS, BATCH, MOST_OF_THE_REST = 7, 16, 1.2
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FINEST = 10
-"""Parts that groups are put into, of which some are about a fraction of the rows; more only for a smaller one. Fewer have more of each class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +195,10 @@ def _part(grouping: Grouping, codes: np.ndarray, fraction: float, seed: int) -> 
     names = np.unique(grouping.groups)
     if len(names) < 2:
         raise ValueError(one_group(grouping.by, str(names[0])))
-    finest = max(FINEST, math.ceil(1 / min(fraction, 1 - fraction)))
-    n_folds = min(len(names), Fraction(fraction).limit_denominator(finest).denominator)
+    # As few as make up about the fraction: the fewer, the more of each class is in each.
+    share = min(fraction, 1 - fraction)
+    enough = next(n for n in count(2) if abs(max(1, round(share * n)) / n - share) <= share / 8)
+    n_folds = min(len(names), enough)
     fold = assign(grouping.groups, codes, n_folds, seed)
     return np.isin(fold, _nearest(np.bincount(fold, minlength=n_folds), fraction * len(fold)))
 

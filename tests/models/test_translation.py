@@ -638,7 +638,9 @@ class TestFiles:
         import pandas as pd
 
         model = small().fit(pairs(), training=small().training(**SHORT), folder=tmp_path, validation=pairs(3))
-        pd.DataFrame({"sample": ["NA"], "shift_um": [None], "reason": [""]}).to_csv(tmp_path / "tiles.csv")
+        pd.DataFrame({"sample": ["NA"], "instance_id": [7], "shift_um": [None], "reason": [""]}).to_csv(
+            tmp_path / "tiles.csv"
+        )
         loaded = sthist.models.load(tmp_path)
         assert [row["epoch"] for row in loaded.history] == [1, 2]
         assert loaded.history[-1]["validation_ssim"] == pytest.approx(model.history[-1]["validation_ssim"])
