@@ -14,6 +14,7 @@ import numpy as np
 
 from sthist._settings import settings
 from sthist.models._base import VirtualStainModel
+from sthist.models._training_folder import read_figures, read_tiles
 from sthist.models._translation_config import TranslationTraining
 from sthist.models._translation_running import Running
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sthist.models._translation_config import TranslationConfig
     from sthist.models._translation_pairs import Pairs
 
-WEIGHTS, TILES, FIGURES = "model.safetensors", "tiles.csv", "metrics.csv"
+WEIGHTS = "model.safetensors"
 
 
 class Translator(VirtualStainModel):
@@ -375,30 +376,4 @@ class Translator(VirtualStainModel):
 
     def _read_along(self, folder: Path) -> None:
         """What a training has left beside the model."""
-        import csv
-
-        if (folder / TILES).exists():
-            self.tiles = read_tiles(folder / TILES)
-        if (folder / FIGURES).exists():
-            with (folder / FIGURES).open(newline="") as file:
-                self.history = [
-                    {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)
-                ]
-
-
-def read_tiles(path: Path) -> pd.DataFrame:
-    """The tiles of a training as they were written: names stay text, also where they look like numbers.
-
-    Parameters
-    ----------
-    path
-        Of ``tiles.csv``.
-    """
-    import pandas as pd
-
-    measured = ("shift_um", "shift_x_um", "shift_y_um", "confidence")
-    names = dict.fromkeys(("sample", "instance_id", "part", "reason", "tissue"), str)
-    tiles = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=dict.fromkeys(measured, ""))
-    if tiles["instance_id"].str.fullmatch("0|[1-9][0-9]*").all():
-        tiles["instance_id"] = tiles["instance_id"].astype(int)  # laid tiles are numbered
-    return tiles
+        self.tiles, self.history = read_tiles(folder), read_figures(folder)

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from sthist._settings import logger
+from sthist.models._training_folder import FIGURES
 from sthist.models._translation_training import as_tiles
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Record(lightning.Callback):
             ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
         )
         if self.folder is not None:
-            _append(self.folder / "metrics.csv", row)
+            _append(self.folder / FIGURES, row)
 
     def state_dict(self) -> dict[str, Any]:
         """The figures so far."""

@@ -12,7 +12,7 @@ import numpy as np
 from sthist import _store
 from sthist._settings import logger
 from sthist.models import ST2HE, Pix2Pix, Pix2PixConfig, ST2HEConfig, Translator
-from sthist.models._translation import TILES, read_tiles
+from sthist.models._training_folder import TILES, read_tiles
 from sthist.models._translation_config import require_prompts
 from sthist.tiles import TileSpec
 from sthist.tl._translation_checks import (
@@ -355,11 +355,10 @@ def _say_tissue(frame: pd.DataFrame, sections: Sequence[Section], said: Prompts)
 def _write_tiles(frame: pd.DataFrame, folder: Path, *, resume: bool) -> None:
     """Write the tiles; a training that goes on has to be on the same ones."""
     path = folder / TILES
-    if resume and path.exists():
-        before = read_tiles(path)
-        if not _told_apart(before).equals(_told_apart(frame)):
-            msg = f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go on with them."
-            raise ValueError(msg)
+    before = read_tiles(folder) if resume else None
+    if before is not None and not _told_apart(before).equals(_told_apart(frame)):
+        msg = f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go on with them."
+        raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
 
