@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,8 +15,7 @@ from sthist import _elements
 from sthist._settings import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Iterator
 
     import pandas as pd
 
@@ -94,7 +94,7 @@ def over_samples(verb: Verb) -> Verb:
         results = {}
         for sample in samples_of(data):
             logger.info("Sample %s.", sample.name)
-            with _Naming(sample.name):
+            with naming(sample.name):
                 results[sample.name] = verb(sample.data, *args, **kwargs)
         return None if all(result is None for result in results.values()) else results
 
@@ -198,20 +198,14 @@ def safe_names(names: Iterable[str]) -> dict[str, str]:
     return safe
 
 
-class _Naming:
-    """Adds the name of the sample to an error that passes by."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            error.add_note(f"In sample {self._name!r}.")
+@contextmanager
+def naming(sample: str) -> Iterator[None]:
+    """Say of an error that passes by in which sample it arose."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"In sample {sample!r}.")
+        raise
 
 
 def _require_names(data: Mapping[Any, Any]) -> None:

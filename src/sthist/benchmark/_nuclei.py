@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist import _elements, stains
 from sthist._rows import polygons_um, rows_of
-from sthist._samples import samples_of
+from sthist._samples import naming, samples_of
 from sthist._settings import settings
 from sthist.benchmark._shared_tiles import SharedTiles, shared_tiles
 from sthist.metrics import image as scores
@@ -18,7 +18,6 @@ from sthist.tiles import TileReader, segment_nuclei
 from sthist.tiles._nuclei import above_surroundings, contrast_of
 from sthist.tiles._raster import rasterize
 from sthist.tiles._sampling import lies_inside
-from sthist.tl._translation_sections import naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

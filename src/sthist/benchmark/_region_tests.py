@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sthist.metrics import image as scores
-from sthist.metrics._compare import check_column
+from sthist.metrics._compare import NO_SCORES, check_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-
-NO_SCORES = ("tile", "fold", "seed")
 
 
 def region_tests(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _elements
+from sthist._samples import naming
 from sthist._settings import logger
 from sthist.tiles import TileReader
 from sthist.tiles._pairs import laid_tiles
 from sthist.tiles._sampling import lies_inside
-from sthist.tl._translation_sections import naming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -12,9 +12,9 @@ from sthist import _elements
 from sthist._settings import settings
 from sthist.tiles._palette import gene_colours
 from sthist.tiles._points import PointFilter, PointIndex, planes_of, z_step_of
-from sthist.tiles._reader import TileReader, read_grid
+from sthist.tiles._reader import TileReader
 from sthist.tiles._source import extent_um
-from sthist.tiles._spec import TileSpec
+from sthist.tiles._stain_limits import measured_limits, require_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.tiles._source import ImageSource
+    from sthist.tiles._spec import TileSpec
 
 Mode = Literal["multi", "mono", "none"]
-LIMIT_TILES, LIMIT_UM, LIMIT_PX = 64, 64.0, 512
-OVERVIEW_PX = 512
-LIMIT_QUANTILES = (0.01, 0.998)
 MAX_DOT_PX = 128
 PAPER_S = 0.3
 
@@ -169,8 +167,8 @@ class Overlay:
                 z_step_of(sdata, z_step) if planes is not None else 1.0,
             )
             self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
-        self.limits = limits if limits is not None or self._reader is None else self._measured_limits()
-        _require_limits(self.limits)
+        self.limits = limits if limits is not None or self._reader is None else measured_limits(self._reader)
+        require_limits(self.limits)
         self._restyle(mode, palette, color, dot_um, s, dpi)
 
     @property
@@ -207,7 +205,7 @@ class Overlay:
         if seed is not None:
             other.seed = int(seed)
         if limits is not None:
-            _require_limits(limits)
+            require_limits(limits)
             other.limits = limits
         if all(each is None for each in (mode, palette, color, dot_um, s, dpi)):
             return other  # the dots stay as they are
@@ -378,38 +376,6 @@ class Overlay:
                 self._table,
                 self.palette(tile_id),
             )
-
-    def _measured_limits(self) -> tuple[float, float]:
-        """Quantiles of the stain on tissue: they depend on the image alone, and on the resolution it is seen at."""
-        assert self._reader is not None
-        x0, y0, x1, y1 = self._reader.extent_um
-        longest = max(x1 - x0, y1 - y0)
-        coarse = float(np.clip(self.spec.mpp, longest / OVERVIEW_PX, longest / 8))
-        shape = (max(1, int((y1 - y0) / coarse)), max(1, int((x1 - x0) / coarse)))
-        side = min(OVERVIEW_PX, max(shape))
-        overview = read_grid(self._reader.at(TileSpec.from_mpp(coarse, side)), (x0, y0), shape)[..., 0]
-        rows, columns = np.nonzero(overview >= _tissue_level(overview))
-        chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:LIMIT_TILES])
-        centres = np.c_[columns[chosen] + 0.5, rows[chosen] + 0.5] * coarse + [x0, y0]
-        px = int(np.clip(LIMIT_UM / self.spec.mpp, 1, LIMIT_PX))
-        pixels = self._reader.at(TileSpec.from_mpp(self.spec.mpp, px)).read(centres)
-        low, high = np.quantile(pixels, LIMIT_QUANTILES)
-        if low == high:  # a field that is dark but for a few nuclei
-            low, high = pixels.min(), pixels.max()
-        return float(low), float(high)
-
-
-def _require_limits(limits: tuple[float, float] | None) -> None:
-    if limits is not None and not limits[0] < limits[1]:
-        msg = f"limits are {limits}: the first must be less than the second. Is the stain all of one value?"
-        raise ValueError(msg)
-
-
-def _tissue_level(overview: np.ndarray) -> float:
-    """What a coarse view of the stain exceeds where there are nuclei."""
-    from skimage.filters import threshold_otsu
-
-    return float(threshold_otsu(overview)) if np.ptp(overview) > 0 else float(overview.min())
 
 
 def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool, with_points: bool) -> Any:

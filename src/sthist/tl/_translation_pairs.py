@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sthist._samples import naming
 from sthist.models._translation_pairs import turned
 from sthist.tiles import Overlay
-from sthist.tl._translation_sections import naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _elements, scale
-from sthist._samples import Sample, samples_of
+from sthist._samples import Sample, naming, samples_of
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._pairs import laid_tiles
 from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from spatialdata import SpatialData
@@ -179,16 +178,6 @@ def same_spec(one: TileSpec, other: TileSpec) -> bool:
 
 def _in_words(spec: TileSpec) -> str:
     return f"{spec.size_um:g} µm on {spec.px} px"
-
-
-@contextmanager
-def naming(sample: str) -> Iterator[None]:
-    """Say of an error in which sample it arose."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"In sample {sample!r}.")
-        raise
 
 
 def _find_section(

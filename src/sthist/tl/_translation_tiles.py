@@ -11,13 +11,12 @@ import numpy as np
 from sthist import _elements, stains
 from sthist._region import present
 from sthist._rows import core_columns
-from sthist._samples import patients_of_rows
+from sthist._samples import naming, patients_of_rows
 from sthist._settings import logger, settings
 from sthist.pp._tiles import centroids, find_cells, spread_tiles
 from sthist.tiles import Overlay, TileSpec, has_content, keep_shifted, tile_shifts_um
 from sthist.tiles._sampling import MAX_BLANK, lies_inside
 from sthist.tiles._shift import REACH_UM, STAIN_VECTORS
-from sthist.tl._translation_sections import naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
