@@ -112,7 +112,7 @@ def run_sthist(store: Path, regions: str, *, backed: bool = True) -> dict:
 
     import sthist
     from sthist.pp import _aggregate  # noqa: F401
-    from sthist.tiles import _locate_kernels  # noqa: F401
+    from sthist.tiles._regions import locate_kernels  # noqa: F401
 
     chosen = {"bin_um": BIN_UM} if regions == "squares" else {"regions": regions}
 

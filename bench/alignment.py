@@ -30,9 +30,9 @@ from realdata import folder, picture
 from spatialdata.transformations import Affine, set_transformation
 
 import sthist
-from sthist._alignment import from_landmarks
-from sthist._elements import find_nuclear
-from sthist.tiles._source import extent_um
+from sthist._alignment.apply import from_landmarks
+from sthist._sample.elements import find_nuclear
+from sthist.tiles._images.image import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

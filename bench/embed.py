@@ -202,7 +202,7 @@ def measure_memory(store: Path) -> dict:
 
     import sthist
     from sthist.pp import _embed
-    from sthist.tiles import _map
+    from sthist.tiles._blocks import run
 
     def resident() -> dict[str, int]:
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
@@ -218,7 +218,7 @@ def measure_memory(store: Path) -> dict:
     peaks = []
 
     def paint_pending(*args, **kwargs):
-        _map.paint_pending(*args, **kwargs)
+        run.paint_pending(*args, **kwargs)
         peaks.append(resident()["VmHWM"] - before)
 
     _embed.paint_pending = paint_pending

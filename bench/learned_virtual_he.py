@@ -22,7 +22,7 @@ import pandas as pd
 from hrst import MPP, section
 
 import sthist
-from sthist import _elements
+from sthist import _sample
 from sthist.benchmark._extractor import find_extractor
 from sthist.benchmark._predict_tiles import predict_tiles
 from sthist.metrics import image as metrics
@@ -88,7 +88,7 @@ def predictions(data: dict, folder: Path, name: str) -> tuple[dict[str, np.ndarr
     centres = table.obsm["spatial"][(table.obs["part"] == "test").to_numpy()]
     centres = centres[np.sort(np.random.default_rng(0).permutation(len(centres))[:TESTED])]
     real = TileReader(sdata, "he", SPEC, fill=255).read(centres)
-    elements = _elements.find_high_res(sdata, image="dapi")
+    elements = _sample.find_high_res(sdata, image="dapi")
     reference = sthist.models.BeerLambert().fit((data["C4"], "he"), seed=0)
     models = {
         "beer_lambert": sthist.models.BeerLambert(),

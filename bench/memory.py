@@ -130,8 +130,8 @@ def run_sthist(store: Path) -> dict:
     import spatialdata as sd
 
     import sthist
-    import sthist.models.beer_lambert
-    from sthist.tiles import _kernels, _painter, _reader  # noqa: F401
+    import sthist.systems.virtual_he.models.beer_lambert
+    from sthist.tiles._blocks import blend  # noqa: F401
 
     assert scipy.ndimage
     sthist.settings.progress = False
@@ -157,7 +157,7 @@ def run_plain(store: Path) -> dict:
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Scale
 
-    from sthist.models.beer_lambert import BeerLambertConfig
+    from sthist.systems.virtual_he.models.beer_lambert import BeerLambertConfig
 
     config = BeerLambertConfig()
     halves: dict[str, float] = {}

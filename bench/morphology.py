@@ -16,7 +16,7 @@ import numpy as np
 
 import sthist
 from sthist import stains
-from sthist.encoders._morphology import STAIN_VECTORS, Morphology
+from sthist.encoders._morphology.encoder import STAIN_VECTORS, Morphology
 from sthist.tiles import TileReader, TileSpec, segment_nuclei
 
 SPEC = TileSpec(size_um=112.0, px=224)

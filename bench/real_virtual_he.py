@@ -20,7 +20,7 @@ from realdata import HIGH_RES
 import sthist
 from sthist.benchmark._seams import seam_of
 from sthist.tiles import Overlay, TileSpec, read_region
-from sthist.tiles._source import extent_um
+from sthist.tiles._images.image import extent_um
 
 SECTIONS = ("cosmx_lung12", "merscope_mouse_brain", "xenium_breast_rep1")
 MODELS = {"beer_lambert": "beer-lambert"}
@@ -61,7 +61,7 @@ def _compare(made: np.ndarray, real: np.ndarray) -> dict:
 
 def views(sdata, keys: list[str]) -> dict[str, np.ndarray]:
     """A part of the section as stain and transcripts, by each model, and real if there is one."""
-    stain = list(sthist._elements.find_nuclear(sdata)[0])
+    stain = list(sthist._sample.elements.find_nuclear(sdata)[0])
     x0, y0, x1, y1 = extent_um(sdata, stain)
     side = min(SHOWN_UM, x1 - x0, y1 - y0)
     centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])

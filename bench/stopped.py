@@ -19,7 +19,7 @@ from spatialdata.transformations import Identity
 from store_state import WORK, Contents, Progress, contents, files, identity, is_consolidated, unlisted, verdict
 
 import sthist
-from sthist.models import BeerLambert, BeerLambertConfig
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert, BeerLambertConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import spatialdata as sd
 
 import sthist
-from sthist import _commit, _store
-from sthist.tiles import _canvas
+from sthist import _store
+from sthist._store import commit
+from sthist.tiles._blocks import canvas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ def run(store: Path, *, overwrite: bool = False) -> None:
 
 def prepare() -> None:
     """Small blocks, so that there are many; no bars."""
-    _canvas.BLOCK_PX = BLOCK_PX
+    canvas.BLOCK_PX = BLOCK_PX
     sthist.settings.progress = False
 
 
@@ -86,7 +87,7 @@ class Steps:
         publish = _store.publish
 
         def watched(*args: Any, **kwargs: Any) -> None:
-            for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (_commit, "_exchange")):
+            for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (commit, "_exchange")):
                 setattr(module, name, self._before(name.strip("_"), getattr(module, name)))
             shutil.rmtree = self._deleting(shutil.rmtree)
             publish(*args, **kwargs)
@@ -140,7 +141,7 @@ def main() -> None:
     if arguments.warm_up:
         warm_up()
     if arguments.no_exchange:
-        _commit._exchange = lambda *_: False
+        commit._exchange = lambda *_: False
     if arguments.fill_at is None:
         steps = Steps(arguments.store, arguments.die_at, kill_this_process)
     else:

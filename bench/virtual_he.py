@@ -63,7 +63,7 @@ def seconds(call) -> float:
 @contextmanager
 def clocked() -> Iterator[list[float]]:
     """Time of each pass through a network."""
-    from sthist.models._translation_running import Running
+    from sthist.systems.virtual_he.inference import Running
 
     took: list[float] = []
     through = Running.__call__

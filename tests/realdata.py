@@ -25,7 +25,7 @@ def folder(name: str) -> Path:
 
 def picture(path: Path) -> np.ndarray:
     """Pixels of a picture file."""
-    from sthist.io._images import read_image
+    from sthist.io._files.images import read_image
 
     return read_image(path, path.name).pixels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import sys
@@ -13,7 +14,8 @@ import pytest
 import spatialdata as sd
 
 import sthist
-from sthist import _batch, cli
+from sthist.cli import commands
+from sthist.cli.batch import Batch, Running, available_memory, fits, parse_value, read_tasks
 
 
 def rows(path):
@@ -45,7 +47,7 @@ def test_five_of_six(study, tmp_path, capsys, monkeypatch):
         "sample,path,patient,batch,mpp,site",
         *(f"case {i}/a,s{i}.zarr,P{i},b1,{'1.0' if i == 2 else ''},Basel" for i in range(6)),
     )
-    assert cli.main(["run", "tl.virtual_he", str(table)]) == 1
+    assert commands.main(["run", "tl.virtual_he", str(table)]) == 1
     out = capsys.readouterr()
     assert "5 of 6 samples are done" in out.out
     assert "1 failed" in out.err
@@ -72,15 +74,15 @@ def test_five_of_six(study, tmp_path, capsys, monkeypatch):
     shutil.rmtree(folder / "s3.zarr")
     sthist.datasets.toy(size_um=200, seed=3).write(folder / "s3.zarr")
     started = []
-    start = _batch.Batch._start
-    monkeypatch.setattr(_batch.Batch, "_start", lambda *args: started.append(args[1].sample) or start(*args))
-    assert cli.main(["run", "tl.virtual_he", str(table)]) == 0
+    start = Batch._start
+    monkeypatch.setattr(Batch, "_start", lambda *args: started.append(args[1].sample) or start(*args))
+    assert commands.main(["run", "tl.virtual_he", str(table)]) == 0
     assert started == ["case 3/a"]
     assert rows(folder / "samples.run" / "errors.csv") == []
-    assert cli.main(["run", "tl.virtual_he", str(table)]) == 0
+    assert commands.main(["run", "tl.virtual_he", str(table)]) == 0
     assert started == ["case 3/a"]
     assert (
-        cli.main(["run", "tl.virtual_he", str(table), "--set", "mpp=2"]) == 1
+        commands.main(["run", "tl.virtual_he", str(table), "--set", "mpp=2"]) == 1
     )  # other settings: the results are in the way
     assert "exists. Pass overwrite=True" in rows(folder / "samples.run" / "errors.csv")[0]["message"]
 
@@ -88,7 +90,10 @@ def test_five_of_six(study, tmp_path, capsys, monkeypatch):
 def test_into_another_folder(study, tmp_path, capsys):
     """The stores of before stay as they are."""
     table = write_csv(tmp_path / "t.csv", "sample,path,platform", f"a,{study / 's0.zarr'},spatialdata")
-    assert cli.main(["run", "pp.tissue", str(table), "--out", str(tmp_path / "out"), "--set", "key_added=outline"]) == 0
+    assert (
+        commands.main(["run", "pp.tissue", str(table), "--out", str(tmp_path / "out"), "--set", "key_added=outline"])
+        == 0
+    )
     assert "outline" in sd.read_zarr(tmp_path / "out" / "a.zarr").shapes
     assert "outline" not in sd.read_zarr(study / "s0.zarr").shapes
 
@@ -110,15 +115,15 @@ def test_into_another_folder(study, tmp_path, capsys):
 )
 def test_wrong_tables(tmp_path, capsys, content, arguments, message):
     (tmp_path / "t.csv").write_text(content)
-    assert cli.main(["run", "tl.virtual_he", str(tmp_path / "t.csv"), *arguments]) == 1
+    assert commands.main(["run", "tl.virtual_he", str(tmp_path / "t.csv"), *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_wrong_verb(tmp_path, capsys):
     write_csv(tmp_path / "t.csv", "sample,path", "a,x.zarr")
-    assert cli.main(["run", "tl.virtual", str(tmp_path / "t.csv")]) == 1
+    assert commands.main(["run", "tl.virtual", str(tmp_path / "t.csv")]) == 1
     assert "There is no verb 'tl.virtual'; there are pp.aggregate, pp.align, " in capsys.readouterr().err
-    assert cli.main(["run", "tl.virtual_he", str(tmp_path / "none.csv")]) == 1
+    assert commands.main(["run", "tl.virtual_he", str(tmp_path / "none.csv")]) == 1
     assert "There is no table of samples" in capsys.readouterr().err
 
 
@@ -130,10 +135,10 @@ def test_a_process_that_dies(study, tmp_path, monkeypatch):
     )
     script.chmod(0o755)
     table = write_csv(tmp_path / "t.csv", "sample,path", f"doomed,{study / 's0.zarr'}", f"lives,{study / 's1.zarr'}")
-    tasks = _batch.read_tasks(table, "pp.tissue", tmp_path / "out", {})
-    batch = _batch.Batch(tasks, tmp_path / "run")
-    monkeypatch.setattr(_batch.sys, "executable", str(script))
-    monkeypatch.setattr(_batch.Batch, "_start", _with_newline(_batch.Batch._start))
+    tasks = read_tasks(table, "pp.tissue", tmp_path / "out", {})
+    batch = Batch(tasks, tmp_path / "run")
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(Batch, "_start", _with_newline(Batch._start))
     assert batch.run(jobs=2) == 1
     (error,) = rows(tmp_path / "run" / "errors.csv")
     assert error["message"] == f"The process was killed by {signal.SIGKILL.name}; is there enough memory?"
@@ -144,12 +149,12 @@ def _with_newline(start):
     """The shell reads a line."""
 
     def started(self, task, threads):
-        dumps = _batch.json.dumps
-        _batch.json.dumps = lambda value: dumps(value) + "\n"
+        dumps = json.dumps
+        json.dumps = lambda value: dumps(value) + "\n"
         try:
             return start(self, task, threads)
         finally:
-            _batch.json.dumps = dumps
+            json.dumps = dumps
 
     return started
 
@@ -169,19 +174,19 @@ def test_memory_decides_how_many(monkeypatch):
         pid = 1
 
     monkeypatch.setattr(psutil, "Process", Process)
-    one = _batch.Running(None, Handle(), 0.0)
-    assert _batch.fits([], 0)
-    assert not _batch.fits([one], 0)
-    monkeypatch.setattr(_batch, "available_memory", lambda: 4_000_000_000)
-    assert _batch.fits([one], 2_000_000_000)  # 1.4 GB to come, 2.4 GB for the next: 3.8
-    monkeypatch.setattr(_batch, "available_memory", lambda: 3_700_000_000)
-    assert not _batch.fits([one], 2_000_000_000)
+    one = Running(None, Handle(), 0.0)
+    assert fits([], 0)
+    assert not fits([one], 0)
+    monkeypatch.setattr("sthist.cli.batch.available_memory", lambda: 4_000_000_000)
+    assert fits([one], 2_000_000_000)  # 1.4 GB to come, 2.4 GB for the next: 3.8
+    monkeypatch.setattr("sthist.cli.batch.available_memory", lambda: 3_700_000_000)
+    assert not fits([one], 2_000_000_000)
     monkeypatch.undo()
-    assert 0 < _batch.available_memory() <= psutil.virtual_memory().total
+    assert 0 < available_memory() <= psutil.virtual_memory().total
 
 
 def test_values():
-    assert [_batch.parse_value(text) for text in ("1.5", "true", "null", "[1, 2]", "beer-lambert")] == [
+    assert [parse_value(text) for text in ("1.5", "true", "null", "[1, 2]", "beer-lambert")] == [
         1.5,
         True,
         None,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spatialdata.models import Image2DModel
 
-from sthist import _elements
+from sthist import _sample
 
 
 def image(channels=1, names=None):
@@ -21,7 +21,7 @@ def test_safe_key_is_accepted_by_spatialdata(name):
     """Whatever the text, what comes out may name a column."""
     from re import fullmatch
 
-    assert fullmatch(r"[A-Za-z0-9_.-]+", _elements.safe_key(name))
+    assert fullmatch(r"[A-Za-z0-9_.-]+", _sample.safe_key(name))
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def test_safe_key_is_accepted_by_spatialdata(name):
 )
 def test_nuclear_stain_is_recognised(images, found):
     """By channel, else by name."""
-    elements = _elements.find_high_res(sd.SpatialData(images=images))
+    elements = _sample.find_high_res(sd.SpatialData(images=images))
     assert elements.nuclear == (found,)
 
 
 def test_channels_of_cytoplasm():
     """Membrane, poly-T and ribosomal channels beside the nuclear one; other markers are not taken for it."""
     names = ["DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin", "mystery"]
-    elements = _elements.find_high_res(sd.SpatialData(images={"stain": image(5, names)}))
+    elements = _sample.find_high_res(sd.SpatialData(images={"stain": image(5, names)}))
     assert elements.nuclear_channel == "DAPI"
     assert elements.cytoplasm_channels == tuple(names[1:4])
 
@@ -53,35 +53,35 @@ def test_channels_of_cytoplasm():
 def test_unclear_channel():
     """Two nuclear channels, or none."""
     with pytest.raises(ValueError, match="Which channel of image 'stain'"):
-        _elements.find_high_res(sd.SpatialData(images={"stain": image(2, ["DAPI", "Hoechst"])}))
+        _sample.find_high_res(sd.SpatialData(images={"stain": image(2, ["DAPI", "Hoechst"])}))
     with pytest.raises(ValueError, match="Which channel of image 'dapi'"):
-        _elements.find_high_res(sd.SpatialData(images={"dapi": image(2, ["a", "b"])}))
+        _sample.find_high_res(sd.SpatialData(images={"dapi": image(2, ["a", "b"])}))
 
 
 def test_fields_of_view_must_match():
     """Other channels in one of them."""
     sdata = sd.SpatialData(images={"a": image(1, ["DAPI"]), "b": image(1, ["Hoechst"])})
     with pytest.raises(ValueError, match="have different channels: 'a' has"):
-        _elements.find_high_res(sdata, image=["a", "b"])
+        _sample.find_high_res(sdata, image=["a", "b"])
 
 
 @pytest.mark.parametrize("name", ["he", "HE", "he_image", "sample_he", "H_and_E", "hematoxylin_eosin"])
 def test_he_is_recognised(name):
     """By its name; words that contain the letters are not meant."""
     sdata = sd.SpatialData(images={name: image(3), "the_other": image(3)})
-    assert _elements.find_he(sdata) == name
+    assert _sample.find_he(sdata) == name
 
 
 def test_results_are_not_taken_for_measurements():
     """A virtual image of whatever name is no H&E, and fields of view are no samples."""
     sdata = sd.SpatialData(images={"he": image(3), "my_he": image(3)})
     sdata.attrs["sthist"] = {"results": {"my_he": {}}}
-    assert _elements.find_he(sdata) == "he"
-    _elements.require_one_sample(sd.SpatialData(images={"fov-1": image(), "fov-2": image()}))
+    assert _sample.find_he(sdata) == "he"
+    _sample.require_one_sample(sd.SpatialData(images={"fov-1": image(), "fov-2": image()}))
 
 
 def test_long_lists_are_cut():
     """An error message stays readable."""
     sdata = sd.SpatialData(images={f"fov_{i:03d}": image() for i in range(20)})
     with pytest.raises(KeyError, match=r"'fov_007' and 12 more\."):
-        _elements.get(sdata, "images", "dapi")
+        _sample.get(sdata, "images", "dapi")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import sthist
-from sthist import _samples
+from sthist._sample.samples import Sample, patients_of_rows, require_one_spelling, safe_names, samples_of
 
 
 def adata(**obs):
@@ -16,7 +16,7 @@ def adata(**obs):
 
 
 def test_one_object_is_one_sample(toy):
-    (sample,) = _samples.samples_of(toy)
+    (sample,) = samples_of(toy)
     assert (sample.name, sample.patient, sample.batch) == ("sample", None, None)
     assert sample.data is toy
 
@@ -25,13 +25,13 @@ def test_patient_from_table_attrs_or_observations(toy, tmp_path):
     """In this order."""
     toy.attrs.setdefault("sthist", {})["sample"] = {"name": "T", "patient": "P1", "batch": 3}
     data = {"toy": toy, "obs": adata(patient=["P2"] * 3), "mixed": adata(patient=["P3", "P4", "P4"]), "none": adata()}
-    samples = {sample.name: sample for sample in _samples.samples_of(data)}
+    samples = {sample.name: sample for sample in samples_of(data)}
     assert [samples[name].patient for name in data] == ["P1", "P2", None, None]
     assert samples["toy"].batch == "3"
     frame = pd.DataFrame({"sample": list(data), "patient": ["Q1", "Q2", "Q3", None]})
     frame.to_csv(tmp_path / "s.csv", index=False)
     for table in (frame, frame.set_index("sample"), tmp_path / "s.csv"):
-        given = _samples.samples_of(data, table)
+        given = samples_of(data, table)
         assert [sample.patient for sample in given] == ["Q1", "Q2", "Q3", None]
         assert given[0].batch == "3"
 
@@ -53,13 +53,13 @@ def test_patient_from_table_attrs_or_observations(toy, tmp_path):
 )
 def test_refused(data, error, message):
     with pytest.raises(error, match=message):
-        _samples.samples_of(data)
+        samples_of(data)
 
 
 def test_one_object_under_two_names():
     one = adata()
     with pytest.raises(ValueError, match="'a' and 'b' are one and the same object"):
-        _samples.samples_of({"a": one, "b": one})
+        samples_of({"a": one, "b": one})
 
 
 @pytest.mark.parametrize(
@@ -77,29 +77,29 @@ def test_one_object_under_two_names():
 )
 def test_refused_tables(table, error, message):
     with pytest.raises(error, match=message):
-        _samples.samples_of({"a": adata()}, table)
+        samples_of({"a": adata()}, table)
 
 
 @pytest.mark.parametrize("other", ["P-1", "p1", "P001", "P_1 "])
 def test_two_spellings(other):
     with pytest.raises(ValueError, match="look like one patient"):
-        _samples.require_one_spelling(["P1", None, float("nan"), other])
+        require_one_spelling(["P1", None, float("nan"), other])
 
 
 def test_different_patients():
-    _samples.require_one_spelling(["P1", "P10", "P11", "P100", "Q1", "A"])
+    require_one_spelling(["P1", "P10", "P11", "P100", "Q1", "A"])
 
 
 def test_patients_of_rows():
     own = adata(patient=["P1", "P2", None])
-    assert _samples.patients_of_rows(_samples.Sample("s", own), own.obs).tolist()[:2] == ["P1", "P2"]
+    assert patients_of_rows(Sample("s", own), own.obs).tolist()[:2] == ["P1", "P2"]
     other = adata()
-    assert set(_samples.patients_of_rows(_samples.Sample("s", other, "P9"), other.obs)) == {"P9"}
-    assert set(_samples.patients_of_rows(_samples.Sample("s", other), other.obs)) == {"s"}
+    assert set(patients_of_rows(Sample("s", other, "P9"), other.obs)) == {"P9"}
+    assert set(patients_of_rows(Sample("s", other), other.obs)) == {"s"}
 
 
 def test_safe_names():
-    assert _samples.safe_names(["a/b", "a_b", "A_B", "c"]) == {"a/b": "a_b", "a_b": "a_b_2", "A_B": "A_B_3", "c": "c"}
+    assert safe_names(["a/b", "a_b", "A_B", "c"]) == {"a/b": "a_b", "a_b": "a_b_2", "A_B": "A_B_3", "c": "c"}
 
 
 def test_a_verb_runs_on_every_sample():

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from sthist._split_groups import group_rows
-from sthist._splits import Units, folds_of, validation_part
+from sthist.training.split_groups import group_rows
+from sthist.training.splits import Units, folds_of, validation_part
 
 
 def units(n=40, n_samples=4, seed=0, size_um=10.0, **obs):

@@ -14,7 +14,7 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
 
 import sthist
-from sthist import _commit, _store
+from sthist import _store
 
 
 def square(side=10.0):
@@ -41,7 +41,7 @@ def test_add_and_read_back(backed):
 def test_replacing_with_and_without_the_kernels_help(backed, monkeypatch, exchange):
     """Where folders cannot be exchanged, the old one is put aside first."""
     if not exchange:
-        monkeypatch.setattr(_commit, "_exchange", lambda *_: False)
+        monkeypatch.setattr("sthist._store.commit._exchange", lambda *_: False)
     for side in (10.0, 30.0):
         _store.add(backed, "shapes", "square", square(side), _store.provenance("test"), overwrite=True)
     assert sd.read_zarr(backed.path)["square"].geometry.area.tolist() == [900.0]

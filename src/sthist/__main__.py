@@ -2,6 +2,6 @@
 
 import sys
 
-from sthist.cli import main
+from sthist.cli.commands import main
 
 sys.exit(main())

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, _foreign
+from sthist import _sample
+from sthist._sample import other_tools
 from sthist._settings import logger
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ TOLERANCE = 0.02
 """Relative difference above which two sources of one scale contradict each other."""
 
 
-def matrix_to(element: Any, coordinate_system: str = _elements.UM) -> np.ndarray:
+def matrix_to(element: Any, coordinate_system: str = _sample.UM) -> np.ndarray:
     """The 3 x 3 matrix that takes (x, y, 1) of an element into a coordinate system.
 
     Parameters
@@ -145,7 +146,7 @@ def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
         The sample, and the key of the image.
     """
     recorded = sdata.attrs.get("sthist", {}).get("mpp", {})
-    return dict(recorded[image]) if image in recorded else _foreign.stated_mpp(sdata, image)
+    return dict(recorded[image]) if image in recorded else other_tools.stated_mpp(sdata, image)
 
 
 def record_mpp(sdata: SpatialData, image: str, source: str, mpp: float) -> None:
@@ -196,7 +197,7 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
     >>> sthist.scale.resolve_mpp(sdata, "morphology_focus")
     (0.5, 0.5)
     """
-    element = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "images", image)
     sources: dict[str, tuple[float, float]] = {}
     if mpp is not None:
         sources["the argument mpp="] = (float(mpp), float(mpp))
@@ -237,7 +238,7 @@ def register(
     """
     from spatialdata.transformations import get_transformation
 
-    element = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "images", image)
     if mpp is None:
         mpp = float(np.sqrt(np.prod(resolve_mpp(sdata, image))))
     if not (np.isfinite(mpp) and mpp > 0):
@@ -266,7 +267,7 @@ def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: flo
 
     for _, name, element in sdata.gen_spatial_elements():
         systems = get_transformation(element, get_all=True)
-        if coordinate_system in systems and _elements.UM in systems:
+        if coordinate_system in systems and _sample.UM in systems:
             there = matrix_to(element)
             new = np.diag([factor, factor, 1.0]) @ _place(sdata, name, coordinate_system)
             if not np.allclose(new, there, rtol=TOLERANCE, atol=1.0):
@@ -279,8 +280,8 @@ def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: flo
 
 def _place(sdata: SpatialData, name: str, coordinate_system: str) -> np.ndarray:
     """(3, 3): from an element to a system; of what LazySlide laid on an image, as that image."""
-    if coordinate_system == _foreign.GLOBAL:
-        name = _foreign.laid_in_pixels(sdata).get(name, name)
+    if coordinate_system == other_tools.GLOBAL:
+        name = other_tools.laid_in_pixels(sdata).get(name, name)
     return matrix_to(sdata[name], coordinate_system)
 
 
@@ -306,6 +307,6 @@ def register_system(sdata: SpatialData, coordinate_system: str, to_um: np.ndarra
     for _, name, element in sdata.gen_spatial_elements():
         if coordinate_system in get_transformation(element, get_all=True):
             matrix = to_um @ _place(sdata, name, coordinate_system)
-            set_transformation(element, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_elements.UM)
+            set_transformation(element, Affine(matrix, ("x", "y"), ("x", "y")), to_coordinate_system=_sample.UM)
             changed.append(name)
     return changed

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import sthist
-from sthist.models._base import Stainer, VirtualStainModel
+from sthist.systems.virtual_he import train
 from sthist.tiles import TileReader, TileSpec
-from sthist.tl import _train_virtual_he
+from sthist.training.model import Stainer, VirtualStainModel
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Trainer:
 def trainer(monkeypatch):
     """The trainer that :mod:`sthist.benchmark` calls."""
     made = Trainer()
-    verb = functools.wraps(_train_virtual_he.train_virtual_he)(lambda *args, **kwargs: made(*args, **kwargs))
+    verb = functools.wraps(train.train_virtual_he)(lambda *args, **kwargs: made(*args, **kwargs))
     monkeypatch.setattr(sthist.tl, "train_virtual_he", verb, raising=False)
     return made
 

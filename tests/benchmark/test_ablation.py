@@ -7,7 +7,7 @@ import pytest
 
 from sthist.benchmark._ablation import ablate_virtual_he, paper_variants
 from sthist.benchmark._over_seeds import over_seeds
-from sthist.models._translation_config import LOSSES
+from sthist.systems.virtual_he.config import LOSSES
 from sthist.tiles import TileSpec
 
 SPEC = TileSpec(32, 64)

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 import sthist
-from sthist._splits import Grouping
 from sthist.benchmark._ablation import ablate_virtual_he
 from sthist.benchmark._cross_validation import cross_validate_virtual_he
 from sthist.benchmark._over_seeds import over_seeds
@@ -15,8 +14,9 @@ from sthist.benchmark._predict_tiles import predict_tiles
 from sthist.benchmark._sections import fold_count
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
+from sthist.systems.virtual_he import train
 from sthist.tiles import TileReader, TileSpec
-from sthist.tl import _train_virtual_he
+from sthist.training.splits import Grouping
 
 SPEC = TileSpec(32, 64)
 
@@ -295,7 +295,7 @@ def test_over_seeds():
 
 def test_each_tile_is_asked_for_with_its_tissue(tiled, knowing):
     """Of a model that is told it, in whatever order the tissues come."""
-    from sthist import _elements
+    from sthist import _sample
 
     model, centres = knowing(SPEC), tiled["tiles_table"].obsm["spatial"][:6]
 
@@ -306,7 +306,7 @@ def test_each_tile_is_asked_for_with_its_tissue(tiled, knowing):
 
     model.running_on = told
     tissues = np.array(["skin", "lung", "skin", "skin", "lung", "lung"], object)
-    found = predict_tiles(model, _elements.find_high_res(tiled), centres, SPEC, tissues=tissues, batch_size=2)
+    found = predict_tiles(model, _sample.find_high_res(tiled), centres, SPEC, tissues=tissues, batch_size=2)
     real = TileReader(tiled, "he", SPEC, fill=255).read(centres)
     parts = np.where(tissues == "lung", 2, 4).astype(np.uint8)
     np.testing.assert_array_equal(found, real // parts[:, None, None, None])
@@ -314,7 +314,7 @@ def test_each_tile_is_asked_for_with_its_tissue(tiled, knowing):
 
 def test_a_real_training(tiled, tmp_path, monkeypatch):
     """Two steps of a tiny model: scored on tiles that it has not seen; a call that was stopped goes on."""
-    monkeypatch.setattr(sthist.tl, "train_virtual_he", _train_virtual_he.train_virtual_he, raising=False)
+    monkeypatch.setattr(sthist.tl, "train_virtual_he", train.train_virtual_he, raising=False)
     config = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     model = sthist.models.Pix2Pix(config)
     before = model.weights_sha256()

@@ -8,9 +8,9 @@ import pytest
 import shapely
 
 import sthist
-from sthist._samples import samples_of
+from sthist._sample.samples import samples_of
 from sthist.benchmark._nuclei import nucleus_preservation, outlined_nuclei
-from sthist.benchmark._shared_tiles import shared_tiles
+from sthist.benchmark._tiles import shared_tiles
 from sthist.benchmark._virtual_he import virtual_he
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 import sthist
-from sthist._samples import samples_of
+from sthist._sample.samples import samples_of
 from sthist.benchmark._extractor import find_extractor
 from sthist.benchmark._nuclei import nucleus_preservation
-from sthist.benchmark._shared_tiles import shared_tiles
+from sthist.benchmark._tiles import shared_tiles
 from sthist.metrics import image as scores
 from sthist.tiles import TileReader, TileSpec
 

@@ -380,10 +380,10 @@ def test_walled(seen, tmp_path, name, mpp):
 
 def test_what_is_read_of_a_folder_is_unpacked(seen, tmp_path):
     """No file that the reader checks for is left in the archive."""
-    from sthist.io import _xenium
+    from sthist.io._platforms import xenium
 
     stains = ["morphology_focus.ome.tif", "morphology_focus/ch0000_dapi.ome.tif", "morphology_mip.ome.tif"]
-    names = {*_xenium.SWITCHES, *_xenium.COORDINATES, "experiment.xenium", "cells.zarr.zip", *stains}
+    names = {*xenium.SWITCHES, *xenium.COORDINATES, "experiment.xenium", "cells.zarr.zip", *stains}
     for name in (*names, "morphology.ome.tif"):
         (tmp_path / "outs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "outs" / name).touch()

@@ -69,7 +69,7 @@ def test_a_seed_and_blocks(he, monkeypatch):
     np.testing.assert_array_equal(first["dapi"].to_numpy(), again["dapi"].to_numpy())
     assert first["transcripts"].compute().equals(again["transcripts"].compute())
     assert not np.array_equal(first["dapi"].to_numpy(), other["dapi"].to_numpy())
-    monkeypatch.setattr("sthist.tiles._nuclei.BLOCK_PX", 300)
+    monkeypatch.setattr("sthist._imaging.nuclei.BLOCK_PX", 300)
     blocks = sthist.datasets.simulate_hrst(he, 0.5, seed=3)
     assert len(blocks["table"]) == pytest.approx(len(first["table"]), rel=0.03)
 

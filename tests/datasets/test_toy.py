@@ -7,7 +7,7 @@ import pytest
 import spatialdata as sd
 
 import sthist
-from sthist.tiles._density import is_gene
+from sthist.tiles._molecules.density import is_gene
 
 
 def test_deterministic():
@@ -120,7 +120,7 @@ class TestKinds:
         """Four fields of view that are the nuclear stain, cut."""
         whole = sthist.datasets.toy("xenium", size_um=300)
         sdata = sthist.datasets.toy("cosmx", size_um=300)
-        keys, channel = sthist._elements.find_nuclear(sdata)
+        keys, channel = sthist._sample.elements.find_nuclear(sdata)
         assert (keys, channel) == (("1_image", "2_image", "3_image", "4_image"), "DAPI")
         stitched = sthist.tiles.read_region(sdata, keys, (0, 0, 300, 300), 0.5)
         np.testing.assert_array_equal(

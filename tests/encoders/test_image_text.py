@@ -168,7 +168,7 @@ class TestOpenClip:
             get("open_clip:hf-hub:someone/something", weights=folder, device="cpu")
 
     def test_activation_follows_the_tag(self):
-        from sthist.encoders._open_clip import card_of
+        from sthist.encoders._loaders.open_clip import card_of
 
         assert card_of("ViT-B-32/openai", needs_tag=True).arguments == {"quick_gelu": True}
         assert card_of("ViT-B/32/laion2b_s34b_b79k", needs_tag=True).arguments == {"quick_gelu": False}
@@ -245,7 +245,7 @@ class TestTransformers:
     def test_keep(self, tmp_path):
         import transformers
 
-        from sthist.encoders._transformers import KeepImages
+        from sthist.encoders._loaders.transformers import KeepImages
 
         described = {
             "vision_config": {"img_size": 32, "patch_size": 8, "init_values": 1e-5, "num_classes": 0}

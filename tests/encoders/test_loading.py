@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 import sthist
-from sthist.encoders import _hub, get
+from sthist._weights.hub import _way_out, reachable, socket, urllib
+from sthist.encoders import get
 
 _spec = spec_from_file_location("snapshots", Path(__file__).with_name("snapshots.py"))
 snapshots = module_from_spec(_spec)  # type: ignore[arg-type]
@@ -33,7 +34,7 @@ def _no_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sthist.settings, "offline", False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(_hub, "reachable", lambda: False)
+    monkeypatch.setattr("sthist._weights.hub.reachable", lambda: False)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def hub(tmp_path, monkeypatch):
         return str(folder / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(_hub, "reachable", lambda: True)
+    monkeypatch.setattr("sthist._weights.hub.reachable", lambda: True)
     return folder, asked
 
 
@@ -141,7 +142,7 @@ class TestHub:
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
         monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(_hub, "reachable", lambda: pytest.fail("the network was asked"))
+        monkeypatch.setattr("sthist._weights.hub.reachable", lambda: pytest.fail("the network was asked"))
         monkeypatch.setattr(sthist.settings, "offline", True)
         assert get("uni", device="cpu").provenance["revision"] == COMMIT
 
@@ -158,7 +159,7 @@ class TestHub:
     @pytest.mark.parametrize("encoder", ["uni", "timm:resnet18", "open_clip:ViT-B-32/laion2b_s34b_b79k", "plip"])
     def test_offline_says_where_to_get_them(self, encoder, monkeypatch):
         monkeypatch.setattr(sthist.settings, "offline", True)
-        monkeypatch.setattr(_hub, "reachable", lambda: pytest.fail("the network was asked"))
+        monkeypatch.setattr("sthist._weights.hub.reachable", lambda: pytest.fail("the network was asked"))
         with pytest.raises(ConnectionError, match=r"HF_HUB_OFFLINE is set.*https://huggingface.co/.*weights="):
             get(encoder, device="cpu")
 
@@ -173,7 +174,7 @@ class TestHub:
             attempts.append((address, timeout))
             raise OSError
 
-        monkeypatch.setattr(_hub.socket, "create_connection", refused)
+        monkeypatch.setattr(socket, "create_connection", refused)
         with pytest.raises(ConnectionError, match=r"MahmoodLab/UNI cannot be had.*cannot be reached.*weights="):
             get("uni", revision="never-cached", device="cpu")
         assert len(attempts) == 1
@@ -184,9 +185,9 @@ class TestHub:
 
         monkeypatch.undo()
         released = threading.Event()
-        monkeypatch.setattr(_hub, "CONNECT_S", 0.01)
-        monkeypatch.setattr(_hub, "_connect", lambda *_: released.wait(60))
-        assert not _hub.reachable() or sthist.settings.offline
+        monkeypatch.setattr("sthist._weights.hub.CONNECT_S", 0.01)
+        monkeypatch.setattr("sthist._weights.hub._connect", lambda *_: released.wait(60))
+        assert not reachable() or sthist.settings.offline
         released.set()
 
     def test_gated(self, hub, monkeypatch):
@@ -204,9 +205,9 @@ class TestHub:
             get("uni", device="cpu")
 
     def test_proxy_is_the_first_hop(self, monkeypatch):
-        monkeypatch.setattr(_hub.urllib.request, "getproxies", lambda: {"https": "http://proxy.local:3128"})
-        monkeypatch.setattr(_hub.urllib.request, "proxy_bypass", lambda _: False)
-        assert _hub._way_out() == ("proxy.local", 3128)
+        monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy.local:3128"})
+        monkeypatch.setattr(urllib.request, "proxy_bypass", lambda _: False)
+        assert _way_out() == ("proxy.local", 3128)
 
 
 class TestWrongFiles:

@@ -12,10 +12,10 @@ from skimage.draw import disk
 from skimage.feature import local_binary_pattern, structure_tensor, structure_tensor_eigenvalues
 
 from sthist import stains
-from sthist.encoders import _morphology_features as features
-from sthist.encoders import _morphology_kernels as kernels
-from sthist.encoders import _morphology_nuclei as nuclei
-from sthist.encoders._morphology import (
+from sthist.encoders._morphology import features as features
+from sthist.encoders._morphology import kernels as kernels
+from sthist.encoders._morphology import nuclei as nuclei
+from sthist.encoders._morphology.encoder import (
     FAMILIES,
     STAIN_VECTORS,
     Morphology,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sthist
-from sthist.encoders import _hub, get
+from sthist.encoders import get
 
 
 class ModelTask(Enum):
@@ -110,7 +110,7 @@ def _package(monkeypatch):
     }
     package.__version__ = "0.1.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lazyslide_models", package)
-    monkeypatch.setattr(_hub, "reachable", lambda: False)
+    monkeypatch.setattr("sthist._weights.hub.reachable", lambda: False)
 
 
 def tiles_of(px: int = 32) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_what_it_cannot_do():
 
 def test_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "lazyslide_models")
-    monkeypatch.setattr("sthist.encoders._zoo.find_spec", lambda _: None)
+    monkeypatch.setattr("sthist.encoders._loaders.zoo.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r'pip install "sthist\[zoo\]"'):
         get("virchow")
     assert "musk" in set(sthist.encoders.available()["name"])

@@ -15,9 +15,9 @@ from PIL import Image
 from spatialdata.transformations import get_transformation
 
 import sthist
-from sthist import _elements, scale
-from sthist.io._cosmx import cosmx
-from sthist.io._cosmx_layout import find_layout, stated_mpp
+from sthist import _sample, scale
+from sthist.io._platforms.cosmx import cosmx
+from sthist.io._platforms.cosmx_layout import find_layout, stated_mpp
 
 MPP = 0.12
 
@@ -79,7 +79,7 @@ def test_counts_and_roles(folder, tmp_path):
     nearest = [int(np.argmin(np.linalg.norm(places - um, axis=1))) for um in table.obsm["spatial"]]
     np.testing.assert_array_equal(table[:, "GAPDH"].X.toarray().ravel(), np.array(nearest) + 1)
     np.testing.assert_allclose(sdata["cells"].radius, np.sqrt(49 / np.pi) * MPP)
-    elements = _elements.find_high_res(sdata)
+    elements = _sample.find_high_res(sdata)
     assert elements.nuclear == ("1_image", "2_image", "3_image", "4_image")
     assert (elements.nuclear_channel, elements.points, elements.gene, elements.table) == (
         "DAPI",
@@ -87,7 +87,7 @@ def test_counts_and_roles(folder, tmp_path):
         "target",
         "table",
     )
-    shapes, counts = _elements.cell_counts(sdata, "table")
+    shapes, counts = _sample.cell_counts(sdata, "table")
     np.testing.assert_allclose(np.c_[shapes.geometry.x, shapes.geometry.y], table.obsm["spatial"])
     np.testing.assert_array_equal(counts, np.array(nearest) + 3)
     assert sdata["transcripts"].npartitions == 4
@@ -206,7 +206,7 @@ def test_without_labels(folder, caplog):
         sdata = cosmx(folder)
     assert "has no CellLabels" in caplog.text
     assert sdata["table"].uns["spatialdata_attrs"]["region"] == "cells"
-    assert _elements.find_cell_table(sdata) == "table"
+    assert _sample.find_cell_table(sdata) == "table"
 
 
 def test_what_some_fields_lack_is_said(folder, caplog):

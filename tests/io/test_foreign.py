@@ -13,7 +13,8 @@ from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableMode
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation
 
 import sthist
-from sthist import _elements, _foreign, scale
+from sthist import _sample, scale
+from sthist._sample import other_tools
 from sthist.tiles._pairs import laid_tiles
 
 HEIGHT, WIDTH, MPP = 300, 400, 0.5
@@ -93,7 +94,7 @@ class TestWsidata:
     def test_verbs_run_on_it(self, tmp_path):
         """Found without a name: the slide, its scale, its tissue; its tiles lie where they were cut."""
         sdata = wsidata_store(tmp_path / "x.zarr")
-        assert _elements.find_he(sdata) == "wsi"
+        assert _sample.find_he(sdata) == "wsi"
         assert scale.resolve_mpp(sdata, "wsi") == (MPP, MPP)
         sthist.pp.set_scale(sdata, "wsi")
         again = sd.read_zarr(tmp_path / "x.zarr")
@@ -115,11 +116,11 @@ class TestWsidata:
 
     def test_features_are_no_expression(self, tmp_path):
         sdata = wsidata_store(tmp_path / "x.zarr")
-        assert _foreign.without_counts(sdata) == {"uni_tiles"}
+        assert other_tools.without_counts(sdata) == {"uni_tiles"}
         with pytest.raises(KeyError, match=r"Found no table of expression"):
-            _elements.find_expression_table(sdata)
-        assert _elements.find_cell_table(sdata) is None
-        assert _elements.find_expression_table(sdata, "uni_tiles") == "uni_tiles"
+            _sample.find_expression_table(sdata)
+        assert _sample.find_cell_table(sdata) is None
+        assert _sample.find_expression_table(sdata, "uni_tiles") == "uni_tiles"
 
     def test_an_overview_alone(self, tmp_path):
         """The slide itself stays outside of such a store: its overview shows four times as much per pixel."""
@@ -134,7 +135,7 @@ class TestWsidata:
 
     def test_the_slide_counts_not_its_overview(self, tmp_path):
         sdata = wsidata_store(tmp_path / "x.zarr", thumbnail=True)
-        assert _elements.find_he(sdata) == "wsi"
+        assert _sample.find_he(sdata) == "wsi"
         with pytest.raises(ValueError, match=r"Image 'wsi_thumbnail' has no scale"):
             scale.resolve_mpp(sdata, "wsi_thumbnail")
         sthist.pp.set_scale(sdata, "wsi")
@@ -176,28 +177,28 @@ class TestWsidata:
         """Two images of that size, or none: nothing is guessed, and nothing taken from the magnification."""
         sdata = wsidata_store(tmp_path / "x.zarr")
         sdata.images["other"] = sdata.images["wsi"].copy()
-        assert _foreign.slide_image(sdata) is None
+        assert other_tools.slide_image(sdata) is None
         with pytest.raises(ValueError, match=r"Image 'wsi' has no scale"):
             scale.resolve_mpp(sdata, "wsi")
         del sdata.images["other"]
         sdata.attrs["slide_properties"]["shape"] = [HEIGHT + 1, WIDTH]
-        assert _foreign.stated_mpp(sdata, "wsi") == {}
+        assert other_tools.stated_mpp(sdata, "wsi") == {}
 
     def test_our_own_records_come_first(self, tmp_path):
         sdata = wsidata_store(tmp_path / "x.zarr")
         sdata.images["he"] = Image2DModel.parse(np.zeros((3, 10, 10), np.uint8), transformations={"global": Identity()})
-        _elements.set_role(sdata, "he", {"image": "he"})
-        assert _elements.find_he(sdata) == "he"
+        _sample.set_role(sdata, "he", {"image": "he"})
+        assert _sample.find_he(sdata) == "he"
         scale.record_mpp(sdata, "wsi", "OME", 0.75)
         assert scale.resolve_mpp(sdata, "wsi") == (0.75, 0.75)
         sdata.shapes["tissue"] = sdata.shapes["tissues"]
-        assert _elements.find_tissue(sdata) == "tissue"
+        assert _sample.find_tissue(sdata) == "tissue"
 
     @pytest.mark.parametrize("value", [[], "x", 3, {"shape": None}, {"shape": [1]}, {"mpp": 0.5}])
     def test_attributes_of_that_name_by_somebody_else(self, toy, value):
         toy.attrs["slide_properties"] = toy.attrs["tile_spec"] = value
         toy.attrs["cell_segmentation_image"] = value
-        assert _foreign.roles(toy) == {}
+        assert other_tools.roles(toy) == {}
         assert scale.resolve_mpp(toy, "he") == pytest.approx((0.5, 0.5))
 
 
@@ -256,12 +257,12 @@ class TestSopa:
     def test_roles(self, toy, tmp_path):
         """Each of these has another candidate, so that names alone would not do."""
         sdata = sopa_store(tmp_path / "x.zarr", toy)
-        found = _elements.find_high_res(sdata)
+        found = _sample.find_high_res(sdata)
         assert (found.nuclear, found.nuclear_channel) == (("morphology_focus",), "DAPI")
         assert found.cytoplasm_channels == ("18S",)
         assert (found.points, found.gene, found.table) == ("transcripts", "feature_name", "table")
-        assert _elements.find_he(sdata) == "he_image"
-        assert _elements.find_expression_table(sdata) == "table"
+        assert _sample.find_he(sdata) == "he_image"
+        assert _sample.find_expression_table(sdata) == "table"
 
     def test_verbs_run_on_it(self, toy, tmp_path):
         """Xenium's transcripts are in µm, which gives the scale of all that shares their system."""
@@ -270,7 +271,7 @@ class TestSopa:
         sthist.pp.set_scale(sdata, "morphology_focus")
         np.testing.assert_allclose(scale.matrix_to(sdata["he_image"]), scale.matrix_to(toy["he"]), atol=1e-9)
         np.testing.assert_allclose(scale.matrix_to(sdata["transcripts"]), np.eye(3), atol=1e-12)
-        shapes, counts = _elements.cell_counts(sdata, "table")
+        shapes, counts = _sample.cell_counts(sdata, "table")
         mine, theirs = toy["cell_boundaries"].geometry, shapes.geometry
         np.testing.assert_allclose(np.c_[theirs.centroid.x, theirs.centroid.y], np.c_[mine.centroid.x, mine.centroid.y])
         np.testing.assert_array_equal(counts, np.asarray(toy["table"].X.sum(1)).ravel())
@@ -279,20 +280,20 @@ class TestSopa:
 
     def test_intensities_are_no_expression(self, toy, tmp_path):
         sdata = sopa_store(tmp_path / "x.zarr", toy, counts=False)
-        assert _foreign.without_counts(sdata) == {"table", "dinov2_embeddings"}
-        assert _elements.find_cell_table(sdata) is None
+        assert other_tools.without_counts(sdata) == {"table", "dinov2_embeddings"}
+        assert _sample.find_cell_table(sdata) is None
 
     def test_a_slide(self):
         """sopa.io.wsi names one image alone, after its file."""
         image = Image2DModel.parse(slide_pixels(), c_coords=["r", "g", "b"])
         sdata = sd.SpatialData(images={"CMU-1": image}, attrs={"tissue_segmentation_image": "CMU-1"})
-        assert _elements.find_he(sdata) == "CMU-1"
-        assert "nuclear" not in _foreign.roles(sdata)
+        assert _sample.find_he(sdata) == "CMU-1"
+        assert "nuclear" not in other_tools.roles(sdata)
 
     def test_stains_of_three_channels_are_no_he(self):
         image = Image2DModel.parse(slide_pixels(), c_coords=["DAPI", "CD3", "CD8"])
         sdata = sd.SpatialData(images={"if": image}, attrs={"tissue_segmentation_image": "if"})
-        assert "he" not in _foreign.roles(sdata)
+        assert "he" not in other_tools.roles(sdata)
 
     def test_bins(self, tmp_path):
         """Visium HD: the bins are the spots."""
@@ -304,11 +305,11 @@ class TestSopa:
             tables={"square_008um": TableModel.parse(table, region="bins", region_key="region", instance_key="id")},
             attrs={"bins_table": "square_008um"},
         )
-        assert _elements.roles(sdata)["spots"] == {"table": "square_008um", "shapes": "bins"}
+        assert _sample.roles(sdata)["spots"] == {"table": "square_008um", "shapes": "bins"}
 
     def test_what_they_name_may_be_gone(self, toy, tmp_path):
         """Stores are often passed on without their images."""
         sdata = sopa_store(tmp_path / "x.zarr", toy)
         del sdata.images["morphology_focus"], sdata.points["transcripts"], sdata.shapes["proseg_boundaries"]
-        assert set(_foreign.roles(sdata)) == {"he", "cells"}
-        assert _elements.find_nuclear(sdata)[0] == ("other_dapi",)
+        assert set(other_tools.roles(sdata)) == {"he", "cells"}
+        assert _sample.find_nuclear(sdata)[0] == ("other_dapi",)

@@ -13,8 +13,8 @@ import vendor
 from spatialdata.transformations import get_transformation
 
 import sthist
-from sthist import _elements, scale
-from sthist.io._merscope import merscope
+from sthist import _sample, scale
+from sthist.io._platforms.merscope import merscope
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_everything_lands_on_each_other(folder):
     assert scale.resolve_mpp(sdata, "mosaic") == pytest.approx((0.108, 0.108))
     mosaic = sdata["mosaic"]
     assert mosaic.dims == ("c", "y", "x")
-    assert _elements.channel_names(mosaic) == ["Cellbound1", "DAPI", "PolyT"]
+    assert _sample.channel_names(mosaic) == ["Cellbound1", "DAPI", "PolyT"]
     table = sdata["table"]
     meta = pd.read_csv(folder / "cell_metadata.csv")
     np.testing.assert_allclose(table.obsm["spatial"], meta[["center_x", "center_y"]])
@@ -65,7 +65,7 @@ def test_counts_and_roles(folder, tmp_path):
         "transcripts": {"points": "transcripts", "gene": "gene", "z_step": 1.0, "z_planes": [3]},
         "cells": {"table": "table"},
     }
-    _, counts = _elements.cell_counts(sdata, "table")
+    _, counts = _sample.cell_counts(sdata, "table")
     np.testing.assert_array_equal(counts, np.arange(25) + 3)
     sdata.write(tmp_path / "out.zarr")
     again = sd.read_zarr(tmp_path / "out.zarr")
@@ -97,7 +97,7 @@ def test_optional_files(folder, caplog):
         sdata = merscope(folder)
     assert "There is no file" in caplog.text
     assert "cell_boundaries.parquet" in caplog.text
-    assert _elements.find_cell_table(sdata) == "table"
+    assert _sample.find_cell_table(sdata) == "table"
     circles = sd.transform(sdata["cells"], to_coordinate_system="um")
     np.testing.assert_allclose(circles.geometry.x, sdata["table"].obsm["spatial"][:, 0])
     np.testing.assert_allclose(circles.radius, 5)
@@ -164,7 +164,7 @@ def test_cells_without_outline_are_left_out(folder, caplog):
         sdata = merscope(folder)
     assert "1 of 25 cells have no valid outline" in caplog.text
     assert sdata["table"].n_obs == 24
-    assert _elements.find_cell_table(sdata) == "table"
+    assert _sample.find_cell_table(sdata) == "table"
 
 
 def cut(name, share=0.5):

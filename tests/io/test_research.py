@@ -19,9 +19,9 @@ from spatialdata.transformations import get_transformation
 
 import sthist
 from sthist import scale
-from sthist._samples import samples_of
-from sthist.io._matrix import read_matrix
-from sthist.io._spots import fit_lattice, spot_pitch
+from sthist._sample.samples import samples_of
+from sthist.io._parts.matrix import read_matrix
+from sthist.io._parts.spots import fit_lattice, spot_pitch
 
 
 def colours_at_spots(sdata, table="table"):

@@ -12,7 +12,7 @@ from PIL import Image
 from realdata import folder
 
 import sthist
-from sthist.io._tiff import TiffLevel
+from sthist.io._files.tiff import TiffLevel
 
 RNG = np.random.default_rng(0)
 PIXELS = np.repeat(np.repeat(RNG.integers(0, 255, (150, 100, 3), np.uint8), 8, 0), 8, 1)  # 1200 x 800
@@ -109,7 +109,7 @@ def test_resolution_tags_count_where_nothing_else_states_a_scale(tmp_path):
 def test_pictures(tmp_path, suffix):
     Image.fromarray(PIXELS).save(tmp_path / f"x.{suffix}")
     sdata = sthist.io.slide(tmp_path / f"x.{suffix}", mpp=0.5, name="slide")
-    assert sthist._elements.find_he(sdata) == "slide"
+    assert sthist._sample.elements.find_he(sdata) == "slide"
     assert sdata["slide"]["scale0"].image.shape == (3, 1200, 800)
 
 

@@ -12,9 +12,9 @@ import tifffile
 from PIL import Image
 
 import sthist
-from sthist.io import _tiff, _vendor
-from sthist.io._tiff import TiffLevel
-from sthist.io._tiff_files import FILES, MAX_OPEN, OpenFiles
+from sthist.io._files import checks
+from sthist.io._files.open_tiffs import FILES, MAX_OPEN, OpenFiles
+from sthist.io._files.tiff import TiffLevel
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 255, (301, 403, 3), np.uint8)
@@ -31,7 +31,7 @@ def test_the_largest_image_is_taken_with_its_own_scale(tmp_path, caplog, monkeyp
         for pixels, mpp, name in ((PIXELS[:200, :220], 5.0, "label"), (PIXELS, 0.5, "slide")):
             size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp, "Name": name}
             writer.write(pixels, photometric="rgb", metadata={"axes": "YXS"} | size)
-    monkeypatch.setattr(_tiff, "LARGE_PX", 100)
+    monkeypatch.setattr("sthist.io._files.tiff.LARGE_PX", 100)
     with caplog.at_level(logging.INFO, "sthist"):
         sdata = sthist.io.slide(path)
     assert "x.ome.tif has 2 large images; number 1 ('slide', 403 x 301 px) is taken" in caplog.text
@@ -147,9 +147,9 @@ def test_one_large_strip_is_not_read_whole(tmp_path):
 
 def test_checking_a_header_decodes_nothing(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "x.tif", PIXELS, compression="zlib")
-    monkeypatch.setattr(_tiff, "MAX_CHUNK_BYTES", 10)
+    monkeypatch.setattr("sthist.io._files.tiff.MAX_CHUNK_BYTES", 10)
     monkeypatch.setattr(TiffLevel, "__getitem__", lambda *_: pytest.fail("pixels were read"))
-    assert _vendor.require_picture(tmp_path / "x.tif") == ((3, 301, 403), np.uint8)
+    assert checks.require_picture(tmp_path / "x.tif") == ((3, 301, 403), np.uint8)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -161,7 +161,7 @@ def test_pictures_are_turned_as_their_header_says(tmp_path, suffix):
     picture.save(path, exif=exif)
     sdata = sthist.io.slide(path, mpp=1)
     assert sdata["he"].shape == (3, 403, 301)
-    assert _vendor.require_picture(path)[0] == (3, 403, 301)
+    assert checks.require_picture(path)[0] == (3, 403, 301)
     if suffix == "png":
         np.testing.assert_array_equal(stored(sdata), np.rot90(PIXELS, -1))
 

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 import sthist
-from sthist._samples import samples_of
+from sthist._sample.samples import samples_of
 from sthist.tiles import FolderReader, TileLoader, TileSpec
 
 

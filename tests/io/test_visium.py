@@ -19,8 +19,8 @@ from spatialdata.transformations import get_transformation
 
 import sthist
 from sthist import scale
-from sthist.io._visium import finish, visium
-from sthist.io._visium_hd import visium_hd
+from sthist.io._platforms.visium import finish, visium
+from sthist.io._platforms.visium_hd import visium_hd
 
 
 @pytest.fixture

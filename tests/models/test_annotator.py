@@ -10,11 +10,9 @@ import torch
 from annotating import CLASSES, SPEC, Planted, TinyClip, embedded, folder_of_tiles
 
 import sthist
-from sthist.models import Annotator, AnnotatorConfig, AnnotatorReport
-from sthist.models._annotator_batches import augmented
-from sthist.models._annotator_fit import is_constant
-from sthist.models._annotator_nets import prompt_contrastive_loss
-from sthist.models._prompts import (
+from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
+from sthist.systems.annotation.networks import prompt_contrastive_loss
+from sthist.systems.annotation.prompts import (
     TEMPLATES,
     checked_prompts,
     checked_templates,
@@ -23,6 +21,9 @@ from sthist.models._prompts import (
     softmax,
     text_vectors,
 )
+from sthist.systems.annotation.report import AnnotatorReport
+from sthist.systems.annotation.tasks import is_constant
+from sthist.training.batches import augmented
 
 QUICK = {"split": "slide", "folds": 3, "n_boot": 50, "epochs": 40, "device": "cpu"}
 

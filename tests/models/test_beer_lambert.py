@@ -10,9 +10,9 @@ import pytest
 
 import sthist
 from sthist import stains
-from sthist.models import BeerLambert, BeerLambertConfig
-from sthist.models._stain_kernel import stain_tiles
-from sthist.tiles._raster import rasterize
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert, BeerLambertConfig
+from sthist.systems.virtual_he.models.stain_kernel import stain_tiles
+from sthist.tiles._regions.raster import rasterize
 
 
 def test_kernel_is_the_formula():
@@ -60,7 +60,7 @@ def test_beats_the_prototype_on_real_histology(name):
 
 def test_levels_are_quantiles_over_the_tissue(toy):
     """Those of all pixels of the true regions, by numpy, to a twentieth; those of the whole field, the null, are not."""
-    elements = sthist._elements.find_high_res(toy)
+    elements = sthist._sample.elements.find_high_res(toy)
     facts = BeerLambert().prepare(elements, (0, 0, 400, 400), 0.5).facts
     dapi = toy["morphology_focus"].to_numpy()[0]
     tissue = rasterize(toy["regions"].geometry, (0, 0), 0.5, dapi.shape) > 0

@@ -10,8 +10,8 @@ import pytest
 from hrst import MPP, SIDE, crop
 
 import sthist
-from sthist.models._base import PUBLISHED
 from sthist.tiles import read_region
+from sthist.training.model import PUBLISHED
 
 FOLDER = Path(sthist.__file__).parent / "models" / "published"
 

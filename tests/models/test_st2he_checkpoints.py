@@ -9,9 +9,9 @@ import pytest
 import torch
 from turbo_files import TINY, Upstream, disturbed, write_backbone
 
-from sthist.models._st2he_checkpoints import convert_upstream, read_trained, save_trained
-from sthist.models._st2he_weights import build_turbo
 from sthist.nets import SD_TURBO, SMALL, Turbo
+from sthist.systems.virtual_he.models.st2he_checkpoints import convert_upstream, read_trained, save_trained
+from sthist.systems.virtual_he.models.st2he_weights import build_turbo
 
 
 @pytest.fixture(autouse=True)

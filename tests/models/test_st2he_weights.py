@@ -8,8 +8,8 @@ import pytest
 import torch
 from turbo_files import TINY, write_backbone
 
-from sthist.models._st2he_weights import Backbone, build_prompts, build_turbo
 from sthist.nets import SD_TURBO, SMALL
+from sthist.systems.virtual_he.models.st2he_weights import Backbone, build_prompts, build_turbo
 
 PROMPTS = ["a lung", "lung a", "a lung"]
 

@@ -14,12 +14,14 @@ from translating import PLAIN, PX, adapted, blots, clip_folder, l2, pairs, pix2p
 from turbo_files import TINY, Upstream, write_backbone
 
 import sthist
-from sthist.io._images import read_image
-from sthist.models import ST2HE, ArrayPairs, LossWeights, Pix2PixConfig, ST2HEConfig, TranslationTraining
-from sthist.models import _translation_fit as fitting
-from sthist.models._translation_pairs import order_of, turned
-from sthist.models._translation_training import NotFinite, Translation, as_input, as_tiles
-from sthist.models._translation_watch import Collapsed, Sanity, complaint
+from sthist.io._files.images import read_image
+from sthist.systems.virtual_he import translation_fit as fitting
+from sthist.systems.virtual_he.config import LossWeights, TranslationTraining
+from sthist.systems.virtual_he.models.pix2pix import Pix2PixConfig
+from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
+from sthist.systems.virtual_he.training_module import NotFinite, Translation, as_input, as_tiles
+from sthist.systems.virtual_he.training_set.translation_pairs import ArrayPairs, order_of, turned
+from sthist.systems.virtual_he.validation import Collapsed, Sanity, complaint
 
 MAKERS = {"st2he": small, "pix2pix": pix2pix}
 SHORT = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 2}
@@ -205,7 +207,7 @@ class TestSteps:
     def test_an_image_text_network_is_made_where_all_else_is(self, clip, monkeypatch):
         """Not on the device of the settings, which Lightning moves to later; and once for both terms."""
         from sthist import encoders
-        from sthist.models._translation_training import losses_of
+        from sthist.systems.virtual_he.training_module import losses_of
 
         asked, get = [], encoders.get
         monkeypatch.setattr(encoders, "get", lambda *a, **k: asked.append(k["device"]) or get(*a, **k))
@@ -298,7 +300,7 @@ class TestStops:
     def test_loss_that_is_no_number(self, tmp_path, monkeypatch):
         model = small()
         training = model.training(losses=PLAIN, **SHORT)
-        from sthist.models import _translation_losses as losses
+        from sthist.systems.virtual_he import losses as losses
 
         original, calls = losses.l2_loss, []
 
@@ -323,7 +325,7 @@ class TestStops:
 
     def test_outputs_of_one_colour(self, monkeypatch, tmp_path, caplog):
         """It looked right for an epoch, and then does not: the first epoch is what is kept."""
-        monkeypatch.setattr("sthist.models._translation_watch.CHECK_EVERY", 1)
+        monkeypatch.setattr("sthist.systems.virtual_he.validation.CHECK_EVERY", 1)
         looks, calls = as_input(torch.from_numpy(blots()[1]), -1.0), []
 
         def made(_, generator, images, *__):
@@ -344,7 +346,7 @@ class TestStops:
         assert "Epoch 2 is not kept: the outputs are almost of one colour" in caplog.text
 
     def test_what_learns_slowly_is_not_stopped_but_said(self, monkeypatch, caplog):
-        monkeypatch.setattr("sthist.models._translation_watch.CHECK_EVERY", 1)
+        monkeypatch.setattr("sthist.systems.virtual_he.validation.CHECK_EVERY", 1)
         model = pix2pix()
         training = model.training(losses=PLAIN, lr=1e-7, epochs=1, steps_per_epoch=12, batch_size=1)
         assert complaint(
@@ -371,7 +373,7 @@ class TestStops:
         assert said in found if said else found == ""
 
     def test_one_odd_batch_stops_nothing(self, monkeypatch):
-        monkeypatch.setattr("sthist.models._translation_watch.PATIENCE", 4)
+        monkeypatch.setattr("sthist.systems.virtual_he.validation.PATIENCE", 4)
         watch = Sanity()
         real = as_input(torch.from_numpy(blots()[1]), -1.0)
         for step, fake in enumerate([real, real * 0, real * 0, real * 0, real, real * 0], start=40):
@@ -523,7 +525,7 @@ class TestRunning:
         sdata = sthist.datasets.toy(size_um=100)
         facts = []
         for model in (small(), small().running_on(precision="bf16"), small(seed=1)):
-            elements = sthist._elements.find_high_res(sdata)
+            elements = sthist._sample.elements.find_high_res(sdata)
             facts.append(model.prepare(elements, (0, 0, 100, 100), 0.5).facts)
         assert facts[0]["arithmetic"] == ["cpu", "float32", "eager"]
         assert facts[1]["arithmetic"] == ["cpu", "bf16", "eager"]
@@ -552,7 +554,7 @@ class TestRunning:
     def test_what_goes_to_a_worker_has_no_text_encoder(self):
         import cloudpickle
 
-        from sthist.models._translation_running import Predict
+        from sthist.systems.virtual_he.inference import Predict
 
         model = small(prompts={"lung": "This is lung", "skin": "This is skin"}).running_on(tissue="skin")
         sent = cloudpickle.loads(cloudpickle.dumps(Predict(model)))
@@ -707,7 +709,8 @@ class TestFiles:
         upstream = Upstream(backbone)
         torch.save(upstream.checkpoint(), tmp_path / "model.pkl")
         monkeypatch.setattr(
-            "sthist.models._st2he_checkpoints.convert_upstream.__kwdefaults__", {"base": TINY, "input_range": (0, 1)}
+            "sthist.systems.virtual_he.models.st2he_checkpoints.convert_upstream.__kwdefaults__",
+            {"base": TINY, "input_range": (0, 1)},
         )
         model = ST2HE.from_upstream(
             tmp_path / "model.pkl", backbone=backbone, size_um=16.0, px=PX, prompts={"": "lung"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from sthist.nets import _adversarial as adversarial
-from sthist.nets import _losses as losses
+from sthist.nets._translation import adversarial as adversarial
+from sthist.nets._translation import losses as losses
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sthist.nets._losses import l2_loss
-from sthist.nets._pix2pix import Pix2Pix
+from sthist.nets._translation.losses import l2_loss
+from sthist.nets._translation.pix2pix import Pix2Pix
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sthist.nets import SD_TURBO, SMALL, PromptEncoder, SkipVAE, Turbo, byte_ids
-from sthist.nets._lora import lora_layers
+from sthist.nets._translation.lora import lora_layers
 
 ADAPTED = replace(SMALL, rank_unet=8, rank_vae=4, skip_init=1e-5, padding="zeros", trained="adapters")
 """The small network, trained as the large one is."""

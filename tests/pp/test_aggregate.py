@@ -21,8 +21,8 @@ from spatialdata.models import PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, set_transformation
 
 import sthist
-from sthist.tiles import _tally
-from sthist.tiles._locate import RegionIndex, SquareGrid
+from sthist.tiles._regions.locate import RegionIndex, SquareGrid
+from sthist.tiles._regions.tally import LEAST_BATCH, Tally
 
 GENES = [f"gene_{i}" for i in range(5)]
 MANY = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -349,7 +349,7 @@ def test_real_xenium_cells_have_the_counts_that_the_instrument_gave_them():
     sdata = realdata.xenium_ileum_tiny()
     sthist.pp.aggregate(sdata, "cell_boundaries")
     given = sdata["table"]
-    ours = counted(sdata, "cell_boundaries_counts").loc[sthist._elements.cell_shapes(sdata, "table")[1]]
+    ours = counted(sdata, "cell_boundaries_counts").loc[sthist._sample.elements.cell_shapes(sdata, "table")[1]]
     ours = ours.reindex(columns=given.var_names, fill_value=0).to_numpy()
     # It assigns in three dimensions, and writes outlines of few corners.
     assert (ours == given.X.toarray()).mean() > 0.99
@@ -387,8 +387,8 @@ def test_a_tally_is_a_counter(seed, batch):
     """However often it merges."""
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tally, "LEAST_BATCH", batch)
-        tally, counter = _tally.Tally(7), Counter()
+        patch.setattr("sthist.tiles._regions.tally.LEAST_BATCH", batch)
+        tally, counter = Tally(7), Counter()
         for _ in range(12):
             rows, columns = rng.integers(0, rng.integers(1, 50), 60), rng.integers(0, 7, 60)
             tally.add(rows, columns)
@@ -404,24 +404,22 @@ def test_a_tally_is_a_counter(seed, batch):
 
 def test_memory_goes_with_what_is_different():
     """A hundred million additions of a thousand pairs would take 800 MB."""
-    tally = _tally.Tally(10)
+    tally = Tally(10)
     rows, columns = (axis.ravel() for axis in np.meshgrid(np.arange(100), np.arange(10)))
     for _ in range(20):
         tally.add(np.tile(rows, 500), np.tile(columns, 500))
     held = len(tally._keys) + sum(map(len, tally._waiting))
-    assert held <= 1000 + _tally.LEAST_BATCH + 500_000
+    assert held <= 1000 + LEAST_BATCH + 500_000
     matrix = tally.pop_csr(tally.rows(), np.arange(10, dtype=np.int32))
     assert (matrix.toarray() == 20 * 500).all()
 
 
 def test_locating_sees_the_batches_alike(monkeypatch):
     """A partition of more molecules than a batch."""
-    from sthist.pp import _sums
-
     frame = molecules(np.random.default_rng(0), 1000)
     sdata = section(frame, [shapely.box(10, 10, 60, 60), shapely.Point(50, 50).buffer(20)])
     sthist.pp.aggregate(sdata, "areas")
-    monkeypatch.setattr(_sums, "BATCH", 17)
+    monkeypatch.setattr("sthist.pp._region_sums.BATCH", 17)
     sthist.pp.aggregate(sdata, "areas", key_added="again")
     assert (sdata["areas_counts"].X != sdata["again"].X).nnz == 0
 

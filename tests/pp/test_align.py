@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sthist
-from sthist._alignment import from_landmarks, from_matrix, read_alignment, read_landmarks, read_matrix
-from sthist.io._he import attach_he
+from sthist._alignment.apply import from_landmarks, from_matrix, read_alignment, read_landmarks, read_matrix
+from sthist.io._parts.he import attach_he
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +121,7 @@ class TestVerb:
             msg = "no space left"
             raise OSError(msg)
 
-        monkeypatch.setattr("sthist._store.write_transformations", full)
+        monkeypatch.setattr("sthist._store.store.write_transformations", full)
         with pytest.raises(OSError, match="no space left"):
             sthist.pp.align(backed, "he", to="um", matrix=np.diag([0.5, 0.5, 1]))
         np.testing.assert_allclose(sthist.scale.matrix_to(backed["he"]), right)

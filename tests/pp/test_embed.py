@@ -13,7 +13,7 @@ from spatialdata.transformations import Affine, set_transformation
 
 import sthist
 from sthist.encoders import Encoder
-from sthist.tiles import TileReader, TileSpec, _ledger
+from sthist.tiles import TileReader, TileSpec
 
 SPEC = TileSpec(size_um=32, px=64)
 
@@ -39,7 +39,7 @@ class Quantiles(Encoder):
 
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(_ledger, "RUN", 8)
+    monkeypatch.setattr("sthist.tiles._blocks.array.RUN", 8)
     sdata = sthist.datasets.toy(size_um=300)
     sthist.pp.tissue(sdata)
     sthist.pp.tiles(sdata, size_um=32, px=64)

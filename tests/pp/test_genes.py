@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from realdata import folder, xenium_ileum_tiny
 
 import sthist
-from sthist import _elements, _store
+from sthist import _sample, _store
 
 KINDS = {
     "dense": np.asarray,
@@ -389,7 +389,7 @@ class TestSpatialData:
         pd.testing.assert_frame_equal(adata.obs, before.obs)
         np.testing.assert_array_equal(adata.obsm["spatial"], before.obsm["spatial"])
         assert adata.uns["spatialdata_attrs"] == before.uns["spatialdata_attrs"]
-        assert _elements.find_cell_table(toy) == "table"
+        assert _sample.find_cell_table(toy) == "table"
         np.testing.assert_allclose(dense(adata.X), log1p_by_hand(dense(before.X)[:, :20], 1e4), rtol=2e-6)
 
     def test_in_a_store(self, backed):
@@ -413,7 +413,7 @@ class TestSpatialData:
             assert made["n_genes"] == expected.n_vars
             assert made["table"] == "table"
             assert adata.uns["log1p"] == expected.uns["log1p"]
-        assert _elements.find_cell_table(again) == "table"
+        assert _sample.find_cell_table(again) == "table"
         elements, joined = sd.join_spatialelement_table(
             sdata=again, spatial_element_names="cell_boundaries", table_name="table"
         )
@@ -448,12 +448,12 @@ class TestSpatialData:
 
     def test_molecules_are_still_counted(self, toy):
         """What counts the molecules of cells does not take normalised values for them."""
-        _, before = _elements.cell_counts(toy, "table")
+        _, before = _sample.cell_counts(toy, "table")
         assert before.sum() == toy["table"].X.sum()
         sthist.tl.virtual_he(toy)
         sthist.pp.genes(toy, log=False)
         assert toy["table"].X.sum() > 50 * before.sum()
-        np.testing.assert_array_equal(_elements.cell_counts(toy, "table")[1], before)
+        np.testing.assert_array_equal(_sample.cell_counts(toy, "table")[1], before)
         sthist.tl.virtual_he(toy, key_added="again")
         np.testing.assert_array_equal(toy["again"].to_numpy(), toy["virtual_he"].to_numpy())
 

@@ -17,7 +17,7 @@ from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity
 
 import sthist
-from sthist._annotations import column_names
+from sthist._tables.labels import column_names
 from sthist.datasets._toy import CELL_TYPES
 
 SIZE = 64

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from realdata import folder, xenium_ileum_tiny
 
 import sthist
-from sthist._genes import collect_columns, reindex
+from sthist._tables.genes import collect_columns, reindex
 
 SYMBOLS = ["GAPDH", "ACTB", "EPCAM", "CD3E", "KRT8", "VIM"]
 IDS = [f"ENSG{i:011d}" for i in range(6)]

@@ -247,7 +247,7 @@ def test_written_image_equals_what_is_read_lazily(backed, method):
     lazy = lazily.read(centres)
     for sdata in (backed, again):
         np.testing.assert_array_equal(TileReader(sdata, "he_normalized", spec).read(centres), lazy)
-        assert sthist._elements.find_he(sdata) == "he"
+        assert sthist._sample.elements.find_he(sdata) == "he"
     made = again.attrs["sthist"]["results"]["he_normalized"]
     assert made["call"] == "pp.stain_normalize"
     assert StainNormalizer.from_dict(made["normalizer"]) == normalizer
@@ -259,27 +259,27 @@ def test_written_image_equals_what_is_read_lazily(backed, method):
 
 def test_a_run_that_was_stopped_is_continued(backed, monkeypatch):
     """The second call finds the blocks of the first, and gives the same image as a run that was not stopped."""
-    from sthist.pp import _stain_normalize
+    from sthist.pp._stain_normalize import verb
 
     whole = sd.deepcopy(backed)
     stain_normalize(whole, key_added="normal", progress=False)
-    publish = _stain_normalize._store.publish
+    publish = verb._store.publish
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_stain_normalize._store, "publish", stop)
+    monkeypatch.setattr(verb._store, "publish", stop)
     with pytest.raises(KeyboardInterrupt):
         stain_normalize(backed, key_added="normal", progress=False)
     assert "normal" not in sd.read_zarr(backed.path).images
-    monkeypatch.setattr(_stain_normalize._store, "publish", publish)
+    monkeypatch.setattr(verb._store, "publish", publish)
     monkeypatch.setattr(StainNormalizer, "__call__", stop)  # nothing is left to be done
     stain_normalize(backed, key_added="normal", progress=False)
     np.testing.assert_array_equal(_level0(backed), _level0(whole))
 
 
 def _level0(sdata: sd.SpatialData) -> np.ndarray:
-    from sthist.tiles._source import pyramid
+    from sthist.tiles._images.image import pyramid
 
     return pyramid(sdata["normal"])[0].to_numpy()
 

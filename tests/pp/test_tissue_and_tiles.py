@@ -11,8 +11,8 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale
 
 import sthist
-from sthist.tiles._density import Grid, adaptive_density
-from sthist.tiles._raster import polygonize, rasterize
+from sthist.tiles._molecules.density import Grid, adaptive_density
+from sthist.tiles._regions.raster import polygonize, rasterize
 
 
 @pytest.fixture(scope="module")

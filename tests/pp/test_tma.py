@@ -15,8 +15,8 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
 import sthist
-from sthist import _elements, scale
-from sthist._region import region_geometry
+from sthist import _sample, scale
+from sthist._sample.region import region_geometry
 
 PITCH, RADIUS, MPP = 800.0, 300.0, 8.0
 
@@ -78,7 +78,7 @@ def test_what_is_written(toy_tma):
     assert obs["tissue_area_um2"]["A1"] == pytest.approx(disc, rel=0.1)
     assert obs["tissue_area_um2"]["A3"] == 0
     assert (obs["tissue_area_um2"].drop("A3") > 0.8 * disc).all()
-    assert _elements.roles(toy_tma)["cores"] == {"shapes": "found", "table": "found_table"}
+    assert _sample.roles(toy_tma)["cores"] == {"shapes": "found", "table": "found_table"}
     assert toy_tma.attrs["sthist"]["results"]["found"]["grid"] == [3, 3]
     assert toy_tma["found_table"].uns["sthist"]["found_table"]["diameter_um"] == pytest.approx(400, rel=0.05)
     assert toy_tma["table"].uns["sthist"]["core"]["shapes"] == "found"
@@ -103,7 +103,7 @@ def test_written_and_read_back(toy_tma, tmp_path):
         for table in ("found_table", "table"):
             pd.testing.assert_frame_equal(sample[table].obs, toy_tma[table].obs, check_categorical=False)
             np.testing.assert_array_equal(sample[table].obsm["spatial"], toy_tma[table].obsm["spatial"])
-        assert _elements.roles(sample)["cores"]["shapes"] == "found"
+        assert _sample.roles(sample)["cores"]["shapes"] == "found"
     assert again["found_table"].obs["label"]["A1"] == "a/b"
     assert not sd.join_spatialelement_table(again, spatial_element_names="found", table_name="found_table")[1].obs.empty
 
@@ -344,7 +344,7 @@ class TestTilesAndRegions:
         places = np.stack(np.meshgrid(np.arange(0, 2500, 50.0), np.arange(0, 1200, 50.0)), -1).reshape(-1, 2)
         near = [np.hypot(*(places - centre).T) < 300 for centre in ((500, 500), (1400, 500))]
         sdata = cells_at(places[near[0] | near[1]])
-        _elements.set_role(sdata, "spots", {"table": "table", "shapes": "cells"})
+        _sample.set_role(sdata, "spots", {"table": "table", "shapes": "cells"})
         sthist.pp.tma(sdata)
         assert sdata["cores_table"].obs["n_spots"].tolist() == [near[0].sum(), near[1].sum()]
         assert sdata["table"].obs["core"].value_counts().to_dict() == {"A1": near[0].sum(), "A2": near[1].sum()}

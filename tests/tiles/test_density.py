@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sthist import _elements
-from sthist.tiles import _density
-from sthist.tiles._density import Grid, adaptive_density, count_transcripts, is_gene, paint_cells
+from sthist import _sample
+from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, is_gene, paint_cells
 
 
 def test_counts_equal_a_histogram(toy):
     """Numpy's own, of the same molecules."""
-    elements = _elements.find_high_res(toy)
+    elements = _sample.find_high_res(toy)
     grid = Grid.over((0, 0, 400, 400), 2.0)
     counts, n = count_transcripts(elements, grid)
     frame = toy["transcripts"].compute()
@@ -45,7 +44,7 @@ def test_controls(name, gene):
 
 def test_painted_cells_conserve_counts(toy):
     """Spread over outlines that do not overlap, counts stay what they are."""
-    elements = _elements.find_high_res(toy)
+    elements = _sample.find_high_res(toy)
     grid = Grid.over((0, 0, 400, 400), 0.5)
     painted, _ = paint_cells(elements, grid)
     assert painted.sum() == pytest.approx(toy["table"].X.sum(), rel=0.15)
@@ -61,10 +60,10 @@ def test_bands_of_rows_do_not_show(monkeypatch, shape, points):
     mask = np.ones(shape, bool)
     mask[: shape[0] // 5] = False
     n_points = None if points == "counts" else np.where(rng.random(shape) < 0.1, 3.0, 0.0).astype(np.float32)
-    monkeypatch.setattr(_density, "BAND_ROWS", 10**6)
+    monkeypatch.setattr("sthist.tiles._molecules.density.BAND_ROWS", 10**6)
     whole = adaptive_density(counts, mask, n_points=n_points)
     for rows in (16, 256):
-        monkeypatch.setattr(_density, "BAND_ROWS", rows)
+        monkeypatch.setattr("sthist.tiles._molecules.density.BAND_ROWS", rows)
         np.testing.assert_allclose(adaptive_density(counts, mask, n_points=n_points), whole, rtol=1e-6)
     assert (whole[~mask] == 0).all()
 

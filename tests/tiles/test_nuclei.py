@@ -7,9 +7,9 @@ import pytest
 
 import sthist
 from sthist import stains
+from sthist._imaging.nuclei import iter_blocks
 from sthist.tiles import segment_nuclei
-from sthist.tiles._nuclei import iter_blocks
-from sthist.tiles._raster import rasterize
+from sthist.tiles._regions.raster import rasterize
 
 
 def f1(found: np.ndarray, truth: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 
 import sthist
 from sthist.tiles import Overlay, TileSpec
-from sthist.tiles._palette import hues
+from sthist.tiles._molecules.overlay_style import hues
 
 SPEC = TileSpec(size_um=32.0, px=64)
 
@@ -268,7 +268,7 @@ class TestIndex:
         frame = molecules(5000)
         where = [[20.0, 20.0], [40.0, 40.0]]
         in_memory = black(frame).read(where)
-        monkeypatch.setattr("sthist.tiles._points.IN_MEMORY", 1000)
+        monkeypatch.setattr("sthist.tiles._molecules.index.IN_MEMORY", 1000)
         overlay = black(frame)
         assert isinstance(overlay.index.x, np.memmap)
         np.testing.assert_array_equal(overlay.read(where), in_memory)
@@ -369,8 +369,8 @@ def test_a_whole_section_can_be_mapped(toy, tmp_path):
     overlay = Overlay(toy, spec, palette="fixed", dot_um=1.0)
     canvas = sthist.tiles.Canvas(tmp_path / "canvas", "overlay", extent_um=(0, 0, 400, 400), mpp=0.5, fingerprint={})
     sthist.tiles.map_tiles([overlay], lambda tiles: tiles, canvas)
-    from sthist._store import read_element
-    from sthist.tiles._reader import read_grid
+    from sthist._store.store import read_element
+    from sthist.tiles._images.reader import read_grid
 
     made = read_element(canvas.store, "images", "overlay")
     pixels = (made["scale0"].image if hasattr(made, "children") else made).to_numpy()

@@ -13,7 +13,7 @@ from spatialdata.models import Image2DModel, Image3DModel
 from spatialdata.transformations import Affine
 
 from sthist.tiles import TileReader, TileSpec, read_region
-from sthist.tiles import _source as source_module
+from sthist.tiles._images import image as source_module
 
 
 def affine(angle=0.0, flip=False, scale=(1.0, 1.0), shear=0.0, shift=(0.0, 0.0)):

@@ -7,15 +7,15 @@ import pytest
 from realdata import HIGH_RES
 
 import sthist
-from sthist import _elements
+from sthist import _sample
 from sthist.tiles import Overlay, TileSpec
-from sthist.tiles._source import extent_um
+from sthist.tiles._images.image import extent_um
 
 
 @pytest.mark.parametrize("name", sorted(HIGH_RES))
 def test_dots_lie_where_the_transcripts_are(name):
     sdata = HIGH_RES[name]()
-    keys, _ = _elements.find_nuclear(sdata)
+    keys, _ = _sample.find_nuclear(sdata)
     spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, keys[0])), 256)
     overlay = Overlay(sdata, spec, dot_um=1.5 * spec.mpp)
     points = sdata["transcripts"] if "transcripts" in sdata.points else next(iter(sdata.points.values()))
@@ -31,7 +31,7 @@ def test_dots_lie_where_the_transcripts_are(name):
     assert changed[96:160, 96:160].any()
     assert changed.mean() < 0.9
     panel = {str(feature).lower() for feature in overlay.genes}
-    assert not any(feature.startswith(_elements.CONTROL_PREFIXES) for feature in panel)
+    assert not any(feature.startswith(_sample.CONTROL_PREFIXES) for feature in panel)
 
 
 def test_a_plane_of_merscope():

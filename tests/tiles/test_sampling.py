@@ -12,8 +12,8 @@ from PIL import Image
 
 import sthist
 from sthist.tiles import TileSpec, farthest_points, has_content
+from sthist.tiles._images.image import source_from_array
 from sthist.tiles._sampling import lies_inside, spatial_split
-from sthist.tiles._source import source_from_array
 
 
 def naive(points: np.ndarray, n: int) -> list[int]:
@@ -182,13 +182,13 @@ class TestFpsTiles:
             sthist.pp.tiles(toy, size_um=64, px=128, sampling="fps", n_tiles=0)
 
     def test_the_channel_of_the_role_is_taken(self):
-        from sthist import _elements
+        from sthist import _sample
 
         rng = np.random.default_rng(0)
         stain = rng.integers(0, 4000, (4, 200, 200)).astype(np.uint16)
         sdata = sthist.io.assemble({"stack": stain}, mpp=0.5, channels={"stack": ["B", "G", "Y", "U"]})
-        _elements.set_role(sdata, "nuclear", {"images": ["stack"], "channel": "U"})
-        assert _elements.find_nuclear(sdata, "stack") == (("stack",), "U")
+        _sample.set_role(sdata, "nuclear", {"images": ["stack"], "channel": "U"})
+        assert _sample.find_nuclear(sdata, "stack") == (("stack",), "U")
 
     def test_without_cells_or_with_tiles_that_are_too_large(self, toy):
         with pytest.raises(ValueError, match=r"No tile of 900 µm lies on all images"):

@@ -9,9 +9,9 @@ import time
 import spatialdata as sd
 
 import sthist
-from sthist.models import BeerLambert
-from sthist.models._base import Stainer
-from sthist.tiles import _canvas
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.tiles._blocks import canvas
+from sthist.training.model import Stainer
 
 BLOCK_PX = 512
 
@@ -30,6 +30,6 @@ class Slow(BeerLambert):
 
 
 if __name__ == "__main__":
-    _canvas.BLOCK_PX = BLOCK_PX
+    canvas.BLOCK_PX = BLOCK_PX
     sthist.settings.progress = False
     sthist.tl.virtual_he(sd.read_zarr(sys.argv[1]), Slow())

@@ -66,7 +66,7 @@ class TestZeroShot:
         table = backed["tiles_table"].copy()
         rows = np.random.default_rng(0).normal(size=(table.n_obs, 4)).astype(np.float32)
         table.obsm["X_planted"] = rows
-        sthist._store.replace_table(backed, "tiles_table", table, {})
+        sthist._store.store.replace_table(backed, "tiles_table", table, {})
         sthist.tl.annotate(backed, PROMPTS, encoder=Planted(), key_added="kind")
         again = sd.read_zarr(backed.path)["tiles_table"]
         pd.testing.assert_series_equal(again.obs["kind"], backed["tiles_table"].obs["kind"])

@@ -14,8 +14,9 @@ import spatialdata as sd
 from cluster import SlowStain, two_workers
 
 import sthist
-from sthist.models import BeerLambert
-from sthist.tiles import _canvas, _distributed
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.tiles._blocks import dask_run
+from sthist.tiles._blocks.canvas import Canvas
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def stored(tmp_path_factory):
     sthist.datasets.toy(size_um=700).write(folder / "toy.zarr")
     shutil.copytree(folder / "toy.zarr", folder / "whole.zarr")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_canvas, "BLOCK_PX", 512)
+        patch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
         whole = sd.read_zarr(folder / "whole.zarr")
         sthist.tl.virtual_he(whole, progress=False)
     return folder / "toy.zarr", pyramid(whole)
@@ -49,7 +50,7 @@ def assert_equal(found, expected):
 
 @pytest.fixture
 def store(stored, tmp_path, monkeypatch):
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     shutil.copytree(stored[0], tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
 
@@ -67,7 +68,7 @@ def test_bit_identical(client, stored, store, tmp_path):
     assert len(set(predicted)) == 2
     assert str(os.getpid()) not in " ".join(lines)
     assert not (store / ".sthist" / "virtual_he").exists()
-    assert client.run(lambda: len(_distributed._jobs)) == dict.fromkeys(client.scheduler_info()["workers"], 0)
+    assert client.run(lambda: len(dask_run._jobs)) == dict.fromkeys(client.scheduler_info()["workers"], 0)
 
 
 def test_a_worker_is_killed_half_way(client, stored, store, tmp_path):
@@ -137,33 +138,33 @@ def test_an_error_on_a_worker(client, store):
 
 
 def test_workers_that_do_not_see_the_store(client, store, monkeypatch):
-    written = _distributed.write_job
+    written = dask_run.write_job
 
     def elsewhere(job, path):
         ticket = written(job, path)
         return type(ticket)(ticket.path.replace("s.zarr", "gone.zarr"), ticket.digest, ticket.versions)
 
-    monkeypatch.setattr(_distributed, "write_job", elsewhere)
+    monkeypatch.setattr("sthist.tiles._blocks.dask_run.write_job", elsewhere)
     with pytest.raises(RuntimeError, match=r"2 of the cluster's workers cannot take part:\n.*does not see .*gone.zarr"):
         sthist.tl.virtual_he(sd.read_zarr(store), client=client)
 
 
 def test_workers_of_another_version(client, store, monkeypatch):
-    monkeypatch.setattr(_distributed, "_versions", lambda: (("Python", "3.8"), ("sthist", "9.9")))
+    monkeypatch.setattr("sthist.tiles._blocks.dask_run._versions", lambda: (("Python", "3.8"), ("sthist", "9.9")))
     with pytest.raises(RuntimeError, match=r"it runs Python 3\.\d+ instead of 3.8, sthist .* instead of 9.9"):
         sthist.tl.virtual_he(sd.read_zarr(store), client=client)
 
 
 def test_another_file_under_the_path(client, store, monkeypatch):
     """Nothing is unpickled that this run did not write."""
-    written = _distributed.write_job
+    written = dask_run.write_job
 
     def exchanged(job, path):
         ticket = written(job, path)
         path.write_bytes(b"something else")
         return ticket
 
-    monkeypatch.setattr(_distributed, "write_job", exchanged)
+    monkeypatch.setattr("sthist.tiles._blocks.dask_run.write_job", exchanged)
     with pytest.raises(RuntimeError, match="is not the job of this run"):
         sthist.tl.virtual_he(sd.read_zarr(store), client=client)
 
@@ -188,30 +189,26 @@ def test_job_file(tmp_path):
     """Arrays come back equal, mapped from the file, and writing to them leaves the file alone."""
     rng = np.random.default_rng(0)
     job = {"small": 3, "arrays": [rng.normal(size=(50, 7)), np.arange(5, dtype=np.uint8), np.empty((0, 3))]}
-    ticket = _distributed.write_job(job, tmp_path / "job")
+    ticket = dask_run.write_job(job, tmp_path / "job")
     content = (tmp_path / "job").read_bytes()
-    back = _distributed.read_job(ticket)
+    back = dask_run.read_job(ticket)
     assert back["small"] == 3
     for a, b in zip(back["arrays"], job["arrays"], strict=True):
         np.testing.assert_array_equal(a, b)
     back["arrays"][0][:] = 0
     assert (tmp_path / "job").read_bytes() == content
-    np.testing.assert_array_equal(_distributed.read_job(ticket)["arrays"][0], job["arrays"][0])
+    np.testing.assert_array_equal(dask_run.read_job(ticket)["arrays"][0], job["arrays"][0])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_overlay_on_a_cluster(client, backed, tmp_path, monkeypatch, in_memory):
     """Transcripts are drawn by workers as they are here, whether they lie in memory or in a file."""
-    from sthist.tiles import _points
-
     if not in_memory:
-        monkeypatch.setattr(_points, "IN_MEMORY", 10)
+        monkeypatch.setattr("sthist.tiles._molecules.index.IN_MEMORY", 10)
     overlay = sthist.tiles.Overlay(backed, sthist.tiles.TileSpec.from_mpp(0.5, 128), s=0.9)
     pixels = []
     for name, given in (("here", None), ("there", client)):
-        canvas = _canvas.Canvas(
-            tmp_path / name, "dots", extent_um=(0, 0, 400, 400), mpp=0.5, fingerprint={}, block_px=512
-        )
+        canvas = Canvas(tmp_path / name, "dots", extent_um=(0, 0, 400, 400), mpp=0.5, fingerprint={}, block_px=512)
         sthist.tiles.map_tiles([overlay], np.copy, canvas, overlap=0, client=given)
         pixels.append(sd.read_zarr(canvas.store)["dots"].to_numpy())
     np.testing.assert_array_equal(*pixels)

@@ -92,7 +92,7 @@ class TestCrop:
         np.testing.assert_allclose(written(sdata), expected, atol=1e-5)
 
     def test_many_blocks_and_bands_are_one(self, monkeypatch):
-        import sthist.tiles._kernel_mean as engine
+        import sthist.systems.annotation.sliding_windows as engine
 
         monkeypatch.setattr(engine, "BLOCK_PX", 70)
         monkeypatch.setattr(engine, "BAND_ROWS", 3)
@@ -178,7 +178,7 @@ class TestModels:
         np.testing.assert_allclose(written(sdata)[:, 0, 0], towards @ image / np.linalg.norm(image), atol=1e-6)
         made = sdata.attrs["sthist"]["results"]["heatmap"]
         assert made["classes"] == {"tumour": "tumour", "T_NK": "T/NK"}
-        assert sthist._elements.channel_names(sdata["heatmap"]) == ["tumour", "T_NK"]
+        assert sthist._sample.elements.channel_names(sdata["heatmap"]) == ["tumour", "T_NK"]
         assert made["prompts"]["T/NK"] == ["lymphocytes"]
 
     def test_a_trained_model_brings_its_tile_and_encoder(self):

@@ -12,9 +12,8 @@ from cluster import two_workers
 from translating import pairs, pix2pix, small
 
 import sthist
-from sthist.models import BeerLambert
-from sthist.tiles import _canvas
-from sthist.tiles._source import pyramid
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.tiles._images.image import pyramid
 
 SPEC = {"size_um": 32.0, "px": 32}
 
@@ -64,7 +63,7 @@ def test_a_section(model, toy):
 
 def test_side_by_side_has_seams(model, toy, monkeypatch):
     """The seam score sees what blending takes away."""
-    monkeypatch.setattr("sthist.models._translation_section.OVERLAP", 0.0)
+    monkeypatch.setattr("sthist.systems.virtual_he.translation_section.OVERLAP", 0.0)
     sthist.tl.virtual_he(toy, model)
     from sthist.benchmark._seams import seam_of
 
@@ -85,7 +84,7 @@ def test_a_part_is_the_same_part_of_the_whole(model, toy):
 
 def test_stopped_and_gone_on(backed, monkeypatch, tmp_path):
     """The same call does what is left and gives the same image."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     model = pix2pix()
     shutil.copytree(backed.path, tmp_path / "whole.zarr")
     whole = sd.read_zarr(tmp_path / "whole.zarr")
@@ -114,7 +113,7 @@ def test_stopped_and_gone_on(backed, monkeypatch, tmp_path):
 
 def test_other_weights_take_over_none_of_the_blocks(backed, monkeypatch):
     """A run that was stopped is not gone on with by another model of the same sizes."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     calls, predict = [], sthist.models.Pix2Pix.predict
 
     def counted(self, tiles, **kwargs):

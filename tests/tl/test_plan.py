@@ -11,7 +11,9 @@ import pytest
 import spatialdata as sd
 
 import sthist
-from sthist.tiles import Canvas, _canvas, _plan
+from sthist.tiles import Canvas
+from sthist.tiles._blocks import estimate
+from sthist.tiles._blocks.canvas import Layout
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -42,7 +44,7 @@ def test_dry_run_writes_nothing(backed):
 
 def test_estimates(tmp_path, monkeypatch):
     """Disk to a fifth; a part of the section takes less of everything."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     sdata = sthist.datasets.toy(size_um=1000)
     sdata.write(tmp_path / "s.zarr")
     plan = sthist.tl.virtual_he(sdata, dry_run=True)
@@ -135,8 +137,8 @@ def test_other_errors_of_the_system_are_left_alone(backed, monkeypatch):
 
 
 def test_probe_spreads_over_what_is_pending():
-    layout = _canvas.Layout.over((0, 0, 10_000, 6_000), 1.0)
-    chunks = _plan._spread(layout.blocks(), 12)
+    layout = Layout.over((0, 0, 10_000, 6_000), 1.0)
+    chunks = estimate._spread(layout.blocks(), 12)
     assert len({(c.y0 // 2048, c.x0 // 2048) for c in chunks}) == 12
     assert all(c.y0 % 512 == c.x0 % 512 == 0 for c in chunks)
     assert all(0 < c.y1 - c.y0 <= 512 and 0 < c.x1 - c.x0 <= 512 for c in chunks)

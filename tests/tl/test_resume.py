@@ -16,10 +16,10 @@ import pytest
 import spatialdata as sd
 
 import sthist
-from sthist import _commit, _store
-from sthist.models import BeerLambert
-from sthist.models._base import Stainer
-from sthist.tiles import _canvas
+from sthist import _store
+from sthist._store import commit
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.training.model import Stainer
 
 
 class Counting(BeerLambert):
@@ -50,7 +50,7 @@ def stored(tmp_path_factory):
     sdata.write(folder / "toy.zarr")
     shutil.copytree(folder / "toy.zarr", folder / "whole.zarr")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_canvas, "BLOCK_PX", 512)
+        patch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
         whole = sd.read_zarr(folder / "whole.zarr")
         sthist.tl.virtual_he(whole, Counting(), progress=False)
     return folder / "toy.zarr", [whole["virtual_he"][scale].image.to_numpy() for scale in whole["virtual_he"].children]
@@ -69,7 +69,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("seed", range(20))
 def test_exception_at_a_random_block(stored, tmp_path, monkeypatch, seed):
     """The store opens with what it had; the second call computes only what is missing; the image is the same."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     rng = np.random.default_rng(seed)
     shutil.copytree(stored[0], tmp_path / "s.zarr")
     sdata = sd.read_zarr(tmp_path / "s.zarr")
@@ -88,7 +88,7 @@ def test_exception_at_a_random_block(stored, tmp_path, monkeypatch, seed):
 
 def test_files_that_were_being_written_are_not_published(stored, tmp_path, monkeypatch):
     """A chunk is written beside its place first; a kill just then leaves the file there, under a name of its own."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     shutil.copytree(stored[0], tmp_path / "s.zarr")
     sdata = sd.read_zarr(tmp_path / "s.zarr")
     with pytest.raises(RuntimeError, match="the lights went out"):
@@ -103,7 +103,7 @@ def test_files_that_were_being_written_are_not_published(stored, tmp_path, monke
 
 def test_exception_in_memory(monkeypatch):
     """An object in memory continues from the scratch folder."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     sdata = sthist.datasets.toy(size_um=600)
     with pytest.raises(RuntimeError):
         sthist.tl.virtual_he(sdata, Counting(fail_at=6))
@@ -135,7 +135,7 @@ def test_sigkill_at_a_random_moment(stored, tmp_path, monkeypatch, seed):
     assert sorted(between.images) == ["he", "morphology_focus"]
     n_done = len(list(done.iterdir()))
     assert 0 < n_done < 9
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     again = Counting()
     sthist.tl.virtual_he(between, again)
     assert again.calls == 9 - n_done
@@ -162,7 +162,7 @@ def publish_until(patch, last):
     publish = _store.publish
 
     def watched(*args):
-        for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (_commit, "_exchange")):
+        for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (commit, "_exchange")):
             patch.setattr(module, name, stepping(getattr(module, name)))
         publish(*args)
 
@@ -173,7 +173,7 @@ def publish_until(patch, last):
 @pytest.mark.parametrize("taken", ["fresh", "overwrite", "overwrite, no exchange"])
 def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken, consolidated):
     """Elements and attributes are those of before or the complete result; the next writing verb puts the store in order."""
-    monkeypatch.setattr(_canvas, "BLOCK_PX", 512)
+    monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     first = tmp_path / "first.zarr"
     shutil.copytree(stored[0], first)
     if taken != "fresh":
@@ -184,7 +184,7 @@ def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken,
         root.pop("consolidated_metadata")
         (first / "zarr.json").write_text(json.dumps(root))
     if "no exchange" in taken:
-        monkeypatch.setattr(_commit, "_exchange", lambda *_: False)
+        monkeypatch.setattr("sthist._store.commit._exchange", lambda *_: False)
     before = sd.read_zarr(first)
     with monkeypatch.context() as patch:  # all blocks are done: what follows does nothing but publish
         publish_until(patch, 0)

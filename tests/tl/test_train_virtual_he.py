@@ -12,12 +12,14 @@ import spatialdata as sd
 
 import sthist
 from sthist import scale
-from sthist.models import LossWeights, Pix2Pix, Pix2PixConfig, Translator
+from sthist._imaging.shifts import STAIN_VECTORS
+from sthist.systems.virtual_he.config import LossWeights
+from sthist.systems.virtual_he.models.pix2pix import Pix2Pix, Pix2PixConfig
+from sthist.systems.virtual_he.train import train_virtual_he
+from sthist.systems.virtual_he.training_set.choose_tiles import _stain_vectors, choose_tiles
+from sthist.systems.virtual_he.training_set.sections import find_sections
+from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import Overlay, TileReader, TileSpec
-from sthist.tiles._shift import STAIN_VECTORS
-from sthist.tl._train_virtual_he import train_virtual_he
-from sthist.tl._translation_sections import find_sections
-from sthist.tl._translation_tiles import _stain_vectors, choose_tiles
 
 SPEC = TileSpec(size_um=32, px=32)
 SMALL = {"size_um": SPEC.size_um, "px": SPEC.px, "n_tiles": 40}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import sthist
-from sthist.models._translation_config import TranslationConfig
+from sthist.systems.virtual_he.config import TranslationConfig
+from sthist.systems.virtual_he.training_set.pairs import BRIGHTNESS, HAZE, SectionPairs, add_haze, open_section
+from sthist.systems.virtual_he.training_set.sections import find_sections
 from sthist.tiles import Overlay, TileReader, TileSpec
-from sthist.tl._translation_pairs import BRIGHTNESS, HAZE, SectionPairs, add_haze, open_section
-from sthist.tl._translation_sections import find_sections
 
 SPEC = TileSpec(size_um=32, px=64)
 CENTRES = np.array([[120.0, 130.0], [170.0, 150.0], [210.0, 200.0], [260.0, 180.0], [150.0, 260.0]])
@@ -120,7 +120,7 @@ class TestAugmentation:
 
     def test_black_and_white_of_the_stain_are_drawn(self, sdata, monkeypatch):
         """Each tile is a straight line of the stain's share of its range, within the limits that are stated."""
-        monkeypatch.setattr("sthist.tl._translation_pairs.add_haze", lambda *_: None)
+        monkeypatch.setattr("sthist.systems.virtual_he.training_set.pairs.add_haze", lambda *_: None)
         pairs = pairs_of(sdata, mode="none")
         low, high = Overlay(sdata, SPEC, mode="none").limits
         reader = TileReader(sdata, "morphology_focus", SPEC)

@@ -45,9 +45,9 @@ def test_looks_like_the_tissue(toy):
     """Nuclei are blue and dark, RNA-rich cytoplasm is pink, glass is white."""
     sthist.tl.virtual_he(toy)
     image = pixels(toy).astype(float)
-    nuclei = sthist.tiles._raster.rasterize(toy["nucleus_boundaries"].geometry, (0, 0), 0.5, (800, 800)) > 0
-    cells = sthist.tiles._raster.rasterize(toy["cell_boundaries"].geometry, (0, 0), 0.5, (800, 800)) > 0
-    tissue = sthist.tiles._raster.rasterize(toy["regions"].geometry.buffer(40), (0, 0), 0.5, (800, 800)) > 0
+    nuclei = sthist.tiles._regions.raster.rasterize(toy["nucleus_boundaries"].geometry, (0, 0), 0.5, (800, 800)) > 0
+    cells = sthist.tiles._regions.raster.rasterize(toy["cell_boundaries"].geometry, (0, 0), 0.5, (800, 800)) > 0
+    tissue = sthist.tiles._regions.raster.rasterize(toy["regions"].geometry.buffer(40), (0, 0), 0.5, (800, 800)) > 0
     assert image[:, nuclei].mean() < image[:, cells & ~nuclei].mean() - 30
     red, green, blue = image[:, nuclei].mean(1)
     assert blue > red > green
@@ -226,7 +226,7 @@ def test_cells_stand_in_for_molecules(toy, caplog):
     pinkness = {}
     for key in ("virtual_he", "by_centroids"):
         image = pixels(toy, key).astype(float)
-        duct = sthist.tiles._raster.rasterize(
+        duct = sthist.tiles._regions.raster.rasterize(
             toy["regions"].geometry[toy["regions"].label == "duct"], (0, 0), 0.5, (800, 800)
         )
         pinkness[key] = image[0] - image[1], duct > 0
@@ -273,7 +273,7 @@ def test_cytoplasm_channel_is_used(toy):
     toy.attrs["sthist"]["roles"].pop("nuclear")
     sthist.tl.virtual_he(toy)
     green = pixels(toy)[1].astype(float)
-    tissue = sthist.tiles._raster.rasterize(toy["regions"].geometry.buffer(-10), (0, 0), 0.5, (800, 800)) > 0
+    tissue = sthist.tiles._regions.raster.rasterize(toy["regions"].geometry.buffer(-10), (0, 0), 0.5, (800, 800)) > 0
     assert green[tissue & (stripes > 0)].mean() < green[tissue & (stripes == 0)].mean() - 15
 
 
@@ -473,7 +473,7 @@ def test_tables_without_counts_are_no_cells():
     sthist.pp.tiles(sdata, size_um=50, px=100)
     sthist.tl.virtual_he(sdata)
     with pytest.raises(ValueError, match="Table 'tiles_table' has no counts"):
-        sthist._elements.cell_counts(sdata, "tiles_table")
+        sthist._sample.elements.cell_counts(sdata, "tiles_table")
 
 
 def test_corrected_input_is_another_section():

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_cross_validation": ["cross_validate_virtual_he"],
         "_nuclei": ["nucleus_preservation"],
         "_over_seeds": ["over_seeds"],
-        "_region_tests": ["region_tests"],
+        "_statistics": ["region_tests"],
         "_virtual_he": ["virtual_he"],
     },
 )

@@ -140,7 +140,7 @@ def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> d
 
 def _losses(model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """A high weight of the term that sees the image as a whole, beside a low one."""
-    from sthist.models._translation_config import LOSSES
+    from sthist.systems.virtual_he.config import LOSSES
 
     given = training.get("losses", PRESETS.get(model, "upstream"))
     weights = LOSSES[given] if isinstance(given, str) else given

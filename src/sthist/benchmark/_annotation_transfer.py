@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements
-from sthist._annotations import as_classes
-from sthist._samples import patients_of_rows, samples_of
+from sthist import _sample
+from sthist._sample.samples import patients_of_rows, samples_of
 from sthist._settings import logger, settings
-from sthist._split_groups import group_rows
-from sthist._splits import Units, folds_of, validation_part
+from sthist._tables.labels import as_classes
 from sthist.benchmark._sections import fold_count
-from sthist.benchmark._shared_tiles import shared_tiles
+from sthist.benchmark._tiles import shared_tiles
 from sthist.metrics._classify import auc_statistic, bootstrap_interval
 from sthist.metrics._compare import shuffled
-from sthist.models._annotator_fit import DEFAULTS, LinearTask, Options
-from sthist.models.annotator import Annotator, AnnotatorConfig, weight_hash
+from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig, weight_hash
+from sthist.systems.annotation.tasks import DEFAULTS, LinearTask, Options
+from sthist.training.split_groups import group_rows
+from sthist.training.splits import Units, folds_of, validation_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-    from sthist._splits import Grouping
     from sthist.encoders import Encoder
     from sthist.tiles import TileSpec
+    from sthist.training.splits import Grouping
 
 WEIGHTED = "weighted mean"
 """What stands for the class in the rows of the mean over classes."""
@@ -190,7 +190,7 @@ def _rows(
 
     listed = samples_of(data, samples)
     parts = [
-        part for _, part in shared_tiles(listed, tiles, lambda sdata: (key, _elements.find_he(sdata, he)), column=label)
+        part for _, part in shared_tiles(listed, tiles, lambda sdata: (key, _sample.find_he(sdata, he)), column=label)
     ]
     known = None if annotator is None else list(annotator.config.classes)
     if known is not None and not set(classes or []) <= set(known):

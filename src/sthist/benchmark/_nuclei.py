@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, stains
-from sthist._rows import polygons_um, rows_of
-from sthist._samples import naming, samples_of
+from sthist import _sample, stains
+from sthist._imaging.nuclei import above_surroundings, contrast_of
+from sthist._sample.samples import naming, samples_of
 from sthist._settings import settings
-from sthist.benchmark._shared_tiles import SharedTiles, shared_tiles
+from sthist._tables.rows import polygons_um, rows_of
+from sthist.benchmark._tiles import SharedTiles, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
 from sthist.tiles import TileReader, segment_nuclei
-from sthist.tiles._nuclei import above_surroundings, contrast_of
-from sthist.tiles._raster import rasterize
+from sthist.tiles._regions.raster import rasterize
 from sthist.tiles._sampling import lies_inside
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-    from sthist._samples import Sample
+    from sthist._sample.samples import Sample
 
 MAX_SEGMENTED_MPP = 1.5
 SAMPLE_PIXELS = 2_000_000
@@ -154,12 +154,12 @@ class Truth:
         self.channel: str | None = None
         self.shapes: str | None = None
         if against == "real":
-            self.images = (_elements.find_he(sdata, he),)
+            self.images = (_sample.find_he(sdata, he),)
         elif against == "stain":
-            self.images, self.channel = _elements.find_nuclear(sdata, image, channel)
+            self.images, self.channel = _sample.find_nuclear(sdata, image, channel)
         else:
             self.shapes = nucleus_shapes(sdata) if against == "vendor" else against
-            _elements.get(sdata, "shapes", self.shapes)
+            _sample.get(sdata, "shapes", self.shapes)
 
     def _reader(self, shared: SharedTiles) -> TileReader:
         channels = None if self.channel is None else (self.channel,)
@@ -206,13 +206,11 @@ def nucleus_shapes(sdata: SpatialData) -> str:
         If there are none, or several.
     """
     made = sdata.attrs.get("sthist", {}).get("results", {})
-    named = [name for name in sdata.shapes if _elements.NUCLEAR_NAMES.search(name) and name not in made]
+    named = [name for name in sdata.shapes if _sample.NUCLEAR_NAMES.search(name) and name not in made]
     if len(named) == 1:
         return named[0]
     if not named:
-        msg = (
-            f"Found no outlines of nuclei. {_elements.describe('shapes', sdata.shapes)} Name them in place of 'vendor'."
-        )
+        msg = f"Found no outlines of nuclei. {_sample.describe('shapes', sdata.shapes)} Name them in place of 'vendor'."
         raise KeyError(msg)
     msg = f"Several shapes could be the nuclei: {', '.join(map(repr, sorted(named)))}. Name one of them in place of 'vendor'."
     raise ValueError(msg)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._source import extent_um
+from sthist.tiles._images.image import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sthist._elements import HighResElements
-    from sthist.models._base import Stainer
+    from sthist._sample.elements import HighResElements
+    from sthist.training.model import Stainer
 
 
 def predict_tiles(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist.metrics._pixels import seam_score
-from sthist.tiles._painter import TileGrid
-from sthist.tiles._source import pyramid
+from sthist.tiles._blocks.blend import TileGrid
+from sthist.tiles._images.image import pyramid
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

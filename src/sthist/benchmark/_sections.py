@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements
-from sthist._samples import patients_of_rows, samples_of
+from sthist import _sample
+from sthist._sample.samples import patients_of_rows, samples_of
 from sthist._settings import logger
-from sthist._split_groups import INSIDE, group_rows, kinds_of, watched_part
-from sthist._splits import Grouping, Units, folds_of
-from sthist.benchmark._shared_tiles import require_column, require_images
+from sthist.benchmark._tiles import require_column, require_images
 from sthist.tiles import TileReader
 from sthist.tiles._pairs import laid_tiles
 from sthist.tiles._sampling import lies_inside
+from sthist.training.split_groups import INSIDE, group_rows, kinds_of, watched_part
+from sthist.training.splits import Grouping, Units, folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from sthist._elements import HighResElements
+    from sthist._sample.elements import HighResElements
     from sthist.tiles import TileSpec
 
 PART = "benchmark_part"
@@ -166,7 +166,7 @@ def find_sections(
     he
         Key of the H&E.
     elements
-        Of :func:`sthist._elements.find_high_res`.
+        Of :func:`sthist._sample.elements.find_high_res`.
 
     Raises
     ------
@@ -201,13 +201,13 @@ def find_sections(
 def _section(sample: Any, tiles: str, he: str | None, elements: dict[str, Any]) -> tuple[Section, TileSpec]:
     require_images(sample)
     sdata = sample.data
-    key = _elements.find_he(sdata, he)
+    key = _sample.find_he(sdata, he)
     table, spec = laid_tiles(sdata, tiles)
     target = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
     if target.dtype != np.uint8 or len(target.channels) != 3:
         msg = f"Image {key!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of uint8 are needed."
         raise ValueError(msg)
-    return Section(sample.name, _elements.find_high_res(sdata, **elements), table, key, target), spec
+    return Section(sample.name, _sample.find_high_res(sdata, **elements), table, key, target), spec
 
 
 def _inside(section: Section, size_um: float) -> np.ndarray:

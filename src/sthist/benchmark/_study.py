@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._elements import safe_key
+from sthist._sample.elements import safe_key
 from sthist._settings import logger, settings
 from sthist.benchmark._extractor import find_extractor
 from sthist.benchmark._predict_tiles import predict_tiles
 from sthist.benchmark._sections import PART, Fold, Sections, find_sections, folds_in, grouped, training_data
 from sthist.metrics import image as scores
 from sthist.metrics._compare import PAIRS, SETS, shuffled
-from sthist.models import BeerLambert
+from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.tiles import TileSpec
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sthist._splits import Grouping
-    from sthist.models._base import VirtualStainModel
+    from sthist.training.model import VirtualStainModel
+    from sthist.training.splits import Grouping
 
 MODEL, MEAN, SHUFFLED = "model", "mean colour", "shuffled"
 FITTED = "beer-lambert, training colours"
@@ -131,7 +131,7 @@ class Study:
         return frame
 
     def _train(self, model: Any, variant: str, fold: Fold, seed: int, folder: Path | None) -> VirtualStainModel:
-        from sthist.tl import train_virtual_he
+        from sthist.systems.virtual_he.train import train_virtual_he
 
         spec = self.specs[variant]
         return train_virtual_he(
@@ -288,8 +288,8 @@ def _require(design: Design) -> None:
 
 def _require_known(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that the trainer does not take, also of the last variant, before the first is trained."""
-    from sthist.models._translation_config import TranslationTraining
-    from sthist.tl import train_virtual_he
+    from sthist.systems.virtual_he.config import TranslationTraining
+    from sthist.systems.virtual_he.train import train_virtual_he
 
     fields = {field.name for field in dataclasses.fields(TranslationTraining)}
     own = set(inspect.signature(train_virtual_he).parameters)
@@ -315,7 +315,8 @@ def _require_known(arguments: Mapping[str, Any]) -> None:
 
 def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
     """Refuse tiles that do not go through the model, also of the last variant, before the first is trained."""
-    from sthist.models import Pix2PixConfig, ST2HEConfig
+    from sthist.systems.virtual_he.models.pix2pix import Pix2PixConfig
+    from sthist.systems.virtual_he.models.st2he import ST2HEConfig
 
     configs: dict[str, Any] = {"small": ST2HEConfig, "sd-turbo": ST2HEConfig.sd_turbo, "pix2pix": Pix2PixConfig}
     for name, spec in specs.items():

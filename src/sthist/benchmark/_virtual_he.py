@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements
-from sthist._samples import samples_of
+from sthist import _sample
+from sthist._sample.samples import samples_of
 from sthist._settings import settings
 from sthist.benchmark._extractor import find_extractor
 from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, require_fine, truths_of
 from sthist.benchmark._seams import seam_of
-from sthist.benchmark._shared_tiles import SharedTiles, shared_tiles
+from sthist.benchmark._tiles import SharedTiles, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import SETS, shuffled
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-    from sthist._samples import Sample
+    from sthist._sample.samples import Sample
     from sthist.encoders import Encoder
-    from sthist.models import Translator
+    from sthist.systems.virtual_he.translator import Translator
 
 
 def virtual_he(
@@ -112,7 +112,7 @@ def virtual_he(
     (['virtual', 'mean colour', 'shuffled'], True)
     """
     parts = shared_tiles(
-        samples_of(data), tiles, lambda sdata: (key, _elements.find_he(sdata, he)), column=classes, of=of
+        samples_of(data), tiles, lambda sdata: (key, _sample.find_he(sdata, he)), column=classes, of=of
     )
     spec = parts[0][1].spec
     if nuclei:

@@ -53,7 +53,7 @@ def her2st(
     >>> samples = sthist.datasets.her2st(["A1", "B1"])  # doctest: +SKIP
     """
     from sthist import io
-    from sthist.io._spots import chosen
+    from sthist.io._parts.spots import chosen
 
     root = Path(path) if path is not None else unpacked(_sources.HER2ST, _is_of_her2st)
     counts = {file.name.split(".")[0]: file for file in sorted(root.rglob("ST-cnts/*.tsv*"))}
@@ -106,8 +106,8 @@ def stnet(
     >>> sdata = sthist.datasets.stnet("BC23287_C1")  # doctest: +SKIP
     """
     from sthist import io
-    from sthist.io._spots import chosen
-    from sthist.io._vendor import read_csv
+    from sthist.io._files.checks import read_csv
+    from sthist.io._parts.spots import chosen
 
     root = folder_with(Path(path) if path is not None else unpacked(_sources.STNET), "metadata.csv")
     table = read_csv(root / "metadata.csv", STNET_COLUMNS, dtype=str, keep_default_na=False)
@@ -161,7 +161,7 @@ def hest(
     >>> samples = sthist.datasets.hest(["TENX95", "NCBI785"], parts=["tissue"])  # doctest: +SKIP
     """
     from sthist import io
-    from sthist.io._hest import IMAGE, METADATA, PARTS, TABLE, require_parts
+    from sthist.io._research.hest import IMAGE, METADATA, PARTS, TABLE, require_parts
 
     if path is None:
         require_parts(kwargs.get("parts"))

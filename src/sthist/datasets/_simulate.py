@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, stains
+from sthist import stains
+from sthist._imaging.nuclei import above_surroundings, contrast_of, iter_blocks, segment_nuclei
+from sthist._imaging.tissue import clean, mask_of_he
+from sthist._sample import set_role
 from sthist._settings import settings
 from sthist.datasets._toy import AMBIENT_SHARE, CELL_TYPES, CONTROL_SHARE, CONTROLS, LOW_QV, expression_profiles
-from sthist.tiles._nuclei import above_surroundings, contrast_of, iter_blocks, segment_nuclei
-from sthist.tiles._tissue import clean, mask_of_he
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +91,7 @@ def simulate_hrst(
     >>> sdata["virtual_he"].shape == sdata["he"].shape
     True
     """
-    from sthist.io._he import read_he
+    from sthist.io._parts.he import read_he
 
     _require_ranges(mpp, blur_um, noise, background, transcripts_per_cell)
     pixels = read_he(he_image, "he").pixels
@@ -319,5 +320,5 @@ def _assemble(
         {"he": rgb, "dapi": dapi}, mpp=mpp, points=molecules, table=table, cells=outlines, gene="feature_name"
     )
     sdata.attrs["sthist"]["simulated"] = {"what": ["dapi", "transcripts", "cells", "table"], "real": ["he"]} | facts
-    _elements.set_role(sdata, "he", {"image": "he"})
+    set_role(sdata, "he", {"image": "he"})
     return sdata

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sthist import _elements, stains
+from sthist import _sample, stains
 from sthist.datasets import _toy_kinds as kinds
 from sthist.datasets import _toy_render as render
 
@@ -386,8 +386,8 @@ def _assemble(
             "table": TableModel.parse(table, region="cell_boundaries", region_key="region", instance_key="instance_id")
         },
     )
-    _elements.set_role(sdata, "nuclear", {"images": ["morphology_focus"], "channel": "DAPI"})
-    _elements.set_role(sdata, "he", {"image": "he"})
-    _elements.set_role(sdata, "transcripts", {"points": "transcripts", "gene": "feature_name"})
-    _elements.set_role(sdata, "cells", {"table": "table"})
+    _sample.set_role(sdata, "nuclear", {"images": ["morphology_focus"], "channel": "DAPI"})
+    _sample.set_role(sdata, "he", {"image": "he"})
+    _sample.set_role(sdata, "transcripts", {"points": "transcripts", "gene": "feature_name"})
+    _sample.set_role(sdata, "cells", {"table": "table"})
     return sdata

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sthist import _elements
+from sthist import _sample
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -106,12 +106,12 @@ def to_cosmx(sdata: SpatialData, mpp: float) -> None:
             c_coords=["DAPI"],
             chunks={"c": 1, "y": 512, "x": 512},
             transformations={
-                _elements.UM: Affine(np.diag([mpp, mpp, 1.0]) @ shift, ("x", "y"), ("x", "y")),
+                _sample.UM: Affine(np.diag([mpp, mpp, 1.0]) @ shift, ("x", "y"), ("x", "y")),
                 "global": Affine(shift, ("x", "y"), ("x", "y")),
             },
         )
     del sdata.attrs["sthist"]["roles"]["he"]
-    _elements.set_role(sdata, "nuclear", {"images": keys, "channel": "DAPI"})
+    _sample.set_role(sdata, "nuclear", {"images": keys, "channel": "DAPI"})
 
 
 def cores(size: float) -> dict[tuple[int, int], BaseGeometry]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
-from sthist.tiles._raster import rasterize
+from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
     import pandas as pd

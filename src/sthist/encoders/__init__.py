@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_encoder": ["Encoder"],
         "_get": ["get"],
         "_joined": ["Joined"],
-        "_morphology": ["Morphology", "morphology_feature_names"],
+        "_morphology.encoder": ["Morphology", "morphology_feature_names"],
         "_registry": ["available"],
         "_transform": ["Transform"],
     },

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._elements import safe_key
+from sthist._sample.elements import safe_key
 from sthist._settings import logger
 
 if TYPE_CHECKING:

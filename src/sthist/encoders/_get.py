@@ -6,8 +6,8 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist import _weights
 from sthist._settings import logger
-from sthist.encoders import _weights
 from sthist.encoders._encoder import Encoder
 from sthist.encoders._joined import Joined
 from sthist.encoders._registry import CARDS, ZOO_NAMES, Card
@@ -16,7 +16,7 @@ from sthist.encoders._transform import Transform
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sthist.encoders._timm import Loaded
+    from sthist.encoders._loaders.timm import Loaded
     from sthist.tiles import TileSpec
 
 TIMM, OPEN_CLIP = "timm:", "open_clip:"
@@ -149,13 +149,13 @@ def _card(typed: str, *, needs_weights: bool) -> Card:
     if typed in CARDS:
         return CARDS[typed]
     if typed.startswith(TIMM):
-        from sthist.encoders import _timm
+        from sthist.encoders._loaders import timm as timm_loader
 
-        card = _timm.card_of(typed.removeprefix(TIMM))
+        card = timm_loader.card_of(typed.removeprefix(TIMM))
     else:
-        from sthist.encoders import _open_clip
+        from sthist.encoders._loaders import open_clip as open_clip_loader
 
-        card = _open_clip.card_of(typed.removeprefix(OPEN_CLIP), needs_tag=needs_weights)
+        card = open_clip_loader.card_of(typed.removeprefix(OPEN_CLIP), needs_tag=needs_weights)
     if needs_weights and not card.hub_id:
         msg = f"{typed!r} has no weights on the hub: pass weights=, a file that you have, or pretrained=False."
         raise ValueError(msg)
@@ -164,27 +164,27 @@ def _card(typed: str, *, needs_weights: bool) -> Card:
 
 def _load(card: Card, files: _weights.Files) -> Loaded:
     if card.via == "open_clip":
-        from sthist.encoders import _open_clip
+        from sthist.encoders._loaders import open_clip as open_clip_loader
 
-        return _open_clip.load(card, files)
+        return open_clip_loader.load(card, files)
     if card.via == "conch":
-        from sthist.encoders import _conch
+        from sthist.encoders._loaders import conch as conch_loader
 
-        return _conch.load(card, files)
+        return conch_loader.load(card, files)
     if card.via in {"transformers", "keep"}:
-        from sthist.encoders import _transformers
+        from sthist.encoders._loaders import transformers as transformers_loader
 
-        return (_transformers.load_keep if card.via == "keep" else _transformers.load)(card, files)
-    from sthist.encoders import _timm
+        return (transformers_loader.load_keep if card.via == "keep" else transformers_loader.load)(card, files)
+    from sthist.encoders._loaders import timm as timm_loader
 
-    return _timm.load(card, files)
+    return timm_loader.load(card, files)
 
 
 def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple[Card, Loaded, dict[str, Any]]:
     """An encoder of lazyslide-models, and the checksum of its weights."""
-    from sthist.encoders import _zoo
+    from sthist.encoders._loaders import zoo as zoo_loader
 
-    if typed not in ZOO_NAMES and not (_zoo.installed() and typed in _zoo.cards()):
+    if typed not in ZOO_NAMES and not (zoo_loader.installed() and typed in zoo_loader.cards()):
         close = difflib.get_close_matches(typed, [*CARDS, "morphology", *ZOO_NAMES], n=3)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         msg = (
@@ -197,7 +197,7 @@ def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple
         raise ValueError(msg)
     if weights is not None:
         _weights.find(weights)
-    card, loaded = _zoo.load(typed, weights)
+    card, loaded = zoo_loader.load(typed, weights)
     of_files = {"weights": None if weights is None else weights.name, "revision": None, "pretrained": True}
     return card, loaded, of_files | {"sha256_of_tensors": _weights.sha256_of(loaded.module)}
 
@@ -256,6 +256,6 @@ def _refuse(what: str, **arguments: Any) -> None:
 
 
 def _morphology(spec: TileSpec | None) -> Encoder:
-    from sthist.encoders._morphology import Morphology
+    from sthist.encoders._morphology.encoder import Morphology
 
     return Morphology() if spec is None else Morphology(spec=spec)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sthist._elements import safe_key
+from sthist._sample.elements import safe_key
 from sthist.encoders._encoder import Encoder, checked_tiles
 from sthist.tiles import TileSpec
 

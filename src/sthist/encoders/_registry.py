@@ -260,11 +260,11 @@ def available() -> pd.DataFrame:
     """
     import pandas as pd
 
-    from sthist.encoders import _zoo
+    from sthist.encoders._loaders import zoo as zoo_loader
 
     own = Card("", "BSD-3-Clause", "sthist", dense=False)
     known = {"morphology": own} | CARDS
-    cards = known | {name: card for name, card in _zoo.cards().items() if name not in known}
+    cards = known | {name: card for name, card in zoo_loader.cards().items() if name not in known}
     rows = [
         {
             "name": name,

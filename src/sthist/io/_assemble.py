@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _alignment, _elements, scale
+from sthist import _alignment, _sample, scale
 from sthist._settings import logger
-from sthist.io._images import LooseImage, image_element, read_image
+from sthist.io._files.images import LooseImage, image_element, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ def assemble(
     for name, source in images.items():
         loose = read_image(source, name)
         to_um[name] = _to_um(name, loose, mpp, matrices)
-        registered = {_elements.UM: Affine(to_um[name], ("x", "y"), ("x", "y"))}
+        registered = {_sample.UM: Affine(to_um[name], ("x", "y"), ("x", "y"))}
         sdata.images[name] = image_element(loose, registered, channels=(channels or {}).get(name), name=name)
         for stated, value in scale.trusted(loose.mpp, _given_mpp(name, mpp)).items():
             scale.record_mpp(sdata, name, stated, value)
@@ -163,8 +163,8 @@ def _add_points(
     rest = frame.drop(columns=[name for name in ("x", "y", *columns) if name in frame])
     rest = rest.assign(x=um[:, 0], y=um[:, 1])
     rest[gene] = rest[gene].astype("category")
-    sdata.points["transcripts"] = PointsModel.parse(rest, feature_key=gene, transformations={_elements.UM: Identity()})
-    _elements.set_role(sdata, "transcripts", {"points": "transcripts", "gene": gene})
+    sdata.points["transcripts"] = PointsModel.parse(rest, feature_key=gene, transformations={_sample.UM: Identity()})
+    _sample.set_role(sdata, "transcripts", {"points": "transcripts", "gene": gene})
 
 
 def _add_table(
@@ -214,7 +214,7 @@ def _add_table(
         if spot_diameter_um is None:
             logger.info("The table's rows are shown as cells of %g µm; give cells= or spot_diameter_um=.", diameter)
         frame = gpd.GeoDataFrame({"radius": diameter / 2}, geometry=gpd.points_from_xy(*centres.T), index=ids)
-        sdata.shapes[key] = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})
+        sdata.shapes[key] = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
     table.obsm["spatial"] = centres
     table.obs["region"] = key
     table.obs["region"] = table.obs["region"].astype("category")
@@ -222,14 +222,14 @@ def _add_table(
     table.uns.pop("spatialdata_attrs", None)
     sdata.tables["table"] = TableModel.parse(table, region=key, region_key="region", instance_key="instance_id")
     if spot_diameter_um is None:
-        _elements.set_role(sdata, "cells", {"table": "table"})
+        _sample.set_role(sdata, "cells", {"table": "table"})
 
 
 def _add_cells(sdata: SpatialData, outlines: gpd.GeoDataFrame) -> None:
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    sdata.shapes["cells"] = ShapesModel.parse(outlines, transformations={_elements.UM: Identity()})
+    sdata.shapes["cells"] = ShapesModel.parse(outlines, transformations={_sample.UM: Identity()})
 
 
 def _outlines(cells: Any) -> gpd.GeoDataFrame:
@@ -314,16 +314,16 @@ def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str
 def _record_roles(sdata: SpatialData) -> None:
     """Nuclear stain and H&E, where one image each is named like them."""
     try:
-        elements = _elements.find_high_res(sdata)
+        elements = _sample.find_high_res(sdata)
         role = {
             "images": list(elements.nuclear),
             "channel": elements.nuclear_channel,
             "cytoplasm": list(elements.cytoplasm_channels),
         }
-        _elements.set_role(sdata, "nuclear", role)
+        _sample.set_role(sdata, "nuclear", role)
     except (KeyError, ValueError):
         logger.debug("No nuclear stain recognised among %s.", list(sdata.images))
     try:
-        _elements.set_role(sdata, "he", {"image": _elements.find_he(sdata)})
+        _sample.set_role(sdata, "he", {"image": _sample.find_he(sdata)})
     except (KeyError, ValueError):
         logger.debug("No H&E recognised among %s.", list(sdata.images))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, scale
+from sthist import _sample, scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,13 +66,13 @@ def export_ome_tiff(
         msg = f"{path.name} should end in .ome.tif or .ome.tiff: viewers tell by it that there are metadata."
         raise ValueError(msg)
     _require_free(path, overwrite=overwrite)
-    element = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "images", image)
     levels = _levels(element)
     if levels[0].ndim != 3:
         msg = f"Image {image!r} has the axes {levels[0].dims}; an OME-TIFF of (c, y, x) can be written. Choose a plane first."
         raise ValueError(msg)
     mpp_x, mpp_y = scale.resolve_mpp(sdata, image)
-    names = _elements.channel_names(element)
+    names = _sample.channel_names(element)
     rgb = len(names) == 3 and levels[0].dtype == np.uint8
     metadata = {
         "axes": "YXS" if rgb else "CYX",
@@ -213,8 +213,8 @@ def export_geojson(
 
 def _in_pixels(sdata: SpatialData, shapes: str, image: str) -> GeoDataFrame:
     """Shapes in the full-resolution pixels of an image, circles as polygons."""
-    element = _elements.get(sdata, "shapes", shapes)
-    target = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "shapes", shapes)
+    target = _sample.get(sdata, "images", image)
     for key, part in ((shapes, element), (image, target)):
         try:
             scale.matrix_to(part)
@@ -299,9 +299,9 @@ def export_xenium_explorer(
 
     path = Path(path)
     _require_free(path, overwrite=overwrite)
-    key = _elements.find_cell_table(sdata, table)
+    key = _sample.find_cell_table(sdata, table)
     if key is None:
-        msg = f"Found no table of cells. {_elements.describe('tables', sdata.tables)} Name it with table=."
+        msg = f"Found no table of cells. {_sample.describe('tables', sdata.tables)} Name it with table=."
         raise KeyError(msg)
     obs = sdata.tables[key].obs
     if group not in obs:

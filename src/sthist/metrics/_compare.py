@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger, settings
+from sthist._weights.weights import MetricUnavailable
 from sthist.metrics import _deep, _networks
 from sthist.metrics._arrays import batches, pair
 from sthist.metrics._pixels import mse, psnr, ssim
-from sthist.metrics._weights import MetricUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import settings
+from sthist._weights.weights import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, load_strictly, locate, read_weights
 from sthist.metrics._arrays import batches, to_torch
-from sthist.metrics._weights import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, load_strictly, locate, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

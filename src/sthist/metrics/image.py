@@ -1,11 +1,11 @@
 """How close a virtual image is to the real one: pixels, structure, perception, distributions, seams, nuclei."""
 
+from sthist._weights.weights import MetricUnavailable
 from sthist.metrics._compare import compare, summarize
 from sthist.metrics._deep import clip_similarity, fid, kid, lpips
 from sthist.metrics._nuclei import NucleusPreservation, nucleus_preservation
 from sthist.metrics._pixels import mse, psnr, seam_score, ssim
 from sthist.metrics._regions import RegionTest, region_tests
-from sthist.metrics._weights import MetricUnavailable
 
 __all__ = [
     "MetricUnavailable",

@@ -1,18 +1,18 @@
 """One model per published system: a config, and the verbs fit, predict, save and load."""
 
-import lazy_loader as _lazy
+from sthist._front_door import front_door as _front_door
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "_annotator_report": ["AnnotatorReport"],
-        "_base": ["Model", "load"],
-        "annotator": ["Annotator", "AnnotatorConfig"],
-        "_translation": ["Translator"],
-        "_translation_config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
-        "_translation_pairs": ["ArrayPairs", "Pairs"],
-        "beer_lambert": ["BeerLambert", "BeerLambertConfig"],
-        "pix2pix": ["Pix2Pix", "Pix2PixConfig"],
-        "st2he": ["ST2HE", "ST2HEConfig"],
-    },
+# A name here is a model; the system that it belongs to is a folder of sthist.systems.
+__getattr__, __dir__, __all__ = _front_door(
+    {
+        "systems.annotation.annotator": ["Annotator", "AnnotatorConfig"],
+        "systems.annotation.report": ["AnnotatorReport"],
+        "systems.virtual_he.config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
+        "systems.virtual_he.models.beer_lambert": ["BeerLambert", "BeerLambertConfig"],
+        "systems.virtual_he.models.pix2pix": ["Pix2Pix", "Pix2PixConfig"],
+        "systems.virtual_he.models.st2he": ["ST2HE", "ST2HEConfig"],
+        "systems.virtual_he.training_set.translation_pairs": ["ArrayPairs", "Pairs"],
+        "systems.virtual_he.translator": ["Translator"],
+        "training.model": ["Model", "load"],
+    }
 )

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_alignment": ["alignment"],
         "_classification": ["confusion", "roc"],
         "_embedding": ["cells", "embedding"],
-        "_image_metrics": ["image_metrics"],
+        "_benchmark": ["image_metrics"],
         "_niches": ["niche_composition"],
         "_overlay": ["overlay", "tiles"],
         "_scores": ["score_map", "top_tiles"],

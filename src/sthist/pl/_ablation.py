@@ -8,7 +8,7 @@ import numpy as np
 
 from sthist.metrics._compare import by_seed
 from sthist.pl._base import finish
-from sthist.pl._image_metrics import LABELS
+from sthist.pl._benchmark import LABELS
 
 if TYPE_CHECKING:
     from pathlib import Path

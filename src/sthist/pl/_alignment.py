@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, stains
-from sthist._region import region_geometry
+from sthist import _sample, stains
+from sthist._imaging.nuclei import segment_nuclei
+from sthist._sample.region import region_geometry
 from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
-from sthist.tiles._nuclei import segment_nuclei
-from sthist.tiles._reader import read_region
-from sthist.tiles._source import extent_um
+from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.reader import read_region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,8 +81,8 @@ def alignment(
     if unknown:
         msg = f"There is no panel {unknown[0]!r}; there are {list(PANELS)}."
         raise ValueError(msg)
-    nuclear, channel = _elements.find_nuclear(sdata, to)
-    he = _elements.find_he(sdata, he)
+    nuclear, channel = _sample.find_nuclear(sdata, to)
+    he = _sample.find_he(sdata, he)
     extent = extent_um(sdata, nuclear) if within is None else region_geometry(sdata, within).bounds
     drawn = make_axes(len(panels), len(panels), extent, axes, panels)
     drawn[0].figure.canvas.draw()  # a layout engine places the axes only now

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements
-from sthist._genes import closest
-from sthist._region import region_geometry
-from sthist._rows import Rows, polygons_um, rows_of
+from sthist import _sample
+from sthist._sample.region import region_geometry
+from sthist._tables.genes import closest
+from sthist._tables.rows import Rows, polygons_um, rows_of
 from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, show_image
 from sthist.pl._raster import GREY, background, colours_of, paint_codes, paint_values
 from sthist.pl._scores import read_squares
@@ -97,7 +97,7 @@ def embedding(
         _, ax = plt.subplots(figsize=(SIDE, SIDE), layout="constrained")
     _scatter(ax, adata, points, color, size, cmap)
     if thumbnails and rows is not None:
-        _draw_thumbnails(ax, data, rows, points, color, int(thumbnails), _elements.find_he(data, image))
+        _draw_thumbnails(ax, data, rows, points, color, int(thumbnails), _sample.find_he(data, image))
     ax.set(xticks=[], yticks=[], xlabel=f"{_bare(basis)} 1", ylabel=f"{_bare(basis)} 2", title=color or "")
     return finish([ax], save)[0]
 
@@ -229,7 +229,7 @@ def _rows_with(sdata: SpatialData, color: str, table: str | None) -> Rows:
     """The rows that are drawn: they have the column."""
     if table is None:
         having = [name for name, adata in sdata.tables.items() if color in adata.obs]
-        usual = _elements.find_cell_table(sdata)
+        usual = _sample.find_cell_table(sdata)
         if usual in having:
             having = [str(usual)]
         if not having:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._genes import closest
+from sthist._tables.genes import closest
 from sthist.pl._base import finish
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements
-from sthist._region import region_geometry
+from sthist import _sample
+from sthist._sample.region import region_geometry
 from sthist.pl._base import add_scale_bar, finish, make_axes, show_image
 from sthist.tiles import Overlay, TileReader, TileSpec
+from sthist.tiles._images.image import extent_um
 from sthist.tiles._pairs import laid_tiles, require_no_style
-from sthist.tiles._source import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +114,7 @@ def overlay(
 def _box(sdata: SpatialData, within: Any, kwargs: dict[str, Any]) -> tuple[float, float, float, float]:
     if within is not None:
         return region_geometry(sdata, within).bounds
-    keys, _ = _elements.find_nuclear(sdata, kwargs.get("image"), kwargs.get("channel"))
+    keys, _ = _sample.find_nuclear(sdata, kwargs.get("image"), kwargs.get("channel"))
     x0, y0, x1, y1 = extent_um(sdata, keys)
     half = min(PAPER_MPP * 256, (x1 - x0) / 2, (y1 - y0) / 2)
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -240,12 +240,12 @@ def _shown(
                 options = {"allow_upsampling": True} | kwargs
                 readers[name] = Overlay(sdata, spec, **options) if overlay is None else overlay
             else:
-                key = _elements.find_he(sdata, None if name == "he" and name not in sdata.images else name)
+                key = _sample.find_he(sdata, None if name == "he" and name not in sdata.images else name)
                 readers["H&E" if name == "he" else key] = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
         except (KeyError, ValueError):
             if show is not None:
                 raise
     if not readers:
-        msg = f"There is nothing to show of these tiles. {_elements.describe('images', sdata.images)} Name images with show=."
+        msg = f"There is nothing to show of these tiles. {_sample.describe('images', sdata.images)} Name images with show=."
         raise ValueError(msg)
     return readers

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, scale
-from sthist._rows import Rows, polygons_um
-from sthist.tiles._lookup import values_at
-from sthist.tiles._raster import rasterize
-from sthist.tiles._reader import read_region
-from sthist.tiles._source import source_from_element
+from sthist import _sample, scale
+from sthist._tables.rows import Rows, polygons_um
+from sthist.tiles._images.image import source_from_element
+from sthist.tiles._images.lookup import values_at
+from sthist.tiles._images.reader import read_region
+from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float
     """The H&E, or the image that is named, at some resolution, (h, w, 3) uint8; None where there is none."""
     if image is None:
         try:
-            image = _elements.find_he(sdata)
+            image = _sample.find_he(sdata)
         except (KeyError, ValueError):
             return None
     pixels = read_region(sdata, image, extent, mpp, fill=255 if is_rgb(sdata, image) else 0)
@@ -40,7 +40,7 @@ def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float
 
 def is_rgb(sdata: SpatialData, image: str) -> bool:
     """Whether an image has three channels."""
-    return len(_elements.channel_names(_elements.get(sdata, "images", image))) == 3
+    return len(_sample.channel_names(_sample.get(sdata, "images", image))) == 3
 
 
 def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp: float) -> np.ndarray:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements
-from sthist._genes import closest
-from sthist._region import region_geometry
-from sthist._rows import Rows, polygons_um, rows_of
+from sthist import _sample
+from sthist._sample.region import region_geometry
+from sthist._tables.genes import closest
+from sthist._tables.rows import Rows, polygons_um, rows_of
 from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
 from sthist.pl._raster import background, paint_values, sample_image
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._source import extent_um
+from sthist.tiles._images.image import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,7 @@ def find_scores(
         If several tables could be meant.
     """
     if key in sdata.images and table is None:
-        channels = _elements.channel_names(sdata.images[key])
+        channels = _sample.channel_names(sdata.images[key])
         called = sdata.attrs.get("sthist", {}).get("results", {}).get(key, {}).get("classes", {})
         found = {str(called.get(name, name)): Scores(key, channel=name) for name in channels}
     else:
@@ -261,7 +261,7 @@ def top_tiles(
     if any(each.rows is None for each in scores.values()):
         msg = f"{key!r} is a heat map, which has no tiles: show it with pl.score_map."
         raise ValueError(msg)
-    he = _elements.find_he(sdata, image)
+    he = _sample.find_he(sdata, image)
     figure, axes = plt.subplots(
         len(scores), n, figsize=(1.4 * n + 0.4, 1.6 * len(scores)), squeeze=False, layout="constrained"
     )

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements
-from sthist._region import region_geometry
+from sthist import _sample
+from sthist._sample.region import region_geometry
 from sthist.pl._base import Extent, add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
-from sthist.tiles._density import is_gene, iter_points
-from sthist.tiles._reader import read_region
-from sthist.tiles._source import extent_um
+from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.reader import read_region
+from sthist.tiles._molecules.density import is_gene, iter_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from sthist._elements import HighResElements
+    from sthist._sample.elements import HighResElements
 
 Panel = Literal["nuclear", "transcripts", "virtual", "real"]
 TITLES = {"nuclear": "nuclear stain", "transcripts": "transcripts", "virtual": "virtual H&E", "real": "real H&E"}
@@ -94,7 +94,7 @@ def virtual_he(
     >>> [ax.get_title() for ax in axes]
     ['nuclear stain', 'transcripts', 'virtual H&E', 'real H&E']
     """
-    elements = _elements.find_high_res(sdata, image=image, channel=channel, points=points)
+    elements = _sample.find_high_res(sdata, image=image, channel=channel, points=points)
     he = _real_he(sdata, he)
     available = {
         "nuclear": True,
@@ -124,7 +124,7 @@ def virtual_he(
         elif panel == "transcripts":
             show_image(ax, _dots(elements, extent, mpp, genes), extent, TITLES[panel])
         else:
-            rgb = read_region(sdata, key if panel == "virtual" else _elements.find_he(sdata, he), extent, mpp, fill=255)
+            rgb = read_region(sdata, key if panel == "virtual" else _sample.find_he(sdata, he), extent, mpp, fill=255)
             show_image(ax, rgb[..., :3], extent, TITLES[panel])
         add_scale_bar(ax, extent, "white" if panel in {"nuclear", "transcripts"} else "black")
     return finish(drawn, save)
@@ -133,9 +133,9 @@ def virtual_he(
 def _real_he(sdata: SpatialData, he: str | None) -> str | None:
     """Key of the real H&E; None where there is none and none was named."""
     if he is not None:
-        return _elements.find_he(sdata, he)
+        return _sample.find_he(sdata, he)
     try:
-        return _elements.find_he(sdata)
+        return _sample.find_he(sdata)
     except (KeyError, ValueError):
         return None
 
@@ -144,7 +144,7 @@ def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence
     """Transcripts on black, (h, w, 3): the hue is the gene's, the brightness grows with their number."""
     from matplotlib.colors import hsv_to_rgb
 
-    gene = _elements.find_transcripts(elements.sdata, elements.points)[1] or ""
+    gene = _sample.find_transcripts(elements.sdata, elements.points)[1] or ""
     x0, y0, x1, y1 = extent
     shape = (int(np.ceil((y1 - y0) / mpp)), int(np.ceil((x1 - x0) / mpp)))
     colours = np.zeros((*shape, 3), np.float32)

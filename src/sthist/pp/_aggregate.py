@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._genes import closest
-from sthist._region import region_geometry
-from sthist._samples import over_samples
+from sthist import _sample, _store
+from sthist._sample.region import region_geometry
+from sthist._sample.samples import over_samples
 from sthist._settings import logger
-from sthist.pp._sums import Sums, matrix_of, require_names, sum_points, sum_table
-from sthist.tiles._locate import RegionIndex, SquareGrid
+from sthist._tables.genes import closest
+from sthist.pp._region_sums import Sums, matrix_of, require_names, sum_points, sum_table
+from sthist.tiles._regions.locate import RegionIndex, SquareGrid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def aggregate(
     >>> sdata["grid_8um"].obsm["spatial"][0] % 8
     array([4., 4.])
     """
-    _elements.require_one_sample(sdata)
+    _sample.require_one_sample(sdata)
     _require_one_kind(regions, bin_um, within)
     key_added = key_added or (f"grid_{bin_um:g}um" if regions is None else f"{regions}_counts")
     region_key = f"{key_added}_squares" if regions is None else regions
@@ -167,15 +167,15 @@ def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
     """``"points"``, ``"cells"`` or ``"bins"``, and the key of the points or the table; a key wins over a role."""
     bins = _bin_tables(sdata)
     if of in sdata.points or (of == "points" and of not in sdata.tables):
-        key = _elements.find_transcripts(sdata, of if of in sdata.points else None)[0]
+        key = _sample.find_transcripts(sdata, of if of in sdata.points else None)[0]
         if key is None:
-            msg = f"This object has no points. {_elements.describe('tables', sdata.tables)} Sum a table: of='cells', 'bins' or its key."
+            msg = f"This object has no points. {_sample.describe('tables', sdata.tables)} Sum a table: of='cells', 'bins' or its key."
             raise KeyError(msg)
         return "points", key
     if of in sdata.tables:
         return ("bins" if of in bins else "cells"), of
     if of == "cells":
-        table = _elements.find_cell_table(sdata)
+        table = _sample.find_cell_table(sdata)
         if table is not None:
             return "cells", table
     if of == "bins" and bins:
@@ -183,7 +183,7 @@ def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
     known = [*sdata.points, *sdata.tables]
     msg = (
         f"of={of!r}: {'found no such table' if of in {'cells', 'bins'} else 'neither points nor a table'}. "
-        f"{_elements.describe('points', sdata.points)} {_elements.describe('tables', sdata.tables)}{closest(of, known)}"
+        f"{_sample.describe('points', sdata.points)} {_sample.describe('tables', sdata.tables)}{closest(of, known)}"
     )
     raise KeyError(msg)
 
@@ -191,7 +191,7 @@ def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
 def _bin_tables(sdata: SpatialData) -> list[str]:
     """Tables of bins or spots: those of Visium HD from fine to coarse, and the reader's own."""
     sizes = {name: int(match[1]) for name in sdata.tables if (match := BINS.search(name))}
-    recorded = _elements.roles(sdata).get("spots", {}).get("table")
+    recorded = _sample.roles(sdata).get("spots", {}).get("table")
     return sorted(sizes, key=sizes.__getitem__) + ([recorded] if recorded in sdata.tables else [])
 
 
@@ -205,7 +205,7 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
     """The regions, after what a table or a sum could not bear is refused."""
     import shapely
 
-    shapes, matrix = _elements.get(sdata, "shapes", key), matrix_of(sdata, "shapes", key)
+    shapes, matrix = _sample.get(sdata, "shapes", key), matrix_of(sdata, "shapes", key)
     names = shapes.index
     if not len(names):
         msg = f"Shapes {key!r} are empty: there are no regions to sum into."
@@ -294,7 +294,7 @@ def _squares(side: float, columns: np.ndarray, rows: np.ndarray) -> GeoDataFrame
 
     # The same products as in locating, so that the squares are bit by bit what was counted in.
     boxes = shapely.box(columns * side, rows * side, (columns + 1) * side, (rows + 1) * side)
-    return ShapesModel.parse(gpd.GeoDataFrame(geometry=boxes), transformations={_elements.UM: Identity()})
+    return ShapesModel.parse(gpd.GeoDataFrame(geometry=boxes), transformations={_sample.UM: Identity()})
 
 
 def _add_table(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sthist import _alignment, _elements, _store
-from sthist._alignment_checks import UNITS
-from sthist._samples import over_samples
+from sthist import _alignment, _sample, _store
+from sthist._alignment.checks import UNITS
+from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
 from sthist.pp._auto_align import find_alignment
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from sthist._alignment_checks import Units
+    from sthist._alignment.checks import Units
 
 
 @over_samples
@@ -103,15 +103,15 @@ def align(
     if units not in UNITS:
         msg = f"units={units!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}."
         raise ValueError(msg)
-    element = _elements.get(sdata, "images", image)
-    _elements.require_one_sample(sdata)
+    element = _sample.get(sdata, "images", image)
+    _sample.require_one_sample(sdata)
     found: dict[str, Any] = {}
     if isinstance(matrix, str) and matrix == "auto":
         if units != "px":
             msg = "units= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
             raise ValueError(msg)
         automatic = find_alignment(sdata, image, to, seed=settings.seed if seed is None else seed)
-        alignment, to, found = _alignment.Alignment(automatic.to_um), _elements.UM, automatic.facts
+        alignment, to, found = _alignment.Alignment(automatic.to_um), _sample.UM, automatic.facts
     elif matrix is not None:
         alignment = _alignment.from_matrix(matrix)
     else:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, scale, stains
-from sthist.pp._register import register, shrink, warp
+from sthist import _sample, scale, stains
+from sthist._imaging.registration import register, shrink, warp
+from sthist._imaging.tissue import mask_of_he
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._reader import read_grid
-from sthist.tiles._source import source_from_element
-from sthist.tiles._tissue import mask_of_he
+from sthist.tiles._images.image import source_from_element
+from sthist.tiles._images.reader import read_grid
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from sthist.pp._register import Registration
-    from sthist.tiles._source import ImageSource
+    from sthist._imaging.registration import Registration
+    from sthist.tiles._images.image import ImageSource
 
 MAX_PIXELS = 6_000_000
 SCORE_UM = 4.0
@@ -61,7 +61,7 @@ def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int)
     ValueError
         If the image's µm/px is unknown, the images show nothing in common, or what was found overlaps less than before.
     """
-    nuclear, channel = _elements.find_nuclear(sdata, to)
+    nuclear, channel = _sample.find_nuclear(sdata, to)
     start, mpp = _start(sdata, image)
     stain = TileReader(sdata, nuclear, TileSpec.from_mpp(1.0, 256), channels=[channel], allow_upsampling=True)
     corner = np.array(stain.extent_um[:2])
@@ -105,7 +105,7 @@ def _facts(found: Registration, before: float | None, after: float) -> dict[str,
 
 def _start(sdata: SpatialData, image: str) -> tuple[np.ndarray | None, float]:
     """Where the image lies now, if anywhere, and its µm/px."""
-    element = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "images", image)
     try:
         start = scale.matrix_to(element)
     except KeyError:

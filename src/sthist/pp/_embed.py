@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._samples import over_samples
+from sthist import _sample, _store
+from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist.pp._embed_source import Source, find_source
-from sthist.tiles._embedder import TileEmbedder
-from sthist.tiles._ledger import Ledger
-from sthist.tiles._map import paint_pending
+from sthist.tiles._blocks.array import Ledger
+from sthist.tiles._blocks.embedder import TileEmbedder
+from sthist.tiles._blocks.run import paint_pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +166,7 @@ def _embed_sample(
     source = find_source(data, image, regions, spec)
     encoders = [_for_tiles(each, source) for each in load()]
     first = encoders[0]
-    key = _elements.safe_key(key_added or first.key)
+    key = _sample.safe_key(key_added or first.key)
     if client is not None and source.store is None:
         msg = "client= needs an object on disk, which the workers open: write it with sdata.write(path), or sd.read_zarr(path)."
         raise ValueError(msg)

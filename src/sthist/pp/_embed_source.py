@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _rows, _store
+from sthist import _sample, _store
+from sthist._tables.rows import Rows, add_columns, centroids_um, require_free_columns, rows_of
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._pairs import laid_tiles
 
@@ -38,7 +39,7 @@ def find_source(data: Any, image: str | None, regions: str | None, spec: TileSpe
 
     if isinstance(data, AnnData):
         return FolderSource(data, image, regions, spec)
-    _elements.require_one_sample(data)
+    _sample.require_one_sample(data)
     return RegionSource(data, image, regions, spec)
 
 
@@ -122,9 +123,9 @@ class RegionSource(Source):
         self.sdata, self.spec, self.spec_given = sdata, spec, spec is not None
         self.store = _store.store_path(sdata)
         self.image = _find_image(sdata, image)
-        self._rows = _rows.rows_of(sdata, _find_regions(sdata) if regions is None else regions)
+        self._rows = rows_of(sdata, _find_regions(sdata) if regions is None else regions)
         self.name = repr(self._rows.table or self._rows.shapes)
-        self.places = _rows.centroids_um(sdata, self._rows)
+        self.places = centroids_um(sdata, self._rows)
         self.spec = spec or _laid_spec(sdata, self._rows)
 
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
@@ -175,12 +176,12 @@ class RegionSource(Source):
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
         """See :class:`Source`."""
-        _rows.require_free_columns(self.sdata, self._rows, [], [key], overwrite=overwrite)
+        require_free_columns(self.sdata, self._rows, [], [key], overwrite=overwrite)
 
     def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
         """See :class:`Source`."""
         uns = {} if features is None else {f"{key}_features": features}
-        _rows.add_columns(self.sdata, self._rows, key, made, obs={}, obsm={key: values}, uns=uns)
+        add_columns(self.sdata, self._rows, key, made, obs={}, obsm={key: values}, uns=uns)
 
     def writing(self) -> AbstractContextManager[None]:
         """See :class:`Source`."""
@@ -267,7 +268,7 @@ class FolderSource(Source):
 def _find_image(sdata: SpatialData, image: str | None) -> str:
     """The H&E, or the only virtual one where there is none."""
     try:
-        return _elements.find_he(sdata, image)
+        return _sample.find_he(sdata, image)
     except (KeyError, ValueError):
         results = sdata.attrs.get("sthist", {}).get("results", {})
         virtual = [key for key in sdata.images if results.get(key, {}).get("call") == "tl.virtual_he"]
@@ -279,16 +280,18 @@ def _find_image(sdata: SpatialData, image: str | None) -> str:
 def _find_regions(sdata: SpatialData) -> str:
     """Tiles or spots, if there is exactly one kind of them."""
     laid = [key.removesuffix("_table") for key, table in sdata.tables.items() if "tile_spec" in table.uns]
-    spots = _elements.roles(sdata).get("spots", {}).get("shapes")
+    spots = _sample.roles(sdata).get("spots", {}).get("shapes")
     candidates = [*laid, *([spots] if spots in sdata.shapes else [])]
     if len(candidates) == 1:
         return candidates[0]
     found = f"could be any of {candidates}" if candidates else "are neither tiles nor spots"
-    msg = f"Which regions to embed is not clear: there {found}. Pass regions=. {_elements.describe('shapes', sdata.shapes)}"
+    msg = (
+        f"Which regions to embed is not clear: there {found}. Pass regions=. {_sample.describe('shapes', sdata.shapes)}"
+    )
     raise ValueError(msg)
 
 
-def _laid_spec(sdata: SpatialData, rows: _rows.Rows) -> TileSpec | None:
+def _laid_spec(sdata: SpatialData, rows: Rows) -> TileSpec | None:
     try:
         return laid_tiles(sdata, rows.shapes)[1]
     except KeyError:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._elements import COUNTS
-from sthist._genes import closest, collect_columns
-from sthist._samples import over_samples
+from sthist import _sample, _store
+from sthist._sample.elements import COUNTS
+from sthist._sample.samples import over_samples
 from sthist._settings import logger
-from sthist.tiles._density import is_gene
+from sthist._tables.genes import closest, collect_columns
+from sthist.tiles._molecules.density import is_gene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,8 +162,8 @@ def _require_numbers(min_cells: int, min_counts: int, target_sum: Any) -> None:
 def _find_table(data: Any, table: str | None) -> tuple[AnnData, str | None]:
     """The table, and its key in a SpatialData; a usable one."""
     if hasattr(data, "tables"):
-        _elements.require_one_sample(data)
-        key = _elements.find_expression_table(data, table)
+        _sample.require_one_sample(data)
+        key = _sample.find_expression_table(data, table)
         adata = data.tables[key]
     elif hasattr(data, "var_names"):
         if table is not None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._annotations import Annotation, Overlaps, as_classes, column_names, labels_of, read_annotation, repaired
-from sthist._rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
-from sthist._samples import over_samples
+from sthist import _sample, _store
+from sthist._sample.samples import over_samples
 from sthist._settings import logger
+from sthist._tables.labels import Annotation, Overlaps, as_classes, column_names, labels_of, read_annotation, repaired
+from sthist._tables.rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -98,7 +98,7 @@ def label_regions(
     if overlaps not in {"smaller", "error"}:
         msg = f"overlaps is {overlaps!r}; it is 'smaller' or 'error'."
         raise ValueError(msg)
-    _elements.require_one_sample(sdata)
+    _sample.require_one_sample(sdata)
     rows = rows_of(sdata, regions)
     names = [key_added, f"{key_added}_fraction", f"{key_added}_labelled"]
     require_free_columns(sdata, rows, names, [f"{key_added}_composition"], overwrite=overwrite)

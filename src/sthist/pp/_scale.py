@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sthist import _store, scale
-from sthist._samples import over_samples
+from sthist._sample.samples import over_samples
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _store, scale
-from sthist._region import present
-from sthist._rows import core_columns
-from sthist._samples import over_samples
+from sthist import _sample, _store, scale
+from sthist._sample.region import present
+from sthist._sample.samples import over_samples
 from sthist._settings import logger
+from sthist._tables.rows import core_columns
 from sthist.tiles import Overlay, TileReader, TileSpec, has_content
+from sthist.tiles._images.image import pyramid
 from sthist.tiles._sampling import iter_farthest, lies_inside
-from sthist.tiles._source import pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,17 +113,17 @@ def tiles(
     if n_tiles < 1 or not 0 <= max_blank <= 1:
         msg = f"n_tiles is {n_tiles} and max_blank {max_blank}; they are at least 1, and from 0 to 1."
         raise ValueError(msg)
-    _elements.require_one_sample(sdata)
+    _sample.require_one_sample(sdata)
     if sampling == "regions" and shapes is None:
-        shapes = _elements.roles(sdata).get("spots", {}).get("shapes")
+        shapes = _sample.roles(sdata).get("spots", {}).get("shapes")
     if sampling == "regions" and shapes is None:
-        msg = f"sampling='regions' needs the regions: shapes=. {_elements.describe('shapes', sdata.shapes)}"
+        msg = f"sampling='regions' needs the regions: shapes=. {_sample.describe('shapes', sdata.shapes)}"
         raise ValueError(msg)
     table_key = f"{key_added}_table"
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
     _store.require_free(sdata, table_key, "tables", overwrite=overwrite)
-    shapes = shapes or (find_cells(sdata) if sampling == "fps" else _elements.find_tissue(sdata))
-    regions = present(sd.transform(_elements.get(sdata, "shapes", shapes), to_coordinate_system=_elements.UM))
+    shapes = shapes or (find_cells(sdata) if sampling == "fps" else _sample.find_tissue(sdata))
+    regions = present(sd.transform(_sample.get(sdata, "shapes", shapes), to_coordinate_system=_sample.UM))
     if sampling == "grid":
         centres, fraction = _grid(shapely.union_all(regions.geometry), spec, overlap, min_tissue)
         obs = pd.DataFrame({"tissue_fraction": fraction})
@@ -148,7 +148,7 @@ def tiles(
     obs = obs.set_index(ids.astype(str))
     table = ad.AnnData(obs=obs, obsm={"spatial": centres}, uns={"tile_spec": spec.to_dict()})
     table = TableModel.parse(table, region=key_added, region_key="region", instance_key="instance_id")
-    element = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})
+    element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
     _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
     _store.add(sdata, "tables", table_key, table, made, overwrite=overwrite)
 
@@ -190,10 +190,10 @@ def find_cells(sdata: SpatialData) -> str:
     KeyError
         If none are known.
     """
-    table = _elements.find_cell_table(sdata)
-    found = None if table is None else _elements.cell_shapes(sdata, table)
+    table = _sample.find_cell_table(sdata)
+    found = None if table is None else _sample.cell_shapes(sdata, table)
     if found is None:
-        msg = f"Found no cells to sample. {_elements.describe('shapes', sdata.shapes)} Say which ones they are with shapes=."
+        msg = f"Found no cells to sample. {_sample.describe('shapes', sdata.shapes)} Say which ones they are with shapes=."
         raise KeyError(msg)
     return found[0]
 
@@ -263,20 +263,20 @@ def _views(sdata: SpatialData, spec: TileSpec, images: Sequence[str]) -> list[Ti
 def _nuclear_and_he(sdata: SpatialData) -> list[str | tuple[str, ...]]:
     """The nuclear stain and the H&E, those that there are; several that could be meant are an error."""
     keys: list[str | tuple[str, ...]] = []
-    for find in (lambda: _elements.find_nuclear(sdata)[0], lambda: _elements.find_he(sdata)):
+    for find in (lambda: _sample.find_nuclear(sdata)[0], lambda: _sample.find_he(sdata)):
         try:
             keys.append(find())
         except KeyError:  # there is none
             continue
     if not keys:
-        msg = f"Found neither a nuclear stain nor an H&E. {_elements.describe('images', sdata.images)} Name them with images=."
+        msg = f"Found neither a nuclear stain nor an H&E. {_sample.describe('images', sdata.images)} Name them with images=."
         raise KeyError(msg)
     return keys
 
 
 def _is_rgb(sdata: SpatialData, image: str) -> bool:
-    element = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "images", image)
     pixels = pyramid(element)[0]
-    named = [name.lower() for name in _elements.channel_names(element)] in (["r", "g", "b"], ["red", "green", "blue"])
-    is_he = _elements.roles(sdata).get("he", {}).get("image") == image
+    named = [name.lower() for name in _sample.channel_names(element)] in (["r", "g", "b"], ["red", "green", "blue"])
+    is_he = _sample.roles(sdata).get("he", {}).get("image") == image
     return bool(pixels.dtype == np.uint8 and pixels.sizes["c"] == 3 and (named or is_he))

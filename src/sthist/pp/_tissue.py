@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sthist import _elements, _store
-from sthist._samples import over_samples
-from sthist.tiles._raster import polygonize
-from sthist.tiles._reader import read_region
-from sthist.tiles._source import extent_um, pyramid
-from sthist.tiles._tissue import clean, mask_of_he, mask_of_nuclear_stain
+from sthist import _sample, _store
+from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
+from sthist._sample.samples import over_samples
+from sthist.tiles._images.image import extent_um, pyramid
+from sthist.tiles._images.reader import read_region
+from sthist.tiles._regions.raster import polygonize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ def tissue(
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    _elements.require_one_sample(sdata)
+    _sample.require_one_sample(sdata)
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
     mask, extent, keys = tissue_mask(sdata, image, mpp)
     polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), extent[:2], mpp)
@@ -78,7 +78,7 @@ def tissue(
         msg = f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too large?"
         raise ValueError(msg)
     frame = gpd.GeoDataFrame({"area_um2": [polygon.area for polygon in polygons]}, geometry=polygons)
-    element = ShapesModel.parse(frame, transformations={_elements.UM: Identity()})
+    element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
     made = _store.provenance("pp.tissue", image=keys, mpp=mpp, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2)
     _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
 
@@ -98,12 +98,12 @@ def _image_for_tissue(sdata: SpatialData, image: str | None) -> tuple[list[str],
     """Keys of the images, and the nuclear channel; None for H&E."""
     if image is None:
         try:
-            return [_elements.find_he(sdata)], None
+            return [_sample.find_he(sdata)], None
         except KeyError:
-            keys, channel = _elements.find_nuclear(sdata)
+            keys, channel = _sample.find_nuclear(sdata)
             return list(keys), [channel]
-    element = _elements.get(sdata, "images", image)
+    element = _sample.get(sdata, "images", image)
     level = pyramid(element)[0]
     if level.sizes["c"] == 3 and level.dtype == "uint8" and "z" not in level.dims:
         return [image], None
-    return [image], [_elements.find_nuclear(sdata, image)[1]]
+    return [image], [_sample.find_nuclear(sdata, image)[1]]

@@ -14,9 +14,9 @@ from sthist._settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sthist.tiles._folder import FolderReader
-    from sthist.tiles._overlay import Overlay
-    from sthist.tiles._reader import TileReader
+    from sthist.tiles._images.folder import FolderReader
+    from sthist.tiles._images.reader import TileReader
+    from sthist.tiles._molecules.overlay import Overlay
 
 
 class TileLoader:
@@ -113,7 +113,7 @@ class TileLoader:
                     future.cancel()
 
     def _read(self, batch: np.ndarray) -> list[np.ndarray]:
-        from sthist.tiles._overlay import Overlay
+        from sthist.tiles._molecules.overlay import Overlay
 
         ids = None if self.ids is None else self.ids[batch]
         return [

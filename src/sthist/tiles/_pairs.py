@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, _foreign, scale
+from sthist import _sample, scale
+from sthist._sample import other_tools
 from sthist._settings import logger, settings
+from sthist.tiles._images.reader import TileReader
 from sthist.tiles._loader import TileLoader
-from sthist.tiles._overlay import Overlay
-from sthist.tiles._reader import TileReader
+from sthist.tiles._molecules.overlay import Overlay
 from sthist.tiles._sampling import spatial_split
 from sthist.tiles._spec import TileSpec
 
@@ -190,9 +191,9 @@ def laid_tiles(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
     ValueError
         If LazySlide's are no squares, or not registered in ``um``.
     """
-    if f"{tiles}_table" not in sdata.tables and tiles in _foreign.tile_specs(sdata) and tiles in sdata.shapes:
+    if f"{tiles}_table" not in sdata.tables and tiles in other_tools.tile_specs(sdata) and tiles in sdata.shapes:
         return _laid_by_lazyslide(sdata, tiles)
-    table = _elements.get(sdata, "tables", f"{tiles}_table")
+    table = _sample.get(sdata, "tables", f"{tiles}_table")
     if "tile_spec" not in table.uns or "spatial" not in table.obsm:
         msg = f"Table '{tiles}_table' holds no tiles: it has no uns['tile_spec'] and obsm['spatial']; lay them with pp.tiles."
         raise KeyError(msg)
@@ -209,7 +210,7 @@ def _laid_by_lazyslide(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpe
     import pandas as pd
     import shapely
 
-    frame, stated = sdata.shapes[tiles], _foreign.tile_specs(sdata)[tiles]
+    frame, stated = sdata.shapes[tiles], other_tools.tile_specs(sdata)[tiles]
     try:
         matrix = scale.matrix_to(frame)
     except KeyError:
@@ -241,7 +242,7 @@ def _readers(
     *,
     allow_upsampling: bool,
 ) -> tuple[Overlay, TileReader]:
-    he = _elements.find_he(sdata, he)
+    he = _sample.find_he(sdata, he)
     target = TileReader(sdata, he, spec, fill=255, allow_upsampling=allow_upsampling)
     if target.dtype != np.uint8 or len(target.channels) != 3:
         msg = f"Image {he!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of uint8 are needed."

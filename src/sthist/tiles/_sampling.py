@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sthist.tiles._source import ImageSource
+    from sthist.tiles._images.image import ImageSource
 
 WHITE_ABOVE, MAX_BLANK = 230, 0.9
 """ST2HE's content rule: a tile is left out if more than 90 % of its pixels are black (0) or near white (> 230)."""
@@ -67,7 +67,7 @@ def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterat
     ------
     Indices, int64.
     """
-    from sthist.tiles._dot_kernels import farthest_first
+    from sthist.tiles._molecules.dot_kernels import farthest_first
 
     points = np.ascontiguousarray(points, np.float64)
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) == 0 or not np.isfinite(points).all():

@@ -1,17 +1,17 @@
 """Tools: one verb per task. Each finds its elements, calls a model, and writes the result."""
 
-import lazy_loader as _lazy
+from sthist._front_door import front_door as _front_door
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "_annotate": ["annotate"],
-        "_heatmap": ["heatmap"],
-        "_niches": ["niches"],
-        "_pool_topk": ["pool_topk"],
-        "_train_annotator": ["train_annotator"],
-        "_train_virtual_he": ["train_virtual_he"],
-        "_transfer_labels": ["transfer_labels"],
-        "_virtual_he": ["virtual_he"],
-    },
+# A name here is a verb; the system that it belongs to is a folder of sthist.systems.
+__getattr__, __dir__, __all__ = _front_door(
+    {
+        "systems.annotation.annotate": ["annotate"],
+        "systems.annotation.heatmap": ["heatmap"],
+        "systems.annotation.train": ["train_annotator"],
+        "systems.virtual_he.apply": ["virtual_he"],
+        "systems.virtual_he.train": ["train_virtual_he"],
+        "tl._niches": ["niches"],
+        "tl._pool_topk": ["pool_topk"],
+        "tl._transfer_labels": ["transfer_labels"],
+    }
 )

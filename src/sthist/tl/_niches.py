@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._annotations import as_classes, column_names
-from sthist._genes import closest
-from sthist._rows import add_columns, require_free_columns, rows_of
-from sthist._samples import samples_of
+from sthist import _sample, _store
+from sthist._sample.samples import samples_of
 from sthist._settings import logger, settings
+from sthist._tables.genes import closest
+from sthist._tables.labels import as_classes, column_names
+from sthist._tables.rows import add_columns, require_free_columns, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,9 +185,9 @@ class _Sample:
         if hasattr(data, "obs"):
             self._table, self.adata = None, data
         else:
-            _elements.require_one_sample(data)
+            _sample.require_one_sample(data)
             self._table = table if table is not None else _table_with(data, label)
-            self.adata = _elements.get(data, "tables", self._table)
+            self.adata = _sample.get(data, "tables", self._table)
         self._values, self.classes = _labels(self.adata, label, self._of)
         self.n_unlabelled = int(np.isnan(self._values).any(axis=1).sum())
 
@@ -243,7 +243,7 @@ def _table_with(sdata: SpatialData, label: str) -> str:
         msg = f"Several tables have {label!r}: {', '.join(map(repr, sorted(having)))}. Choose with table="
         raise ValueError(msg)
     known = [str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm)]
-    msg = f"No table has {label!r}, in obs or obsm. {_elements.describe('tables', sdata.tables)}{closest(label, known)}"
+    msg = f"No table has {label!r}, in obs or obsm. {_sample.describe('tables', sdata.tables)}{closest(label, known)}"
     raise KeyError(msg)
 
 

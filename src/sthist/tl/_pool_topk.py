@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._annotations import column_names
-from sthist._genes import closest
-from sthist._rows import (
+from sthist import _sample, _store
+from sthist._sample.samples import over_samples
+from sthist._settings import logger
+from sthist._tables.genes import closest
+from sthist._tables.labels import column_names
+from sthist._tables.rows import (
     Rows,
     add_columns,
     centroids_um,
@@ -18,8 +20,6 @@ from sthist._rows import (
     require_free_columns,
     rows_of,
 )
-from sthist._samples import over_samples
-from sthist._settings import logger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def pool_topk(
     True
     """
     _require_arguments(k, min_tiles)
-    _elements.require_one_sample(sdata)
+    _sample.require_one_sample(sdata)
     source = _table_with(sdata, key) if table is None else table
     tiles = rows_of(sdata, source)
     scores = _scores(sdata, source, key)
@@ -157,7 +157,7 @@ def _table_with(sdata: SpatialData, key: str) -> str:
         msg = f"Several tables have {key!r}: {', '.join(map(repr, sorted(having)))}. Choose with table="
         raise ValueError(msg)
     known = [str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm)]
-    msg = f"No table has scores {key!r}. {_elements.describe('tables', sdata.tables)}{closest(key, known)}"
+    msg = f"No table has scores {key!r}. {_sample.describe('tables', sdata.tables)}{closest(key, known)}"
     raise KeyError(msg)
 
 
@@ -209,7 +209,7 @@ def _groups(sdata: SpatialData, tiles: Rows, table: str, by: str) -> tuple[np.nd
 
 def _cores(sdata: SpatialData) -> Rows | None:
     """The cores of the array, if the sample knows of one."""
-    role = _elements.roles(sdata).get("cores", {})
+    role = _sample.roles(sdata).get("cores", {})
     if role.get("shapes") not in sdata.shapes:
         return None
     return rows_of(sdata, role["shapes"], role["table"] if role.get("table") in sdata.tables else None)
@@ -289,7 +289,7 @@ def _columns(
 
 
 def _own_table(by: str) -> str:
-    return f"{_elements.safe_key(by)}_table"
+    return f"{_sample.safe_key(by)}_table"
 
 
 def _require_own_table(sdata: SpatialData, by: str, obs: list[str], obsm: list[str], *, overwrite: bool) -> None:

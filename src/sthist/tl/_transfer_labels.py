@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _elements, _store
-from sthist._annotations import Overlaps, as_classes, column_names, labels_of, read_annotation
-from sthist._genes import closest
-from sthist._rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
-from sthist._samples import over_samples
+from sthist import _sample, _store
+from sthist._sample.samples import over_samples
 from sthist._settings import logger
-from sthist.tiles._lookup import values_at
-from sthist.tiles._source import source_from_element
+from sthist._tables.genes import closest
+from sthist._tables.labels import Overlaps, as_classes, column_names, labels_of, read_annotation
+from sthist._tables.rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
+from sthist.tiles._images.image import source_from_element
+from sthist.tiles._images.lookup import values_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +128,7 @@ def transfer_labels(
     if overlaps not in {"smaller", "error"}:
         msg = f"overlaps is {overlaps!r}; it is 'smaller' or 'error'."
         raise ValueError(msg)
-    _elements.require_one_sample(sdata)
+    _sample.require_one_sample(sdata)
     rows = rows_of(sdata, to)
     names = [key_added, f"{key_added}_score"]
     require_free_columns(sdata, rows, names, [f"{key_added}_scores"], overwrite=overwrite)
@@ -248,7 +248,7 @@ def _of_tiles(sdata: SpatialData, key: str, places: np.ndarray, label: str, scor
 
 def _read_scores(sdata: SpatialData, table: str | None, scores: str, key: str) -> tuple[np.ndarray, list[str]]:
     if table is None:
-        msg = f"Shapes {key!r} have no table, and so no obsm[{scores!r}]. {_elements.describe('tables', sdata.tables)}"
+        msg = f"Shapes {key!r} have no table, and so no obsm[{scores!r}]. {_sample.describe('tables', sdata.tables)}"
         raise KeyError(msg)
     adata = sdata.tables[table]
     if scores not in adata.obsm:

@@ -1,0 +1,1 @@
+"""What is done with pixels alone: tissue, nuclei, stains, shifts, registration."""

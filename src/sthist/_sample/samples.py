@@ -1,0 +1,245 @@
+"""Several samples: a mapping of name to object, never one plane."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sthist._sample.elements import safe_key
+from sthist._settings import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import pandas as pd
+
+Verb = TypeVar("Verb", bound="Callable[..., Any]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a study.
+
+    Attributes
+    ----------
+    name
+        As it was given.
+    data
+        A SpatialData or an AnnData.
+    patient
+        Whom it is of; None where it is not known, or where the sample holds several patients, as a microarray does.
+    batch
+        What it was made with others in; None where it is not known.
+    """
+
+    name: str
+    data: Any
+    patient: str | None = None
+    batch: str | None = None
+
+
+def samples_of(data: Any, table: Any = None) -> list[Sample]:
+    """The samples that an argument holds, checked, each with its patient and batch.
+
+    Those come from ``table``, else from ``attrs["sthist"]["sample"]`` (``uns`` of an AnnData), which readers fill, else from a
+    column ``patient`` or ``batch`` of the observations that has one value.
+
+    Parameters
+    ----------
+    data
+        A SpatialData or AnnData, or a mapping of name to such.
+    table
+        A frame, or a csv file, with the columns ``sample`` (or that as its index) and ``patient``, ``batch`` or both.
+
+    Raises
+    ------
+    TypeError
+        If it is nothing of that kind.
+    ValueError
+        If there is no sample, one object is there under two names, a name is no text or empty, the table has a sample
+        twice or lacks one, or a patient has two spellings.
+    """
+    if not isinstance(data, Mapping):
+        data = {str(_facts(data).get("name") or "sample"): data}
+    if not data:
+        msg = "There are no samples: the mapping is empty."
+        raise ValueError(msg)
+    _require_names(data)
+    given = None if table is None else read_sample_table(table, data)
+    samples = [
+        Sample(name, each, *(_fact(name, each, given, column) for column in ("patient", "batch")))
+        for name, each in data.items()
+    ]
+    require_one_spelling([sample.patient for sample in samples])
+    return samples
+
+
+def over_samples(verb: Verb) -> Verb:
+    """Let a verb take a mapping of sample name to object: it runs on one after the other.
+
+    What it returns is then a mapping, too, or None if it returns nothing. An error says in which sample; those before it
+    keep their results.
+    """
+
+    @functools.wraps(verb)
+    def run(data: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return verb(data, *args, **kwargs)
+        results = {}
+        for sample in samples_of(data):
+            logger.info("Sample %s.", sample.name)
+            with naming(sample.name):
+                results[sample.name] = verb(sample.data, *args, **kwargs)
+        return None if all(result is None for result in results.values()) else results
+
+    run.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
+    return run  # type: ignore[return-value]
+
+
+def read_sample_table(table: Any, names: Iterable[str]) -> pd.DataFrame:
+    """Patient and batch by sample.
+
+    Parameters
+    ----------
+    table
+        A frame, or a csv file.
+    names
+        The samples that it has to have.
+
+    Raises
+    ------
+    FileNotFoundError, KeyError, ValueError
+        If there is no such file, it has neither column, or has a sample twice or not at all.
+    """
+    import pandas as pd
+
+    what = "the table of samples"
+    if isinstance(table, str | Path):
+        what = str(table)
+        if not Path(table).is_file():
+            msg = f"There is no table of samples {table}."
+            raise FileNotFoundError(msg)
+        table = pd.read_csv(table, dtype=str)
+    if "sample" in table.columns:
+        table = table.set_index("sample")
+    if not {"patient", "batch"} & set(table.columns):
+        msg = f"{what} has neither a column 'patient' nor 'batch'; it has {list(map(str, table.columns))}."
+        raise KeyError(msg)
+    table.index = table.index.map(str)
+    twice = table.index[table.index.duplicated()]
+    if len(twice):
+        msg = f"{what} has sample {twice[0]!r} more than once."
+        raise ValueError(msg)
+    missing = [name for name in names if name not in table.index]
+    if missing:
+        msg = f"{what} lacks {len(missing)} of the samples, such as {missing[0]!r}; it has {list(table.index[:5])}."
+        raise ValueError(msg)
+    return table
+
+
+def require_one_spelling(patients: Iterable[Any]) -> None:
+    """Refuse a patient under two names: their samples would be split as if they were of two.
+
+    Raises
+    ------
+    ValueError
+        If two names differ in case, blanks, dashes, underscores or leading zeros alone.
+    """
+    spellings: dict[str, str] = {}
+    for patient in patients:
+        if patient is None or patient != patient:  # NaN is not itself
+            continue
+        name = str(patient)
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_.-]+", "", name).casefold())
+        known = spellings.setdefault(plain, name)
+        if known != name:
+            msg = (
+                f"{known!r} and {name!r} look like one patient under two names. Write them alike, or more differently."
+            )
+            raise ValueError(msg)
+
+
+def patients_of_rows(sample: Sample, obs: pd.DataFrame) -> pd.Series:
+    """The patient of each row of a table: its own column, else the sample's, else the sample's name.
+
+    Where nobody is named, a sample counts as a patient of its own: that is the most that can be known not to be shared.
+
+    Parameters
+    ----------
+    sample
+        The sample.
+    obs
+        Rows of one of its tables.
+    """
+    import pandas as pd
+
+    if "patient" in obs and obs["patient"].notna().any():
+        return obs["patient"].astype(object)
+    name = sample.patient if sample.patient is not None else sample.name
+    return pd.Series(name, index=obs.index, dtype=object)
+
+
+def safe_names(names: Iterable[str]) -> dict[str, str]:
+    """A name for a file or an element, for each name: safe, and no two alike, also where case does not count."""
+    safe: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        key, number = safe_key(name), 2
+        while key.casefold() in taken:
+            key, number = f"{safe_key(name)}_{number}", number + 1
+        taken.add(key.casefold())
+        safe[name] = key
+    return safe
+
+
+@contextmanager
+def naming(sample: str) -> Iterator[None]:
+    """Say of an error that passes by in which sample it arose."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"In sample {sample!r}.")
+        raise
+
+
+def _require_names(data: Mapping[Any, Any]) -> None:
+    names: dict[int, str] = {}
+    for name, each in data.items():
+        if not isinstance(name, str) or not name.strip():
+            msg = f"The name of a sample is a text that is not empty, not {name!r}."
+            raise ValueError(msg)
+        if not (hasattr(each, "images") or hasattr(each, "obs_names")):
+            msg = f"Sample {name!r} is a {type(each).__name__}; it must be a SpatialData or an AnnData."
+            raise TypeError(msg)
+        known = names.setdefault(id(each), name)
+        if known != name:
+            msg = f"Samples {known!r} and {name!r} are one and the same object."
+            raise ValueError(msg)
+
+
+def _facts(data: Any) -> dict[str, Any]:
+    """What a reader recorded of a sample."""
+    if not (hasattr(data, "images") or hasattr(data, "obs_names")):
+        msg = f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}."
+        raise TypeError(msg)
+    kept = data.attrs if hasattr(data, "attrs") else data.uns
+    recorded = kept.get("sthist", {}).get("sample", {})
+    return dict(recorded)
+
+
+def _fact(name: str, data: Any, table: pd.DataFrame | None, column: str) -> str | None:
+    if table is not None and column in table:
+        value = table[column].to_dict()[name]
+        return None if value is None or value != value else str(value)
+    recorded = _facts(data).get(column)
+    if recorded is not None:
+        return str(recorded)
+    frames = [data.obs] if hasattr(data, "obs") else [adata.obs for adata in data.tables.values()]
+    values = {str(value) for frame in frames if column in frame for value in frame[column].dropna().unique()}
+    return values.pop() if len(values) == 1 else None

@@ -1,0 +1,247 @@
+"""Classes, and polygons that were drawn around them: repaired, and none over another."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _sample
+from sthist._settings import logger
+from sthist._tables.rows import Rows, polygons_um, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pandas as pd
+    from spatialdata import SpatialData
+
+Overlaps = Literal["smaller", "error"]
+
+SAME_BORDER = 1e-6
+"""Polygons overlap that share more than this part of the smaller one: those that merely touch do not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """Polygons with a class each.
+
+    Attributes
+    ----------
+    polygons
+        (n,) geometries in µm, valid, not empty.
+    codes
+        (n,) int: place of the class of each in ``classes``.
+    classes
+        Names, as they were given.
+    """
+
+    polygons: np.ndarray
+    codes: np.ndarray
+    classes: list[str]
+
+
+def as_classes(values: pd.Series, where: str) -> tuple[np.ndarray, list[str]]:
+    """Codes, -1 for none, and names of classes: as text, in the order of categories, else sorted.
+
+    Parameters
+    ----------
+    values
+        Labels: text, categories, numbers; NaN, None and blank text are no label.
+    where
+        What they are of, for the message.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    import pandas as pd
+
+    ordered = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else values.dropna().unique()
+    names = [str(name) for name in ordered]
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        names = [str(name) for name in sorted(ordered)] if _sortable(ordered) else sorted(names)
+    classes = list(dict.fromkeys(name for name in names if name.strip()))
+    text = values.astype(object).where(values.notna(), None)
+    codes = pd.Index(classes, dtype=object).get_indexer(
+        pd.Index([None if v is None else str(v) for v in text], dtype=object)
+    )
+    if not (codes >= 0).any():
+        msg = f"{where} has no label: all {len(codes)} are NaN or blank."
+        raise ValueError(msg)
+    return codes, classes
+
+
+def _sortable(values: Any) -> bool:
+    return bool(getattr(values, "dtype", np.dtype(object)).kind in "biuf")
+
+
+def column_names(classes: Iterable[str]) -> list[str]:
+    """Names of columns for classes: their own, save where they cannot be stored, or differ in case alone.
+
+    Examples
+    --------
+    >>> from sthist._tables.labels import column_names
+    >>> column_names(["B cell", "T/NK", "T_NK", "tumour", "Tumour"])
+    ['B cell', 'T_NK', 'T_NK_2', 'tumour', 'Tumour_2']
+    """
+    taken: set[str] = set()
+    names = []
+    for name in classes:
+        stem = name if _storable(name) else _sample.safe_key(name).lstrip("._") or "class"
+        key, number = stem, 2
+        while key.casefold() in taken:
+            key, number = f"{stem}_{number}", number + 1
+        taken.add(key.casefold())
+        names.append(key)
+    return names
+
+
+def _storable(name: str) -> bool:
+    """Whether a column of a frame may be called so: it becomes the name of a folder, on any system."""
+    return (
+        name == name.strip()
+        and not name.startswith((".", "_"))
+        and name.isprintable()
+        and not set(name) & set('/\\:*?"<>|')
+    )
+
+
+def labels_of(sdata: SpatialData, rows: Rows, label: str) -> pd.Series:
+    """A column of regions, from the shapes or from their table.
+
+    Raises
+    ------
+    KeyError
+        If neither has it.
+    """
+    frame = sdata.shapes[rows.shapes]
+    if label in frame.columns and label != "geometry":
+        return frame[label].loc[rows.instances]
+    columns = [str(name) for name in frame.columns if name != "geometry"]
+    if rows.table is not None:
+        obs = sdata.tables[rows.table].obs
+        if label in obs:
+            return obs[label]
+        columns += [str(name) for name in obs.columns]
+    of = f"Shapes {rows.shapes!r}" + ("" if rows.table is None else f" and table {rows.table!r}")
+    close = difflib.get_close_matches(label, columns, n=1)
+    msg = (
+        f"{of} have no column {label!r}; they have {columns}. Name the one with the labels with label=."
+        f"{f' Did you mean {close[0]!r}?' if close else ''}"
+    )
+    raise KeyError(msg)
+
+
+def read_annotation(sdata: SpatialData, key: str, label: str, overlaps: Overlaps) -> Annotation:
+    """Polygons of shapes with their class, such that no two lie on each other.
+
+    Parameters
+    ----------
+    sdata, key
+        The sample, and the key of the shapes.
+    label
+        Column with their class, of the shapes or of their table.
+    overlaps
+        ``"smaller"``: the smaller of two polygons counts where both are. ``"error"``: polygons of two classes that overlap are
+        refused.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If no polygon has a label, or polygons of two classes overlap and are not to.
+    """
+    import shapely
+
+    rows = rows_of(sdata, key)
+    codes, classes = as_classes(labels_of(sdata, rows, label), f"Column {label!r} of {key!r}")
+    polygons = polygons_um(sdata, rows)
+    polygons = repaired(polygons, rows.instances, key)
+    empty = shapely.is_missing(polygons) | shapely.is_empty(polygons)
+    aside = int(((codes < 0) | empty).sum())
+    if aside:
+        logger.warning("%d of the %d shapes %r are left aside: they have no label, or no area.", aside, len(codes), key)
+    kept = np.flatnonzero((codes >= 0) & ~empty)
+    if not len(kept):
+        msg = f"No shape of {key!r} has both a label in {label!r} and an area."
+        raise ValueError(msg)
+    parted = _part(polygons[kept], codes[kept], rows.instances[kept], key, overlaps)
+    left = ~shapely.is_empty(parted)
+    return Annotation(parted[left], codes[kept][left], classes)
+
+
+def repaired(polygons: np.ndarray, names: Sequence[Any] | np.ndarray, key: str) -> np.ndarray:
+    """Polygons of which none crosses itself, and whatever is no area (lines, points) is empty.
+
+    Parameters
+    ----------
+    polygons
+        (n,) geometries; None and empty ones stay.
+    names, key
+        Of the polygons, for messages.
+    """
+    import shapely
+
+    wrong = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
+    if wrong.any():
+        logger.warning(
+            "%d of the shapes %r cross themselves, such as %r: what their outline encloses counts.",
+            int(wrong.sum()),
+            key,
+            _plain(names[int(wrong.argmax())]),
+        )
+        polygons = polygons.copy()
+        polygons[wrong] = shapely.make_valid(polygons[wrong], method="structure", keep_collapsed=False)
+    flat = ~(shapely.area(polygons) > 0)
+    return np.where(flat, shapely.Polygon(), polygons)
+
+
+def _plain(name: Any) -> Any:
+    """A name as Python's own kind of number or text, as messages show it."""
+    return name.item() if isinstance(name, np.generic) else name
+
+
+def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, overlaps: Overlaps) -> np.ndarray:
+    """Polygons without what smaller ones cover; of two of one size, the later one lies on top."""
+    import shapely
+
+    area = shapely.area(polygons)
+    rank = np.empty(len(area), int)
+    rank[np.lexsort((-np.arange(len(area)), area))] = np.arange(len(area))
+    below, above = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    covered = rank[above] < rank[below]
+    below, above = below[covered], above[covered]
+    shared = shapely.area(shapely.intersection(polygons[below], polygons[above]))
+    real = shared > SAME_BORDER * area[above]
+    below, above, shared = below[real], above[real], shared[real]
+    other = codes[below] != codes[above]
+    if other.any():
+        i, j = (_plain(names[pair[other][0]]) for pair in (below, above))
+        n, total = int(other.sum()), float(shared[other].sum())
+        if overlaps == "error":
+            msg = (
+                f"{n} pairs of the shapes {key!r} have two labels and overlap, by {total:.0f} µm² in all, such as {i!r} and "
+                f"{j!r}. Part them, or pass overlaps='smaller'."
+            )
+            raise ValueError(msg)
+        logger.warning(
+            "%d pairs of the shapes %r have two labels and overlap, such as %r and %r: the smaller one counts there (%.0f µm²).",
+            n,
+            key,
+            i,
+            j,
+            total,
+        )
+    parted = polygons.copy()
+    if not len(below):
+        return parted
+    order = np.argsort(below, kind="stable")
+    lower, starts = np.unique(below[order], return_index=True)
+    for i, on_top in zip(lower, np.split(above[order], starts[1:]), strict=True):
+        parted[i] = shapely.difference(polygons[i], shapely.union_all(polygons[on_top]))
+    return parted

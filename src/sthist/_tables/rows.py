@@ -1,0 +1,355 @@
+"""The rows of a table: which regions they are, where those lie, and columns that verbs add to them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _sample, _store, scale
+from sthist._sample.region import is_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Regions, and the table that annotates them.
+
+    Attributes
+    ----------
+    shapes
+        Key of the regions.
+    table
+        Key of their table; None where they have none yet.
+    instances
+        Name of the region of each row, (n,): of the table's, or of all regions.
+    """
+
+    shapes: str
+    table: str | None
+    instances: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+
+def rows_of(sdata: SpatialData, name: str, table: str | None = None) -> Rows:
+    """The rows that the key of a table, or of shapes, stands for.
+
+    Parameters
+    ----------
+    sdata
+        The sample.
+    name
+        Key of shapes, or of a table of shapes.
+    table
+        For shapes, which of their tables is meant; by default the reader's or the one named after them, or the only one.
+
+    Raises
+    ------
+    KeyError
+        If there is no such element.
+    ValueError
+        If a table is of no shapes of this sample, or several tables could be meant; if two shapes have one name.
+    """
+    rows = _find_rows(sdata, name, table)
+    _require_own_names(sdata, rows.shapes)
+    return rows
+
+
+def _require_own_names(sdata: SpatialData, shapes: str) -> None:
+    index = sdata.shapes[shapes].index
+    if not index.is_unique:
+        twice = index[index.duplicated()][0]
+        first, second = np.flatnonzero(index == twice)[:2]
+        msg = (
+            f"Shapes {shapes!r} have the name {twice!r} more than once, in rows {first} and {second}, so that it cannot be told which "
+            f"of them a row of a table is. Give each its own: sdata[{shapes!r}] = sdata[{shapes!r}].reset_index(drop=True)."
+        )
+        raise ValueError(msg)
+
+
+def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
+    if name in sdata.tables and table is None:
+        table = name
+    elif name not in sdata.shapes:
+        _raise_missing(sdata, name)
+    if table is not None:
+        _sample.get(sdata, "tables", table)
+        found = _sample.cell_shapes(sdata, table)
+        if found is None or name not in (table, found[0]):
+            wanted = (
+                "no shapes of this sample are its rows" if found is None else f"its rows are {found[0]!r}, not {name!r}"
+            )
+            msg = (
+                f"Table {table!r}: {wanted}. Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
+            )
+            raise ValueError(msg)
+        return Rows(found[0], table, np.asarray(found[1]))
+    tables = {rows.table: rows for rows in _linked_tables(sdata) if rows.shapes == name and rows.table is not None}
+    if not tables:
+        return Rows(name, None, sdata.shapes[name].index.to_numpy())
+    return tables[_preferred(sdata, name, list(tables))]
+
+
+def _raise_missing(sdata: SpatialData, name: str) -> None:
+    """Say which shapes and tables there are."""
+    msg = (
+        f"No shapes or table {name!r} in this object. {_sample.describe('shapes', sdata.shapes)} "
+        f"{_sample.describe('tables', sdata.tables)}"
+    )
+    close = difflib.get_close_matches(name, [*sdata.shapes, *sdata.tables], n=1)
+    raise KeyError(msg + (f" Did you mean {close[0]!r}?" if close else ""))
+
+
+def _linked_tables(sdata: SpatialData) -> list[Rows]:
+    """All tables whose rows are shapes of this sample."""
+    found = {
+        key: _sample.cell_shapes(sdata, key) for key, adata in sdata.tables.items() if "spatialdata_attrs" in adata.uns
+    }
+    return [Rows(shapes[0], key, np.asarray(shapes[1])) for key, shapes in found.items() if shapes is not None]
+
+
+def _preferred(sdata: SpatialData, shapes: str, tables: list[str]) -> str:
+    recorded = {role.get("table") for role in _sample.roles(sdata).values() if isinstance(role, dict)}
+    for candidates in (
+        tables,
+        [key for key in tables if key in recorded],
+        [key for key in tables if key == f"{shapes}_table"],
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+    msg = f"Several tables annotate the shapes {shapes!r}: {', '.join(map(repr, sorted(tables)))}. Give the key of the one that is meant."
+    raise ValueError(msg)
+
+
+def placed_tables(sdata: SpatialData) -> list[Rows]:
+    """All tables whose rows are shapes that are registered in ``um``."""
+    from spatialdata.transformations import get_transformation
+
+    placed = [
+        rows
+        for rows in _linked_tables(sdata)
+        if _sample.UM in get_transformation(sdata.shapes[rows.shapes], get_all=True)
+    ]
+    for rows in placed:
+        _require_own_names(sdata, rows.shapes)
+    return placed
+
+
+def to_um(sdata: SpatialData, shapes: str) -> np.ndarray:
+    """(3, 3): (x, y, 1) of shapes to µm.
+
+    Raises
+    ------
+    ValueError
+        If they are not registered in ``um``.
+    """
+    try:
+        return scale.matrix_to(_sample.get(sdata, "shapes", shapes))
+    except KeyError as error:
+        if error.args[0] != _sample.UM:
+            raise
+        msg = f"Shapes {shapes!r} are not registered in {_sample.UM!r}; give the scale once with pp.set_scale."
+        raise ValueError(msg) from None
+
+
+def centroids_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
+    """Centroids of regions in µm, (n, 2) float64: x, y; NaN where a region is empty."""
+    import shapely
+
+    matrix = to_um(sdata, rows.shapes)
+    centres = shapely.get_coordinates(_with_empty_as_nan(shapely.centroid(_geometry(sdata, rows))))
+    return centres @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def _with_empty_as_nan(points: np.ndarray) -> np.ndarray:
+    """Points of which none is empty, so that there are coordinates for each."""
+    import shapely
+
+    empty = shapely.is_empty(points) | shapely.is_missing(points)
+    return np.where(empty, shapely.points(np.nan, np.nan), points) if empty.any() else points
+
+
+def polygons_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
+    """Regions in µm, (n,) geometries: circles as polygons of 64 corners, cores that are missing as None."""
+    import shapely
+
+    frame = sdata.shapes[rows.shapes]
+    geometry = _geometry(sdata, rows)
+    geometry[is_missing(frame.loc[rows.instances])] = None
+    if "radius" in frame:
+        geometry = shapely.buffer(geometry, frame["radius"].loc[rows.instances].to_numpy(), quad_segs=16)
+    matrix = to_um(sdata, rows.shapes)
+    if np.array_equal(matrix, np.eye(3)):
+        return geometry
+    return shapely.transform(geometry, lambda places: places @ matrix[:2, :2].T + matrix[:2, 2])
+
+
+def _geometry(sdata: SpatialData, rows: Rows) -> np.ndarray:
+    """A copy of the geometry of each row, as it is stored."""
+    geometry = _sample.get(sdata, "shapes", rows.shapes).geometry
+    places = geometry.index.get_indexer(rows.instances)
+    return np.asarray(geometry.to_numpy())[places]
+
+
+def pairs_inside(polygons: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which places lie in which polygons, borders included.
+
+    Parameters
+    ----------
+    polygons
+        (m,) geometries, empty ones and None among them.
+    places
+        (n, 2): x, y; NaN for nowhere.
+
+    Returns
+    -------
+    Indices of polygons and of places, (k,) each, sorted by place and then by polygon.
+    """
+    import shapely
+
+    there = np.flatnonzero(np.isfinite(places).all(axis=1))
+    # The tree is of the points: shapely prepares what is looked up in it, which pays for polygons alone.
+    tree = shapely.STRtree(shapely.points(places[there]))
+    which, found = tree.query(polygons, predicate="intersects")
+    order = np.lexsort((which, found))
+    return which[order], there[found[order]]
+
+
+def first_inside(polygons: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The first polygon that each place lies in, (n,) int; -1 for none."""
+    which, found = pairs_inside(polygons, places)
+    first = np.full(len(places), -1)
+    first[found[::-1]] = which[::-1]
+    return first
+
+
+def core_columns(sdata: SpatialData, places: np.ndarray) -> dict[str, Any]:
+    """Columns ``core`` and, where it is known, ``patient`` for places in µm, (n, 2); none on a sample without cores."""
+    import pandas as pd
+
+    role = _sample.roles(sdata).get("cores", {})
+    if role.get("shapes") not in sdata.shapes:
+        return {}
+    cores = rows_of(sdata, role["shapes"], role["table"] if role.get("table") in sdata.tables else None)
+    codes = first_inside(polygons_um(sdata, cores), places)
+    columns: dict[str, Any] = {
+        "core": pd.Categorical.from_codes(codes, categories=pd.Index(cores.instances).astype(str))
+    }
+    if cores.table is not None and "patient" in sdata.tables[cores.table].obs:
+        patient = sdata.tables[cores.table].obs["patient"].astype("category").array
+        columns["patient"] = patient.take(codes, allow_fill=True)
+    return columns
+
+
+def require_free_columns(
+    sdata: SpatialData, rows: Rows, obs: list[str], obsm: list[str] | None = None, *, overwrite: bool
+) -> None:
+    """Refuse names of columns that are taken, also in other case, or that SpatialData does not take.
+
+    Raises
+    ------
+    ValueError
+        For the first of them.
+    """
+    for name in (*obs, *(obsm or [])):
+        if name != _sample.safe_key(name):
+            msg = f"key_added gives the name {name!r}; letters, digits and _ . - alone can be stored."
+            raise ValueError(msg)
+    if rows.table is None:
+        _store.require_free(sdata, f"{rows.shapes}_table", "tables", overwrite=False)
+        return
+    adata = sdata.tables[rows.table]
+    reserved = {adata.uns["spatialdata_attrs"][key] for key in ("region_key", "instance_key")}
+    for kind, names, there in (("obs", obs, adata.obs), ("obsm", obsm or [], adata.obsm)):
+        known = {str(column).casefold(): str(column) for column in there}
+        for name in names:
+            column = known.get(name.casefold(), name)
+            fixed = name in reserved or column != name
+            if fixed or (name in there and not overwrite):
+                hint = "key_added= for another name" if fixed else "overwrite=True to replace it"
+                case = "" if column == name else f", and {name!r} differs in case alone"
+                msg = f"Table {rows.table!r} has {kind}[{column!r}] already{case}. Pass {hint}."
+                raise ValueError(msg)
+
+
+def add_columns(
+    sdata: SpatialData,
+    rows: Rows,
+    key: str,
+    made: dict[str, Any],
+    *,
+    obs: Mapping[str, Any],
+    obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> None:
+    """Add columns to a table, also in the store; regions without a table get one, named after them.
+
+    Parameters
+    ----------
+    sdata, rows
+        The sample, and the rows.
+    key
+        Under which ``uns["sthist"]`` keeps what made them.
+    made
+        That.
+    obs, obsm
+        Columns and matrices, of one value or row for each of the rows, whatever their index; None takes a column away.
+    uns
+        What else is to be known.
+    """
+    if rows.table is None:
+        name = f"{rows.shapes}_table"
+        table = new_table(sdata, rows)
+        _fill(table, key, made, obs, obsm or {}, uns or {})
+        _store.add(sdata, "tables", name, table, made)
+        return
+    adata = sdata.tables[rows.table]
+    if _store.store_path(sdata) is None:
+        _fill(adata, key, made, obs, obsm or {}, uns or {})
+        return
+    # The object keeps its own until the store has the new one: writing can fail.
+    changed = adata.copy()
+    _fill(changed, key, made, obs, obsm or {}, uns or {})
+    _store.replace_table(sdata, rows.table, changed, made)
+
+
+def new_table(sdata: SpatialData, rows: Rows) -> AnnData:
+    """A table without genes whose rows are regions, with their centroids in µm in ``obsm["spatial"]``."""
+    import anndata as ad
+    import pandas as pd
+    from spatialdata.models import TableModel
+
+    obs = pd.DataFrame(
+        {"region": pd.Categorical([rows.shapes] * len(rows)), "instance_id": rows.instances},
+        index=rows.instances.astype(str),
+    )
+    table = ad.AnnData(obs=obs, obsm={"spatial": centroids_um(sdata, rows)})
+    return TableModel.parse(table, region=rows.shapes, region_key="region", instance_key="instance_id")
+
+
+def _fill(
+    adata: AnnData,
+    key: str,
+    made: dict[str, Any],
+    obs: Mapping[str, Any],
+    obsm: Mapping[str, Any],
+    uns: Mapping[str, Any],
+) -> None:
+    for name, values in obs.items():
+        if values is None:
+            del adata.obs[name]
+        else:
+            adata.obs[name] = values
+    for name, values in obsm.items():
+        adata.obsm[name] = values.set_axis(adata.obs_names) if hasattr(values, "set_axis") else values
+    adata.uns.update(uns)
+    adata.uns.setdefault("sthist", {})[key] = made

@@ -1,0 +1,244 @@
+"""Weights as files: found, read without running any code of theirs, and put into a network whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sthist._weights import hub
+
+if TYPE_CHECKING:
+    from sthist.encoders._registry import Card
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+WRAPPERS = ("state_dict", "model")
+"""Keys under which training scripts keep the tensors."""
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a network is loaded from.
+
+    Attributes
+    ----------
+    weights
+        The file of its tensors; None for random ones.
+    folder
+        Where its further files are.
+    commit
+        Of the hub, that the files belong to.
+    """
+
+    weights: Path | None = None
+    folder: Path | None = None
+    commit: str | None = None
+
+    def config(self, name: str = "config.json") -> dict[str, Any]:
+        """Content of a JSON file of the folder; empty where there is none.
+
+        Raises
+        ------
+        ValueError
+            If it is no JSON object.
+        """
+        path = None if self.folder is None else self.folder / name
+        if path is None or not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            msg = f"{str(path)!r} is no JSON: {error}"
+            raise ValueError(msg) from None
+        if not isinstance(content, dict):
+            msg = f"{str(path)!r} is no description of a network: an object is expected."
+            raise ValueError(msg)
+        return content
+
+    def provenance(self) -> dict[str, Any]:
+        """File, commit and SHA-256 of the weights.
+
+        Raises
+        ------
+        ValueError
+            If a file of the hub's cache is not what the hub published.
+        """
+        if self.weights is None:
+            return {"weights": None, "revision": None, "sha256": None, "pretrained": False}
+        digest = sha256(self.weights)
+        published = hub.published_digest(self.weights)
+        if published not in (None, digest):
+            msg = f"{str(self.weights)!r} is damaged: its SHA-256 is {digest}, the hub's {published}. Delete it and get it again."
+            raise ValueError(msg)
+        return {"weights": self.weights.name, "revision": self.commit, "sha256": digest, "pretrained": True}
+
+
+def obtain(card: Card, weights: str | Path | None, revision: str | None, *, pretrained: bool = True) -> Files:
+    """Files of a network: given, from the hub, or none for random weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If what was given does not exist, or the hub has no such files.
+    ValueError
+        If a folder holds no weights, or weights and a revision are given.
+    """
+    if weights is not None:
+        if revision is not None:
+            msg = f"Give either weights= or revision=: {str(weights)!r} is read as it is."
+            raise ValueError(msg)
+        path = find(Path(weights).expanduser(), card.files)
+        if card.hub_id:
+            card.announce("Reading a copy of")
+        # A file alone says nothing of its neighbours; a folder is a copy of the hub's.
+        return Files(path, path.parent if Path(weights).expanduser().is_dir() else None, hub.commit_of(path))
+    if not pretrained:
+        return Files()
+    path = hub.fetch(card, revision)
+    return Files(path, path.parent, hub.commit_of(path))
+
+
+def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
+    """The file of weights that a path means: itself, or the one in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    ValueError
+        If a folder has no such file, or several.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        msg = f"There are no weights {str(path)!r}: neither file nor folder."
+        raise FileNotFoundError(msg)
+    for name in preferred:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(found) == 1:
+        return found[0]
+    names = [file.name for file in found or sorted(path.iterdir())][:8]
+    what = "several files of weights" if found else f"none of {list(preferred or SUFFIXES)}"
+    msg = f"The folder {str(path)!r} has {what}: {names}. Pass the file itself."
+    raise ValueError(msg)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Tensors by name, from a safetensors or a torch file, without running any code of it.
+
+    Raises
+    ------
+    ValueError
+        If it is a pickle of more than tensors, is damaged, or is something else.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                # Of pickles that are refused anyway.
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path)) from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        msg = f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}"
+        raise ValueError(msg) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        msg = f"{str(path)!r} holds no weights: tensors by name are expected, not a {type(state).__name__}."
+        raise ValueError(msg)
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _refusal(path: Path) -> str:
+    return (
+        f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is damaged. If you "
+        "trust it, convert it once: `model = torch.load(path, weights_only=False)`, then "
+        f"`safetensors.torch.save_file(model.state_dict(), {path.with_suffix('.safetensors').name!r})`, and pass that file."
+    )
+
+
+def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: tuple[str, ...] = ()) -> None:
+    """Put all weights into a module.
+
+    Parameters
+    ----------
+    module
+        The network.
+    state
+        Tensors by name.
+    source
+        Where they are from, for messages.
+    leave
+        Beginnings of names that may be left over: heads that the network does without.
+
+    Raises
+    ------
+    ValueError
+        If names are missing or left over, or shapes differ; the first are named.
+    """
+    own = module.state_dict()
+    unequal = [
+        f"{name} {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the network"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    missing = [f"{name} {tuple(value.shape)}" for name, value in own.items() if name not in state]
+    unknown = [f"{name} {tuple(value.shape)}" for name, value in state.items() if name not in own]
+    unknown = [name for name in unknown if not name.startswith(leave)] if leave else unknown
+    wrong = [
+        f"{what} {len(names)}: {'; '.join(names[:SHOWN])}"
+        for what, names in (
+            ("tensors of other shapes", unequal),
+            ("missing", missing),
+            ("not of this network", unknown),
+        )
+        if names
+    ]
+    if wrong:
+        msg = f"{str(source)!r} holds the weights of another network: {'. '.join(wrong)}."
+        raise ValueError(msg)
+    module.load_state_dict({name: state[name] for name in own})
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file; of one that has not changed since it was last asked for, from memory."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(module: Any) -> str:
+    """Checksum of the names, shapes and values of a module's weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

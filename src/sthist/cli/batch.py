@@ -1,0 +1,398 @@
+"""One verb on many samples: a process each, as many at a time as memory allows, resumable."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sthist._sample.samples import require_one_spelling, safe_names
+from sthist._settings import logger, settings
+from sthist.cli.inputs import PLATFORMS, open_sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+RESERVED = ("sample", "path", "platform")
+HEADROOM = 1.2
+"""A sample is expected to take up to this times the memory of the largest so far."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A verb on one sample.
+
+    Attributes
+    ----------
+    sample
+        Its name.
+    path, platform
+        Its folder, and of what kind that is.
+    store
+        The SpatialData store that is worked on.
+    verb
+        Such as ``"tl.virtual_he"``.
+    arguments
+        Of the verb; JSON values.
+    facts
+        What is recorded of the sample: patient, batch, and whatever else its row says.
+    """
+
+    sample: str
+    path: str
+    platform: str
+    store: str
+    verb: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Running:
+    """A task in its process."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    start: float
+
+
+def find_verb(name: str) -> Callable[..., Any]:
+    """The verb of ``pp`` or ``tl`` of a name such as ``tl.virtual_he``.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    import sthist
+
+    module, _, verb = name.partition(".")
+    known = [f"{kind}.{each}" for kind in ("pp", "tl") for each in getattr(sthist, kind).__all__ if each.islower()]
+    if name not in known:
+        msg = f"There is no verb {name!r}; there are {', '.join(known)}."
+        raise ValueError(msg)
+    found: Callable[..., Any] = getattr(getattr(sthist, module), verb)
+    return found
+
+
+def read_tasks(samples: Path, verb: str, out: Path | None, given: dict[str, Any]) -> list[Task]:
+    """A task per row of a csv file of samples.
+
+    Parameters
+    ----------
+    samples
+        With the columns ``sample`` and ``path``; ``platform`` (``spatialdata`` by default); columns named as arguments of the
+        verb, for this sample alone; and others, such as ``patient`` and ``batch``, that are recorded with the sample.
+        Relative paths are relative to the file.
+    verb
+        Such as ``"tl.virtual_he"``.
+    out
+        Folder of the stores to work on; None to work on the samples' own, which then have to be SpatialData stores.
+    given
+        Arguments for all samples.
+
+    Raises
+    ------
+    FileNotFoundError, KeyError, ValueError
+        If the file is missing, empty, lacks a column or a value, has a sample twice, or names a platform or an argument that
+        does not exist.
+    """
+    if not samples.is_file():
+        msg = f"There is no table of samples {samples}."
+        raise FileNotFoundError(msg)
+    with samples.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
+        columns = [name.strip() for name in reader.fieldnames or ()]
+    missing = [name for name in ("sample", "path") if name not in columns]
+    if missing or not rows:
+        msg = f"{samples} has {f'no column {missing[0]!r}; it has {columns}' if missing else 'no rows'}."
+        raise KeyError(msg)
+    known = list(inspect.signature(find_verb(verb)).parameters)[1:]
+    for name in given:
+        if name not in known:
+            msg = f"{verb} has no argument {name!r}; it has {', '.join(known)}."
+            raise ValueError(msg)
+    names = [row["sample"] for row in rows]
+    safe = safe_names(names)
+    if len(safe) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        msg = f"{samples} has sample {twice!r} more than once."
+        raise ValueError(msg)
+    require_one_spelling(row.get("patient") or None for row in rows)
+    return [_task(samples, number, row, verb, known, given, out, safe) for number, row in enumerate(rows, start=2)]
+
+
+def _task(
+    samples: Path,
+    line: int,
+    row: dict[str, str],
+    verb: str,
+    known: list[str],
+    given: dict[str, Any],
+    out: Path | None,
+    safe: dict[str, str],
+) -> Task:
+    for name in ("sample", "path"):
+        if not row[name]:
+            msg = f"{samples}, line {line}: {name!r} is empty."
+            raise ValueError(msg)
+    platform = row.get("platform") or "spatialdata"
+    if platform not in PLATFORMS:
+        msg = f"{samples}, line {line}: the platform {platform!r} is none of {', '.join(PLATFORMS)}."
+        raise ValueError(msg)
+    path = (samples.parent / row["path"]).resolve()
+    if out is None and platform != "spatialdata":
+        msg = f"{samples}, line {line}: a folder of {platform} needs a store to be worked on; give a folder with --out."
+        raise ValueError(msg)
+    store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
+    own = {name: parse_value(value) for name, value in row.items() if name in known and value}
+    facts = {name: value for name, value in row.items() if name not in (*RESERVED, *known) and value}
+    return Task(row["sample"], str(path), platform, str(store), verb, given | own, facts)
+
+
+def parse_value(text: str) -> Any:
+    """A number, true, false, null, or a list, as JSON writes them; anything else is text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+class Batch:
+    """Tasks, what is known of them, and the folder in which that is kept.
+
+    Parameters
+    ----------
+    tasks
+        What is to be done.
+    folder
+        For the state of each sample, what it printed, and the two tables ``samples.csv`` and ``errors.csv``.
+    overwrite
+        Do again what is done.
+    """
+
+    def __init__(self, tasks: list[Task], folder: Path, *, overwrite: bool = False) -> None:
+        self.tasks, self.folder, self._overwrite = tasks, folder, overwrite
+        self._names = safe_names(task.sample for task in tasks)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        (folder / "state").mkdir(exist_ok=True)
+
+    def pending(self) -> list[Task]:
+        """The tasks that are not done; those that failed are tried again."""
+        return [task for task in self.tasks if self._overwrite or not self._is_done(task)]
+
+    def run(self, jobs: int | None = None) -> int:
+        """Run what is pending; returns how many samples have failed.
+
+        Parameters
+        ----------
+        jobs
+            Samples at a time; by default as many as there are processors, while the memory lasts.
+        """
+        waiting, running = self.pending(), list[Running]()
+        n_done = len(self.tasks) - len(waiting)
+        if n_done:
+            logger.info("%d of %d samples are done.", n_done, len(self.tasks))
+        most = jobs or settings.threads
+        threads = max(1, settings.threads // min(most, max(1, len(waiting))))
+        peak = 0
+        try:
+            while waiting or running:
+                while waiting and len(running) < most and (jobs or fits(running, peak)):
+                    running.append(self._start(waiting.pop(0), threads))
+                time.sleep(0.05)
+                for each in [each for each in running if each.process.poll() is not None]:
+                    running.remove(each)
+                    peak = max(peak, self._finish(each))
+        finally:  # also on Ctrl-C: no process stays behind, and the tables say how far it came
+            for each in running:
+                each.process.terminate()
+                each.process.wait()
+            self._write_tables()
+        return sum(self._state(task).get("status") != "done" for task in self.tasks)
+
+    def _start(self, task: Task, threads: int) -> Running:
+        job = {"task": vars(task), "overwrite": self._overwrite, "threads": threads, "result": str(self._result(task))}
+        self._result(task).unlink(missing_ok=True)
+        logger.info("%s: started.", task.sample)
+        with self.log(task).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sthist.cli.batch"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job).encode())
+        process.stdin.close()
+        return Running(task, process, time.monotonic())
+
+    def _finish(self, running: Running) -> int:
+        """Record how a process ended; returns the most memory that it took."""
+        task, code = running.task, running.process.returncode
+        try:
+            result = json.loads(self._result(task).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            hint = "; is there enough memory?" if code == -signal.SIGKILL else ""
+            result = {"status": "failed", "error": "died", "message": f"The process was {how}{hint}", "peak": 0}
+        seconds = time.monotonic() - running.start
+        state = {"task": vars(task), "seconds": round(seconds, 1)} | result
+        partial = self._state_file(task).with_suffix(".partial")
+        partial.write_text(json.dumps(state, indent=1))
+        partial.replace(self._state_file(task))
+        self._result(task).unlink(missing_ok=True)
+        if result["status"] == "done":
+            logger.info("%s: done in %.0f s.", task.sample, seconds)
+        else:
+            logger.warning("%s: %s: %s", task.sample, result["error"], result["message"])
+        return int(result["peak"])
+
+    def _is_done(self, task: Task) -> bool:
+        state = self._state(task)
+        return state.get("status") == "done" and state["task"] == vars(task) and Path(task.store).exists()
+
+    def log(self, task: Task) -> Path:
+        """File of what a task printed."""
+        return self.folder / "logs" / f"{self._names[task.sample]}.log"
+
+    def _state_file(self, task: Task) -> Path:
+        return self.folder / "state" / f"{self._names[task.sample]}.json"
+
+    def _result(self, task: Task) -> Path:
+        return self._state_file(task).with_suffix(".result")
+
+    def _state(self, task: Task) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._state_file(task).read_text()))
+        except FileNotFoundError:
+            return {}
+
+    def _write_tables(self) -> None:
+        states = [(task, self._state(task)) for task in self.tasks]
+        columns = ("sample", "status", "seconds", "peak_mb", "store", "log")
+        rows = [
+            (
+                task.sample,
+                state.get("status", "not done"),
+                state.get("seconds", ""),
+                round(state.get("peak", 0) / 1e6) or "",
+                task.store,
+                self.log(task),
+            )
+            for task, state in states
+        ]
+        _write_csv(self.folder / "samples.csv", columns, rows)
+        errors = [
+            (task.sample, state["error"], state["message"], task.path, self.log(task))
+            for task, state in states
+            if state.get("status") == "failed"
+        ]
+        _write_csv(self.folder / "errors.csv", ("sample", "error", "message", "path", "log"), errors)
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def fits(running: list[Running], peak: int) -> bool:
+    """Whether the memory is there for one more sample, if all grow as large as the largest so far.
+
+    The first one runs alone: what it takes is not known.
+    """
+    if not running:
+        return True
+    if not peak:
+        return False
+    import psutil
+
+    expected = HEADROOM * peak
+    to_come = 0.0
+    for each in running:
+        try:
+            to_come += max(0.0, expected - psutil.Process(each.process.pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+    return available_memory() - to_come >= expected
+
+
+def available_memory() -> int:
+    """Bytes that are free on this machine, or in the control group that this process runs in."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
+    except OSError:
+        return free
+    return free if limit.strip() == "max" else min(free, int(limit) - int(used))
+
+
+def run_one(job: dict[str, Any]) -> None:
+    """In a process of its own: open the sample, run the verb, and write what came of it.
+
+    Parameters
+    ----------
+    job
+        What :class:`Batch` sends.
+    """
+    import sthist
+
+    task = Task(**job["task"])
+    sthist.settings.threads, sthist.settings.progress = job["threads"], False
+    with _Outcome(Path(job["result"])):
+        verb = find_verb(task.verb)
+        sdata = open_sample(Path(task.path), task.platform, Path(task.store), {"name": task.sample} | task.facts)
+        again = job["overwrite"] and "overwrite" in inspect.signature(verb).parameters
+        verb(sdata, **task.arguments | ({"overwrite": True} if again else {}))
+
+
+class _Outcome:
+    """Writes how a block ended; an error goes on to end the process, its trace in the log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcome: dict[str, Any] = {"status": "done"}
+        if error is not None:
+            message = error.args[0] if isinstance(error, KeyError) and error.args else error
+            outcome = {"status": "failed", "error": type(error).__name__, "message": str(message)}
+        partial = self._path.with_suffix(".writing")
+        partial.write_text(json.dumps(outcome | {"peak": peak_memory()}))
+        os.replace(partial, self._path)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("sthist").setLevel(logging.INFO)
+    run_one(json.load(sys.stdin))

@@ -1,0 +1,199 @@
+"""The command line: thin over the verbs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sthist.cli import inputs
+from sthist.cli.batch import Batch, parse_value, read_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+REPORTED = [
+    "spatialdata",
+    "spatialdata-io",
+    "anndata",
+    "zarr",
+    "dask",
+    "scanpy",
+    "squidpy",
+    "numba",
+    "torch",
+    "diffusers",
+    "peft",
+    "timm",
+    "open_clip_torch",
+    "lightning",
+    "torchmetrics",
+    "scikit-image",
+]
+OPTIONAL = {
+    "imagecodecs": "TIFF compressed with JPEG or JPEG 2000",
+    "spatialdata_plot": "more plots of SpatialData",
+    "napari_spatialdata": "interactive viewing",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("sthist").setLevel(logging.INFO)
+    options = _parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int | None] = options.command
+        return command(options) or 0
+    except (KeyError, ValueError, OSError, RuntimeError) as error:
+        # A KeyError prints its message in quotes; the message alone is what helps.
+        print(f"sthist: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from sthist import __version__
+
+    parser = argparse.ArgumentParser("sthist", description="Histology and spatial transcriptomics, linked both ways.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="make a sample and its virtual H&E; nothing is downloaded")
+    demo.add_argument("--out", type=Path, default=Path("sthist-demo"), help="folder for the figure and the store")
+    demo.add_argument("--size-um", type=float, default=2000.0, help="side of the sample in micrometres")
+    demo.set_defaults(command=_demo)
+    virtual = commands.add_parser("virtual-he", help="virtual H&E of a section")
+    virtual.add_argument("input", type=Path, help="folder of the platform, or a SpatialData store")
+    virtual.add_argument("--platform", choices=inputs.PLATFORMS, required=True)
+    virtual.add_argument("--out", type=Path, required=True, help="SpatialData store to write (.zarr)")
+    virtual.add_argument("--model", default="beer-lambert", help="beer-lambert, st2he-small, or the folder of a model")
+    virtual.add_argument("--tissue", help="which tissue it is, for a model that was trained on several")
+    virtual.add_argument("--device", help="where a network runs: cuda, cuda:1, mps or cpu")
+    virtual.add_argument("--within", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="box in micrometres")
+    virtual.add_argument("--mpp", type=float, help="micrometres per pixel of the result")
+    virtual.add_argument("--stain-reference", type=Path, help="picture of a real H&E whose colours to take")
+    virtual.add_argument("--figure", type=Path, help="also save a figure of stain, transcripts and virtual H&E")
+    virtual.add_argument("--overwrite", action="store_true", help="replace an existing virtual H&E")
+    virtual.add_argument("--dry-run", action="store_true", help="say what the run takes, and make no image")
+    virtual.set_defaults(command=_virtual_he)
+    run = commands.add_parser("run", help="one verb on many samples; what is done is not done again")
+    run.add_argument("verb", metavar="VERB", help="such as tl.virtual_he or pp.tissue")
+    run.add_argument(
+        "samples", type=Path, help="csv: sample, path, platform, patient, batch, and arguments of the verb"
+    )
+    run.add_argument(
+        "--out", type=Path, help="folder for the stores; by default SpatialData stores get the result themselves"
+    )
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the verb, for all samples"
+    )
+    run.add_argument("--jobs", type=int, help="samples at a time; by default as many as processors and memory allow")
+    run.add_argument("--overwrite", action="store_true", help="do again what is done")
+    run.set_defaults(command=_run)
+    doctor = commands.add_parser("doctor", help="versions, devices, and which optional parts and weights are there")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    import sthist
+
+    start = time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
+    sdata = sthist.datasets.toy(size_um=options.size_um)
+    store = options.out / "toy.zarr"
+    sdata.write(store, overwrite=True)
+    sdata = inputs.read_input(store, "spatialdata")
+    sthist.tl.virtual_he(sdata)
+    _use_agg()
+    middle, half = options.size_um / 2, min(150.0, options.size_um / 2)
+    sthist.pl.virtual_he(sdata, save=options.out / "virtual_he.png")
+    box = (middle - half, middle - half, middle + half, middle + half)
+    sthist.pl.virtual_he(sdata, within=box, save=options.out / "virtual_he_zoom.png")
+    print(f"Done in {time.perf_counter() - start:.0f} s. Look at {options.out}/virtual_he.png and virtual_he_zoom.png;")
+    print(f"the sample with its virtual H&E is the SpatialData store {store}.")
+
+
+def _virtual_he(options: argparse.Namespace) -> None:
+    import sthist
+
+    if options.dry_run and not options.out.exists():
+        sdata = inputs.read_input(options.input, options.platform)
+    else:
+        sdata = inputs.open_sample(options.input, options.platform, options.out)
+    reference = None
+    if options.stain_reference is not None:
+        from sthist.io._files.images import read_image
+
+        reference = read_image(options.stain_reference, "stain reference").pixels.transpose(1, 2, 0)
+    plan = sthist.tl.virtual_he(
+        sdata,
+        options.model,
+        tissue=options.tissue,
+        device=options.device,
+        within=options.within,
+        mpp=options.mpp,
+        stain_reference=reference,
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+    )
+    if plan is not None:
+        print(dataclasses.replace(plan, free_bytes=shutil.disk_usage(options.out.resolve().parent).free))
+        return
+    if options.figure is not None:
+        _use_agg()
+        sthist.pl.virtual_he(sdata, within=options.within, save=options.figure)
+    print(f"images['virtual_he'] is in {options.out}.")
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            msg = f"--set takes NAME=VALUE, not {text!r}."
+            raise ValueError(msg)
+        given[name] = parse_value(value)
+    tasks = read_tasks(options.samples, options.verb, options.out, given)
+    folder = options.out or options.samples.with_suffix(".run")
+    batch = Batch(tasks, folder, overwrite=options.overwrite)
+    n_failed = batch.run(options.jobs)
+    print(f"{len(tasks) - n_failed} of {len(tasks)} samples are done; see {folder / 'samples.csv'}.")
+    if n_failed:
+        print(f"{n_failed} failed; see {folder / 'errors.csv'}.", file=sys.stderr)
+    return int(n_failed > 0)
+
+
+def _use_agg() -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+
+    import sthist
+
+    print(f"sthist {sthist.__version__}, Python {sys.version.split()[0]}")
+    for name in REPORTED:
+        try:
+            print(f"  {name} {version(name)}")
+        except PackageNotFoundError:
+            print(f"  {name} is MISSING: pip install {name}")
+    for module, use in OPTIONAL.items():
+        print(f"  optional, {use}: {module} is {'there' if find_spec(module) else 'not there'}")
+    import torch
+
+    devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    print(f"devices: cpu ({sthist.settings.threads} threads){''.join(f', {device}' for device in devices)}")
+    print(f"'auto' is {sthist.settings.torch_device()}")
+    print(f"cache folder: {sthist.settings.cache_dir}; scratch folder: {sthist.settings.scratch_dir}")
+    print("weights: the model 'beer-lambert' is built in and needs none; no other is part of this version")

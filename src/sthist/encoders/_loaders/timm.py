@@ -1,0 +1,220 @@
+"""Networks of timm: by its names, by a hub id, and those of the registry whose weights are in its layout."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from sthist import _weights
+from sthist.encoders._registry import Card
+from sthist.encoders._transform import INTERPOLATIONS, Transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sthist._weights.files import Files
+
+HUB_PREFIX = "hf-hub:"
+
+
+@dataclass
+class Loaded:
+    """What a loader gives.
+
+    Attributes
+    ----------
+    module
+        Images to embeddings; ``tokens`` to places within them.
+    transform
+        Of its input.
+    dim
+        Size of an embedding, where it is known.
+    text
+        A module whose ``embed_text`` takes a list of texts.
+    logit_scale
+        Of an image-text model.
+    provenance
+        Of the library.
+    """
+
+    module: nn.Module
+    transform: Any
+    dim: int | None = None
+    text: nn.Module | None = None
+    logit_scale: float | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class TimmImages(nn.Module):
+    """A network of timm without its classifier, and how its tokens become one embedding."""
+
+    def __init__(self, trunk: Any, pool: str = "network") -> None:
+        super().__init__()
+        self.trunk, self.pool = trunk, pool
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, d)."""
+        if self.pool == "network":
+            return self.trunk(images)
+        tokens = self.trunk.forward_features(images)
+        if self.pool == "cls":
+            return tokens[:, 0]
+        return torch.cat([tokens[:, 0], tokens[:, self.trunk.num_prefix_tokens :].mean(1)], dim=-1)
+
+    def tokens(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings of places (n, gh, gw, d)."""
+        found = self.trunk.forward_features(images)
+        last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+        return as_grid(found, getattr(self.trunk, "num_prefix_tokens", 0), channels_last=last)
+
+    @property
+    def dim(self) -> int:
+        """Size of an embedding."""
+        if self.pool == "network":
+            return int(getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features)
+        return int(self.trunk.num_features) * (2 if self.pool == "cls+mean" else 1)
+
+
+def as_grid(found: Any, prefix: int, *, channels_last: bool = False) -> torch.Tensor:
+    """Tokens (n, prefix + g * g, d) or maps (n, d, g, g) as (n, g, g, d).
+
+    Raises
+    ------
+    ValueError
+        If they are neither.
+    """
+    if isinstance(found, torch.Tensor) and found.ndim == 4:
+        return found if channels_last else found.permute(0, 2, 3, 1)
+    if isinstance(found, torch.Tensor) and found.ndim == 3:
+        side = math.isqrt(found.shape[1] - prefix)
+        if side * side == found.shape[1] - prefix:
+            return found[:, prefix:].unflatten(1, (side, side))
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    msg = f"This network gives no grid of places within a tile, but {shape}."
+    raise ValueError(msg)
+
+
+def card_of(name: str) -> Card:
+    """What timm knows of one of its networks, or of one on the hub.
+
+    Raises
+    ------
+    KeyError
+        If there is no such network.
+    """
+    import timm
+
+    if name.startswith(HUB_PREFIX):
+        hub_id = name.removeprefix(HUB_PREFIX)
+        return Card(hub_id, "see its page", "timm", transform=Transform(size=224))
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Did you mean {' or '.join(repr(f'timm:{match}') for match in close)}?" if close else ""
+        msg = f"timm has no network {name!r}.{hint}"
+        raise KeyError(msg)
+    try:
+        described = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        msg = f"timm has no weights {name!r}; for {name.split('.')[0]!r} it has {timm.list_pretrained(name.split('.')[0] + '.*')}."
+        raise KeyError(msg) from error
+    hub_id = (described.hf_hub_id if described is not None else None) or ""
+    tag = described.tag if described is not None else None
+    if hub_id == "timm/":
+        hub_id = f"timm/{name.split('.')[0]}.{tag}" if tag else ""
+    file = getattr(described, "hf_hub_filename", None)
+    return Card(
+        hub_id,
+        getattr(described, "license", None) or "see its page",
+        "timm",
+        transform=transform_of(described.to_dict() if described is not None else {}, Transform(size=224)),
+        architecture=name.split(".")[0],
+        files=(file,) if file else Card("", "", "").files,
+    )
+
+
+def transform_of(described: dict[str, Any], default: Transform) -> Transform:
+    """The transform that a description of timm asks for."""
+    interpolation = described.get("interpolation")
+    return Transform(
+        described.get("mean") or default.mean,
+        described.get("std") or default.std,
+        (described.get("input_size") or (3, default.size, default.size))[-1],
+        interpolation if interpolation in INTERPOLATIONS else default.interpolation,
+    )
+
+
+def load(card: Card, files: Files) -> Loaded:
+    """Build a network as its card and the folder of its weights describe it, and load them.
+
+    Raises
+    ------
+    KeyError
+        If timm does not have the architecture.
+    ValueError
+        If neither says what the architecture is, or the weights are of another.
+    """
+    import timm
+
+    described = files.config()
+    architecture = described.get("architecture", card.architecture)
+    if not architecture:
+        msg = f"Nothing says what the architecture of {card.hub_id!r} is: it needs the config.json of its page, or weights=."
+        raise ValueError(msg)
+    if not timm.is_model(architecture):
+        msg = f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which {files.folder} asks for."
+        raise KeyError(msg)
+    arguments = with_layers(card.arguments | described.get("model_args", {})) | {"num_classes": 0}
+    trunk = timm.create_model(architecture, pretrained=False, **arguments)
+    if files.weights is not None:
+        fill(trunk, _weights.read(files.weights), files)
+    module = TimmImages(trunk, card.pool)
+    transform = card.transform
+    if not card.arguments:  # what the registry says of a network is checked, its config.json may be stale
+        transform = transform_of(described.get("pretrained_cfg", described), transform)
+    return Loaded(module, sized(transform, trunk), module.dim, provenance={"timm": timm.__version__})
+
+
+def with_layers(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in which layers that are given by name are classes."""
+    from timm import layers
+
+    def layer(value: Any) -> Callable[..., nn.Module] | Any:
+        return getattr(layers, value, None) or getattr(nn, value) if isinstance(value, str) else value
+
+    return {name: layer(value) if name.endswith("_layer") else value for name, value in arguments.items()}
+
+
+def sized(transform: Transform, trunk: Any) -> Transform:
+    """The transform with the side that a vision transformer was built for."""
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    return transform if size is None else replace(transform, size=int(size[0]))
+
+
+def fill(trunk: Any, state: dict[str, Any], files: Files) -> None:
+    """Load weights as they are or, where they do not fit, as timm converts them; a classifier is left out.
+
+    Raises
+    ------
+    ValueError
+        If they are of another network.
+    """
+    classifier = trunk.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    own = trunk.state_dict()
+    fits = all(name in state and state[name].shape == value.shape for name, value in own.items())
+    convert = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
+    source = str(files.weights)
+    if fits or convert is None:
+        _weights.load_into(trunk, state, source, leave=heads)
+        return
+    try:
+        converted = convert(dict(state), trunk)
+    except (KeyError, RuntimeError, ValueError, AttributeError, IndexError, AssertionError):
+        converted = state  # of a layout that timm does not know either: say how it differs
+    _weights.load_into(trunk, converted, source, leave=heads)

@@ -1,0 +1,1 @@
+"""The built-in encoder: named features of stain, nuclei and texture."""

@@ -1,0 +1,1 @@
+"""Annotations and selections of other programs."""

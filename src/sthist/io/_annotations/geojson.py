@@ -1,0 +1,244 @@
+"""Objects of QuPath, as it writes them to GeoJSON."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.io._files import checks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shapely.geometry.base import BaseGeometry
+
+KINDS = ("annotation", "detection", "cell", "tile", "tmaCore")
+"""What QuPath calls ``objectType``."""
+
+OLD_KINDS = {
+    "PathAnnotationObject": "annotation",
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tmaCore",
+    "tma_core": "tmaCore",
+    "PathRootObject": "root",
+}
+"""As versions before 0.3 wrote it, some of them as the feature's ``id``."""
+
+GEOMETRIES = {
+    "Point",
+    "MultiPoint",
+    "LineString",
+    "MultiLineString",
+    "Polygon",
+    "MultiPolygon",
+    "GeometryCollection",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One object that somebody drew or detected.
+
+    Attributes
+    ----------
+    geometry
+        In the units of the file; empty where it has none.
+    label, name, id
+        Its class, its name and its identifier; None where it has none.
+    kind
+        One of ``KINDS``; None where the file knows no kinds.
+    nucleus
+        Of a cell, where it has one.
+    missing
+        Whether it is a core of a microarray that is not there.
+    numbers, texts
+        Measurements and metadata by name.
+    """
+
+    geometry: BaseGeometry
+    label: str | None = None
+    name: str | None = None
+    id: str | None = None
+    kind: str | None = None
+    nucleus: BaseGeometry | None = None
+    missing: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def read_geojson(path: Path) -> list[Drawn]:
+    """All objects of a file: a feature, a collection or a list of them, or a geometry alone; children after their parents.
+
+    Parameters
+    ----------
+    path
+        GeoJSON, plain, gzipped or as the one such file of a zip archive.
+
+    Raises
+    ------
+    KeyError
+        If an object has no geometry.
+    ValueError
+        If the file is broken or no GeoJSON, or an object cannot be read.
+    """
+    drawn = [_drawn(path, f"feature {i}", feature) for i, feature in enumerate(_features(path, _load(path)))]
+    return [each for each in drawn if each.kind != "root"]
+
+
+def _load(path: Path) -> Any:
+    with checks.reading(path):
+        content = path.read_bytes()
+        if content.startswith(b"PK\x03\x04"):
+            content = _only_member(path, content)
+        elif content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return json.loads(content.decode("utf-8-sig"))
+
+
+def _only_member(path: Path, content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = [
+            name
+            for name in archive.namelist()
+            if name.lower().endswith((".geojson", ".json")) and not name.rpartition("/")[2].startswith(".")
+        ]
+        if len(names) == 1:
+            return archive.read(names[0])
+    held = f"{len(names)} GeoJSON files, such as {names[:3]}" if names else "no file that ends in .geojson or .json"
+    msg = f"{path} holds {held}; one is needed. Unpack it, and name the one that is meant."
+    raise ValueError(msg)
+
+
+def _features(path: Path, content: Any) -> Iterator[dict[str, Any]]:
+    """The features of a document, whatever it wraps them in."""
+    if isinstance(content, list):
+        for each in content:
+            yield from _features(path, each)
+        return
+    kind = content.get("type") if isinstance(content, dict) else None
+    features = content.get("features") if isinstance(content, dict) else None
+    if isinstance(features, list):
+        for each in features:
+            yield from _features(path, each)
+    elif kind == "Feature":
+        yield content
+        properties = content.get("properties")
+        for name in ("childObjects", "children"):
+            if isinstance(properties, dict) and isinstance(properties.get(name), list):
+                yield from _features(path, properties[name])
+    elif kind in GEOMETRIES:
+        yield {"geometry": content}
+    else:
+        found = f"'type' {kind!r}" if isinstance(content, dict) else type(content).__name__
+        msg = (
+            f"{path} holds no GeoJSON: it has {found} where a 'Feature', a 'FeatureCollection' with 'features' or a geometry "
+            "should be. Export the objects from QuPath as GeoJSON."
+        )
+        raise ValueError(msg)
+
+
+def _drawn(path: Path, where: str, feature: dict[str, Any]) -> Drawn:
+    import shapely
+
+    properties = feature.get("properties") or {}
+    if not isinstance(properties, dict):
+        msg = f"{path}: 'properties' of {where} is {type(properties).__name__}; it should be an object."
+        raise ValueError(msg)
+    if "geometry" not in feature:
+        msg = f"{path}: {where} has no 'geometry'. Is the file truncated, or no GeoJSON?"
+        raise KeyError(msg)
+    nucleus = feature.get("nucleusGeometry") or properties.get("nucleusGeometry")
+    stated = feature["geometry"]
+    metadata = properties.get("metadata")
+    return Drawn(
+        geometry=shapely.Polygon() if stated is None else _geometry(path, f"'geometry' of {where}", stated),
+        label=_label(path, where, properties.get("classification")),
+        name=_text(properties.get("name")),
+        id=_text(feature.get("id")) if feature.get("id") not in OLD_KINDS else None,
+        kind=_kind(feature, properties),
+        nucleus=None if nucleus is None else _geometry(path, f"'nucleusGeometry' of {where}", nucleus),
+        missing=str(properties.get("isMissing", False)).casefold() == "true",
+        numbers=_measurements(path, where, properties.get("measurements")),
+        texts={str(key): str(value) for key, value in metadata.items() if value is not None}
+        if isinstance(metadata, dict)
+        else {},
+    )
+
+
+def _text(value: Any) -> str | None:
+    """Text, None where there is none: null, NaN, blanks."""
+    if value is None or value != value or not str(value).strip():
+        return None
+    return str(value)
+
+
+def _kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
+    # What QuPath itself does not know becomes an annotation there, too.
+    stated = (properties.get(name) for name in ("objectType", "object_type", "type"))
+    kind = next((kind for kind in (*stated, feature.get("id")) if isinstance(kind, str)), "annotation")
+    kind = OLD_KINDS.get(kind, kind)
+    return kind if kind in (*KINDS, "root") else "annotation"
+
+
+def _label(path: Path, where: str, stated: Any) -> str | None:
+    """The name of a class; those of several levels as QuPath shows them, ``"Tumor: Positive"``."""
+    if isinstance(stated, dict):
+        if isinstance(stated.get("names"), list):
+            names = [_text(name) for name in stated["names"]]
+        else:  # before 0.4, a class of two levels had its parent within it
+            parent = stated.get("parentClass")
+            names = [_label(path, where, parent), _text(stated.get("name"))]
+        return ": ".join(name for name in names if name is not None) or None
+    if isinstance(stated, list | bool):
+        msg = f"{path}: 'classification' of {where} is {stated!r}; it should be a text, or an object with 'name' or 'names'."
+        raise ValueError(msg)
+    return _text(stated)
+
+
+def _measurements(path: Path, where: str, stated: Any) -> dict[str, float]:
+    """Numbers by name, out of an object or, as before 0.4, a list of names and values."""
+    if stated is None:
+        return {}
+    if isinstance(stated, list):
+        if not all(isinstance(each, dict) and {"name", "value"} <= set(each) for each in stated):
+            msg = f"{path}: 'measurements' of {where} is a list whose items have not all a 'name' and a 'value'."
+            raise ValueError(msg)
+        stated = {str(each["name"]): each["value"] for each in stated}
+    if not isinstance(stated, dict):
+        msg = f"{path}: 'measurements' of {where} is {type(stated).__name__}; it should be an object of numbers."
+        raise ValueError(msg)
+    numbers = {}
+    for name, value in stated.items():
+        try:
+            numbers[name] = np.nan if value is None else float(value)
+        except (TypeError, ValueError):
+            msg = f"{path}: the measurement {name!r} of {where} is {value!r}; it should be a number."
+            raise ValueError(msg) from None
+    return numbers
+
+
+def _geometry(path: Path, what: str, stated: Any) -> BaseGeometry:
+    import shapely
+    from shapely.errors import ShapelyError
+    from shapely.geometry import shape
+
+    try:
+        with np.errstate(invalid="ignore"):  # NaN is looked for below
+            geometry = shapely.force_2d(shape(stated))
+    except (ShapelyError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        kind = stated.get("type") if isinstance(stated, dict) else type(stated).__name__
+        msg = f"{path}: {what} ({kind}) cannot be read: {error}. Are its 'coordinates' complete, and numbers?"
+        raise ValueError(msg) from None
+    if not np.isfinite(shapely.get_coordinates(geometry)).all():
+        msg = f"{path}: {what} has 'coordinates' that are NaN or infinite."
+        raise ValueError(msg)
+    return geometry

@@ -1,0 +1,1 @@
+"""Files of images and tables, opened and checked."""

@@ -1,0 +1,391 @@
+"""What the readers of vendors' folders share: checks of the files, before anything expensive is done."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.io._files.images import TIFF_SUFFIXES, any_size, orientation, read_image
+from sthist.io._files.tiff import open_tiff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import pandas as pd
+
+PICTURE_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
+"""The last bytes of a whole picture: JPEG's end marker, PNG's last chunk."""
+
+CHUNK_ROWS = 20_000
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what parsers raise at a broken file into one ValueError that names the file.
+
+    Parameters
+    ----------
+    path
+        The file that is read in the block.
+
+    Raises
+    ------
+    ValueError
+        If it is truncated or of another format.
+    """
+    import tifffile
+    from pandas.errors import EmptyDataError, ParserError
+    from pyarrow import ArrowInvalid
+
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        EOFError,
+        OSError,
+        zlib.error,
+        zipfile.BadZipFile,
+        tifffile.TiffFileError,
+        EmptyDataError,
+        ParserError,
+        ArrowInvalid,
+    ) as error:
+        msg = f"{path} cannot be read: {error}. Is it truncated, or of another format?"
+        raise ValueError(msg) from None
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what spatialdata-io prints, and what it is told about its own calls, from the user; nothing else."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        # Said of how spatialdata-io calls anndata and spatialdata; the user can do nothing about it.
+        warnings.filterwarnings("ignore", "Converting `region_key: .*` to categorical dtype", UserWarning)
+        yield
+
+
+def require_file(folder: str | Path, *names: str, vendor: str) -> Path:
+    """The first of these files (or folders) that a vendor's folder has.
+
+    Parameters
+    ----------
+    folder
+        The vendor's folder.
+    names
+        Of the file, in order of preference; patterns such as ``*_tx_file.csv`` are allowed.
+    vendor
+        Of the folder, for the message.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has none of them.
+    """
+    path = find_file(folder, *names)
+    if path is None:
+        there = sorted(file.name for file in Path(folder).iterdir()) if Path(folder).is_dir() else []
+        shown = f"It has {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}." if there else "It is empty."
+        if not Path(folder).is_dir():
+            shown = "There is no such folder."
+        msg = f"{folder} is no {vendor} folder: it has no {' and no '.join(names)}. {shown}"
+        raise FileNotFoundError(msg)
+    return path
+
+
+def find_file(folder: str | Path, *names: str) -> Path | None:
+    """The first of these files that a folder has; None where it has none of them."""
+    return next((file for name in names for file in sorted(Path(folder).glob(name))), None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, or holds something else.
+    """
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        msg = f"{path} holds no JSON object with names and values, but {type(content).__name__}."
+        raise ValueError(msg)
+    return content
+
+
+def require_number(path: Path, content: dict[str, Any], key: str) -> float:
+    """A positive number of a JSON object.
+
+    Raises
+    ------
+    KeyError
+        If it has no such key.
+    ValueError
+        If it is no positive number.
+    """
+    if key not in content:
+        msg = f"{path} has no {key!r}; it has {sorted(content)}."
+        raise KeyError(msg)
+    value = content[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (np.isfinite(value) and value > 0):
+        msg = f"{path}: {key!r} is {value!r}; it should be a positive number."
+        raise ValueError(msg)
+    return float(value)
+
+
+def read_csv(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = (), **kwargs: Any) -> pd.DataFrame:
+    """A csv file, plain or compressed, whose columns are as they should be.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        That it must have.
+    numeric
+        Those of them that hold finite numbers.
+    kwargs
+        Passed on to :func:`pandas.read_csv`.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If the file is broken or has no rows, or a number is none.
+    """
+    import pandas as pd
+
+    with reading(path):
+        frame = pd.read_csv(path, **kwargs)
+    require_columns(path, frame.columns, columns)
+    require_rows(path, len(frame))
+    require_numbers(path, frame, numeric)
+    return frame
+
+
+def read_counts(
+    path: Path, name: Callable[[pd.DataFrame], pd.Index], keys: Sequence[str]
+) -> tuple[Any, Any, list[str]]:
+    """A csv file of cells x genes, in parts: it would fill the memory as a whole.
+
+    Parameters
+    ----------
+    path
+        The file, plain or compressed.
+    name
+        Names of the cells of a part.
+    keys
+        Columns that are no genes.
+
+    Returns
+    -------
+    The counts as a csr matrix, the names of the cells, and the genes.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As of :func:`read_csv`.
+    """
+    import pandas as pd
+    from scipy import sparse
+
+    genes: list[str] = []
+    blocks, names = [], []
+    with reading(path), pd.read_csv(path, chunksize=CHUNK_ROWS) as chunks:
+        for chunk in chunks:
+            require_rows(path, len(chunk))
+            names.append(name(chunk))
+            genes = [str(column) for column in chunk if column not in keys]
+            require_numbers(path, chunk, genes)
+            blocks.append(sparse.csr_matrix(chunk[genes].to_numpy()))
+    return sparse.vstack(blocks, format="csr"), names[0].append(names[1:]), genes
+
+
+def require_columns(path: Path, there: Iterable[Any], columns: Sequence[str]) -> None:
+    """Refuse a table without some columns.
+
+    Parameters
+    ----------
+    path
+        Its file, for the message.
+    there
+        The columns that it has.
+    columns
+        Those that it should have.
+
+    Raises
+    ------
+    KeyError
+        If one is missing.
+    """
+    names = [str(name) for name in there]
+    missing = [name for name in columns if name not in names]
+    if missing:
+        shown = f"{names[:12]}{' and more' if len(names) > 12 else ''}"
+        msg = f"{path} has no column {', '.join(map(repr, missing))}; its columns are {shown}. Export the file again, or rename the column."
+        raise KeyError(msg)
+
+
+def require_rows(path: Path, n: int, what: str = "rows") -> None:
+    """Refuse a table that is empty.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is 0.
+    """
+    if n == 0:
+        msg = f"{path} has no {what}. Export it again."
+        raise ValueError(msg)
+
+
+def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse text, gaps and infinities where numbers should be.
+
+    Parameters
+    ----------
+    path
+        The table's file, for the message.
+    frame, columns
+        The table, and which of its columns.
+
+    Raises
+    ------
+    ValueError
+        If a value is no finite number; the first one is shown.
+    """
+    import pandas as pd
+
+    for name in columns:
+        numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+        bad = ~np.isfinite(numbers)
+        if bad.any():
+            row = int(bad.argmax())
+            msg = (
+                f"{path}: column {name!r} should hold numbers, but {int(bad.sum())} of {len(frame)} are none, the first "
+                f"in row {frame.index[row]}: {str(frame[name].iloc[row])!r}. Is the file truncated, or a column shifted?"
+            )
+            raise ValueError(msg)
+
+
+def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = ()) -> None:
+    """Check a parquet file by its footer, without reading its rows.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        That it must have.
+    numeric
+        Those of them that are numbers.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If the file is broken or has no rows, or a column holds something else than numbers.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading(path):
+        file = pq.ParquetFile(path)
+        schema, n_rows = file.schema_arrow, file.metadata.num_rows
+        file.close()
+    require_columns(path, schema.names, columns)
+    for name in numeric:
+        kind = schema.field(name).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            msg = f"{path}: column {name!r} holds {kind}; it should hold numbers."
+            raise ValueError(msg)
+    require_rows(path, n_rows)
+
+
+def require_matrix(path: Path) -> np.ndarray:
+    """Check a 10x matrix file, and give its barcodes.
+
+    Parameters
+    ----------
+    path
+        An h5 file with the group ``matrix``.
+
+    Raises
+    ------
+    KeyError
+        If a part of the matrix is missing.
+    ValueError
+        If the file is broken, or has no barcodes or no features.
+    """
+    import h5py
+
+    with reading(path), h5py.File(path) as file:
+        needed = ["barcodes", "data", "indices", "indptr", "shape", "features"]
+        matrix = file.get("matrix", {})
+        missing = [f"matrix/{name}" for name in needed if name not in matrix]
+        if missing:
+            msg = f"{path} has no {', '.join(missing)}; a count matrix of 10x has {', '.join(needed)} in the group matrix."
+            raise KeyError(msg)
+        n_features, n_barcodes = matrix["shape"][()].tolist()
+        barcodes = matrix["barcodes"][()].astype(str)
+    require_rows(path, n_barcodes, "barcodes")
+    require_rows(path, n_features, "features")
+    return np.asarray(barcodes)
+
+
+def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:
+    """Check a picture without decoding it, and give its shape, (c, y, x), and the type of its pixels.
+
+    Parameters
+    ----------
+    path
+        TIFF, PNG or JPEG.
+
+    Raises
+    ------
+    ValueError
+        If it is broken, or ends too early.
+    """
+    from PIL import Image
+
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        with reading(path):
+            pixels = open_tiff(path, read=False)[0][0]
+        return (pixels.shape[0], pixels.shape[-2], pixels.shape[-1]), pixels.dtype
+    with reading(path), any_size(), Image.open(path) as picture:
+        mode, (width, height) = picture.mode, picture.size
+        if orientation(picture) > 4:  # it lies on its side
+            width, height = height, width
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1024))  # some writers leave padding behind the end
+        if PICTURE_ENDS.get(path.suffix.lower(), b"") not in file.read():
+            msg = f"{path} cannot be read: the picture ends before it is complete. Is it truncated?"
+            raise ValueError(msg)
+    return (1 if mode in {"L", "I;16"} else 3, height, width), np.dtype(np.uint16 if mode == "I;16" else np.uint8)
+
+
+def picture_pixels(path: Path) -> Any:
+    """Pixels of a picture as a dask array of (c, y, x): a TIFF window by window, others decoded when first needed."""
+    import dask
+    import dask.array as da
+
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return read_image(path, path.name).pixels
+    shape, dtype = require_picture(path)
+    return da.from_delayed(dask.delayed(_decode, pure=False)(path), shape, dtype=dtype)
+
+
+def _decode(path: Path) -> np.ndarray:
+    return np.ascontiguousarray(read_image(path, path.name).pixels)

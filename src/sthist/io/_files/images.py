@@ -1,0 +1,230 @@
+"""Images from files and arrays, as elements of a SpatialData."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.io._files.tiff import on_white, open_tiff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff", ".bif"}
+CHUNK_PX = 512
+PICTURE_MODES = {"L", "RGB", "RGBA", "I;16"}
+ORIENTATION_TAG = 274
+COARSEST_PX = 1024
+"""Pyramids end where the longer side is at most this."""
+
+
+@dataclass(frozen=True)
+class LooseImage:
+    """An image that is no element yet.
+
+    Attributes
+    ----------
+    pixels
+        Array; axes as in ``dims``. A dask array where the file is read lazily.
+    dims
+        Of ``c``, ``z``, ``y``, ``x``.
+    mpp
+        µm/px by the source that states it.
+    channels
+        Names, where the file has them.
+    coarser
+        Further levels of the file's own pyramid.
+    """
+
+    pixels: Any
+    dims: tuple[str, ...]
+    mpp: dict[str, float]
+    channels: list[str] | None = None
+    coarser: tuple[Any, ...] = ()
+
+
+def read_image(source: Any, name: str) -> LooseImage:
+    """A path or an array as an image; TIFF files are opened, not read.
+
+    Parameters
+    ----------
+    source
+        TIFF, OME-TIFF, SVS, PNG or JPEG; or an array of (y, x), (y, x, 3 or 4), (c, y, x) or (c, z, y, x).
+    name
+        For messages.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If the file needs the extra ``wsi``.
+    ValueError
+        If it is no image, is truncated, or its axes cannot be told.
+    """
+    if not isinstance(source, str | Path):
+        return _from_array(source if hasattr(source, "shape") else np.asarray(source), name)
+    path = Path(source)
+    if not path.is_file():
+        msg = f"Image {name!r}: there is no file {path}."
+        raise FileNotFoundError(msg)
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return _from_array(_read_picture(path, name), name)
+    try:
+        levels, dims, mpp, channels = open_tiff(path)
+    except ValueError as error:
+        msg = f"Image {name!r}: {error}"
+        raise ValueError(msg) from None
+    return LooseImage(levels[0], dims, mpp, channels, tuple(levels[1:]))
+
+
+def _from_array(array: Any, name: str) -> LooseImage:
+    shape = array.shape
+    if len(shape) == 2:
+        return LooseImage(array[None], ("c", "y", "x"), {})
+    if len(shape) == 3 and shape[2] in {3, 4} and shape[0] > 4:
+        array = array.transpose(2, 0, 1)
+        array = on_white(array) if len(array) == 4 and array.dtype.kind == "u" else array[:3]
+        return LooseImage(array, ("c", "y", "x"), {})
+    if len(shape) == 3:
+        return LooseImage(array, ("c", "y", "x"), {})
+    if len(shape) == 4:
+        return LooseImage(array, ("c", "z", "y", "x"), {})
+    msg = f"Image {name!r} has shape {shape}; it should be (y, x), (y, x, 3), (c, y, x) or (c, z, y, x)."
+    raise ValueError(msg)
+
+
+def _read_picture(path: Path, name: str) -> np.ndarray:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with any_size(), Image.open(path) as opened:
+            turned = orientation(opened) != 1
+            picture = ImageOps.exif_transpose(opened) if turned else opened
+            if picture.mode in PICTURE_MODES:
+                return np.asarray(picture)
+            return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+    except UnidentifiedImageError:
+        msg = f"Image {name!r}: {path} is no picture that Pillow can read."
+        raise ValueError(msg) from None
+    except (OSError, SyntaxError) as error:  # Pillow's two ways to say that a known format is broken
+        msg = f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?"
+        raise ValueError(msg) from None
+
+
+_guards = threading.Lock()
+_lifted: list[Any] = []
+"""Pillow's limit, once for each that is lifting it."""
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Open pictures of any size: a slide is larger than Pillow's guard allows, which is one for all threads."""
+    from PIL import Image
+
+    with _guards:
+        _lifted.append(_lifted[0] if _lifted else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _guards:
+            limit = _lifted.pop()
+            if not _lifted:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def orientation(picture: Any) -> int:
+    """How a picture is to be turned before it is shown (EXIF's 1 to 8), from its header alone.
+
+    Parameters
+    ----------
+    picture
+        A ``PIL.Image.Image`` that was just opened.
+    """
+    # Where the header has none, Pillow would decode a whole PNG to look for it behind the pixels.
+    if not {"exif", "xmp", "Raw profile type exif"} & set(picture.info):
+        return 1
+    stated = int(picture.getexif().get(ORIENTATION_TAG, 1))
+    return stated if 1 <= stated <= 8 else 1
+
+
+def image_element(
+    loose: LooseImage, transformations: Mapping[str, Any], *, channels: Sequence[str] | None = None, name: str
+) -> Any:
+    """An image as an element: with the pyramid that its file has, or one of halves where it is large.
+
+    Parameters
+    ----------
+    loose
+        The image.
+    transformations
+        By coordinate system.
+    channels
+        Names; by default the file's own, r, g, b for three, and the image's name for one.
+    name
+        Of the image, for messages.
+
+    Raises
+    ------
+    ValueError
+        If the number of names is not that of the channels.
+    """
+    from spatialdata.models import Image2DModel, Image3DModel
+
+    names = _channel_names(loose, channels, name)
+    size = max(loose.pixels.shape[-2:])
+    model = Image3DModel if "z" in loose.dims else Image2DModel
+    if loose.coarser and "z" not in loose.dims and 2 * max(loose.coarser[0].shape[-2:]) > size / 4:
+        return _with_own_pyramid(loose, names, transformations)
+    n_levels = 0 if "z" in loose.dims else max(0, int(np.ceil(np.log2(size / COARSEST_PX))))
+    # What is lazy keeps its blocks: smaller ones would have each of them decoded again and again.
+    sides = loose.pixels.chunksize[-2:] if hasattr(loose.pixels, "dask") else (CHUNK_PX, CHUNK_PX)
+    depth = {"z": loose.pixels.shape[1]} if "z" in loose.dims else {}
+    return model.parse(
+        loose.pixels,
+        dims=loose.dims,
+        c_coords=names,
+        scale_factors=[2] * n_levels or None,
+        chunks={"c": len(loose.pixels), "y": sides[0], "x": sides[1]} | depth,
+        transformations=dict(transformations),
+    )
+
+
+def _channel_names(loose: LooseImage, channels: Sequence[str] | None, name: str) -> list[str] | None:
+    n_channels = loose.pixels.shape[0]
+    names = list(channels) if channels is not None else loose.channels
+    if channels is None and names is not None and len(names) != n_channels:
+        names = None  # an OME file names the three colours of one channel once
+    if names is None:
+        names = ["r", "g", "b"] if n_channels == 3 else [name] if n_channels == 1 else None
+    if names is not None and len(names) != n_channels:
+        msg = f"Image {name!r} has {n_channels} channels; {len(names)} names are given: {names}."
+        raise ValueError(msg)
+    return names
+
+
+def _with_own_pyramid(loose: LooseImage, names: list[str] | None, transformations: Mapping[str, Any]) -> Any:
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import set_transformation
+    from xarray import DataArray, Dataset, DataTree
+
+    levels = {}
+    for position, pixels in enumerate((loose.pixels, *loose.coarser)):
+        # Centres of a level's pixels, in pixels of the finest one.
+        places = {
+            dim: (np.arange(n) + 0.5) * (loose.pixels.shape[axis] / n)
+            for axis, (dim, n) in enumerate(zip(loose.dims, pixels.shape, strict=True))
+            if dim != "c"
+        }
+        coords = {"c": names if names is not None else range(len(pixels))} | places
+        levels[f"scale{position}"] = Dataset({"image": DataArray(pixels, dims=loose.dims, coords=coords)})
+    element = DataTree.from_dict(levels)
+    set_transformation(element, dict(transformations), set_all=True)
+    Image2DModel().validate(element)
+    return element

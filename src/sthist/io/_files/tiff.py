@@ -1,0 +1,274 @@
+"""TIFF files of any kind, opened without reading their pixels."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger
+from sthist.io._files.open_tiffs import FILES, MappedPixels
+from sthist.io._files.tiff_metadata import ome_scale_and_channels, stated_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TIFF_AXES = {"C": "c", "S": "c", "Q": "c", "I": "c", "Z": "z", "Y": "y", "X": "x"}
+"""tifffile's letters: channels, samples (colours), unknown and image sequences are all channels here."""
+
+MAX_CHUNK_BYTES = 256 * 2**20
+"""A page that is one larger block can only be read whole."""
+
+CHUNK_PX = 512
+LARGE_PX = 1000
+"""Images of a file whose sides are longer are worth a word when another one is taken."""
+
+UPRIGHT = 1
+ORIENTATIONS = range(1, 9)
+ALPHA = {1: True, 2: False}
+"""TIFF's ExtraSamples that are transparency, and whether the colours are multiplied by it already."""
+
+
+class TiffLevel:
+    """One pyramid level of a TIFF file as an array of (c, y, x) or (c, z, y, x), read window by window.
+
+    It holds no open file: it can be pickled, and there may be any number of them.
+
+    Parameters
+    ----------
+    path
+        The file.
+    level
+        0 is the finest.
+    series
+        Which of the file's images; by default the largest.
+
+    Raises
+    ------
+    ValueError
+        If the axes cannot be told.
+    """
+
+    def __init__(self, path: Path, level: int = 0, series: int | None = None) -> None:
+        import tifffile
+
+        self._path, self._level = Path(path).resolve(), level
+        with tifffile.TiffFile(self._path) as file:
+            self._series = main_series(file) if series is None else series
+            stored = file.series[self._series].levels[level]
+            pixels: Any = MappedPixels.of(stored)
+            self._mapped = pixels is not None
+            if pixels is None:
+                import zarr
+
+                pixels = zarr.open_array(file.series[self._series].aszarr(level=level), mode="r")
+            axes, extra = stored.axes, stored.keyframe.extrasamples
+            self._stored, self._blocks = tuple(pixels.shape), tuple(pixels.chunks)
+            self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
+        kept = [i for i, (axis, n) in enumerate(zip(axes, self._stored, strict=True)) if n > 1 or axis in "YX"]
+        names = [TIFF_AXES.get(axes[i], axes[i]) for i in kept]
+        if len(set(names)) < len(names) or not {"y", "x"} <= set(names) <= {"c", "z", "y", "x"}:
+            msg = f"the axes of {path} are {axes} {self._stored}; one each of channels, z, y and x can be read."
+            raise ValueError(msg)
+        self.dims = ("c", "z", "y", "x") if "z" in names else ("c", "y", "x")
+        self._axis = {name: kept[names.index(name)] for name in names}
+        n_colours = self._stored[self._axis["c"]] if "c" in names else 1
+        self._alpha: bool | None = None
+        if "c" in names and axes[self._axis["c"]] == "S":
+            if n_colours == 4 and extra and self.dtype.kind == "u":
+                self._alpha = ALPHA.get(int(extra[0]))
+            n_colours = min(3, n_colours)
+        self.shape = tuple(n_colours if dim == "c" else self._stored[self._axis[dim]] for dim in self.dims)
+        self.ndim = len(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Whole blocks of the file, at least 512 pixels a side; all channels and planes together."""
+        return tuple(self._chunk(dim, n) for dim, n in zip(self.dims, self.shape, strict=True))
+
+    def _chunk(self, dim: str, length: int) -> int:
+        if dim in "cz":
+            return length
+        block = self._blocks[self._axis[dim]]
+        return min(length, block * max(1, round(CHUNK_PX / block)))
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory that the smallest part takes which the file can be read in."""
+        return int(np.prod(self._blocks)) * self.dtype.itemsize
+
+    def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
+        # The smallest box around what is asked for is read; numpy does the rest (single planes, steps).
+        box, within = (list(part) for part in zip(*map(_box_and_rest, index, self.shape), strict=True))
+        if self._alpha is not None:
+            box[0], within[0] = slice(0, self._stored[self._axis["c"]]), index[0]
+        stored = [slice(0, 1)] * len(self._stored)
+        for dim, part in zip(self.dims, box, strict=True):
+            if dim in self._axis:
+                stored[self._axis[dim]] = part
+        block = self._read(tuple(stored))
+        order = [self._axis[dim] for dim in self.dims if dim in self._axis]
+        block = block.transpose([*(i for i in range(block.ndim) if i not in order), *order])
+        block = block.reshape(block.shape[block.ndim - len(order) :])
+        if self._alpha is not None:
+            block = on_white(block, multiplied=self._alpha)
+        return (block if "c" in self._axis else block[None])[tuple(within)]
+
+    def _read(self, box: tuple[slice, ...]) -> np.ndarray:
+        """A box of what is stored; what decoders raise at damaged tiles names the file and the place."""
+        try:
+            with FILES.pixels(self._path, self._series, self._level, self._mapped) as pixels:
+                if tuple(pixels.shape) == self._stored:
+                    return np.array(pixels[box], self.dtype)
+        except (ValueError, RuntimeError, zlib.error, struct.error) as error:  # imagecodecs' errors are RuntimeErrors
+            y, x = (box[self._axis[dim]].start for dim in "yx")
+            msg = (
+                f"{self._path} cannot be decoded at (x, y) = ({x}, {y}) of level {self._level}: {error}. Is it damaged?"
+            )
+            raise ValueError(msg) from None
+        msg = f"{self._path} has been replaced by an image of another size since it was opened; read it again."
+        raise ValueError(msg)
+
+
+def _box_and_rest(index: slice | int, length: int) -> tuple[slice, slice | int]:
+    """The contiguous range that an index touches, and the index within it."""
+    if isinstance(index, slice):
+        touched = range(length)[index]
+        if len(touched) == 0:
+            return slice(0, 0), slice(None)
+        low, high = min(touched[0], touched[-1]), max(touched[0], touched[-1])
+        return slice(low, high + 1), slice(None, None, touched.step)
+    place = range(length)[index]
+    return slice(place, place + 1), 0
+
+
+def on_white(pixels: Any, *, multiplied: bool = False) -> Any:
+    """Three colours of (4, ...) pixels in front of white: what is transparent is no dark tissue.
+
+    Parameters
+    ----------
+    pixels
+        numpy or dask array of unsigned integers, red, green, blue, opacity.
+    multiplied
+        Whether the colours are multiplied by the opacity already.
+    """
+    wide = np.uint32 if pixels.dtype.itemsize < 4 else np.float64
+    top = int(np.iinfo(pixels.dtype).max)
+    colours, opacity = pixels[:3].astype(wide), pixels[3:4].astype(wide)
+    if not multiplied:
+        colours = (colours * opacity + top // 2) // top
+    return (colours + (top - opacity)).clip(0, top).astype(pixels.dtype)
+
+
+def main_series(file: Any) -> int:
+    """Number of the image of a TIFF that has the most pixels: others are labels, overviews and thumbnails.
+
+    Parameters
+    ----------
+    file
+        A ``tifffile.TiffFile``.
+    """
+    sides = [[n for axis, n in zip(image.axes, image.shape, strict=True) if axis in "YX"] for image in file.series]
+    best = max(range(len(sides)), key=lambda i: (len(sides[i]) == 2, int(np.prod(sides[i])), -i))
+    large = [i for i, side in enumerate(sides) if len(side) == 2 and min(side) > LARGE_PX]
+    if len(large) > 1:
+        name, (height, width) = file.series[best].name, sides[best]
+        logger.info(
+            "%s has %d large images; number %d (%r, %d x %d px) is taken, which has the most pixels.",
+            file.filename,
+            len(large),
+            best,
+            name,
+            width,
+            height,
+        )
+    return best
+
+
+def open_tiff(
+    path: Path, *, read: bool = True
+) -> tuple[list[Any], tuple[str, ...], dict[str, float], list[str] | None]:
+    """The levels of a TIFF's largest image, lazily, its axes, its µm/px by source, and its channels' names.
+
+    Parameters
+    ----------
+    path
+        TIFF, OME-TIFF, or a vendor's slide that is a TIFF (SVS, NDPI, SCN, ...).
+    read
+        Whether to read levels at once that can only be read whole.
+
+    Raises
+    ------
+    ImportError
+        If its compression needs the extra ``wsi``.
+    ValueError
+        If it is no TIFF, is truncated or turned, or its axes cannot be told.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            number = main_series(file)
+            series = file.series[number]
+            _require_codec(path, series.keyframe.compression)
+            _require_whole(path, series)
+            _require_upright(path, series.keyframe)
+            mpp, channels = stated_scale(file, number), ome_scale_and_channels(file, number)[1]
+            n_levels = len(series.levels)
+    except (tifffile.TiffFileError, IndexError, struct.error) as error:
+        msg = f"{path} is no TIFF file that can be read: {error}. Is it truncated?"
+        raise ValueError(msg) from None
+    levels = [TiffLevel(path, level, number) for level in range(n_levels)]
+    arrays = list(_arrays(levels, read))
+    same = [array for array in arrays if array.shape[:-2] == arrays[0].shape[:-2]]
+    return same, levels[0].dims, mpp, channels
+
+
+def _arrays(levels: list[TiffLevel], read: bool) -> Iterator[Any]:
+    import dask.array as da
+
+    for level in levels:
+        if read and level.block_bytes > MAX_CHUNK_BYTES:  # read once, as it can only be read whole
+            yield da.from_array(level[(slice(None),) * level.ndim], chunks=level.chunks)
+        else:
+            yield da.from_array(level, chunks=level.chunks, meta=np.empty((0,) * level.ndim, level.dtype))
+
+
+def _require_codec(path: Path, compression: int) -> None:
+    from importlib.util import find_spec
+
+    if compression in {1, 8, 32946}:  # none, deflate: what tifffile decodes by itself
+        return
+    if find_spec("imagecodecs") is None:
+        msg = f'{path} is compressed as slide scanners do; to read it, install the extra: pip install "sthist[wsi]".'
+        raise ImportError(msg)
+
+
+def _require_whole(path: Path, series: Any) -> None:
+    """Refuse a file whose pixels end before its directory says; tiles lie in any order."""
+    for level in series.levels:
+        for page in level.pages:
+            if page is None or not page.dataoffsets:
+                continue
+            end = int((np.array(page.dataoffsets, np.int64) + np.array(page.databytecounts, np.int64)).max())
+            if len(level.pages) == 1 and level.dataoffset is not None:
+                end = max(end, level.dataoffset + level.nbytes)  # planes that ImageJ lists no pages of
+            stored = page.parent.filehandle  # an OME-TIFF may be spread over several files
+            if end > stored.size:
+                where = path if stored.name == Path(path).name else stored.path
+                msg = f"{where} is truncated: it has {stored.size} bytes, but its pixels should end at {end}."
+                raise ValueError(msg)
+
+
+def _require_upright(path: Path, page: Any) -> None:
+    """Refuse a picture that is to be shown turned: coordinates would not fit what is stored."""
+    tag = page.tags.get("Orientation")
+    if tag is not None and int(tag.value) != UPRIGHT and int(tag.value) in ORIENTATIONS:
+        msg = (
+            f"{path} has the Orientation {int(tag.value)} (TIFF tag 274): it is stored turned or mirrored. Save it upright, "
+            "with Orientation 1, for example with 'vips autorot' or 'magick -auto-orient'."
+        )
+        raise ValueError(msg)

@@ -1,0 +1,1 @@
+"""Parts of a sample that several readers make alike."""

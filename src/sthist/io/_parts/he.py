@@ -1,0 +1,155 @@
+"""H&E: beside the spots and cells of a sample, or alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _alignment, _sample, _store, scale
+from sthist._settings import logger
+from sthist.io._files.images import LooseImage, image_element, read_image
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> SpatialData:
+    """An H&E slide alone, as a SpatialData in micrometres.
+
+    TIFF and what is built on it (OME-TIFF, SVS, NDPI, SCN) is read as it is needed, with the pyramid of the file; PNG
+    and JPEG are read whole.
+
+    Parameters
+    ----------
+    path
+        TIFF, OME-TIFF, SVS, PNG or JPEG.
+    mpp
+        µm per pixel. Not needed where the file states it (OME metadata, Aperio's description, resolution tags).
+    name
+        Of the image.
+
+    Returns
+    -------
+    A SpatialData with ``images[name]``, (3, y, x) uint8, registered in ``um`` and, in pixels, in ``global``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If the slide's compression needs the extra ``wsi``.
+    ValueError
+        If the file is no image or truncated, has other than three colours of 8 bits, states no µm/px and none is given,
+        or states another one.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np, sthist
+    >>> from PIL import Image
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "slide.png"
+    >>> Image.fromarray(np.full((40, 60, 3), 240, np.uint8)).save(path)
+    >>> sdata = sthist.io.slide(path, mpp=0.5)
+    >>> sthist.tiles.read_region(sdata, "he", (0, 0, 30, 20), mpp=1.0).shape
+    (20, 30, 3)
+    """
+    from spatialdata import SpatialData
+    from spatialdata.transformations import Identity
+
+    loose = read_he(path, name)
+    stated = scale.trusted(loose.mpp, mpp)
+    size = scale.agreed_mpp(f"image {name!r}", stated, mpp, f"{path} states no µm per pixel; give it with mpp=.")
+    sdata = SpatialData()
+    sdata.images[name] = image_element(loose, {"global": Identity()}, name=name)
+    for source, value in stated.items():
+        scale.record_mpp(sdata, name, source, value)
+    scale.register(sdata, name, size)
+    _sample.set_role(sdata, "he", {"image": name})
+    return sdata
+
+
+def attach_he(
+    sdata: SpatialData,
+    source: Any,
+    *,
+    name: str = "he",
+    alignment: Any = None,
+    to: str | None = None,
+    coordinate_system: str | None = None,
+) -> None:
+    """Add an H&E to a sample, registered by its alignment, in memory; ``attrs`` keep the alignment as ``pp.align`` does.
+
+    Without an alignment it lies in a system of its own until it gets one.
+
+    Parameters
+    ----------
+    sdata
+        The sample, registered in ``um``.
+    source
+        The image's file.
+    name
+        Key of the new image.
+    alignment
+        Matrix or landmarks (file or arrays, or the zip of Xenium Explorer) from the H&E's full-resolution pixels to ``to``.
+    to
+        Key of an image, or a coordinate system; the nuclear stain by default.
+    coordinate_system
+        In place of an alignment: the H&E's pixels are the unit of this system.
+
+    Raises
+    ------
+    ValueError
+        If what the alignment implies contradicts the file's µm/px, or there is an image of that name. The sample is left as it
+        was.
+    """
+    from spatialdata.transformations import Identity
+
+    found = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
+    if name in sdata.images:
+        msg = f"There is an image {name!r} already; register it with pp.align, or give another name."
+        raise ValueError(msg)
+    loose = read_he(source, name)
+    # A system of its own until it is aligned: an element is always registered somewhere.
+    sdata.images[name] = image_element(loose, {f"{name}_px": Identity()}, name=name)
+    for stated, value in loose.mpp.items():
+        scale.record_mpp(sdata, name, stated, value)
+    if alignment is None and coordinate_system is None:
+        _sample.set_role(sdata, "he", {"image": name})
+        said = "Nothing says where the H&E lies, and it has no place in 'um' yet: pp.align(sdata, %r, matrix='auto') finds it."
+        logger.warning(said, name)
+        return
+    try:
+        facts = _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
+    except (KeyError, ValueError):
+        del sdata.images[name]
+        sdata.attrs["sthist"].get("mpp", {}).pop(name, None)
+        raise
+    _sample.set_role(sdata, "he", {"image": name})
+    if alignment is not None:
+        records = sdata.attrs["sthist"].setdefault("alignment", {})
+        records[name] = _store.provenance("he_alignment", **facts)
+        _alignment.log_residuals(name, facts)
+
+
+def read_he(source: Any, name: str) -> LooseImage:
+    """An image file or array that is three colours of 8 bits.
+
+    Parameters
+    ----------
+    source, name
+        As of ``read_image``.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    loose = read_image(source, name)
+    if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
+        msg = (
+            f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'}) is no H&E: it has "
+            f"{loose.pixels.shape[0]} channels{' and several planes' if 'z' in loose.dims else ''} of {loose.pixels.dtype}; three colours of uint8 are needed."
+        )
+        raise ValueError(msg)
+    return loose

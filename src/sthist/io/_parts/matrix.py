@@ -1,0 +1,295 @@
+"""Tables of counts in text files, as the research formats ship them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger
+from sthist.io._files import checks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+
+VALUES_PER_PART = 20_000_000
+"""A table of all genes would fill the memory as numbers of 8 bytes; it is read in parts of this many."""
+
+POSITION = re.compile(r"(?:^|[_-])(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$")
+"""Of a spot of a legacy array in its name: ``10x13``, also behind the name of the section."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Numbers with named rows and columns.
+
+    Attributes
+    ----------
+    path
+        The file.
+    values
+        csr matrix.
+    rows, columns
+        Names, as many as it has.
+    """
+
+    path: Path
+    values: Any
+    rows: pd.Index
+    columns: pd.Index
+
+    @property
+    def turned(self) -> Matrix:
+        """Columns as rows."""
+        return Matrix(self.path, self.values.T.tocsr(), self.columns, self.rows)
+
+
+def separator(path: Path) -> str:
+    """Tab or comma, by the first line of a text file.
+
+    Parameters
+    ----------
+    path
+        The file, plain or ``.gz``.
+    """
+    with checks.reading(path):
+        return "\t" if "\t" in _first_lines(path, 1)[0] else ","
+
+
+def read_matrix(path: Path) -> Matrix:
+    """A table of numbers whose first column names its rows and whose header names its columns.
+
+    The header may lack the name of the first column altogether, as R writes it.
+
+    Parameters
+    ----------
+    path
+        tsv or csv, plain or ``.gz``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is truncated, has no rows or columns, or has text or gaps for numbers.
+    """
+    import pandas as pd
+
+    sep = separator(path)
+    with checks.reading(path):
+        lines = [*csv.reader(_first_lines(path, 2), delimiter=sep)]
+    header, first = lines[0], lines[1] if len(lines) > 1 else []
+    checks.require_rows(path, len(first))
+    names = pd.Index(header if len(header) == len(first) - 1 else header[1:])
+    checks.require_rows(path, len(names), "columns beside the names of its rows")
+    with checks.reading(path):
+        read = _read_plain(path, sep, len(names))
+    values, rows = _read_any(path, sep, names) if read is None else read
+    return Matrix(path, values, rows, names)
+
+
+def _read_plain(path: Path, sep: str, n_columns: int) -> tuple[Any, pd.Index] | None:
+    """Values and names of rows, line by line, which takes a fraction of a csv parser's time; None where one is needed."""
+    import pandas as pd
+    from scipy import sparse
+
+    names, columns, values, ends = [], [], [], [0]
+    with open_text(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # how numpy says that there is something else than numbers
+        next(file)
+        for line in file:
+            name, _, rest = line.rstrip("\n").partition(sep)
+            if len(name) > 1 and name[0] == name[-1] == '"':  # as R writes it
+                name = name[1:-1]
+            row = _numbers(rest, sep)
+            if row is None or len(row) != n_columns or '"' in name or not np.isfinite(row).all():
+                return None
+            names.append(name)
+            columns.append(np.flatnonzero(row).astype(np.int32))
+            values.append(row[columns[-1]])
+            ends.append(ends[-1] + len(columns[-1]))
+    parts = (np.concatenate(values), np.concatenate(columns), np.array(ends))
+    return sparse.csr_matrix(parts, shape=(len(names), n_columns)), pd.Index(names)
+
+
+def _numbers(text: str, sep: str) -> np.ndarray | None:
+    """Numbers of a line, None if it has anything else; whole ones are read ten times as fast as others."""
+    for dtype in (np.int64, np.float64):
+        try:
+            return np.fromstring(text, dtype, sep=sep)
+        except (DeprecationWarning, ValueError):
+            continue
+    return None
+
+
+def _read_any(path: Path, sep: str, names: pd.Index) -> tuple[Any, pd.Index]:
+    """The same of any csv, with quotes or faults, which are found here."""
+    import pandas as pd
+    from scipy import sparse
+
+    blocks, rows = [], []
+    options: dict[str, Any] = {"sep": sep, "header": None, "skiprows": 1, "index_col": 0, "dtype": {0: str}}
+    chunk = max(1, VALUES_PER_PART // len(names))
+    with checks.reading(path), pd.read_csv(path, chunksize=chunk, **options) as parts:
+        for part in parts:
+            if part.shape[1] != len(names):
+                msg = f"{path} has {len(names)} names of columns, but {part.shape[1]} values in a row. Export the file again."
+                raise ValueError(msg)
+            _require_numbers(path, part, names)
+            blocks.append(sparse.csr_matrix(part.to_numpy()))
+            rows.append(part.index.astype(str).rename(None))
+    return sparse.vstack(blocks, format="csr"), rows[0].append(rows[1:])
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[Any]:
+    """A text file to be read, plain or ``.gz``."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        yield file
+
+
+def _first_lines(path: Path, n: int) -> list[str]:
+    with open_text(path) as file:
+        lines = [line for _, line in zip(range(n), file, strict=False)]
+    checks.require_rows(path, len(lines), "lines")
+    return lines
+
+
+def _require_numbers(path: Path, part: pd.DataFrame, names: pd.Index) -> None:
+    """As ``require_numbers``, quick where all is well."""
+    if all(kind.kind in "iuf" for kind in part.dtypes) and np.isfinite(part.to_numpy()).all():
+        return
+    for position, name in enumerate(names):
+        column = part.iloc[:, [position]].set_axis([name], axis=1)
+        checks.require_numbers(path, column, [name])
+
+
+def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what: str) -> Any:
+    """Counts as a csr matrix of int32, refused where they are none.
+
+    Parameters
+    ----------
+    path, what
+        The file and the part of it, for the message.
+    matrix
+        Dense or sparse, (n_spots, n_genes).
+    rows, columns
+        Names of the spots and of the genes, for the message.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, or a value is negative, NaN, no whole number, or above what int32 holds.
+    """
+    from scipy import sparse
+
+    if matrix is None or not len(rows) or not len(columns):
+        msg = f"{path} has no counts: {what} is {'missing' if matrix is None else f'{len(rows)} x {len(columns)}'}. Export it again."
+        raise ValueError(msg)
+    counts = sparse.csr_matrix(matrix)
+    bad = ~np.isfinite(counts.data) | (counts.data < 0) | (counts.data != np.floor(counts.data))
+    bad |= counts.data > np.iinfo(np.int32).max
+    if bad.any():
+        place = int(bad.argmax())
+        row = int(np.searchsorted(counts.indptr, place, side="right")) - 1
+        column = int(counts.indices[place])
+        msg = (
+            f"{path}: {what} should hold raw counts, whole numbers from 0 to 2147483647, but {int(bad.sum())} values are none; "
+            f"spot {rows[row]!r} has {counts.data[place]:.6g} of {columns[column]!r}. Give the file from before normalisation."
+        )
+        raise ValueError(msg)
+    counts = counts.astype(np.int32)
+    counts.eliminate_zeros()
+    return counts
+
+
+def require_unique(path: Path, names: pd.Index, what: str) -> None:
+    """Refuse names of which one is there twice.
+
+    Parameters
+    ----------
+    path, what
+        The file and what the names are of, for the message.
+    names
+        The names.
+
+    Raises
+    ------
+    ValueError
+        If a name is there more than once.
+    """
+    again = names.duplicated()
+    if again.any():
+        msg = f"{path} has {what} {names[again][0]!r} more than once. Remove the wrong one, or export the file again."
+        raise ValueError(msg)
+
+
+def position_key(name: str) -> str:
+    """The name by which a spot of a legacy array is known in all files: its rounded position, else the name itself.
+
+    Parameters
+    ----------
+    name
+        Such as ``"A1_10x13"`` or ``"9.97x13.02"``, both of which are ``"10x13"``.
+    """
+    found = POSITION.search(name)
+    return name if found is None else "x".join(f"{float(number):.0f}" for number in found.groups())
+
+
+def count_table(matrix: Matrix, rows: np.ndarray, names: Iterable[str]) -> AnnData:
+    """Some rows of a matrix of counts as an AnnData.
+
+    Parameters
+    ----------
+    matrix
+        Spots x genes.
+    rows
+        Which of them, in their new order.
+    names
+        Of these.
+
+    Raises
+    ------
+    ValueError
+        If they are no raw counts.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    counts = raw_counts(matrix.path, matrix.values[rows], matrix.rows[rows], matrix.columns, "the table")
+    genes = unique_genes(matrix.path, matrix.columns)
+    return AnnData(counts, obs=pd.DataFrame(index=pd.Index(list(names))), var=pd.DataFrame(index=genes))
+
+
+def unique_genes(path: Path, genes: pd.Index) -> pd.Index:
+    """The same names, a number behind that of a gene that is there again.
+
+    Parameters
+    ----------
+    path
+        Their file, for the message.
+    genes
+        The names.
+    """
+    from anndata.utils import make_index_unique
+
+    again = genes.duplicated()
+    if not again.any():
+        return genes
+    logger.warning(
+        "%s has %d genes more than once, such as %r; a number is added to their names.",
+        path,
+        int(again.sum()),
+        genes[again][0],
+    )
+    return make_index_unique(genes)

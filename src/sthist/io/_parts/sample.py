@@ -1,0 +1,125 @@
+"""What the readers of vendors' folders share: the scale, the H&E, and the roles of a sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _alignment, _sample
+from sthist._settings import logger
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+CELL_RADIUS_UM = 5.0
+"""Of a cell that has neither outline nor area."""
+
+
+def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) -> None:
+    """Check the arguments of an H&E that is laid on a sample, before the sample is read.
+
+    Parameters
+    ----------
+    folder
+        The vendor's folder, in which alignment files may lie.
+    he, alignment
+        The reader's arguments ``he=`` and ``he_alignment=``.
+    aligned
+        An H&E has to have an alignment; else only where the folder has one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one is missing.
+    ValueError
+        If the alignment is none, or not given where there is one; if it is given alone.
+    """
+    if he is None and alignment is None:
+        return
+    if he is None:
+        msg = "he_alignment= says where an H&E lies; give the image, too, with he=."
+        raise ValueError(msg)
+    if alignment is None:
+        found = sorted({*folder.glob("*imagealignment*.csv"), *folder.glob("*_he_*alignment*.csv")})
+        found = [file for file in found if "if_imagealignment" not in file.name]  # of the immunofluorescence
+        hint = f" The folder has {', '.join(file.name for file in found)}; is it that one?" if found else ""
+        msg = f"Where does the H&E {he} lie? Give its 3 x 3 matrix or landmarks with he_alignment=.{hint}"
+        if aligned or found:
+            raise ValueError(msg)
+    else:
+        _alignment.read_alignment(alignment)
+    if isinstance(he, str | Path) and not Path(he).is_file():
+        msg = f"he=: there is no file {he}."
+        raise FileNotFoundError(msg)
+
+
+def record_high_res(sdata: SpatialData, stain: str) -> None:
+    """Record which elements are the nuclear stain, the transcripts and the cells."""
+    elements = _sample.find_high_res(sdata, image=stain)
+    _sample.set_role(
+        sdata,
+        "nuclear",
+        {"images": [stain], "channel": elements.nuclear_channel, "cytoplasm": list(elements.cytoplasm_channels)},
+    )
+    if elements.points is not None:
+        _sample.set_role(sdata, "transcripts", {"points": elements.points, "gene": elements.gene})
+    if elements.table is not None:
+        _sample.set_role(sdata, "cells", {"table": elements.table})
+
+
+def match_cells(
+    counts: Path,
+    counted: pd.Index,
+    metadata: Path,
+    wanted: pd.Index,
+    *,
+    by: str,
+    no_cells: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rows of the counts by cell of the metadata, -1 where it has none; what one of the files lacks is said.
+
+    Parameters
+    ----------
+    counts, counted
+        File of the counts, and the names of its rows.
+    metadata, wanted
+        File of the metadata, and the names of its rows.
+    by
+        Which columns the names are, for messages.
+    no_cells
+        Rows of the counts that are background.
+
+    Raises
+    ------
+    ValueError
+        If a name is there twice, or no cell is in both files.
+    """
+    for file, names in ((counts, counted), (metadata, wanted)):
+        if not names.is_unique:
+            msg = f"{file} has cell {names[names.duplicated()][0]!r} ({by}) more than once. Export it again."
+            raise ValueError(msg)
+    rows = counted.get_indexer(wanted)
+    if not (rows >= 0).any():
+        msg = (
+            f"{counts} has no counts of the cells in {metadata.name}, by {by}: their names are like {counted[0]!r} and "
+            f"{wanted[0]!r}. Are both files of one sample?"
+        )
+        raise ValueError(msg)
+    if (rows < 0).any():
+        n = int((rows < 0).sum())
+        logger.warning("%d of %d cells of %s have no counts in %s; they are left out.", n, len(rows), metadata, counts)
+    surplus = ~counted.isin(wanted) & (True if no_cells is None else ~no_cells)
+    if surplus.any():
+        n, example = int(surplus.sum()), counted[surplus][0]
+        logger.warning(
+            "%d of %d cells of %s are not in %s, such as %r; they are left out.",
+            n,
+            len(counted),
+            counts,
+            metadata,
+            example,
+        )
+    return np.asarray(rows)

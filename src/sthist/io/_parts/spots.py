@@ -1,0 +1,382 @@
+"""Spots on an H&E: what the readers of research formats share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _sample, scale
+from sthist._sample.samples import safe_names
+from sthist._settings import logger
+from sthist.io._files.images import LooseImage, image_element
+from sthist.io._parts.he import read_he
+from sthist.io._parts.matrix import POSITION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+MAX_OUTSIDE = 0.05
+"""Share of spots that may lie outside of the image."""
+
+SPOTS_UM = {"Visium": (55.0, 100.0), "Spatial Transcriptomics": (100.0, 200.0)}
+"""Diameter of the spots and distance between neighbours, by technology."""
+
+OFF_LATTICE = 0.125
+"""Of the distance between spots of a legacy array: their median may lie this far from where they should be."""
+
+NEIGHBOURS = 6
+SAME_STEP = 1.25
+"""Neighbours are those within this many steps to the nearest; the diagonal of a square is 1.41."""
+
+MAX_SPREAD = 1.2
+"""Of the distances to the nearest neighbour, third quartile by first: spots on a lattice have one distance."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """An affine from positions on an array, in µm, to pixels.
+
+    Attributes
+    ----------
+    mpp_x, mpp_y
+        µm per pixel along the first and the second axis of the array.
+    mpp
+        That keeps areas.
+    off_um
+        Median distance of the spots from where the affine puts them.
+    """
+
+    mpp_x: float
+    mpp_y: float
+    mpp: float
+    off_um: float
+
+    @property
+    def anisotropy(self) -> float:
+        """By how much the scales along the two axes differ, relatively."""
+        return max(self.mpp_x, self.mpp_y) / min(self.mpp_x, self.mpp_y) - 1
+
+
+def fit_lattice(um: np.ndarray, px: np.ndarray) -> Lattice | None:
+    """The affine with the least squared distances; None where the spots lie on one line.
+
+    Parameters
+    ----------
+    um
+        (n, 2) positions on the array.
+    px
+        (n, 2) positions in the image.
+    """
+    design = np.c_[um - um.mean(0), np.ones(len(um))]
+    solution, _, rank, _ = np.linalg.lstsq(design, px, rcond=1e-9)
+    linear = solution[:2].T
+    determinant = abs(np.linalg.det(linear))
+    if rank < 3 or determinant <= 0:
+        return None
+    mpp = 1 / float(np.sqrt(determinant))
+    x, y = (1 / float(length) for length in np.linalg.norm(linear, axis=0))
+    return Lattice(x, y, mpp, float(np.median(np.linalg.norm(design @ solution - px, axis=1))) * mpp)
+
+
+def array_pitch(names: pd.Index, px: np.ndarray) -> float | None:
+    """Distance in pixels between neighbouring spots of a legacy array that are named by their places, like ``10x13``.
+
+    Whole rows of such an array can lie a fifth of a step off their places, so that distances to neighbours alone mislead;
+    where names are no places, or others than those of these spots, nothing else is left.
+
+    Parameters
+    ----------
+    names
+        Of the spots.
+    px
+        (n, 2) positions.
+
+    Returns
+    -------
+    The distance; as of :func:`spot_pitch` where the names do not tell it.
+    """
+    places = [POSITION.search(name) for name in names]
+    if all(places):
+        lattice = fit_lattice(np.array([place.groups() for place in places if place], np.float64), px)
+        if lattice is not None and max(lattice.off_um, lattice.anisotropy) <= OFF_LATTICE:
+            return 1 / lattice.mpp
+    return spot_pitch(px)
+
+
+def spot_pitch(px: np.ndarray) -> float | None:
+    """Mean distance between neighbouring spots in pixels; None where they lie on no lattice.
+
+    The mean over all neighbours, since the distance to the nearest one alone is too short where spots are off their places.
+
+    Parameters
+    ----------
+    px
+        (n, 2) positions.
+    """
+    from scipy.spatial import KDTree
+
+    if len(px) <= NEIGHBOURS:
+        return None
+    distances = KDTree(px).query(px, k=NEIGHBOURS + 1)[0][:, 1:]
+    low, middle, high = np.percentile(distances[:, 0], [25, 50, 75])
+    if low <= 0 or high > MAX_SPREAD * low:
+        return None
+    return float(distances[distances < SAME_STEP * middle].mean())
+
+
+def read_slide_image(path: Path, mpp: float, source: str, given: float | None) -> tuple[LooseImage, dict[str, float]]:
+    """An H&E whose µm/px is known, and what it states itself of it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mpp, source
+        The µm/px, and who states it.
+    given
+        The argument ``mpp=`` of the reader.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no H&E, or its metadata (resolution tags aside) contradict the µm/px.
+    """
+    loose = read_he(path, "he")
+    stated = {f"{name} of {path.name}": value for name, value in scale.trusted(loose.mpp, mpp).items()}
+    scale.agreed_mpp(str(path), {source: mpp} | stated, given, "")
+    return loose, stated
+
+
+def require_inside(spots: Path, fields: str, px: np.ndarray, image: Path, loose: LooseImage) -> None:
+    """Refuse an image that ends before the spots do.
+
+    Parameters
+    ----------
+    spots, fields
+        File and columns of the positions, for messages.
+    px
+        (n, 2) positions.
+    image, loose
+        The image.
+
+    Raises
+    ------
+    ValueError
+        If more than 5 % of the spots lie outside; fewer are said.
+    """
+    height, width = loose.pixels.shape[-2:]
+    outside = (px < 0).any(1) | (px > [width, height]).any(1)
+    if not outside.any():
+        return
+    reach = f"({px[:, 0].max():.0f}, {px[:, 1].max():.0f})"
+    if outside.mean() > MAX_OUTSIDE:
+        msg = (
+            f"{spots}: {outside.mean():.0%} of the spots ({fields}) lie outside of {image}, which has {width} x {height} px; "
+            f"they reach to {reach}. Give the image to whose pixels they refer, not a smaller copy or another section."
+        )
+        raise ValueError(msg)
+    logger.warning("%s: %d of %d spots lie outside of %s.", spots, int(outside.sum()), len(px), image)
+
+
+def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.ndarray:
+    """Positions as (n, 2) float64, refused where they are none.
+
+    Parameters
+    ----------
+    path, field
+        For the message.
+    px
+        (n, 2) or more columns.
+    names
+        Of the spots, for the message.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two columns, or one is NaN or infinite.
+    """
+    px = np.asarray(px)
+    if px.ndim != 2 or px.shape[1] < 2 or px.dtype.kind not in "iuf":
+        msg = f"{path}: {field} is {px.dtype} of shape {px.shape}; it should hold x and y of each spot in pixels."
+        raise ValueError(msg)
+    px = px[:, :2].astype(np.float64)
+    bad = ~np.isfinite(px).all(1)
+    if bad.any():
+        msg = f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them {names[bad][0]!r}."
+        raise ValueError(msg)
+    return px
+
+
+def build_sample(
+    table: AnnData,
+    px: np.ndarray,
+    mpp: float,
+    source: str,
+    *,
+    size_px: float,
+    kind: str = "circles",
+    he: tuple[LooseImage, dict[str, float]] | None = None,
+) -> SpatialData:
+    """A sample of spots (or cells) and their H&E, registered in ``um`` and, in pixels, in ``global``.
+
+    Parameters
+    ----------
+    table
+        Raw counts, indexed by spot; it gets its coordinates and its link.
+    px
+        (n, 2) centres in full-resolution pixels.
+    mpp, source
+        Their size in µm, and who states it.
+    size_px
+        Diameter of a spot, or side of a square.
+    kind
+        ``"circles"``, ``"squares"``, or ``"cells"``: circles that are cells.
+    he
+        As of :func:`read_slide_image`.
+    """
+    import pandas as pd
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+    from spatialdata.transformations import Identity
+
+    sdata = SpatialData()
+    if he is not None:
+        sdata.images["he"] = image_element(he[0], {"global": Identity()}, name="he")
+        for stated, value in ({source: mpp} | he[1]).items():
+            scale.record_mpp(sdata, "he", stated, value)
+        _sample.set_role(sdata, "he", {"image": "he"})
+    shapes = "cells" if kind == "cells" else "spots"
+    sdata.shapes[shapes] = _shapes(px, size_px, kind, table.obs_names.to_numpy())
+    table.obs = table.obs.rename(columns=safe_names(map(str, table.obs)))
+    table.var = table.var.rename(columns=safe_names(map(str, table.var)))
+    table.obs["region"] = pd.Categorical([shapes] * table.n_obs)
+    table.obs["instance_id"] = table.obs_names.to_numpy()
+    table.obsm["spatial"] = px * mpp
+    sdata.tables["table"] = TableModel.parse(table, region=shapes, region_key="region", instance_key="instance_id")
+    role = {"table": "table"} if kind == "cells" else {"table": "table", "shapes": shapes}
+    _sample.set_role(sdata, shapes, role)
+    scale.register_system(sdata, "global", np.diag([mpp, mpp, 1.0]))
+    return sdata
+
+
+def _shapes(px: np.ndarray, size_px: float, kind: str, names: np.ndarray) -> Any:
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    if kind == "squares":
+        half = size_px / 2
+        squares = shapely.box(px[:, 0] - half, px[:, 1] - half, px[:, 0] + half, px[:, 1] + half)
+        frame = gpd.GeoDataFrame(geometry=squares, index=names)
+    else:
+        frame = gpd.GeoDataFrame({"radius": size_px / 2}, geometry=gpd.points_from_xy(*px.T), index=names)
+    return ShapesModel.parse(frame, transformations={"global": Identity()})
+
+
+def add_labels(table: AnnData, labels: pd.Series, names: pd.Index, path: Path) -> None:
+    """Labels of the spots as ``obs["label"]``; it is said if none of them has one.
+
+    Parameters
+    ----------
+    table
+        Of the spots.
+    labels
+        By name of the spot; others than those of the table are left out.
+    names
+        Of the spots of the table, as the labels know them.
+    path
+        The file of the labels, for the message.
+    """
+    found = labels.reindex(names)
+    if found.isna().all():
+        shown = f"its names are like {labels.index[0]!r}, not {names[0]!r}" if len(labels) else "it has no labels"
+        logger.warning("%s labels none of the %d spots: %s. Is it of this section?", path, len(names), shown)
+    table.obs["label"] = found.astype("category").array
+
+
+def record_sample(sdata: SpatialData, name: str, *, patient: Any = None, batch: Any = None, **facts: Any) -> None:
+    """Keep whose sample it is, and what else is known of it, in ``attrs["sthist"]["sample"]``.
+
+    Parameters
+    ----------
+    sdata
+        The sample.
+    name, patient, batch
+        Its name; whom it is of and what it was made with others in, None where that is not known.
+    facts
+        Further ones; those that are None or NaN are left out.
+    """
+    known = {key: value for key, value in {"patient": patient, "batch": batch, **facts}.items() if not _unknown(value)}
+    sdata.attrs.setdefault("sthist", {})["sample"] = {"name": str(name), **known}
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or value != value or value == ""
+
+
+def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
+    """The samples that are to be read.
+
+    Parameters
+    ----------
+    root
+        The folder, for messages.
+    ids
+        The argument: one, several, or None for all.
+    there
+        Those that the folder has.
+    where
+        What of a sample shows that it is there, with ``{}`` for its id, for messages.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none, or one is not there.
+    """
+    wanted = list(there) if ids is None else [ids] if isinstance(ids, str) else [str(name) for name in ids]
+    if not there or not wanted:
+        msg = f"{root} has no samples ({where.format('<id>')})." if not there else f"ids= names no sample of {root}."
+        raise FileNotFoundError(msg)
+    for name in wanted:
+        if name not in there:
+            close = difflib.get_close_matches(name, there, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            msg = f"{root} has no sample {name!r} ({where.format(name)}); it has {len(there)}, such as {there[0]!r}.{hint}"
+            raise FileNotFoundError(msg)
+    return wanted
+
+
+def by_sample(mpp: float | Mapping[str, float] | None, names: list[str]) -> Mapping[str, float | None]:
+    """The argument ``mpp=`` of a reader of several samples, by sample.
+
+    Parameters
+    ----------
+    mpp
+        One for all, or by sample.
+    names
+        The samples.
+
+    Raises
+    ------
+    ValueError
+        If it names another sample.
+    """
+    if not isinstance(mpp, Mapping):
+        return dict.fromkeys(names, mpp)
+    unknown = [name for name in mpp if name not in names]
+    if unknown:
+        msg = f"mpp= names {unknown[0]!r}, which is none of the samples that are read: {names[:8]}."
+        raise ValueError(msg)
+    return mpp

@@ -1,0 +1,283 @@
+"""MERSCOPE folders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import scale
+from sthist._alignment.apply import read_matrix
+from sthist._sample import NUCLEAR_NAMES, set_role
+from sthist._settings import logger
+from sthist.io._files import checks
+from sthist.io._files.images import LooseImage, image_element
+from sthist.io._parts import sample
+from sthist.io._parts.molecules import require_csv_molecules, require_last_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+VENDOR = "MERSCOPE"
+MOSAIC = re.compile(r"mosaic_(?P<stain>[\w-]+)_z(?P<z>\d+)\.tiff?$")
+TRANSFORM = "micron_to_mosaic_pixel_transform.csv"
+HEAD_ROWS = 1000
+GLOBAL_XYZ = ["global_x", "global_y", "global_z"]
+VPT_OUTLINES = ("cellpose_micron_space.parquet", "watershed_micron_space.parquet")
+CENTRE = ["center_x", "center_y"]
+
+
+def merscope(
+    path: str | Path,
+    *,
+    z_layers: int | Iterable[int] = 3,
+    mpp: float | None = None,
+    he: str | Path | None = None,
+    he_alignment: Any = None,
+    **kwargs: Any,
+) -> SpatialData:
+    """Read a region of a MERSCOPE run, in micrometres.
+
+    :func:`spatialdata_io.merscope` reads molecules, outlines and counts; ``um`` is the vendor's own frame of micrometres.
+
+    Parameters
+    ----------
+    path
+        The folder of a region, with ``images`` and ``detected_transcripts.csv``.
+    z_layers
+        Plane of the mosaic, or several, which are stacked: they are counted from 0 in the order given here (those of a set
+        from the lowest one).
+    mpp
+        µm per pixel, to be checked against ``micron_to_mosaic_pixel_transform.csv``.
+    he
+        An H&E of the same section: TIFF, OME-TIFF, SVS, PNG or JPEG.
+    he_alignment
+        Where it lies: a 3 x 3 matrix from its pixels to those of the mosaic, or landmarks; a file or arrays (see
+        :func:`sthist.pp.align`). Without it, ``pp.align`` lays it
+        on the section later.
+    kwargs
+        Passed on to :func:`spatialdata_io.merscope`: ``transcripts``, ``cells_boundaries``, ``cells_table``,
+        ``vpt_outputs``, ``region_name``, ``slide_name``.
+
+    Returns
+    -------
+    A SpatialData in memory, registered in ``um`` and, in pixels of the mosaic, in ``global``:
+
+    * ``images["mosaic"]``: all stains, (c, y, x), or (c, z, y, x) for several planes; read when needed;
+    * ``points["transcripts"]``: ``z`` is the vendor's number of the plane;
+    * ``shapes["cells"]`` and ``tables["table"]``, linked to them, with ``obsm["spatial"]`` in µm.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the mosaic, its transformation, the molecules, or the tables of the cells are missing (``transcripts=False`` and
+        ``cells_table=False`` do without the last two).
+    KeyError
+        If a table has not the columns it should have.
+    ValueError
+        If a file is truncated, empty, or has text for numbers, or molecules without a gene; if the pixels of the mosaic are
+        not as wide as high, or contradict ``mpp``; if ``z_layers`` is empty.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.io.merscope("region_0", z_layers=range(7))  # doctest: +SKIP
+    >>> sthist.tl.virtual_he(sdata, z=3)  # doctest: +SKIP
+    """
+    import spatialdata_io
+    from spatialdata import SpatialData
+
+    folder = Path(path)
+    sample.require_he(folder, he, he_alignment)
+    to_px, size = _read_transform(folder, mpp)
+    planes = _planes(z_layers)
+    mosaics = _mosaics(folder, planes)
+    counts, cells, outlines = _cell_files(folder, kwargs.get("vpt_outputs"))
+    _check(folder, outlines, kwargs)
+    table = _read_table(counts, cells) if kwargs.get("cells_table", True) else None
+    with checks.quietly():
+        # Its reader of images loads a whole plane, of many gigabytes, for each block of it; that of the table fails where
+        # the two files list the cells in different orders, or do not name their first column.
+        read = spatialdata_io.merscope(folder, **{**kwargs, "mosaic_images": False, "cells_table": False})
+    sdata = SpatialData(attrs=read.attrs)
+    sdata.images["mosaic"] = _mosaic(mosaics, planes)
+    for points in read.points.values():
+        sdata.points["transcripts"] = points
+    for shapes in read.shapes.values():
+        sdata.shapes["cells"] = shapes
+    if table is not None:
+        _add_table(sdata, table, to_px)
+    scale.register_system(sdata, "global", np.linalg.inv(to_px))
+    scale.record_mpp(sdata, "mosaic", TRANSFORM, size)
+    sample.record_high_res(sdata, "mosaic")
+    if "transcripts" in sdata.points:
+        stack = {"z_step": 1.0, "z_planes": planes}  # transcripts' z is the number of the vendor's plane
+        set_role(sdata, "transcripts", {"points": "transcripts", "gene": "gene"} | stack)
+    if he is not None:
+        from sthist.io._parts.he import attach_he
+
+        attach_he(sdata, he, alignment=he_alignment, to="mosaic")
+    return sdata
+
+
+def _planes(z_layers: Any) -> list[int]:
+    """Numbers of the planes: one, or several in their order; those of a set by size."""
+    wanted = sorted(z_layers) if isinstance(z_layers, set | frozenset) else z_layers
+    numbers = np.atleast_1d(list(wanted) if np.iterable(wanted) and not isinstance(wanted, str) else wanted)
+    if numbers.ndim != 1 or len(numbers) == 0 or numbers.dtype.kind not in "iu":
+        msg = f"z_layers is {z_layers!r}; it is the number of a plane, such as 3, or several, such as range(7)."
+        raise ValueError(msg)
+    return [int(number) for number in numbers]
+
+
+def _read_transform(folder: Path, mpp: float | None) -> tuple[np.ndarray, float]:
+    """The matrix from µm to pixels of the mosaic, and the µm per pixel."""
+    images = checks.require_file(folder, "images", vendor=VENDOR)
+    file = checks.require_file(images, TRANSFORM, vendor=f"{VENDOR} images")
+    with checks.reading(file):
+        rows = [line.split() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        matrix = read_matrix([[float(value) for value in row] for row in rows])
+    except ValueError as error:
+        msg = f"{file} should hold a 3 x 3 matrix from µm to pixels: {error}"
+        raise ValueError(msg) from None
+    along_x, along_y = scale.pixel_size(np.linalg.inv(matrix))
+    scale.agreed_mpp(str(file), {"along x": along_x, "along y": along_y}, mpp, "it states none")
+    return matrix, along_x
+
+
+def _mosaics(folder: Path, planes: list[int]) -> dict[tuple[str, int], Path]:
+    """Files of the mosaic by stain and plane, every stain at every plane."""
+    images = folder / "images"
+    found = {}
+    for file in sorted(images.iterdir()):
+        match = MOSAIC.match(file.name)
+        if match:
+            found[match["stain"], int(match["z"])] = file
+    if not found:
+        msg = f"{images} has no files that are named like mosaic_DAPI_z3.tif."
+        raise FileNotFoundError(msg)
+    stains = sorted({stain for stain, _ in found})
+    if not any(NUCLEAR_NAMES.search(stain) for stain in stains):
+        msg = f"{images} has no mosaic of a nuclear stain such as mosaic_DAPI_z3.tif; it has those of {stains}."
+        raise FileNotFoundError(msg)
+    there = sorted({z for _, z in found})
+    wanted = {}
+    for stain in stains:
+        for z in planes:
+            if (stain, z) not in found:
+                msg = f"{images} has no mosaic_{stain}_z{z}.tif; it has the planes {there}: choose with z_layers=."
+                raise FileNotFoundError(msg)
+            wanted[stain, z] = found[stain, z]
+    shapes = {file: checks.require_picture(file)[0] for file in wanted.values()}
+    first = next(iter(shapes))
+    for file, shape in shapes.items():
+        if shape != shapes[first]:
+            msg = f"{file} has {shape[-1]} x {shape[-2]} px, but {first.name} has {shapes[first][-1]} x {shapes[first][-2]}."
+            raise ValueError(msg)
+    return wanted
+
+
+def _mosaic(files: dict[tuple[str, int], Path], planes: list[int]) -> Any:
+    """The stains as one image, planes stacked where there are several."""
+    import dask.array as da
+    from spatialdata.transformations import Identity
+
+    stains = list(dict.fromkeys(stain for stain, _ in files))
+    pixels = da.stack([da.stack([checks.picture_pixels(files[stain, z])[0] for z in planes]) for stain in stains])
+    if len(planes) == 1:
+        loose = LooseImage(pixels[:, 0], ("c", "y", "x"), {})
+    else:
+        loose = LooseImage(pixels, ("c", "z", "y", "x"), {})
+    return image_element(loose, {"global": Identity()}, channels=stains, name="mosaic")
+
+
+def _cell_files(folder: Path, vpt: Any) -> tuple[Path, Path, Path]:
+    """Counts, metadata and outlines of the cells: the instrument's, or those of the post-processing tool."""
+    if isinstance(vpt, dict):
+        counts, cells, outlines = (Path(vpt[key]) for key in ("cell_by_gene", "cell_metadata", "cell_boundaries"))
+        return counts, cells, outlines
+    where = folder if vpt is None else Path(vpt)
+    names = ("cell_boundaries.parquet",) if vpt is None else VPT_OUTLINES
+    outlines = next((where / name for name in names if (where / name).exists()), where / names[0])
+    return where / "cell_by_gene.csv", where / "cell_metadata.csv", outlines
+
+
+def _check(folder: Path, outlines: Path, kwargs: dict[str, Any]) -> None:
+    """Molecules and outlines that spatialdata-io will read are there, are whole, and have their columns."""
+    if kwargs.get("transcripts", True):
+        file = checks.require_file(folder, "detected_transcripts.csv", vendor=VENDOR)
+        checks.read_csv(file, [*GLOBAL_XYZ, "gene"], numeric=GLOBAL_XYZ, nrows=HEAD_ROWS)
+        require_last_line(file)
+        require_csv_molecules(file, "gene", GLOBAL_XYZ)
+    if kwargs.get("cells_boundaries", True):
+        if outlines.exists():
+            checks.require_parquet(outlines, ["EntityID", "ZIndex"], numeric=["ZIndex"])
+        elif kwargs.get("vpt_outputs") is not None:  # spatialdata-io insists on them
+            msg = f"vpt_outputs=: there is no file {outlines}."
+            raise FileNotFoundError(msg)
+        else:
+            logger.warning("There is no file %s; the cells have no outlines.", outlines)
+
+
+def _read_table(counts: Path, cells: Path) -> AnnData:
+    """Counts of the cells that have metadata."""
+    import pandas as pd
+    from anndata import AnnData
+
+    for file in (counts, cells):
+        if not file.exists():
+            msg = f"There is no file {file}. Add it, or read the sample without its table of cells: cells_table=False."
+            raise FileNotFoundError(msg)
+    obs = checks.read_csv(cells, CENTRE, numeric=CENTRE)
+    obs = obs.set_index(obs.columns[0])
+    obs.index = obs.index.astype(str)
+    with checks.reading(counts):
+        first = str(pd.read_csv(counts, nrows=0).columns[0])
+    matrix, names, columns = checks.read_counts(counts, lambda part: pd.Index(part[first].astype(str)), [first])
+    rows = sample.match_cells(counts, names, cells, obs.index, by="the first column of both")
+    obs, matrix = obs[rows >= 0], matrix[rows[rows >= 0]]
+    obs.index.name = None
+    blank = np.char.find(np.char.lower(np.asarray(columns, dtype=str)), "blank") >= 0
+    table = AnnData(matrix[:, ~blank], obs=obs, var=pd.DataFrame(index=pd.Index(columns)[~blank]))
+    blanks = pd.Index(columns)[blank]
+    table.obsm["blank"] = pd.DataFrame(matrix[:, blank].toarray(), index=table.obs_names, columns=blanks)
+    return table
+
+
+def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray) -> None:
+    """The table, linked to the outlines; cells without one are left out, and circles stand in where there are none."""
+    import geopandas as gpd
+    import pandas as pd
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Affine
+
+    spatial = table.obs[CENTRE].to_numpy(np.float64)
+    if "cells" in sdata.shapes:
+        outlined = table.obs_names.isin(sdata.shapes["cells"].index)
+        if not outlined.any():
+            msg = (
+                f"No cell of cell_by_gene.csv has an outline in cell_boundaries.parquet: their names are like "
+                f"{table.obs_names[0]!r} and {sdata.shapes['cells'].index[0]!r}."
+            )
+            raise ValueError(msg)
+        if not outlined.all():
+            logger.warning("%d of %d cells have no valid outline; they are left out.", (~outlined).sum(), len(outlined))
+        table, spatial = table[outlined].copy(), spatial[outlined]
+    else:
+        logger.info("The cells are shown as circles of %g µm.", 2 * sample.CELL_RADIUS_UM)
+        centres = gpd.points_from_xy(*spatial.T)
+        circles = gpd.GeoDataFrame(
+            {"radius": sample.CELL_RADIUS_UM}, geometry=centres, index=table.obs_names.to_numpy()
+        )
+        registered = {"global": Affine(to_px, ("x", "y"), ("x", "y"))}
+        sdata.shapes["cells"] = ShapesModel.parse(circles, transformations=registered)
+    table.obsm["spatial"] = spatial
+    table.obs["cells_region"] = pd.Categorical(["cells"] * table.n_obs)
+    table.obs["EntityID"] = table.obs_names.to_numpy()
+    sdata.tables["table"] = TableModel.parse(table, region="cells", region_key="cells_region", instance_key="EntityID")

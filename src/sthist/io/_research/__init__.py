@@ -1,0 +1,1 @@
+"""Formats of research data sets."""

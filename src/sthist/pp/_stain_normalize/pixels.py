@@ -1,0 +1,192 @@
+"""Pixels that stand for the stain of a section, and the grey level of its glass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import scale
+from sthist._imaging.tissue import clean, mask_of_he
+from sthist._sample import UM, find_he, find_tissue, require_one_sample
+from sthist._sample.region import present, region_geometry
+from sthist._settings import settings
+from sthist.tiles import TileReader, TileSpec
+from sthist.tiles._images.reader import read_grid
+from sthist.tiles._regions.raster import rasterize
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+TILE_PX = 128
+OVERVIEW_MPP = 8.0
+MIN_AREA_UM2, MAX_HOLE_UM2 = 600.0, 2500.0
+"""Specks and pinholes of the tissue that do not count."""
+
+GLASS_FROM = 180
+"""Glass is at least as bright as this in all colours."""
+
+
+@dataclass(frozen=True)
+class StainPixels:
+    """Pixels of tissue, (n, 3) uint8, with glass among them; the grey level of clear glass; and where they come from."""
+
+    pixels: np.ndarray
+    white: tuple[float, float, float]
+    origin: str
+
+
+def pixels_of(
+    data: Any,
+    image: str | None,
+    *,
+    within: Any,
+    n_tiles: int,
+    mpp: float,
+    white: Any,
+    seed: int | None,
+) -> StainPixels:
+    """Pixels of a sample, or of an array.
+
+    Parameters
+    ----------
+    data
+        A SpatialData, or an (h, w, 3) uint8 array.
+    image, within, n_tiles, mpp, white, seed
+        As of :func:`sthist.pp.stain_normalize`.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image.
+    ValueError
+        If the image is not RGB of 8 bits, has no scale, or shows no tissue, or an argument is out of range.
+    TypeError
+        If the data are of another kind.
+    """
+    if n_tiles < 1 or not (np.isfinite(mpp) and mpp > 0):
+        msg = f"n_tiles is {n_tiles} and mpp {mpp}; they are at least 1, and a positive number."
+        raise ValueError(msg)
+    if hasattr(data, "images"):
+        return _of_section(data, image, within, n_tiles, mpp, white, settings.seed if seed is None else seed)
+    if isinstance(data, np.ndarray):
+        if image is not None or within is not None:
+            msg = "image= and within= are for a SpatialData; crop the array instead."
+            raise ValueError(msg)
+        return _of_array(data, white)
+    msg = f"The stain is measured on a SpatialData, or on an (h, w, 3) uint8 array, not on {type(data).__name__}."
+    raise TypeError(msg)
+
+
+def he_reader(sdata: SpatialData, key: str, spec: TileSpec) -> TileReader:
+    """A reader of an H&E, white outside of it.
+
+    Raises
+    ------
+    ValueError
+        If it is not RGB of 8 bits, or has no scale.
+    """
+    reader = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
+    _require_rgb8(reader.dtype, len(reader.channels), f"Image {key!r}")
+    return reader
+
+
+def _of_section(
+    sdata: SpatialData, image: str | None, within: Any, n_tiles: int, mpp: float, white: Any, seed: int
+) -> StainPixels:
+    require_one_sample(sdata)
+    key = find_he(sdata, image)
+    spec = TileSpec.from_mpp(max(mpp, *scale.resolve_mpp(sdata, key)), TILE_PX)
+    reader = he_reader(sdata, key, spec)
+    tissue, overview = _overview(sdata, reader)
+    white = _white_of(overview[~tissue]) if white is None else _checked_white(white)
+    if within is not None:
+        tissue &= rasterize([region_geometry(sdata, within)], reader.extent_um[:2], OVERVIEW_MPP, tissue.shape) > 0
+    if not tissue.any():
+        where = "" if within is None else f" within {within!r}"
+        msg = (
+            f"Found no tissue in image {key!r}{where}: its stain cannot be measured. Outline the tissue with pp.tissue."
+        )
+        raise ValueError(msg)
+    centres, on_tissue = _sample(tissue, reader, n_tiles, seed)
+    origin = f"images[{key!r}], {len(centres)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
+    return StainPixels(reader.read(centres)[on_tissue], white, origin)
+
+
+def _overview(sdata: SpatialData, reader: TileReader) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tissue is, (h, w) bool, and the pixels, (h, w, 3), on a coarse grid."""
+    import spatialdata as sd
+
+    x0, y0, x1, y1 = reader.extent_um
+    # Whole cells alone: what lies beyond the image is whiter than glass.
+    shape = (max(1, int((y1 - y0) / OVERVIEW_MPP)), max(1, int((x1 - x0) / OVERVIEW_MPP)))
+    coarse = reader.at(TileSpec.from_mpp(OVERVIEW_MPP, min(256, max(shape))))
+    pixels = read_grid(coarse, (x0, y0), shape)
+    outlines = find_tissue(sdata)
+    if outlines not in sdata.shapes:
+        return clean(mask_of_he(pixels, OVERVIEW_MPP), OVERVIEW_MPP, MIN_AREA_UM2, MAX_HOLE_UM2), pixels
+    shapes = present(sd.transform(sdata.shapes[outlines], to_coordinate_system=UM))
+    return rasterize(shapes.geometry, (x0, y0), OVERVIEW_MPP, shape) > 0, pixels
+
+
+def _sample(tissue: np.ndarray, reader: TileReader, n_tiles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of tiles drawn from those that show tissue, and which of their pixels do, (n, px, px) bool."""
+    x0, y0, x1, y1 = reader.extent_um
+    spec = reader.spec
+    columns, rows = (_spread(low, high, spec) for low, high in ((x0, x1), (y0, y1)))
+    centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+    to_um = np.array([[OVERVIEW_MPP, 0, x0], [0, OVERVIEW_MPP, y0], [0, 0, 1]])
+    mask = TileReader.from_array(tissue[None].astype(np.float32), to_um, spec)
+    shown = mask.at(TileSpec(spec.size_um, 1)).read(centres).ravel()
+    candidates = np.flatnonzero(shown >= min(0.5, 0.8 * shown.max()))  # on a sparse section, those that show most
+    drawn = np.sort(np.random.default_rng(seed).permutation(candidates)[:n_tiles])
+    on_tissue = mask.read(centres[drawn])[..., 0]
+    return centres[drawn], on_tissue > min(0.5, on_tissue.max() / 2)
+
+
+def _of_array(array: np.ndarray, white: Any) -> StainPixels:
+    _require_rgb8(array.dtype, array.shape[-1] if array.ndim == 3 else 0, f"The array of shape {array.shape}")
+    step = max(1, int(np.sqrt(array.shape[0] * array.shape[1] / 2e6)))
+    pixels = array[::step, ::step]
+    # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
+    tissue = clean(mask_of_he(pixels, step / 2), step / 2, MIN_AREA_UM2, MAX_HOLE_UM2)
+    if not tissue.any():
+        msg = f"Found no tissue in the array of shape {array.shape}: its stain cannot be measured."
+        raise ValueError(msg)
+    white = _white_of(pixels[~tissue]) if white is None else _checked_white(white)
+    return StainPixels(pixels[tissue], white, f"an array of shape {array.shape}")
+
+
+def _white_of(pixels: np.ndarray) -> tuple[float, float, float]:
+    """The grey level of glass, the median of what is bright; 255 where almost nothing is.
+
+    Pure white does not count: it is what a scanner or a reader puts where it has seen nothing.
+    """
+    glass = pixels[(pixels >= GLASS_FROM).all(1) & (pixels < 255).any(1)]
+    if len(glass) < max(20, 0.01 * len(pixels)):
+        return (255.0, 255.0, 255.0)
+    r, g, b = np.median(glass, axis=0).tolist()
+    return (r, g, b)
+
+
+def _checked_white(white: Any) -> tuple[float, float, float]:
+    values = np.broadcast_to(np.asarray(white, np.float64), 3)
+    if not ((values > 0) & (values <= 255)).all():
+        msg = f"white is {white!r}; it is the grey level of glass, up to 255, one number or one for each colour."
+        raise ValueError(msg)
+    r, g, b = values.tolist()
+    return (r, g, b)
+
+
+def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
+    if dtype != np.uint8 or n_channels != 3:
+        msg = f"{what} is no RGB image of 8 bits: it has {n_channels} channels of {dtype}; three of uint8 are needed."
+        raise ValueError(msg)
+
+
+def _spread(low: float, high: float, spec: TileSpec) -> np.ndarray:
+    """Centres of tiles that leave no gap from low to high, at least one, on whole pixels: between them, they are blurred."""
+    n = max(1, int(np.ceil((high - low) / spec.size_um)))
+    middles = (high - low) * (np.arange(n) + 0.5) / n
+    return low + np.round((middles - spec.size_um / 2) / spec.mpp) * spec.mpp + spec.size_um / 2

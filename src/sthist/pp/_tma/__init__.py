@@ -1,0 +1,1 @@
+"""Cores of a tissue microarray: found, numbered, named."""

@@ -1,0 +1,331 @@
+"""A classifier of tiles: on embeddings, on an encoder of its own, or by likeness to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sthist import scale
+from sthist.systems.annotation.prompts import normalised, softmax
+from sthist.systems.annotation.report import AnnotatorReport
+from sthist.tiles._spec import TileSpec
+from sthist.training.model import Model
+
+WEIGHTS = "model.safetensors"
+ENCODER = "encoder."
+"""Before the names of an encoder's own weights."""
+
+
+@dataclass(frozen=True)
+class AnnotatorConfig:
+    """What an :class:`Annotator` is, but for its weights.
+
+    Attributes
+    ----------
+    classes
+        Names, in the order of the probabilities.
+    label
+        Column that it was trained on.
+    mode
+        ``"linear"`` on the embeddings of an encoder as it is, ``"finetune"`` or ``"text"`` with an encoder that was trained along.
+    encoder, encoder_sha256
+        Name of the encoder, and the checksum of its weights where it is known.
+    embedding
+        Key of its embeddings in ``obsm``.
+    dim
+        Size of an embedding.
+    spec
+        ``size_um`` and ``px`` of the tiles; None where they were not known.
+    training
+        How it was trained; plain values.
+    report
+        Its :class:`AnnotatorReport`; plain values.
+    """
+
+    classes: tuple[str, ...] = ()
+    label: str = ""
+    mode: str = "linear"
+    encoder: str = ""
+    encoder_sha256: str | None = None
+    embedding: str = ""
+    dim: int = 0
+    spec: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Annotator(Model):
+    """Classes of tiles, with probabilities; made by :func:`sthist.tl.train_annotator`.
+
+    Parameters
+    ----------
+    config
+        What it is.
+    weights
+        Arrays by name: ``mean``, ``scale``, ``weight`` and ``bias`` of a linear layer, or ``texts`` and ``logit_scale``; and
+        those of the encoder, if it was trained along.
+
+    Attributes
+    ----------
+    encoder
+        The encoder that it was made with; None where it was loaded, and is found by its name.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> config = sthist.models.AnnotatorConfig(classes=("a", "b"), encoder="mine", dim=2)
+    >>> weights = {"mean": [0, 0], "scale": [1, 1], "weight": np.eye(2), "bias": [0, 0]}
+    >>> annotator = sthist.models.Annotator(config, weights)
+    >>> annotator.predict(np.array([[3.0, 0.0]])).round(2).tolist()
+    [[0.949999988079071, 0.05000000074505806]]
+    """
+
+    system: ClassVar[str] = "annotator"
+    config_class: ClassVar[type] = AnnotatorConfig
+    config: AnnotatorConfig
+
+    def __init__(self, config: AnnotatorConfig | None = None, weights: Mapping[str, Any] | None = None) -> None:
+        super().__init__(config)
+        self.weights = {
+            name: np.asarray(value) if name.startswith(ENCODER) else np.asarray(value, np.float32)
+            for name, value in (weights or {}).items()
+        }
+        self.encoder: Any = None
+        self._embed: Any = None
+
+    @cached_property
+    def report(self) -> AnnotatorReport:
+        """How well it does on tiles that it was not trained on."""
+        return AnnotatorReport.from_dict(self.config.report)
+
+    @property
+    def spec(self) -> TileSpec | None:
+        """The tiles that it is for."""
+        return None if self.config.spec is None else TileSpec(**self.config.spec)
+
+    @property
+    def needs_tiles(self) -> bool:
+        """Whether its encoder is its own, so that stored embeddings are of no use."""
+        return self.config.mode != "linear"
+
+    def predict(self, data: Any, *, encoder: Any = None, batch_size: int = 64) -> np.ndarray:
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        data
+            Embeddings (n, d) of the encoder that it was trained on, for ``mode="linear"``; or tiles (n, px, px, 3) of uint8, of the
+            physical size of ``spec``.
+        encoder
+            The encoder, or where it is not loaded by its name alone; of an encoder that was trained along, the architecture
+            counts.
+        batch_size
+            Tiles per batch.
+
+        Returns
+        -------
+        (n, classes) float32; rows sum to 1.
+
+        Raises
+        ------
+        ValueError
+            If these are no such embeddings or tiles, or the encoder is another one.
+
+        Examples
+        --------
+        >>> import numpy as np, sthist
+        >>> config = sthist.models.AnnotatorConfig(classes=("a", "b"), encoder="mine", dim=1)
+        >>> weights = {"mean": [0], "scale": [1], "weight": [[0], [0]], "bias": [0, 0]}
+        >>> sthist.models.Annotator(config, weights).predict(np.zeros((1, 1))).tolist()
+        [[0.5, 0.5]]
+        """
+        array = np.asarray(data)
+        if array.ndim == 4:
+            rows = [self.embed(array[i : i + batch_size], encoder=encoder) for i in range(0, len(array), batch_size)]
+            return self.classify(np.concatenate(rows) if rows else np.empty((0, self.config.dim), np.float32))
+        if self.needs_tiles:
+            msg = (
+                f"This annotator has trained its encoder ({self.config.mode!r}), so that embeddings of {self.config.encoder!r} are of no "
+                f"use: give tiles (n, px, px, 3), not an array of shape {array.shape}."
+            )
+            raise ValueError(msg)
+        return self.classify(array)
+
+    def classify(self, rows: np.ndarray) -> np.ndarray:
+        """Probabilities from embeddings of its own encoder.
+
+        Parameters
+        ----------
+        rows
+            (n, d).
+        """
+        rows = checked_rows(rows, self.config.dim, self.config.encoder)
+        if self.config.mode == "text":
+            return softmax(self.similarity(rows) * float(self.weights["logit_scale"]))
+        standard = (rows - self.weights["mean"]) * self.weights["scale"]
+        return softmax(standard @ self.weights["weight"].T + self.weights["bias"])
+
+    def similarity(self, rows: np.ndarray) -> np.ndarray:
+        """Cosine similarity of embeddings with the texts of each class, for ``mode="text"``.
+
+        Parameters
+        ----------
+        rows
+            (n, d) of its own encoder.
+        """
+        return normalised(rows) @ self.weights["texts"].T
+
+    def embed(self, tiles: np.ndarray, *, encoder: Any = None) -> np.ndarray:
+        """Embeddings of its own encoder.
+
+        Parameters
+        ----------
+        tiles
+            (n, px, px, 3) uint8.
+        encoder
+            As of :meth:`predict`.
+        """
+        if self._embed is None or encoder is not None:
+            self._embed = self._embed_with(self.encoder if encoder is None else encoder)
+        return np.asarray(self._embed(tiles), np.float32)
+
+    def _embed_with(self, encoder: Any) -> Any:
+        """A function of tiles."""
+        if encoder is None or isinstance(encoder, str):
+            from sthist import encoders
+
+            encoder = encoders.get(encoder or self.config.encoder)
+        self.require_encoder(encoder.name, None if self.needs_tiles else weight_hash(encoder.provenance))
+        if not self.needs_tiles:
+            return encoder.embed
+        from sthist.systems.annotation.annotator_training import embed_with, state_from
+
+        module = deepcopy(encoder.module)
+        state_from(module, {n.removeprefix(ENCODER): v for n, v in self.weights.items() if n.startswith(ENCODER)})
+        return embed_with(module, encoder.transform)
+
+    def require_encoder(self, name: str | None, sha256: str | None = None) -> None:
+        """Refuse an encoder that is not the one that it was trained with.
+
+        Parameters
+        ----------
+        name, sha256
+            Of the encoder; what is None is not known and passes.
+
+        Raises
+        ------
+        ValueError
+            If one of them differs.
+        """
+        if name is not None and name != self.config.encoder:
+            msg = f"This annotator was trained with the encoder {self.config.encoder!r}; these are embeddings of {name!r}."
+            raise ValueError(msg)
+        if None not in (sha256, self.config.encoder_sha256) and sha256 != self.config.encoder_sha256:
+            msg = (
+                f"The weights of {name!r} are not those that this annotator was trained with: their SHA-256 is {str(sha256)[:12]}…, "
+                f"not {str(self.config.encoder_sha256)[:12]}…."
+            )
+            raise ValueError(msg)
+
+    def require_spec(self, spec: TileSpec | None, what: str) -> None:
+        """Refuse tiles of another physical size or µm/px.
+
+        Parameters
+        ----------
+        spec
+            Of the tiles; None where it is not known.
+        what
+            They are, for the message.
+
+        Raises
+        ------
+        ValueError
+            If they differ.
+        """
+        if spec is not None and self.spec is not None and not same_scale(spec, self.spec):
+            msg = (
+                f"This annotator was trained on tiles of {self.spec.size_um:g} µm at {self.spec.mpp:.4g} µm/px; {what} show "
+                f"{spec.size_um:g} µm at {spec.mpp:.4g} µm/px."
+            )
+            raise ValueError(msg)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the annotator to a folder, which is made.
+
+        Parameters
+        ----------
+        folder
+            Where to.
+        """
+        from safetensors.numpy import save_file
+
+        super().save(folder)
+        save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, Path(folder) / WEIGHTS)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Model:
+        from safetensors.numpy import load_file
+
+        if not (folder / WEIGHTS).exists():
+            msg = f"{folder} has no {WEIGHTS}: the annotator was not saved completely."
+            raise FileNotFoundError(msg)
+        return cls(AnnotatorConfig(**config), load_file(folder / WEIGHTS))
+
+
+def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
+    """Embeddings, (n, dim) float32, without NaN.
+
+    Parameters
+    ----------
+    rows
+        What is said to be embeddings.
+    dim
+        Numbers in each.
+    encoder
+        Of which, for messages.
+
+    Raises
+    ------
+    ValueError
+        If they are none.
+    """
+    array = np.asarray(rows, np.float32)
+    if array.ndim != 2 or array.shape[1] != dim:
+        msg = f"Embeddings of {encoder!r} are (n, {dim}); these have shape {array.shape}."
+        raise ValueError(msg)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        msg = (
+            f"{int((~finite).sum())} of {len(array)} embeddings are NaN or infinite, first row {int(finite.argmin())}."
+        )
+        raise ValueError(msg)
+    return array
+
+
+def same_scale(one: TileSpec, other: TileSpec) -> bool:
+    """Whether tiles show as much tissue, on as many pixels per µm, within 2 %.
+
+    Parameters
+    ----------
+    one, other
+        The tiles.
+    """
+    return max(abs(one.size_um / other.size_um - 1), abs(one.mpp / other.mpp - 1)) <= scale.TOLERANCE
+
+
+def weight_hash(provenance: Any) -> str | None:
+    """Checksum of the weights in a provenance, also of several encoders that are joined; None where there is none."""
+    if isinstance(provenance, Mapping):
+        own = provenance.get("sha256")
+        found = [str(own)] if own else [weight_hash(each) for each in provenance.values()]
+    elif isinstance(provenance, list | tuple | np.ndarray):
+        found = [weight_hash(each) for each in provenance]
+    else:
+        return None
+    return "+".join(each for each in found if each) or None

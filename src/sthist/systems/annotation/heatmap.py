@@ -1,0 +1,330 @@
+"""Scores of classes over a slide, as an image."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _sample, _store, scale
+from sthist._sample.samples import over_samples, safe_names
+from sthist._settings import logger, settings
+from sthist.encoders import Encoder
+from sthist.systems.annotation.heatmap_scorers import Scorer, scorer_of
+from sthist.systems.annotation.sliding_windows import (
+    KernelGrid,
+    crop_scores,
+    dense_scores,
+    large_tiles,
+    mean_over_kernels,
+    smooth,
+)
+from sthist.systems.annotation.window_sizes import box_of, cells_inside, kernel_sizes
+from sthist.tiles import TileReader, TileSpec
+from sthist.tiles._images.image import pyramid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from spatialdata import SpatialData
+
+DENSE_PX = 224
+"""Side of the tiles whose tokens are pooled, where the encoder has no spec."""
+
+
+@over_samples
+def heatmap(
+    sdata: SpatialData,
+    model: Any,
+    *,
+    encoder: Any = None,
+    image: str | None = None,
+    kernel_px: int | None = None,
+    stride_px: int | None = None,
+    kernel_um: float | None = None,
+    stride_um: float | None = None,
+    mpp: float | None = None,
+    classes: Sequence[str] | None = None,
+    within: Any = None,
+    tissue: str | bool | None = None,
+    smooth_um: float | None = None,
+    mode: Literal["crop", "dense", "auto"] = "crop",
+    batch_size: int = 64,
+    allow_upsampling: bool = False,
+    key_added: str | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Score a slide class by class with a small kernel that slides over it, and write the scores as an image.
+
+    A kernel of 64 px stops every 16 px; what it sees is embedded and scored. A place of the size of one stride gets the mean of
+    the scores of all kernels that cover it, and a Gaussian smooths these. So the map is finer than the kernel, and needs no
+    segmentation.
+
+    Parameters
+    ----------
+    sdata
+        One sample, or a mapping of name to sample.
+    model
+        What scores an embedding: a mapping of class to a phrase or several, such as ``{"tumour": "an H&E image of tumour"}``, scored
+        by cosine similarity to the mean direction of the phrases (``encoder`` must embed texts); a trained classifier, with ``predict`` and
+        ``classes``; or a function of embeddings (n, d) that returns (n, classes).
+    encoder
+        Name of an encoder, or an encoder; the model's own by default, where it has one.
+    image
+        Key of the image, of 8-bit RGB; the H&E by default.
+    kernel_px, stride_px
+        Sides of kernel and stride in pixels at ``mpp``; 64 by default, and a quarter of the kernel. The kernel is a whole number of strides.
+    kernel_um, stride_um
+        The same in µm, in place of them. A model that was trained on tiles of a size (``model.spec``) takes a kernel of that size by default.
+    mpp
+        µm per pixel at which the kernel sees the image; the image's own by default, or that of ``model.spec``. It is changed a little where a
+        stride in µm would not be whole pixels.
+    classes
+        Those to write, all by default; for a function, their names.
+    within
+        Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes.
+    tissue
+        Key of the outlines of the tissue; by default ``"tissue"``, or what :func:`sthist.pp.tissue` would find. False: all is scored.
+    smooth_um
+        Standard deviation of the Gaussian; one stride by default, 0 for none. What is not tissue counts nowhere.
+    mode
+        ``"crop"`` embeds each kernel by itself. ``"dense"`` embeds large tiles once, and pools the tokens that lie in the kernel: much faster, and
+        not the same: tokens see their surroundings, and a model of embeddings need not understand them. ``"auto"`` is dense where the encoder has tokens of
+        the size of its embeddings.
+    batch_size
+        Crops or tiles per batch.
+    allow_upsampling
+        Go on where the image is more than 1.5 times coarser than ``mpp``.
+    key_added
+        Name of the image; ``<class>_heatmap`` by default, ``heatmap`` for several classes.
+    overwrite
+        Replace an image of that name.
+    progress
+        Show a progress bar; ``settings.progress`` by default.
+
+    Returns
+    -------
+    None. Writes, also to the store of a backed object, ``sdata.images[key_added]``: (classes, y, x) float32, one pixel per stride, registered in
+    ``um``; NaN where there is no tissue, which plots leave clear and :func:`sthist.tl.transfer_labels` takes for "nothing known". Channels are the classes, by names that can be
+    stored; what they were called stands in ``sdata.attrs["sthist"]["results"][key_added]["classes"]``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image, shapes or class.
+    TypeError
+        If ``model`` is nothing that scores, or there is no encoder.
+    ValueError
+        If sizes do not fit each other; if the image has no scale, is not RGB, or is too coarse; if there is no tissue; if scores are not finite; if
+        the name is taken; if ``mode="dense"`` and the encoder has no tokens.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> class Blueness(sthist.encoders.Encoder):
+    ...     name = "blueness"
+    ...
+    ...     def embed(self, tiles):
+    ...         return tiles.mean((1, 2), dtype=np.float32) / 255
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sthist.tl.heatmap(sdata, lambda rows: rows[:, 2] - rows[:, 0], encoder=Blueness(), classes=["blue"], progress=False)
+    >>> sdata["blue_heatmap"].dims, str(sdata["blue_heatmap"].dtype)
+    (('c', 'y', 'x'), 'float32')
+    """
+    _sample.require_one_sample(sdata)
+    image = _rgb_image(sdata, image)
+    encoder = _encoder_of(model, encoder)
+    if mode not in {"crop", "dense", "auto"}:
+        msg = f"mode is {mode!r}; it is 'crop', 'dense' or 'auto'."
+        raise ValueError(msg)
+    if mode == "dense" and not encoder.can_dense:
+        msg = f"{_name(encoder)!r} has one embedding per tile and no tokens: use mode='crop'."
+        raise ValueError(msg)
+    if smooth_um is not None and not (np.isfinite(smooth_um) and smooth_um >= 0):
+        msg = f"smooth_um is {smooth_um!r}; it is a number of µm from 0 on."
+        raise ValueError(msg)
+    scorer = scorer_of(model, encoder, classes)
+    channels = safe_names(scorer.classes)
+    if len(channels) != len(scorer.classes):
+        msg = f"A class is there twice: {scorer.classes}."
+        raise ValueError(msg)
+    key = key_added or (f"{next(iter(channels.values()))}_heatmap" if len(channels) == 1 else "heatmap")
+    if key != _sample.safe_key(key):
+        msg = f"key_added is {key!r}; letters, digits and _ . - alone can be stored."
+        raise ValueError(msg)
+    _store.require_free(sdata, key, "images", overwrite=overwrite)
+    own_mpp = max(scale.resolve_mpp(sdata, image))
+    sizes = kernel_sizes(own_mpp, mpp, scorer.spec, (kernel_px, stride_px), (kernel_um, stride_um))
+    grid = KernelGrid.over(box_of(sdata, image, within), *sizes)
+    inside = cells_inside(sdata, image, grid, within, tissue)
+    if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
+        encoder = encoder.at(TileSpec.from_mpp(grid.mpp, grid.kernel_px), strict=False)
+    dense = mode == "dense" or (mode == "auto" and _has_fitting_tokens(encoder))
+    sigma = 1.0 if smooth_um is None else smooth_um / grid.stride_um
+    with _scratch() as folder:
+        values, n_scored = _map(
+            sdata,
+            image,
+            grid,
+            inside,
+            encoder,
+            scorer,
+            folder,
+            sigma,
+            batch_size,
+            allow_upsampling,
+            progress,
+            dense=dense,
+        )
+        made = _store.provenance(
+            "tl.heatmap",
+            image=image,
+            encoder=_name(encoder),
+            encoder_provenance=getattr(encoder, "provenance", {}),
+            classes={channel: name for name, channel in channels.items()},
+            kernel_um=grid.kernel_px * grid.mpp,
+            stride_um=grid.stride_um,
+            mpp=grid.mpp,
+            smooth_um=sigma * grid.stride_um,
+            mode="dense" if dense else "crop",
+            kernels=n_scored,
+            **scorer.facts,
+        )
+        in_memory = _store.store_path(sdata) is None
+        element = _element(np.array(values) if in_memory else values, list(channels.values()), grid)
+        _store.add(sdata, "images", key, element, made, overwrite=overwrite)
+
+
+def _rgb_image(sdata: SpatialData, image: str | None) -> str:
+    key = _sample.find_he(sdata, image)
+    level = pyramid(sdata.images[key])[0]
+    if level.sizes["c"] != 3 or level.dtype != "uint8" or "z" in level.dims:
+        msg = f"Image {key!r} is {dict(level.sizes)} of {level.dtype}; an encoder sees 8-bit RGB."
+        raise ValueError(msg)
+    return key
+
+
+def _encoder_of(model: Any, encoder: Any) -> Any:
+    """The encoder that is meant, ready to embed."""
+    if getattr(model, "needs_tiles", False):
+        return _OwnEncoder(model, encoder)
+    named = getattr(model, "encoder", None) or getattr(getattr(model, "config", None), "encoder", None)
+    meant = encoder or named
+    if meant is None:
+        msg = "Which encoder? Name one with encoder=, such as 'morphology'."
+        raise TypeError(msg)
+    if not hasattr(meant, "embed"):
+        from sthist import encoders
+
+        meant = encoders.get(meant)
+    if named is not None and hasattr(model, "require_encoder"):
+        model.require_encoder(_name(meant))
+    return meant
+
+
+class _OwnEncoder:
+    """The encoder that a model has trained along."""
+
+    can_dense = False
+    spec = None
+
+    def __init__(self, model: Any, encoder: Any) -> None:
+        self.name, self._model, self._encoder = f"{model.config.encoder}, trained", model, encoder
+        self.provenance = {"source": "trained along with the model"}
+
+    def embed(self, tiles: np.ndarray) -> np.ndarray:
+        """Embeddings of the model's own encoder."""
+        encoder, self._encoder = self._encoder, None  # it is prepared once
+        return np.asarray(self._model.embed(tiles, encoder=encoder))
+
+
+def _name(encoder: Any) -> str:
+    return str(getattr(encoder, "name", type(encoder).__name__))
+
+
+def _has_fitting_tokens(encoder: Any) -> bool:
+    if not encoder.can_dense:
+        return False
+    blank = np.full((1, DENSE_PX, DENSE_PX, 3), 255, np.uint8)
+    return bool(encoder.dense(blank).shape[-1] == encoder.embed(blank).shape[-1])
+
+
+def _map(
+    sdata: SpatialData,
+    image: str,
+    grid: KernelGrid,
+    inside: np.ndarray,
+    encoder: Any,
+    scorer: Scorer,
+    folder: Path,
+    sigma: float,
+    batch_size: int,
+    allow_upsampling: bool,
+    progress: bool | None,
+    *,
+    dense: bool,
+) -> tuple[np.ndarray, int]:
+    """Smoothed means by class, (classes, rows, columns) in a file that lies in the folder; and how many kernels were scored."""
+    active = grid.kernels_on(inside)
+    n_scored = int(active.sum())
+    spec = large_tiles(grid, encoder.spec, DENSE_PX) if dense else TileSpec.from_mpp(grid.mpp, 256)
+    if abs(spec.mpp / grid.mpp - 1) > 0.02:
+        logger.info("Tokens are of tiles of %g µm at %.4g µm/px.", spec.size_um, spec.mpp)
+    reader = TileReader(sdata, image, spec, fill=255, allow_upsampling=allow_upsampling)
+    logger.info("%d of %d kernels of %g µm lie on tissue.", n_scored, active.size, grid.kernel_px * grid.mpp)
+    scores = _array(folder, "scores", (*grid.n_kernels, len(scorer.classes)))
+    scores[:] = np.nan
+    with _bar(n_scored, progress) as advance:
+        if dense:
+            run: dict[str, Any] = {"batch_size": max(1, batch_size // 4), "advance": advance}
+            dense_scores(reader, grid, active, encoder.dense, scorer.score, scores, **run)
+        else:
+            embed = getattr(encoder, "embed_batches", lambda batches: map(encoder.embed, batches))
+            crop_scores(reader, grid, active, embed, scorer.score, scores, batch_size=batch_size, advance=advance)
+    values = _array(folder, "means", (len(scorer.classes), *grid.shape))
+    mean_over_kernels(scores, grid, inside, values)
+    if sigma == 0:
+        return values, n_scored
+    smoothed = _array(folder, "smoothed", values.shape)
+    smooth(values, sigma, smoothed)
+    return smoothed, n_scored
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    Path(settings.scratch_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=settings.scratch_dir, prefix="heatmap-") as folder:
+        yield Path(folder)
+
+
+def _array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of float32 that lies on disk, and in memory as far as it is being used."""
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+
+
+def _element(values: np.ndarray, channels: list[str], grid: KernelGrid) -> Any:
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Affine
+
+    side, (x0, y0) = grid.stride_um, grid.origin_um
+    matrix = np.array([[side, 0, x0], [0, side, y0], [0, 0, 1]])
+    return Image2DModel.parse(
+        da.from_array(values, chunks=(len(channels), 512, 512)),
+        dims=("c", "y", "x"),
+        c_coords=channels,
+        transformations={_sample.UM: Affine(matrix, ("x", "y"), ("x", "y"))},
+    )
+
+
+@contextmanager
+def _bar(total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
+    from rich.progress import Progress
+
+    with Progress(disable=not (settings.progress if show is None else show)) as bar:
+        task = bar.add_task("heatmap", total=total)
+        yield lambda n: bar.update(task, advance=n)

@@ -1,0 +1,172 @@
+"""How well an annotator does on tiles that it was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.metrics._classify import auc_statistic, bootstrap_interval, confusion
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sthist.training.splits import Grouping
+
+
+@dataclass(frozen=True)
+class AnnotatorReport:
+    """Scores of an annotator, all of rows that the scored model was not trained on; plain values.
+
+    Attributes
+    ----------
+    classes
+        In the order of the scores.
+    support
+        Number of scored rows by class.
+    auc, auc_low, auc_high
+        Area under the ROC curve of each class against the rest, and its 95 % interval; NaN for a class that is absent.
+    weighted_auc, weighted_auc_low, weighted_auc_high
+        Their mean, each counted by its support.
+    shuffled_auc, shuffled_auc_low, shuffled_auc_high
+        The same of models trained in the same way on shuffled labels: what is reached by chance. NaN if it was not asked for.
+    confusion
+        Counts: true classes are the rows.
+    split, leaks
+        By what rows were split, and why the scores are better than they should be, if that is known.
+    n_folds, n_groups
+        Models that were scored, and groups that the scored rows are of; intervals resample groups.
+    n_scored, n_unlabelled, n_absent
+        Rows that were scored, rows without a label, classes that no scored row has.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sthist.models.AnnotatorReport(classes=["a", "b"], auc=[0.9, 0.9]).to_frame()["auc"].tolist()
+    [0.9, 0.9]
+    """
+
+    classes: list[str] = field(default_factory=list)
+    support: list[int] = field(default_factory=list)
+    auc: list[float] = field(default_factory=list)
+    auc_low: list[float] = field(default_factory=list)
+    auc_high: list[float] = field(default_factory=list)
+    weighted_auc: float = float("nan")
+    weighted_auc_low: float = float("nan")
+    weighted_auc_high: float = float("nan")
+    shuffled_auc: float = float("nan")
+    shuffled_auc_low: float = float("nan")
+    shuffled_auc_high: float = float("nan")
+    confusion: list[list[int]] = field(default_factory=list)
+    split: str = ""
+    leaks: str = ""
+    n_folds: int = 0
+    n_groups: int = 0
+    n_scored: int = 0
+    n_unlabelled: int = 0
+    n_absent: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: NaN is None."""
+        return {name: _without_nan(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AnnotatorReport:
+        """The report of plain values.
+
+        Parameters
+        ----------
+        values
+            From :meth:`to_dict`.
+        """
+        return cls(**{name: _with_nan(value) for name, value in values.items()})
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per class: ``auc`` and, where they are known, ``low``, ``high`` and ``support``."""
+        import pandas as pd
+
+        columns: dict[str, list[Any]] = {
+            "auc": self.auc,
+            "low": self.auc_low,
+            "high": self.auc_high,
+            "support": self.support,
+        }
+        index = pd.Index(self.classes, name="class", dtype=object)
+        return pd.DataFrame(
+            {name: values for name, values in columns.items() if len(values) == len(index)}, index=index
+        )
+
+
+def make_report(
+    classes: list[str],
+    codes: np.ndarray,
+    scores: np.ndarray,
+    grouping: Grouping,
+    rows: np.ndarray,
+    *,
+    shuffled: tuple[np.ndarray, np.ndarray] | None = None,
+    n_boot: int = 1000,
+    seed: int = 0,
+    **counts: int,
+) -> AnnotatorReport:
+    """Score held-out predictions.
+
+    Parameters
+    ----------
+    classes
+        Names.
+    codes, scores
+        (n,) true classes, (n, k) probabilities of the scored rows.
+    grouping, rows
+        Groups of all rows, and which of them are scored.
+    shuffled
+        Codes and scores of the same rows, of models trained on shuffled labels.
+    n_boot, seed
+        Of the intervals.
+    counts
+        Further values of the report.
+    """
+    groups = None if grouping.by == "random" else grouping.groups[rows]
+    own = _scored(codes, scores, groups, n_boot, seed)
+    null = None if shuffled is None else _scored(*shuffled, groups, n_boot, seed + 1)[:, -1]
+    support = np.bincount(codes, minlength=len(classes))
+    predicted = scores.argmax(axis=1)
+    values: dict[str, Any] = _named("auc", own[:, :-1]) | _named("weighted_auc", own[:, -1]) | counts
+    if null is not None:
+        values |= _named("shuffled_auc", null)
+    return AnnotatorReport(
+        classes=list(classes),
+        support=support.tolist(),
+        confusion=confusion(codes, predicted, classes=range(len(classes))).to_numpy().tolist(),
+        split=grouping.by,
+        leaks=grouping.leaks,
+        n_groups=len(rows) if groups is None else len(np.unique(groups)),
+        n_scored=len(rows),
+        n_absent=int((support == 0).sum()),
+        **values,
+    )
+
+
+def _named(name: str, values: np.ndarray) -> dict[str, Any]:
+    """Value, low and high under the names of a report."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values.tolist(), strict=True))
+
+
+def _scored(codes: np.ndarray, scores: np.ndarray, groups: Any, n_boot: int, seed: int) -> np.ndarray:
+    """Value, low and high of each class's AUC and of their mean, (3, k + 1)."""
+    statistic = auc_statistic(codes, np.asarray(scores, np.float64))
+    interval = bootstrap_interval(statistic, len(codes), groups=groups, n_boot=n_boot, seed=seed)
+    return np.stack([statistic(np.ones(len(codes))), interval.low, interval.high])
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_nan(each) for each in value]
+    return float("nan") if value is None else value

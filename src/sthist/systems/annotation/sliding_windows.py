@@ -1,0 +1,349 @@
+"""Scores of a kernel that slides over an image, and their means over all kernels that cover a place."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.tiles._images.reader import read_grid
+from sthist.tiles._spec import TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from sthist.tiles._images.reader import TileReader
+
+BLOCK_PX = 2048
+"""Kernels are cut out of blocks of about this side."""
+
+BAND_ROWS = 256
+"""Rows of cells that are averaged and smoothed at a time."""
+
+
+@dataclass(frozen=True)
+class KernelGrid:
+    """Where a kernel stops: at each cell of a grid, of which it covers a square.
+
+    Attributes
+    ----------
+    origin_um
+        x, y of the grid's corner.
+    mpp
+        µm per pixel at which the image is read.
+    stride_px
+        Side of a cell in pixels.
+    span
+        Side of the kernel in cells.
+    shape
+        Rows and columns of cells, at least ``span`` each.
+    """
+
+    origin_um: tuple[float, float]
+    mpp: float
+    stride_px: int
+    span: int
+    shape: tuple[int, int]
+
+    @classmethod
+    def over(cls, extent_um: tuple[float, float, float, float], mpp: float, stride_px: int, span: int) -> KernelGrid:
+        """The grid over a box: whole cells, the last of which may go beyond it."""
+        x0, y0, x1, y1 = extent_um
+        side = stride_px * mpp
+        # Less than a thousandth of a cell is rounding, not tissue.
+        rows, columns = (max(span, int(np.ceil(size / side - 1e-3))) for size in (y1 - y0, x1 - x0))
+        return cls((x0, y0), mpp, stride_px, span, (rows, columns))
+
+    @property
+    def stride_um(self) -> float:
+        """Side of a cell."""
+        return self.stride_px * self.mpp
+
+    @property
+    def kernel_px(self) -> int:
+        """Side of the kernel."""
+        return self.stride_px * self.span
+
+    @property
+    def n_kernels(self) -> tuple[int, int]:
+        """Rows and columns of kernels: those that lie wholly on the grid."""
+        return self.shape[0] - self.span + 1, self.shape[1] - self.span + 1
+
+    def kernels_on(self, cells: np.ndarray) -> np.ndarray:
+        """Which kernels cover any of some cells, bool of ``n_kernels``."""
+        rows, columns = self.n_kernels
+        across = np.logical_or.reduce([cells[:, d : d + columns] for d in range(self.span)])
+        return np.logical_or.reduce([across[d : d + rows] for d in range(self.span)])
+
+    def cells_under(self, kernels: np.ndarray) -> np.ndarray:
+        """Which cells some kernels cover, bool of ``shape``."""
+        covered = np.zeros(self.shape, bool)
+        rows, columns = self.n_kernels
+        for dy in range(self.span):
+            for dx in range(self.span):
+                covered[dy : dy + rows, dx : dx + columns] |= kernels
+        return covered
+
+
+def crop_scores(
+    reader: TileReader,
+    grid: KernelGrid,
+    active: np.ndarray,
+    embed: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
+    score: Callable[[np.ndarray], np.ndarray],
+    out: np.ndarray,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Score each kernel by the embedding of its own crop.
+
+    Parameters
+    ----------
+    reader
+        Of the image, at the grid's µm/px.
+    grid
+        Where the kernels are.
+    active
+        Bool of ``grid.n_kernels``: those to score.
+    embed
+        Batches of tiles to batches of embeddings, in order.
+    score
+        Embeddings to (n, classes).
+    out
+        (rows, columns, classes) of kernels, which is filled where ``active``.
+    batch_size
+        Crops per batch.
+    advance
+        Called with the number of kernels that were scored.
+    """
+    waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
+
+    def batches() -> Iterator[np.ndarray]:
+        for crops, rows, columns in _blocks_of_crops(reader, grid, active):
+            for start in range(0, len(rows), batch_size):
+                part = slice(start, start + batch_size)
+                waiting.append((rows[part], columns[part]))
+                yield crops(part)
+
+    for embeddings in embed(batches()):
+        rows, columns = waiting.popleft()
+        out[rows, columns] = score(embeddings)
+        advance(len(rows))
+
+
+def _blocks_of_crops(
+    reader: TileReader, grid: KernelGrid, active: np.ndarray
+) -> Iterator[tuple[Callable[[slice], np.ndarray], np.ndarray, np.ndarray]]:
+    """Blocks of kernels, the next one read ahead: a function that cuts some of them out, and their rows and columns."""
+    n = max(1, (BLOCK_PX - grid.kernel_px) // grid.stride_px + 1)
+    corners = [
+        (row, column)
+        for row in range(0, active.shape[0], n)
+        for column in range(0, active.shape[1], n)
+        if active[row : row + n, column : column + n].any()
+    ]
+
+    def load(corner: tuple[int, int]) -> np.ndarray:
+        size = np.minimum(n, np.subtract(active.shape, corner)) - 1
+        height, width = (size * grid.stride_px + grid.kernel_px).tolist()
+        origin = np.asarray(grid.origin_um) + np.array(corner[::-1]) * grid.stride_um
+        return read_grid(reader, origin, (height, width))
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(load, corners[0]) if corners else None
+        for i, (row, column) in enumerate(corners):
+            assert ahead is not None
+            pixels = ahead.result()
+            ahead = pool.submit(load, corners[i + 1]) if i + 1 < len(corners) else None
+            ys, xs = np.nonzero(active[row : row + n, column : column + n])
+            yield _Crops(pixels, ys, xs, grid), ys + row, xs + column
+
+
+class _Crops:
+    """Kernels of a block, cut out when they are asked for."""
+
+    def __init__(self, pixels: np.ndarray, ys: np.ndarray, xs: np.ndarray, grid: KernelGrid) -> None:
+        px, stride = grid.kernel_px, grid.stride_px
+        self._windows = np.lib.stride_tricks.sliding_window_view(pixels, (px, px), axis=(0, 1))[::stride, ::stride]
+        self._ys, self._xs = ys, xs
+
+    def __call__(self, part: slice) -> np.ndarray:
+        return np.ascontiguousarray(self._windows[self._ys[part], self._xs[part]].transpose(0, 2, 3, 1))
+
+
+def dense_scores(
+    reader: TileReader,
+    grid: KernelGrid,
+    active: np.ndarray,
+    dense: Callable[[np.ndarray], np.ndarray],
+    score: Callable[[np.ndarray], np.ndarray],
+    out: np.ndarray,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Score each kernel by the mean of the tokens that lie in it: each pixel is embedded once.
+
+    Parameters
+    ----------
+    reader
+        Of large tiles, whose side is a whole number of cells.
+    dense
+        Tiles to (n, gh, gw, d) tokens.
+    grid, active, score, out, batch_size, advance
+        As of :func:`crop_scores`.
+    """
+    span, n_rows = grid.span, grid.n_kernels[0]
+    per_tile = round(reader.spec.size_um / grid.stride_um)
+    needed = _any_by_tile(grid.cells_under(active), per_tile)
+    band: np.ndarray | None = None
+    first = 0  # row of the first cell of the band
+    for tile_row in range(needed.shape[0]):
+        cells = _cell_embeddings(reader, grid, needed[tile_row], tile_row, per_tile, dense, batch_size)
+        band = cells if band is None else np.concatenate(_of_one_size(band, cells))
+        ready = min(len(band) - span + 1, n_rows - first)
+        if ready > 0:
+            means = _box_mean(band[: ready + span - 1, : grid.shape[1]], span)
+            rows, columns = np.nonzero(active[first : first + ready])
+            for start in range(0, len(rows), 4096):
+                part = slice(start, start + 4096)
+                out[first + rows[part], columns[part]] = score(means[rows[part], columns[part]])
+            advance(len(rows))
+            first += ready
+            band = band[ready:]
+
+
+def _of_one_size(*bands: np.ndarray) -> list[np.ndarray]:
+    """Bands of embeddings of which some are empty, and so do not know the size of an embedding."""
+    size = max(band.shape[2] for band in bands)
+    return [band if band.shape[2] == size else np.zeros((*band.shape[:2], size), np.float32) for band in bands]
+
+
+def _any_by_tile(cells: np.ndarray, per_tile: int) -> Any:
+    rows, columns = (-(-n // per_tile) for n in cells.shape)
+    padded = np.zeros((rows * per_tile, columns * per_tile), bool)
+    padded[: cells.shape[0], : cells.shape[1]] = cells
+    return padded.reshape(rows, per_tile, columns, per_tile).any(axis=(1, 3))
+
+
+def _cell_embeddings(
+    reader: TileReader,
+    grid: KernelGrid,
+    needed: np.ndarray,
+    tile_row: int,
+    per_tile: int,
+    dense: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+) -> np.ndarray:
+    """Tokens of a row of tiles as means over cells, (cells of a tile, columns of cells, d)."""
+    columns = np.flatnonzero(needed)
+    cells: np.ndarray | None = None
+    for start in range(0, len(columns), batch_size):
+        chosen = columns[start : start + batch_size]
+        corners = np.c_[chosen, np.full(len(chosen), tile_row)]
+        tokens = dense(reader.read((corners + 0.5) * reader.spec.size_um + np.asarray(grid.origin_um)))
+        down, across = (_overlap_shares(per_tile, n) for n in tokens.shape[1:3])
+        means = np.einsum("yg,ngwd,xw->nyxd", down, tokens, across, optimize=True)
+        if cells is None:
+            cells = np.zeros((per_tile, len(needed), per_tile, tokens.shape[3]), np.float32)
+        cells[:, chosen] = means.transpose(1, 0, 2, 3)
+    if cells is None:
+        return np.zeros((per_tile, len(needed) * per_tile, 1), np.float32)
+    return cells.reshape(per_tile, -1, cells.shape[3])
+
+
+def _overlap_shares(n_cells: int, n_tokens: int) -> np.ndarray:
+    """What part of each cell along an axis each token covers, (cells, tokens); rows sum to 1."""
+    cell, token = np.arange(n_cells + 1) / n_cells, np.arange(n_tokens + 1) / n_tokens
+    shared = np.minimum(cell[1:, None], token[1:]) - np.maximum(cell[:-1, None], token[:-1])
+    return (np.maximum(shared, 0) * n_cells).astype(np.float32)
+
+
+def _box_mean(values: np.ndarray, span: int) -> np.ndarray:
+    """Means over squares of ``span``: (h, w, d) to (h - span + 1, w - span + 1, d)."""
+    return _box_sum(values, span) / np.float32(span * span)
+
+
+def mean_over_kernels(scores: np.ndarray, grid: KernelGrid, inside: np.ndarray, out: np.ndarray) -> None:
+    """For each cell the mean of the scores of all kernels that cover it, NaN where it is not ``inside``.
+
+    Parameters
+    ----------
+    scores
+        (rows, columns, classes) of kernels; NaN for those that were not scored.
+    grid
+        Where they are.
+    inside
+        Bool of ``grid.shape``.
+    out
+        (classes, rows, columns) of cells, which is filled.
+    """
+    margin, (n_rows, n_columns) = grid.span - 1, grid.n_kernels
+    for top in range(0, grid.shape[0], BAND_ROWS):
+        stop = min(top + BAND_ROWS, grid.shape[0])
+        low, high = max(0, top - margin), min(n_rows, stop)
+        padded = np.full((stop - top + margin, n_columns + 2 * margin, scores.shape[2]), np.nan)
+        start = low - (top - margin)
+        padded[start : start + high - low, margin : margin + n_columns] = scores[low:high]
+        known = np.isfinite(padded[..., :1])
+        total = _box_sum(np.where(known, padded, 0.0), grid.span)
+        n = _box_sum(known.astype(np.float64), grid.span)
+        with np.errstate(invalid="ignore"):  # 0 kernels: NaN
+            out[:, top:stop] = np.where(inside[top:stop, :, None], total / n, np.nan).transpose(2, 0, 1)
+
+
+def _box_sum(values: np.ndarray, span: int) -> np.ndarray:
+    rows, columns = values.shape[0] - span + 1, values.shape[1] - span + 1
+    across: Any = sum(values[:, d : d + columns] for d in range(span))
+    total: Any = sum(across[d : d + rows] for d in range(span))
+    return np.asarray(total)
+
+
+def smooth(values: np.ndarray, sigma: float, out: np.ndarray) -> None:
+    """Gaussian smoothing of what is known, by what is known alone: NaN stays, and counts nowhere.
+
+    Parameters
+    ----------
+    values
+        (classes, rows, columns), NaN in places.
+    sigma
+        Standard deviation in cells.
+    out
+        Of the same shape, which is filled.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    halo, n_rows = int(4 * sigma + 0.5), values.shape[1]
+    for top in range(0, n_rows, BAND_ROWS):
+        stop = min(top + BAND_ROWS, n_rows)
+        low, high = max(0, top - halo), min(n_rows, stop + halo)
+        kept = slice(top - low, stop - low)
+        for channel in range(len(values)):
+            band = np.asarray(values[channel, low:high], np.float64)
+            known = np.isfinite(band)
+            total, weight = (
+                gaussian_filter(each, sigma, mode="constant", radius=halo)[kept]
+                for each in (np.where(known, band, 0.0), known.astype(np.float64))
+            )
+            with np.errstate(invalid="ignore", divide="ignore"):
+                out[channel, top:stop] = np.where(known[kept], total / weight, np.nan)
+
+
+def large_tiles(grid: KernelGrid, spec: TileSpec | None, px: int) -> TileSpec:
+    """The tile whose tokens are pooled: the encoder's own, to the nearest whole number of cells.
+
+    Parameters
+    ----------
+    grid
+        The grid.
+    spec
+        Of the encoder; None where it takes any scale: then ``px`` pixels of the grid's.
+    px
+        Side of its input.
+    """
+    size_um = px * grid.mpp if spec is None else spec.size_um
+    return TileSpec(max(1, round(size_um / grid.stride_um)) * grid.stride_um, px if spec is None else spec.px)

@@ -1,0 +1,131 @@
+"""Where a sliding kernel works: the box, its sizes, and the cells that show tissue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _sample
+from sthist._sample.region import region_geometry
+from sthist._settings import logger
+from sthist.pp._tissue import tissue_mask
+from sthist.tiles._images.image import extent_um
+from sthist.tiles._regions.raster import rasterize
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from sthist.systems.annotation.sliding_windows import KernelGrid
+    from sthist.tiles import TileSpec
+
+KERNEL_PX, STRIDES = 64, 4
+"""ST2HE's kernel, and how many strides it is long."""
+
+TISSUE_MPP = 8.0
+"""µm per pixel at which the tissue is looked for."""
+
+
+def box_of(sdata: SpatialData, image: str, within: Any) -> tuple[float, float, float, float]:
+    """What is worked on, in µm: the image, or what of it lies in ``within``.
+
+    Raises
+    ------
+    ValueError
+        If nothing does.
+    """
+    x0, y0, x1, y1 = extent_um(sdata, [image])
+    if within is None:
+        return x0, y0, x1, y1
+    left, top, right, bottom = region_geometry(sdata, within).bounds
+    box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
+    if not (box[0] < box[2] and box[1] < box[3]):
+        msg = f"within={within!r} does not lie on the image {image!r}, which shows x {x0:g} to {x1:g} and y {y0:g} to {y1:g} µm."
+        raise ValueError(msg)
+    return box
+
+
+def kernel_sizes(
+    own_mpp: float,
+    mpp: float | None,
+    spec: TileSpec | None,
+    px: tuple[int | None, int | None],
+    um: tuple[float | None, float | None],
+) -> tuple[float, int, int]:
+    """µm per pixel, pixels of a stride, strides of a kernel.
+
+    Parameters
+    ----------
+    own_mpp, mpp
+        Of the image, and the one that was asked for.
+    spec
+        The tile that the model was trained on.
+    px, um
+        Kernel and stride, in either unit.
+
+    Raises
+    ------
+    ValueError
+        If a size is given twice or is none, or the kernel is not a whole number of strides.
+    """
+    for name, in_px, in_um in zip(("kernel", "stride"), px, um, strict=True):
+        if in_px is not None and in_um is not None:
+            msg = f"{name}_px={in_px} and {name}_um={in_um} are given; a call takes one of them."
+            raise ValueError(msg)
+        if in_px is not None and (int(in_px) != in_px or in_px < 1):
+            msg = f"{name}_px is {in_px!r}; it is a whole number from 1 on."
+            raise ValueError(msg)
+    base = mpp or (own_mpp if spec is None else spec.mpp)
+    default = KERNEL_PX * base if spec is None else spec.size_um
+    kernel = um[0] if px[0] is None else px[0] * base
+    kernel = default if kernel is None else kernel
+    stride = um[1] if px[1] is None else px[1] * base
+    stride = kernel / STRIDES if stride is None else stride
+    if not (np.isfinite([base, kernel, stride]).all() and min(base, kernel, stride) > 0):
+        msg = f"Kernel ({kernel!r} µm), stride ({stride!r} µm) and mpp ({base!r}) are positive numbers."
+        raise ValueError(msg)
+    if spec is not None and abs(kernel / spec.size_um - 1) > 0.02:
+        logger.warning("The model was trained on tiles of %g µm, and is given %g µm.", spec.size_um, kernel)
+    span = max(1, round(kernel / stride))
+    if abs(kernel / stride - span) > 1e-3:
+        msg = (
+            f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number of them: take a stride of "
+            f"{kernel / span:.6g} µm ({kernel / span / base:.6g} px)."
+        )
+        raise ValueError(msg)
+    stride_px = max(1, round(stride / base))
+    return stride / stride_px, stride_px, span
+
+
+def cells_inside(
+    sdata: SpatialData, image: str, grid: KernelGrid, within: Any, tissue: str | bool | None
+) -> np.ndarray:
+    """Which cells show tissue that is asked for, by their centre.
+
+    Raises
+    ------
+    ValueError
+        If none does.
+    """
+
+    def painted(of: Any) -> np.ndarray:
+        return rasterize([region_geometry(sdata, of)], grid.origin_um, grid.stride_um, grid.shape) > 0
+
+    inside = np.ones(grid.shape, bool) if within is None else painted(within)
+    known = _sample.find_tissue(sdata) if tissue is None or tissue is True else tissue
+    if isinstance(known, str) and (known in sdata.shapes or isinstance(tissue, str)):
+        inside &= painted(known)
+    elif known is not False:
+        inside &= _seen_tissue(sdata, image, grid)
+    if not inside.any():
+        msg = f"There is no tissue in what is to be scored of {image!r}. Name its outlines with tissue=, or score all with tissue=False."
+        raise ValueError(msg)
+    return inside
+
+
+def _seen_tissue(sdata: SpatialData, image: str, grid: KernelGrid) -> np.ndarray:
+    mask, (x0, y0, *_), _ = tissue_mask(sdata, image, TISSUE_MPP)
+    centres = [(np.arange(n) + 0.5) * grid.stride_um for n in grid.shape]
+    rows = ((centres[0] + grid.origin_um[1] - y0) // TISSUE_MPP).astype(int).clip(0, mask.shape[0] - 1)
+    columns = ((centres[1] + grid.origin_um[0] - x0) // TISSUE_MPP).astype(int).clip(0, mask.shape[1] - 1)
+    return mask[np.ix_(rows, columns)]

@@ -1,0 +1,1 @@
+"""The models of virtual H&E."""

@@ -1,0 +1,291 @@
+"""Virtual H&E without weights: two stains, Beer and Lambert."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sthist import _sample, scale, stains
+from sthist._settings import logger, settings
+from sthist.systems.virtual_he.sampling import SAMPLE_PX, reference_pixels, sample_tiles
+from sthist.systems.virtual_he.section import find_tissue, resample
+from sthist.tiles._images.reader import TileReader
+from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, paint_cells
+from sthist.tiles._spec import TileSpec
+from sthist.training.model import Stainer, VirtualStainModel
+
+if TYPE_CHECKING:
+    from sthist._sample.elements import HighResElements
+
+TILE_PX = 512
+LUT_STEP = 1 / 1024
+LUT_MAX = 8.0
+
+EOSIN_LEVELS = (0.5, 0.95)
+"""Quantiles over the tissue at which eosin is matched; below them it goes to what there is without molecules."""
+
+
+@dataclass(frozen=True)
+class BeerLambertConfig:
+    """Settings of :class:`BeerLambert`. Concentrations are optical densities (base e) along unit stain vectors.
+
+    The default vectors are haematoxylin's of Ruifrok and Johnston 2001 and eosin's as measured by Macenko's method on
+    OpenSlide's public test slide CMU-1 (CC0); the default amounts are those of a section of middling strength.
+
+    Attributes
+    ----------
+    haematoxylin_vector, eosin_vector
+        Optical density of red, green and blue per unit of stain, of unit length.
+    haematoxylin
+        Concentration between nuclei, and of strongly stained nuclei.
+    eosin
+        Concentration where there are no molecules, and at the 50th and 95th percentile of the tissue.
+    nuclear_quantiles
+        Quantiles of the nuclear stain over the tissue: below the first is "between nuclei", the second is "strongly
+        stained".
+    cytoplasm_weight
+        Share of the cytoplasm channels in eosin where they exist; the rest is molecules.
+    bin_um
+        Grid on which molecules are counted.
+    min_points
+        Molecules under the smoothing Gaussian.
+    min_qv
+        Quality below which molecules are left out.
+    """
+
+    haematoxylin_vector: tuple[float, float, float] = (0.6500286, 0.7046090, 0.2857128)
+    eosin_vector: tuple[float, float, float] = (0.1744860, 0.9072740, 0.3826337)
+    haematoxylin: tuple[float, float] = (0.12, 1.8)
+    eosin: tuple[float, float, float] = (0.1, 0.35, 0.7)
+    nuclear_quantiles: tuple[float, float] = (0.4, 0.99)
+    cytoplasm_weight: float = 0.6
+    bin_um: float = 1.0
+    min_points: float = 40.0
+    min_qv: float = 20.0
+
+
+class BeerLambert(VirtualStainModel):
+    """Virtual H&E by the Beer-Lambert law; needs no weights and no training.
+
+    Haematoxylin follows the nuclear stain, its background removed and scaled by quantiles over the whole section.
+    Eosin follows the local density of molecules (with a Gaussian as wide as the counts ask for) and, where there is
+    one, a cytoplasm, membrane or poly-T channel. Where there are no molecules it follows the counts of the cells over
+    their outlines, else it is even over the tissue. Outside the tissue the image is white.
+
+    What it is not: eosin in real tissue binds to protein, also where there is no RNA (collagen, red cells, keratin),
+    and it cannot be known from molecules. The image shows nuclei where they are and RNA-rich cytoplasm; its pinks say
+    nothing of extracellular matrix.
+
+    Parameters
+    ----------
+    config
+        Settings; the defaults are a typical section.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> model = sthist.models.BeerLambert().fit((sdata, "he"))
+    >>> sthist.tl.virtual_he(sdata, model=model)
+    """
+
+    system: ClassVar[str] = "beer-lambert"
+    config_class: ClassVar[type] = BeerLambertConfig
+    config: BeerLambertConfig
+
+    def fit(self, reference: Any, *, seed: int | None = None) -> BeerLambert:
+        """Take stain vectors and concentrations from a real H&E image.
+
+        Parameters
+        ----------
+        reference
+            An (h, w, 3) uint8 array; or an image of a SpatialData, as ``(sdata, key)``; or a SpatialData with one H&E
+            image.
+        seed
+            Of the choice of tiles in a large image.
+
+        Returns
+        -------
+        The model, whose config has changed.
+
+        Raises
+        ------
+        ValueError
+            If the reference is no 8-bit RGB image, or shows almost no tissue.
+        """
+        rgb = reference_pixels(reference, settings.seed if seed is None else seed)
+        vectors = stains.macenko(rgb)
+        haematoxylin, eosin = stains.concentrations(rgb, vectors).T
+        low, high = np.quantile(haematoxylin, self.config.nuclear_quantiles)
+        self.config = replace(
+            self.config,
+            haematoxylin_vector=tuple(vectors[0].tolist()),
+            eosin_vector=tuple(vectors[1].tolist()),
+            haematoxylin=(float(haematoxylin[haematoxylin <= low].mean()), float(high)),
+            eosin=tuple(np.quantile(eosin, (0.01, *EOSIN_LEVELS)).tolist()),
+        )
+        return self
+
+    def mpp(self, elements: HighResElements) -> float:
+        """The finest µm per pixel of the nuclear stain."""
+        return min(min(scale.resolve_mpp(elements.sdata, key)) for key in elements.nuclear)
+
+    def prepare(
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        *,
+        allow_upsampling: bool = False,
+    ) -> Stainer:
+        """Measure background and spread of the stain, the tissue, and the density of molecules.
+
+        Parameters
+        ----------
+        elements
+            The section's elements by role.
+        extent_um
+            Box of the whole section, in µm.
+        mpp
+            µm per pixel of the result.
+        allow_upsampling
+            Go on where the stain is much coarser than ``mpp``.
+
+        Raises
+        ------
+        ValueError
+            If no tissue is found, or the transcripts do not lie on the stain.
+        """
+        channels = (elements.nuclear_channel, *elements.cytoplasm_channels)
+        reader = TileReader(
+            elements.sdata,
+            elements.nuclear,
+            TileSpec.from_mpp(mpp, TILE_PX),
+            channels=channels,
+            z=elements.z,
+            allow_upsampling=allow_upsampling,
+        )
+        grid, molecules, points, source = self._molecules(elements, extent_um)
+        content = hashlib.blake2b(digest_size=16)
+        mask, mask_grid = find_tissue(elements, extent_um, grid, molecules, content)
+        levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid, content)
+        raster = np.empty((2, *grid.shape), np.float32)
+        amount, tissue = raster
+        resample(mask, mask_grid, grid, out=tissue)
+        if molecules is None:
+            amount[:] = self.config.eosin[1]
+        else:
+            on_tissue = tissue > 0.5
+            adaptive_density(molecules, on_tissue, n_points=points, min_points=self.config.min_points, out=amount)
+            knots = np.quantile(amount[on_tissue], EOSIN_LEVELS, overwrite_input=True)
+            for row in amount:
+                row[:] = _match(row, knots, self.config.eosin)
+        content.update(raster.data)
+        eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
+        eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
+        facts = {
+            "eosin_from": eosin_from,
+            "nuclear_stain": {"images": list(elements.nuclear), "channels": list(channels), "z": elements.z},
+            "stain_levels": levels,
+            "content": content.hexdigest(),
+            "n_molecules": 0.0 if molecules is None else float(molecules.sum()),
+            "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
+        }
+        logger.info("Eosin comes from: %s.", ", ".join(eosin_from))
+        predict = _StainTiles(self.config, levels)
+        return Stainer([reader, eosin_reader], predict, facts, overlap=0.0, concurrent=True)
+
+    def _molecules(
+        self, elements: HighResElements, extent_um: tuple[float, float, float, float]
+    ) -> tuple[Grid, np.ndarray | None, np.ndarray | None, str]:
+        """Counts per grid cell and the points behind them, from transcripts or cells, whichever saw more molecules."""
+        grid = Grid.over(extent_um, self.config.bin_um)
+        counts, n_transcripts = None, 0
+        if elements.points is not None:
+            counts, n_transcripts = count_transcripts(elements, grid, self.config.min_qv)
+        if elements.table is not None:
+            n_in_cells = float(_sample.raw_counts(elements.sdata.tables[elements.table]).sum())
+            if counts is None or n_in_cells > 5 * n_transcripts:
+                painted, cells = paint_cells(elements, grid)
+                return grid, painted, cells, f"counts of cells ({n_in_cells:.0f}; {n_transcripts} transcripts)"
+        if counts is None:
+            return grid, None, None, "nothing but the tissue: there are no molecules and no cells"
+        return grid, counts, None, f"{n_transcripts} transcripts"
+
+    def _stain_levels(
+        self,
+        elements: HighResElements,
+        channels: tuple[str, ...],
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        mask: np.ndarray,
+        mask_grid: Grid,
+        content: Any,
+    ) -> dict[str, list[float]]:
+        """Quantiles of each channel over the tissue, from tiles spread over it at full resolution.
+
+        The pixels go into the hash ``content``, as does whatever else is seen of the section: other input is another
+        section, and none of its blocks is taken for one of this.
+        """
+        spec = TileSpec.from_mpp(mpp, SAMPLE_PX)
+        reader = TileReader(
+            elements.sdata, elements.nuclear, spec, channels=channels, z=elements.z, allow_upsampling=True
+        )
+        chosen = sample_tiles(extent_um, spec, mask, mask_grid, settings.seed)
+        tiles = reader.read(chosen)
+        content.update(tiles.tobytes())
+        tissue = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0]
+        pixels = tiles[tissue > min(0.5, tissue.max() / 2)]  # a speck is nowhere all tissue
+        quantiles = {channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
+        for index, channel in enumerate(channels[1:], start=1):
+            quantiles[channel] = np.quantile(pixels[:, index], (0.05, *EOSIN_LEVELS))
+        low, high = quantiles[channels[0]]
+        if not high > low:
+            msg = (
+                f"The nuclear stain {elements.nuclear[0]!r}, channel {channels[0]!r}, is flat over the tissue (both its "
+                f"quantiles {self.config.nuclear_quantiles} are {low:g})."
+            )
+            raise ValueError(msg)
+        return {channel: [float(value) for value in values] for channel, values in quantiles.items()}
+
+
+class _StainTiles:
+    """Stains tiles: three table look-ups and two products per pixel and colour.
+
+    Parameters
+    ----------
+    config
+        Of the model.
+    levels
+        Quantiles of the nuclear stain, then of each cytoplasm channel.
+    """
+
+    def __init__(self, config: BeerLambertConfig, levels: dict[str, list[float]]) -> None:
+        (low, high), *cytoplasm = levels.values()
+        amounts = np.arange(0, LUT_MAX, LUT_STEP)
+        haematoxylin = np.exp(-np.outer(amounts, config.haematoxylin_vector)).astype(np.float32)
+        eosin = np.exp(-np.outer(amounts, config.eosin_vector)).astype(np.float32)
+        slope = (config.haematoxylin[1] - config.haematoxylin[0]) / (high - low)
+        knots = np.array(cytoplasm, np.float32).reshape(len(cytoplasm), 3)
+        targets = np.array(config.eosin, np.float32)
+        weight = config.cytoplasm_weight if cytoplasm else 0.0
+        self._arguments = (low, config.haematoxylin[0], slope, knots, targets, weight, haematoxylin, eosin)
+
+    def __call__(self, stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
+        from sthist.systems.virtual_he.models.stain_kernel import stain_tiles
+
+        out = np.empty((*stain.shape[:3], 3), np.uint8)
+        stain_tiles(stain, raster, *self._arguments, 1 / LUT_STEP, out)
+        return out
+
+
+def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) -> np.ndarray:
+    """Map values so that 0 and the two knots take the targets: linear between, and on to twice the upper step."""
+    middle, high = (float(knot) for knot in knots)
+    if not high > 0:
+        return np.full(values.shape, targets[1])
+    middle = min(max(middle, 1e-3 * high), (1 - 1e-3) * high)
+    return np.interp(values, [0, middle, high, 2 * high - middle], [*targets, 2 * targets[2] - targets[1]])

@@ -1,0 +1,162 @@
+"""What was trained of a one-step generator, as a file; and the checkpoints of others, taken into that form."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sthist import _weights
+from sthist.nets import SD_TURBO, plain_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from sthist.nets import Turbo, TurboConfig
+
+_UPSTREAM: dict[str, Any] = {
+    "rank_unet": int,
+    "rank_vae": int,
+    "unet_lora_target_modules": (list, tuple, set),
+    "vae_lora_target_modules": (list, tuple, set),
+    "state_dict_unet": dict,
+    "state_dict_vae": dict,
+}
+_HEADER = "sthist"
+
+
+def save_trained(turbo: Turbo, path: str | Path, **facts: Any) -> None:
+    """Write what was trained, without the backbone, with the generator's config in the header.
+
+    Parameters
+    ----------
+    turbo
+        The generator, with its adapters.
+    path
+        The safetensors file.
+    **facts
+        JSON values that are kept with it.
+    """
+    _write(turbo.trained_state(), turbo.config, Path(path), facts)
+
+
+def read_trained(path: str | Path) -> tuple[dict[str, torch.Tensor], TurboConfig, dict[str, Any]]:
+    """Tensors, config and further facts of a file of :func:`save_trained` or :func:`convert_upstream`.
+
+    Parameters
+    ----------
+    path
+        The safetensors file.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or was not written by this package.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from sthist.nets import TurboConfig
+
+    path = Path(path)
+    state = _weights.read(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+    except (SafetensorError, ValueError) as error:
+        msg = f"{str(path)!r} cannot be read: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(content, dict) or "config" not in content:
+        msg = f"{str(path)!r} does not say which generator it is of. Upstream checkpoints are converted first."
+        raise ValueError(msg)
+    return state, TurboConfig.from_dict(content.pop("config")), content
+
+
+def convert_upstream(
+    path: str | Path, to: str | Path, *, base: TurboConfig = SD_TURBO, input_range: tuple[float, float] = (0.0, 1.0)
+) -> TurboConfig:
+    """Write a checkpoint of img2img-turbo or of ST2HE (``.pkl``) as a safetensors file.
+
+    It is read without running any code of it, and compared with the generator before anything is written.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    to
+        The safetensors file to be written.
+    base
+        The generator that its adapters are for.
+    input_range
+        Of the images it was trained on, which the file does not say; kept with the weights.
+
+    Returns
+    -------
+    Config of the generator, with the checkpoint's ranks and adapted layers.
+
+    Raises
+    ------
+    ValueError
+        If it is no such checkpoint, holds more than tensors and numbers, or is of another backbone.
+    """
+    import torch
+
+    from sthist.nets import Turbo
+
+    path = Path(path)
+    content = _read_upstream(path)
+    config = replace(
+        base,
+        rank_unet=content["rank_unet"],
+        rank_vae=content["rank_vae"],
+        unet_targets=tuple(sorted(content["unet_lora_target_modules"])),
+        vae_targets=tuple(sorted(content["vae_lora_target_modules"])),
+    )
+    state = {f"unet.{plain_name(name)}": value for name, value in content["state_dict_unet"].items()}
+    for name, value in content["state_dict_vae"].items():
+        # Its skip connections belong to the decoder.
+        state[f"vae.{plain_name(name)}".replace("vae.decoder.skip_conv_", "vae.skip_conv_")] = value
+    with torch.device("meta"):
+        Turbo(config).adapt().load_trained_state(state, path)
+    facts = {"input_range": list(input_range), "converted_from": {"file": path.name, "sha256": _weights.sha256(path)}}
+    _write(state, config, Path(to), facts)
+    return config
+
+
+def _read_upstream(path: Path) -> dict[str, Any]:
+    import torch
+
+    if not path.is_file():
+        msg = f"There is no checkpoint {str(path)!r}."
+        raise FileNotFoundError(msg)
+    try:
+        with warnings.catch_warnings():
+            # Of pickles that are refused anyway.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is damaged."
+        )
+        raise ValueError(msg) from error
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        msg = f"{str(path)!r} cannot be read as a checkpoint; it is damaged, or was not copied whole: {why}"
+        raise ValueError(msg) from error
+    known = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _UPSTREAM.items())
+    tensors = [*content["state_dict_unet"].values(), *content["state_dict_vae"].values()] if known else [None]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        msg = f"{str(path)!r} is no checkpoint of img2img-turbo: it needs {', '.join(_UPSTREAM)}."
+        raise ValueError(msg)
+    return content
+
+
+def _write(state: dict[str, torch.Tensor], config: TurboConfig, path: Path, facts: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    header = json.dumps({"config": config.to_dict(), **facts})
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata={_HEADER: header})
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""From registered sections to pairs of tiles that a model is trained on."""

@@ -1,0 +1,218 @@
+"""Pairs that a translation is trained on: tiles of the nuclear stain with transcripts, and the H&E of the same places."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sthist._sample.samples import naming
+from sthist.systems.virtual_he.training_set.translation_pairs import turned
+from sthist.tiles import Overlay
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sthist.systems.virtual_he.config import TranslationConfig
+    from sthist.systems.virtual_he.training_set.sections import Section
+    from sthist.tiles import TileReader
+
+BRIGHTNESS = 1.3
+"""The stain of an augmented tile is up to so many times as bright, or as dim, as it is."""
+
+HAZE, KNOTS = 0.1, 4
+"""Haze of an augmented tile, as a part of white: up to so much is added to all of it, or taken away, and up to so much again to each of so
+many places along its sides, and in between as much as lies between. Haze differs from one microscope to the next, and from thick tissue to
+thin; where the stain is dark but for that, tissue shall not be told from glass by it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SectionReaders:
+    """What is read of one section.
+
+    Attributes
+    ----------
+    overlays
+        Of the input, one per size of the dots; the first is that of tiles which are not augmented.
+    target
+        Of the H&E.
+    """
+
+    overlays: tuple[Overlay, ...]
+    target: TileReader
+
+
+def open_section(
+    section: Section,
+    config: TranslationConfig,
+    *,
+    dots_s: Sequence[float] = (),
+    allow_upsampling: bool = False,
+) -> SectionReaders:
+    """Make the readers of a section: its transcripts are sorted, and the range of its stain is measured.
+
+    Parameters
+    ----------
+    section
+        The section.
+    config
+        Size of the tiles, and how transcripts are drawn.
+    dots_s
+        Further sizes of the dots, beside that of ``config``.
+    allow_upsampling
+        Read images that are much coarser than the tiles.
+
+    Raises
+    ------
+    ValueError
+        If an image is too coarse, no transcript passes, or a dot has no positive size.
+    """
+    with naming(section.name):
+        target = section.histology(config.spec, allow_upsampling=allow_upsampling)
+        first = Overlay(
+            section.sdata,
+            config.spec,
+            z=section.z,
+            image=section.nuclear,
+            channel=section.channel,
+            points=section.points,
+            seed=0,  # the palette of a place is a part of the model
+            allow_upsampling=allow_upsampling,
+            **config.style(),
+        )
+        overlays = (first, *(first.restyled(s=size, dpi=config.dot_dpi) for size in dots_s))
+    return SectionReaders(overlays, target)
+
+
+class SectionPairs:
+    """Pairs of tiles of one or several sections, read when they are asked for.
+
+    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, brightness and haze of its stain) follows
+    from seed, epoch and row alone, whatever else is in the batch. The H&E is turned as its input is; its colours are left as they
+    are. Several threads may read at once.
+
+    Parameters
+    ----------
+    sections
+        The readers, by section.
+    section
+        (n,) which of them each tile is of.
+    centres
+        (n, 2): x, y of each tile in µm.
+    prompts
+        (n,) text of each tile.
+    augment
+        Turn and mirror the tiles, and vary brightness and haze of the stain. Palettes and sizes of dots are drawn in any case.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[SectionReaders],
+        section: np.ndarray,
+        centres: np.ndarray,
+        prompts: Sequence[str],
+        *,
+        augment: bool = True,
+    ) -> None:
+        self._sections, self._augment = list(sections), augment
+        self._section = np.asarray(section, np.int64)
+        self._centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        self.prompts = list(prompts)
+        self.px = self._sections[0].target.spec.px
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of which tiles these are, and how they are drawn."""
+        styles = [
+            [(overlay.mode, overlay.dot_px, overlay.limits) for overlay in each.overlays] for each in self._sections
+        ]
+        drawn = (BRIGHTNESS, HAZE, KNOTS) if self._augment else None
+        digest = hashlib.blake2b(repr([styles, self.prompts, drawn]).encode(), digest_size=16)
+        digest.update(self._section.tobytes())
+        digest.update(self._centres.round(3).tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self._section)
+
+    def part(self, rows: np.ndarray) -> SectionPairs:
+        """Some of the tiles, read through the same readers.
+
+        Parameters
+        ----------
+        rows
+            Which, in their order.
+        """
+        texts = [self.prompts[row] for row in rows]
+        return SectionPairs(self._sections, self._section[rows], self._centres[rows], texts, augment=self._augment)
+
+    def read(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Read pairs.
+
+        Parameters
+        ----------
+        rows
+            (n,) which tiles.
+        draw
+            Seed and epoch that the augmentation is drawn from; None to read tiles as they are, with the palette of their place.
+
+        Returns
+        -------
+        Inputs and targets, both uint8 of shape (n, px, px, 3).
+        """
+        rows = np.asarray(rows, np.int64).ravel()
+        inputs = np.empty((len(rows), self.px, self.px, 3), np.uint8)
+        targets = np.empty_like(inputs)
+        for k in np.unique(self._section[rows]):
+            mine = np.flatnonzero(self._section[rows] == k)
+            readers, centres = self._sections[k], self._centres[rows[mine]]
+            targets[mine] = readers.target.read(centres)
+            if draw is None:
+                inputs[mine] = readers.overlays[0].read(centres)
+                continue
+            for i, centre in zip(mine, centres, strict=True):
+                self._read_drawn(readers, centre, (*draw, int(rows[i])), inputs[i], targets[i])
+        return inputs, targets
+
+    def _read_drawn(
+        self,
+        readers: SectionReaders,
+        centre: np.ndarray,
+        name: tuple[int, ...],
+        stain: np.ndarray,
+        histology: np.ndarray,
+    ) -> None:
+        """Read the input of one tile as (seed, epoch, row) say, and turn the target with it."""
+        # The length belongs to the name: zeros at the end of a seed do not count.
+        rng = np.random.default_rng([len(name), *name])
+        size, way, exponent = rng.integers(len(readers.overlays)), int(rng.integers(8)), rng.uniform(-1, 1)
+        black = rng.uniform(-HAZE, HAZE)
+        overlay = readers.overlays[size]
+        if self._augment and overlay.limits is not None:
+            low, high = overlay.limits
+            limits = (low + black * (high - low), low + (high - low) * BRIGHTNESS**exponent)
+            overlay = overlay.restyled(limits=limits)
+        overlay.read(centre[None], ids=[name], out=stain[None])
+        if self._augment and overlay.limits is not None:
+            add_haze(stain, rng)
+        if self._augment:
+            stain[:], histology[:] = turned(np.stack([stain, histology]), [way, way])
+
+
+def add_haze(stain: np.ndarray, rng: np.random.Generator) -> None:
+    """Add light, or take it away, here more and there less; in place.
+
+    Parameters
+    ----------
+    stain
+        (px, px, 3) uint8.
+    rng
+        What it is drawn from.
+    """
+    at, knots = (np.arange(len(stain)) + 0.5) / len(stain), np.linspace(0, 1, KNOTS)
+    near = np.maximum(0, 1 - np.abs(at[:, None] - knots) * (KNOTS - 1))
+    haze = near @ rng.uniform(-HAZE, HAZE, (KNOTS, KNOTS)) @ near.T
+    stain[:] = np.clip(np.rint(stain + 255 * haze[..., None]), 0, 255)

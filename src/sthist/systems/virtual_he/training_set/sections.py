@@ -1,0 +1,246 @@
+"""Sections that a translation is trained on: which images they have, and where their tiles may lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _sample, scale
+from sthist._sample.samples import Sample, naming, samples_of
+from sthist.tiles import TileReader, TileSpec
+from sthist.tiles._images.image import extent_um
+from sthist.tiles._pairs import laid_tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from spatialdata import SpatialData
+
+LAID = "tiles"
+"""Where tiles are looked for if no key is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """Tiles that were laid beforehand.
+
+    Attributes
+    ----------
+    centres
+        (n, 2): x, y in µm.
+    ids
+        (n,) name of each.
+    obs
+        What else is known of them, one row each.
+    spec
+        Their size.
+    """
+
+    centres: np.ndarray
+    ids: np.ndarray
+    obs: pd.DataFrame
+    spec: TileSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One sample, with the elements that it is trained on.
+
+    Attributes
+    ----------
+    sample
+        Its name, data and patient.
+    he
+        Key of the H&E.
+    nuclear, channel
+        Images of the nuclear stain, and its channel.
+    points
+        Key of the transcripts; None where none are drawn.
+    z
+        Plane of stain and transcripts, or the first and last.
+    mpp
+        µm per pixel of the coarser of H&E and stain.
+    laid
+        Tiles that were laid; None to spread them over the cells.
+    """
+
+    sample: Sample
+    he: str
+    nuclear: tuple[str, ...]
+    channel: str
+    points: str | None
+    z: int | tuple[int, int] | None
+    mpp: float
+    laid: Laid | None
+
+    @property
+    def name(self) -> str:
+        """Of the sample."""
+        return self.sample.name
+
+    @property
+    def sdata(self) -> SpatialData:
+        """The sample's data."""
+        return self.sample.data
+
+    def histology(self, spec: TileSpec, *, allow_upsampling: bool = True) -> TileReader:
+        """A reader of the H&E; outside of it is white."""
+        return TileReader(self.sdata, self.he, spec, fill=255, allow_upsampling=allow_upsampling)
+
+    def stain(self, spec: TileSpec) -> TileReader:
+        """A reader of the nuclear stain alone."""
+        return TileReader(
+            self.sdata, self.nuclear, spec, channels=[self.channel], z=self.z, fill=0, allow_upsampling=True
+        )
+
+
+def find_sections(
+    data: Any,
+    *,
+    samples: Any = None,
+    tiles: str | None = None,
+    he: str | None = None,
+    image: str | Sequence[str] | None = None,
+    channel: str | None = None,
+    points: str | None = None,
+    z: int | tuple[int, int] | None = None,
+    with_points: bool = True,
+) -> list[Section]:
+    """The sections of an argument, checked; no pixel is read.
+
+    Parameters
+    ----------
+    data, samples
+        As of :func:`sthist._sample.samples.samples_of`.
+    tiles
+        Key of the laid tiles; by default ``"tiles"``, where all samples have such.
+    he, image, channel, points, z
+        Elements, by the same keys in all samples; found where there is one candidate.
+    with_points
+        Whether transcripts are needed.
+
+    Raises
+    ------
+    TypeError
+        If a sample is no SpatialData.
+    KeyError
+        If an element, or laid tiles that were named, are missing.
+    ValueError
+        If several elements could be meant, an image is not registered in ``um``, or the H&E is none or lies elsewhere; if only
+        some samples have laid tiles.
+    """
+    sections = []
+    for sample in samples_of(data, samples):
+        with naming(sample.name):
+            sections.append(_find_section(sample, tiles, he, image, channel, points, z, with_points=with_points))
+    without = [section.name for section in sections if section.laid is None]
+    if 0 < len(without) < len(sections):
+        msg = f"{len(without)} of {len(sections)} samples have no laid tiles, such as {without[0]!r}, and the others have. Call pp.tiles for these, too."
+        raise ValueError(msg)
+    return sections
+
+
+def common_spec(sections: Sequence[Section], size_um: float | None, px: int | None, default: TileSpec) -> TileSpec:
+    """Physical size and pixels of the tiles: as they were laid, else as asked, else the default's.
+
+    Raises
+    ------
+    ValueError
+        If samples have tiles of different sizes, or other sizes are asked for than were laid.
+    """
+    if sections[0].laid is None:
+        return TileSpec(default.size_um if size_um is None else size_um, default.px if px is None else px)
+    spec = sections[0].laid.spec
+    for section in sections:
+        if section.laid is not None and not same_spec(section.laid.spec, spec):
+            msg = (
+                f"Tiles of sample {sections[0].name!r} are {_in_words(spec)}, those of {section.name!r} "
+                f"{_in_words(section.laid.spec)}. Lay all alike with pp.tiles(..., overwrite=True)."
+            )
+            raise ValueError(msg)
+    asked = TileSpec(spec.size_um if size_um is None else size_um, spec.px if px is None else px)
+    if not same_spec(asked, spec):
+        msg = (
+            f"Tiles of {_in_words(spec)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= out, or lay others with "
+            "pp.tiles(..., key_added=...) and name them with tiles=."
+        )
+        raise ValueError(msg)
+    return spec
+
+
+def same_spec(one: TileSpec, other: TileSpec) -> bool:
+    """Whether tiles are of one size, up to rounding."""
+    return one.px == other.px and abs(one.size_um / other.size_um - 1) < 1e-6
+
+
+def _in_words(spec: TileSpec) -> str:
+    return f"{spec.size_um:g} µm on {spec.px} px"
+
+
+def _find_section(
+    sample: Sample, tiles: Any, he: Any, image: Any, channel: Any, points: Any, z: Any, *, with_points: bool
+) -> Section:
+    sdata = sample.data
+    if not hasattr(sdata, "images"):
+        msg = f"Sample {sample.name!r} is a {type(sdata).__name__}; a SpatialData with an H&E and a nuclear stain is needed."
+        raise TypeError(msg)
+    _sample.require_one_sample(sdata)
+    he_key = _find_he(sdata, he)
+    nuclear, nuclear_channel = _sample.find_nuclear(sdata, image, channel)
+    transcripts = _sample.find_transcripts(sdata, points)[0] if with_points else None
+    if with_points and transcripts is None:
+        msg = f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
+        raise KeyError(msg)
+    for key in (he_key, *nuclear):
+        _require_registered(sdata, key)
+    _require_meeting(sdata, he_key, nuclear)
+    mpp = max(max(scale.resolve_mpp(sdata, key)) for key in (he_key, *nuclear))
+    section = Section(sample, he_key, nuclear, nuclear_channel, transcripts, z, mpp, _laid(sdata, tiles))
+    reader = section.histology(TileSpec.from_mpp(mpp, 1))
+    if reader.dtype != np.uint8 or len(reader.channels) != 3:
+        msg = f"Image {he_key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of uint8 are needed."
+        raise ValueError(msg)
+    return section
+
+
+def _find_he(sdata: SpatialData, he: str | None) -> str:
+    try:
+        return _sample.find_he(sdata, he)
+    except (KeyError, ValueError) as error:
+        # The image of this verb is the nuclear stain.
+        raise type(error)(error.args[0].replace("with image=", "with he=")) from None
+
+
+def _require_registered(sdata: SpatialData, key: str) -> None:
+    try:
+        scale.matrix_to(sdata.images[key])
+    except KeyError:
+        msg = (
+            f"Image {key!r} is not registered in {_sample.UM!r}: H&E and nuclear stain have to share it. Give its scale with "
+            f"pp.set_scale, or lay it on the other one with pp.align(sdata, {key!r}, ...)."
+        )
+        raise ValueError(msg) from None
+
+
+def _require_meeting(sdata: SpatialData, he: str, nuclear: Sequence[str]) -> None:
+    boxes = [extent_um(sdata, keys) for keys in ([he], nuclear)]
+    low = np.maximum(boxes[0][:2], boxes[1][:2])
+    high = np.minimum(boxes[0][2:], boxes[1][2:])
+    if not (low < high).all():
+        he_box, stain_box = (f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm" for x0, y0, x1, y1 in boxes)
+        msg = f"The H&E {he!r} ({he_box}) and the nuclear stain {nuclear[0]!r} ({stain_box}) do not meet. Align them with pp.align."
+        raise ValueError(msg)
+
+
+def _laid(sdata: SpatialData, tiles: str | None) -> Laid | None:
+    try:
+        table, spec = laid_tiles(sdata, LAID if tiles is None else tiles)
+    except KeyError:
+        if tiles is None:
+            return None
+        raise
+    centres = np.asarray(table.obsm["spatial"], np.float64)[:, :2]
+    return Laid(centres, table.obs["instance_id"].to_numpy(), table.obs, spec)

@@ -1,0 +1,1 @@
+"""Output built block by block, resumable, on one machine or several."""

@@ -1,0 +1,247 @@
+"""An image of any size in the making: written block by block, resumable, never in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import settings
+from sthist._store import commit
+from sthist.tiles._blocks.resumable import Resumable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CHUNK_PX = 512
+BLOCK_PX = 4 * CHUNK_PX
+COARSEST_PX = 1024
+"""The pyramid ends at the first level that is not larger than this."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A window of whole chunks of a canvas: the unit of work, of resuming and of distribution."""
+
+    row: int
+    column: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def name(self) -> str:
+        """Of its mark among the blocks that are done."""
+        return f"{self.row}-{self.column}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Size of a canvas, where it lies, and how it is divided.
+
+    Attributes
+    ----------
+    origin_um
+        x, y of its corner.
+    mpp
+        µm per pixel.
+    shape
+        Height and width in pixels: multiples of 2 to the number of pyramid levels.
+    n_levels
+        Levels of the pyramid beyond the finest.
+    block_px
+        Side of a block.
+    """
+
+    origin_um: tuple[float, float]
+    mpp: float
+    shape: tuple[int, int]
+    n_levels: int
+    block_px: int
+
+    @classmethod
+    def over(cls, extent_um: tuple[float, float, float, float], mpp: float, block_px: int | None = None) -> Layout:
+        """The layout of a canvas over a box (x0, y0, x1, y1) in µm."""
+        block_px = BLOCK_PX if block_px is None else block_px
+        if block_px % CHUNK_PX:
+            msg = f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
+            raise ValueError(msg)
+        x0, y0, x1, y1 = extent_um
+        # Less than a thousandth of a pixel is rounding, not tissue.
+        height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
+        n_levels = max(0, math.ceil(math.log2(max(height, width) / COARSEST_PX)))
+        step = 2**n_levels
+        return cls((x0, y0), mpp, (-(-height // step) * step, -(-width // step) * step), n_levels, block_px)
+
+    @property
+    def level_bytes(self) -> list[int]:
+        """Of the finest level, and of each of the pyramid, uncompressed."""
+        return [3 * (self.shape[0] >> level) * (self.shape[1] >> level) for level in range(self.n_levels + 1)]
+
+    def blocks(self) -> list[Block]:
+        """All blocks, row by row."""
+        size = self.block_px
+        return [
+            Block(i, j, i * size, min((i + 1) * size, self.shape[0]), j * size, min((j + 1) * size, self.shape[1]))
+            for i in range(-(-self.shape[0] // size))
+            for j in range(-(-self.shape[1] // size))
+        ]
+
+
+class Canvas(Resumable):
+    """An RGB image of a slide, upright in ``um``, that is filled block by block and then published.
+
+    Parameters
+    ----------
+    folder
+        Where it is built. A canvas of the same fingerprint found there is continued; any other is deleted.
+    name
+        Name of the image element.
+    extent_um
+        x0, y0, x1, y1 of the plane, in µm. The size in pixels is rounded up to whole pixels, and then to a multiple of
+        2 to the number of pyramid levels.
+    mpp
+        µm per pixel.
+    fingerprint
+        JSON values that determine the result; kept in ``manifest.json``.
+    transformations
+        (3, 3) matrices from µm (x, y, 1) to further coordinate systems in which the image is to be registered.
+    block_px
+        Side of a block, a multiple of 512; 2048 by default.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np, sthist
+    >>> folder = pathlib.Path(tempfile.mkdtemp()) / "canvas"
+    >>> canvas = sthist.tiles.Canvas(folder, "image", extent_um=(0, 0, 100, 50), mpp=0.5, fingerprint={})
+    >>> for block in canvas.pending():
+    ...     canvas.write(block, np.full((3, block.y1 - block.y0, block.x1 - block.x0), 7, np.uint8))
+    >>> canvas.finish()
+    >>> canvas.shape, canvas.pending()
+    ((100, 200), [])
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        fingerprint: Mapping[str, Any],
+        transformations: Mapping[str, np.ndarray] | None = None,
+        block_px: int | None = None,
+    ) -> None:
+        self.layout = Layout.over(extent_um, mpp, block_px)
+        self._transformations = transformations or {}
+        facts = {"extent_um": extent_um, "mpp": mpp, "block_px": self.layout.block_px, "fingerprint": dict(fingerprint)}
+        super().__init__(folder, name, facts)
+        self._levels = _open_levels(self.store / "images" / name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the open arrays; another process opens them by their path."""
+        return {name: value for name, value in vars(self).items() if name != "_levels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._levels = _open_levels(self.store / "images" / self.name)
+
+    @property
+    def store(self) -> Path:
+        """The SpatialData store that holds the image."""
+        return self.folder / "built.zarr"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.layout.shape
+
+    def blocks(self) -> list[Block]:
+        """All blocks, row by row."""
+        return self.layout.blocks()
+
+    def amount(self, block: Block) -> float:
+        """Megapixels of a block."""
+        return (block.y1 - block.y0) * (block.x1 - block.x0) / 1e6
+
+    def write(self, block: Block, pixels: np.ndarray) -> None:
+        """Store the (3, h, w) uint8 pixels of a block and mark it done."""
+        self._levels[0][:, block.y0 : block.y1, block.x0 : block.x1] = pixels
+        self.mark(block)
+
+    def finish(self) -> None:
+        """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up."""
+        from sthist.tiles._images.kernels import halve
+
+        for fine, coarse in zip(self._levels, self._levels[1:], strict=False):
+            size = self.layout.block_px
+            corners = [(y, x) for y in range(0, coarse.shape[1], size) for x in range(0, coarse.shape[2], size)]
+
+            def reduce(corner: tuple[int, int], fine: Any = fine, coarse: Any = coarse, size: int = size) -> None:
+                y, x = corner
+                pixels = fine[:, 2 * y : 2 * (y + size), 2 * x : 2 * (x + size)]
+                coarse[:, y : y + size, x : x + size] = halve(np.ascontiguousarray(pixels))
+
+            with ThreadPoolExecutor(settings.threads) as pool:
+                list(pool.map(reduce, corners))
+
+    def _is_of(self, identity: str) -> bool:
+        """Whether the image here is that of the marks: a kill while publishing can leave none, or the one that was replaced."""
+        try:
+            element = json.loads((self.store / "images" / self.name / "zarr.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return bool(element["attributes"].get("sthist_canvas") == identity)
+
+    def _create(self, identity: str) -> None:
+        """Let SpatialData write the metadata of a tiny image of as many levels, then give its arrays their size."""
+        import spatialdata as sd
+        import zarr
+        from spatialdata.models import Image2DModel
+        from spatialdata.transformations import Affine
+        from zarr.codecs import ZstdCodec
+
+        mpp, (x0, y0), n_levels = self.layout.mpp, self.layout.origin_um, self.layout.n_levels
+        to_um = np.array([[mpp, 0, x0], [0, mpp, y0], [0, 0, 1]])
+        matrices = {"um": to_um} | {name: matrix @ to_um for name, matrix in self._transformations.items()}
+        side = 2**n_levels
+        image = Image2DModel.parse(
+            np.zeros((3, side, side), np.uint8),
+            dims=("c", "y", "x"),
+            c_coords=["r", "g", "b"],
+            scale_factors=[2] * n_levels or None,
+            transformations={name: Affine(m, ("x", "y"), ("x", "y")) for name, m in matrices.items()},
+        )
+        self.folder.mkdir(parents=True)
+        sd.SpatialData(images={self.name: image}).write(self.store)
+        element = self.store / "images" / self.name
+        for level, path in enumerate(_level_paths(element)):
+            zarr.create_array(
+                element / path,
+                shape=(3, self.shape[0] >> level, self.shape[1] >> level),
+                chunks=(3, CHUNK_PX, CHUNK_PX),
+                dtype="uint8",
+                fill_value=255,
+                compressors=ZstdCodec(level=1),
+                dimension_names=("c", "y", "x"),
+                overwrite=True,
+            )
+        zarr.open_group(element, mode="r+", use_consolidated=False).attrs["sthist_canvas"] = identity
+        commit.consolidate(self.store)
+
+
+def _level_paths(element: Path) -> list[str]:
+    attributes = json.loads((element / "zarr.json").read_text())["attributes"]
+    return [dataset["path"] for dataset in attributes["ome"]["multiscales"][0]["datasets"]]
+
+
+def _open_levels(element: Path) -> list[Any]:
+    import zarr
+
+    return [zarr.open_array(element / path, mode="r+") for path in _level_paths(element)]

@@ -1,0 +1,212 @@
+"""What filling a canvas takes: tiles, disk, memory and time, from a few of its tiles."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sthist._settings import settings
+from sthist.tiles._blocks.blend import PAPER, BlockPainter
+from sthist.tiles._blocks.canvas import CHUNK_PX, Block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from shapely.geometry.base import BaseGeometry
+
+    from sthist.tiles._blocks.canvas import Canvas, Layout
+    from sthist.tiles._images.reader import TileReader
+
+PROBE_CHUNKS = 24
+PROBE_SECONDS = 3.0
+LIBRARIES_BYTES = 400_000_000
+"""What allocators and the pools of zarr and pyarrow keep beside what is worked on, as measured by ``bench/memory.py``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a whole-slide run takes.
+
+    Attributes
+    ----------
+    shape
+        Height and width of the image, in pixels.
+    mpp
+        µm per pixel.
+    blocks, tiles
+        How many are to be computed.
+    disk_bytes
+        Space that the image takes on disk, with its pyramid; from the compression of a few of its tiles.
+    free_bytes
+        Space that is free where it goes.
+    memory_bytes
+        Memory that the run takes at most, beyond what this process takes already.
+    seconds
+        Time on a machine like this one, from a few tiles.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> plan = sthist.tl.virtual_he(sdata, dry_run=True)
+    >>> plan.shape, plan.tiles
+    ((400, 400), 1)
+    """
+
+    shape: tuple[int, int]
+    mpp: float
+    blocks: int
+    tiles: int
+    disk_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        height, width = self.shape
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return (
+            f"{width} x {height} pixels of {self.mpp:.4g} µm: {self.tiles} tiles in {self.blocks} blocks; about "
+            f"{_gigabytes(self.disk_bytes)} on disk ({_gigabytes(self.free_bytes)} free), {_gigabytes(self.memory_bytes)} of "
+            f"memory, {f'{minutes} min ' if minutes else ''}{seconds} s on this machine."
+        )
+
+
+class Probe:
+    """Single chunks of a canvas, spread over what is pending: painted, compressed and reduced, but not kept.
+
+    Parameters
+    ----------
+    painter
+        What paints them.
+    blocks
+        Those that are pending.
+    """
+
+    def __init__(self, painter: BlockPainter, blocks: list[Block]) -> None:
+        import pyarrow as pa
+
+        from sthist.tiles._images.kernels import halve
+
+        codec = pa.Codec("zstd", 1)
+
+        def try_one(chunk: Block) -> tuple[int, int]:
+            pixels = painter.paint(chunk)
+            if (pixels == PAPER).all():  # such a chunk is not stored
+                return pixels.nbytes, 0
+            compressed = codec.compress(pixels.tobytes())
+            codec.decompress(compressed, pixels.nbytes)  # the pyramid is made from what was written
+            codec.compress(halve(pixels[:, : pixels.shape[1] // 2 * 2, : pixels.shape[2] // 2 * 2]).tobytes())
+            return pixels.nbytes, len(compressed)
+
+        chunks = _spread(blocks, PROBE_CHUNKS)
+        try_one(chunks[0])  # kernels are compiled and weights loaded with the first
+        start, n_threads = time.perf_counter(), max(2, settings.threads)
+        sizes: list[tuple[int, int]] = []
+        with ThreadPoolExecutor(n_threads) as pool:
+            while len(sizes) < len(chunks) and time.perf_counter() - start < PROBE_SECONDS:
+                sizes += pool.map(try_one, chunks[len(sizes) : len(sizes) + n_threads])
+        self.seconds_per_tile = (time.perf_counter() - start) / painter.n_tiles(chunks[: len(sizes)])
+        self.compression = sum(compressed for _, compressed in sizes) / sum(raw for raw, _ in sizes)
+
+
+def _spread(blocks: list[Block], n: int) -> list[Block]:
+    """Windows of one chunk in n of the blocks, each in another corner of its block, in an order that is spread too."""
+    rng = np.random.default_rng(0)
+    windows = []
+    for index in rng.permutation(len(blocks))[:n]:
+        block = blocks[index]
+        y, x = (
+            low + CHUNK_PX * int(rng.integers(-(-(high - low) // CHUNK_PX)))
+            for low, high in ((block.y0, block.y1), (block.x0, block.x1))
+        )
+        windows.append(Block(-1, -1, y, min(y + CHUNK_PX, block.y1), x, min(x + CHUNK_PX, block.x1)))
+    return windows
+
+
+def plan_tiles(
+    readers: Sequence[TileReader],
+    predict: Callable[..., np.ndarray],
+    layout: Layout,
+    folder: Path,
+    *,
+    overlap: float,
+    batch_size: int,
+    concurrent: bool,
+    within: BaseGeometry | None = None,
+    seconds_before: float = 0.0,
+    n_machines: int = 1,
+) -> Plan:
+    """What :func:`map_tiles` would take; nothing is written.
+
+    Parameters
+    ----------
+    readers, predict, overlap, batch_size, concurrent, within
+        As of :func:`map_tiles`.
+    layout
+        Of the canvas.
+    folder
+        Where it would go.
+    seconds_before
+        Time that was needed to come so far.
+    n_machines
+        Machines like this one that share the blocks.
+    """
+    painter = BlockPainter(
+        readers, predict, layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
+    )
+    blocks = layout.blocks()
+    probe = Probe(painter, blocks)
+    n_tiles = painter.n_tiles(blocks)
+    working = max(2, settings.threads) * max(map(painter.working_bytes, blocks))
+    return Plan(
+        shape=layout.shape,
+        mpp=layout.mpp,
+        blocks=len(blocks),
+        tiles=n_tiles,
+        disk_bytes=int(sum(layout.level_bytes) * probe.compression),
+        free_bytes=_free(folder),
+        memory_bytes=LIBRARIES_BYTES + working + sum(reader.memory_bytes for reader in readers),
+        seconds=seconds_before + n_tiles * probe.seconds_per_tile / n_machines,
+    )
+
+
+def require_space(painter: BlockPainter, canvas: Canvas) -> None:
+    """Refuse to begin what does not fit on the disk; the blocks that are done count as there.
+
+    Raises
+    ------
+    OSError
+        If less is free than the rest of the image is likely to take.
+    """
+    pending = canvas.pending()
+    free = _free(canvas.folder)
+    if not pending:
+        return
+    raw = sum(3 * (b.y1 - b.y0) * (b.x1 - b.x0) for b in pending) + sum(canvas.layout.level_bytes[1:])
+    if free >= raw:
+        return
+    needed = raw * Probe(painter, pending).compression
+    if free < needed:
+        msg = (
+            f"{canvas.name} needs about {_gigabytes(needed)} more in {canvas.folder}, where {_gigabytes(free)} are free. Make "
+            "room, or make it smaller with within= or mpp=. Nothing was written; blocks of an earlier call are kept."
+        )
+        raise OSError(errno.ENOSPC, msg)
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _gigabytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,0 +1,1 @@
+"""Images opened, and windows of them read."""

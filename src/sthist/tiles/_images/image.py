@@ -1,0 +1,367 @@
+"""Images as pyramids of chunked planes: what a reader reads from."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _sample, scale
+from sthist.tiles._images.chunks import chunk_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from spatialdata import SpatialData
+
+Projection = Literal["max", "mean"]
+MAX_CALL_BYTES = 32 * 2**20
+"""Neighbouring chunks that are decoded with one call take this much memory at most."""
+
+
+class Planes:
+    """The (channel, y, x) planes of one pyramid level, loaded chunk by chunk.
+
+    Parameters
+    ----------
+    data
+        A numpy, zarr or dask array.
+    dims
+        Its axes, of ``c``, ``z``, ``y``, ``x``, the last two in this order at the end.
+    channels
+        Which channels to load, in this order.
+    z
+        A plane of a stack, or the first and the last of several; None for all.
+    projection
+        How several planes are projected.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        dims: tuple[str, ...],
+        channels: Sequence[int],
+        z: int | tuple[int, int] | None = None,
+        projection: Projection = "max",
+    ) -> None:
+        self._data, self._dims, self._channels = _behind_dask(data), dims, list(channels)
+        self._z, self._projection = z, projection
+        self.height, self.width = (int(n) for n in data.shape[-2:])
+        self.dtype = _pixel_dtype(data.dtype) if projection == "max" or "z" not in dims else np.dtype(np.float32)
+        self.y_edges, self.x_edges = (_chunk_edges(self._data, axis) for axis in (-2, -1))
+        self._read_chunk = chunk_reader(self._data)
+        self.chunk_bytes = self._bytes_of_a_chunk()
+        self.most_per_call = max(1, min(16, MAX_CALL_BYTES // self.chunk_bytes)) if self._read_chunk is None else 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its place on disk where it has one, so that another process opens it anew."""
+        arguments = (self._dims, self._channels, self._z, self._projection)
+        place = _place(self._data)
+        return (Planes, (self._data, *arguments)) if place is None else (_open_planes, (place, *arguments))
+
+    def _bytes_of_a_chunk(self) -> int:
+        """Memory that decoding a chunk takes, all channels and planes of it; 1 where it is in memory already."""
+        if self.in_memory:
+            return 1
+        area = int(np.diff(self.y_edges).max()) * int(np.diff(self.x_edges).max())
+        return area * int(np.prod(self._data.shape[:-2])) * self._data.dtype.itemsize
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is nothing to decode."""
+        return isinstance(self._data, np.ndarray)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all chunks, decoded."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return len(self._channels), self.height, self.width
+
+    def load(self, row: int, first: int, stop: int) -> list[np.ndarray]:
+        """The chunks ``first:stop`` of a row, (c, h, w) each; through zarr and dask, they are decoded with one call."""
+        ranges = {
+            "c": slice(min(self._channels), max(self._channels) + 1),
+            "z": slice(None) if self._z is None else slice(first_last(self._z)[0], first_last(self._z)[1] + 1),
+        }
+        leading = tuple(ranges[axis] for axis in self._dims[:-2])
+        if self._read_chunk is not None:
+            chunks = [self._read_chunk(row, column) for column in range(first, stop)]
+            # A few channels of a chunk would keep all of them alive.
+            return [self._project(c[leading] if c[leading].size == c.size else c[leading].copy()) for c in chunks]
+        rows, columns = slice(*self.y_edges[row : row + 2]), slice(self.x_edges[first], self.x_edges[stop])
+        try:
+            block = self._data[(*leading, rows, columns)]
+            if hasattr(block, "dask"):
+                block = block.compute(scheduler="synchronous")
+        except RuntimeError as error:  # what codecs raise
+            where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
+            msg = f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, or write it again."
+            raise OSError(msg) from error
+        block = self._project(np.asarray(block))
+        parts = np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
+        return parts if len(parts) == 1 else [part.copy() for part in parts]  # a part would keep its neighbours alive
+
+    def _project(self, block: np.ndarray) -> np.ndarray:
+        """A block of the channels from the first to the last wanted, with its stack projected, in the wanted order."""
+        if "z" in self._dims:
+            axis = self._dims.index("z")
+            block = block.max(axis) if self._projection == "max" else block.mean(axis, dtype=np.float32)
+        low = min(self._channels)
+        if self._channels != list(range(low, low + block.shape[0])):
+            block = block[[channel - low for channel in self._channels]]
+        return block.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A pyramid level, and how many level-0 pixels one of its pixels spans along y and x."""
+
+    planes: Planes
+    factor: tuple[float, float]
+
+    def displacement(self) -> float:
+        """How far, in level-0 pixels, its content may lie from where its size says (see :meth:`ImageSource.level`)."""
+        sizes = (self.planes.height, self.planes.width)
+        return max(size * abs(factor - round(factor)) for size, factor in zip(sizes, self.factor, strict=True))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image as a pyramid, and the matrix that takes its level-0 pixels (x, y, 1) to µm.
+
+    Attributes
+    ----------
+    name
+        Key of the image, for messages.
+    levels
+        Finest first.
+    to_um
+        Float64 of shape (3, 3).
+    channels
+        Names of the channels that are read.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    to_um: np.ndarray
+    channels: tuple[str, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return self.levels[0].planes.dtype
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of level 0."""
+        return self.levels[0].planes.height, self.levels[0].planes.width
+
+    def corners_um(self) -> np.ndarray:
+        """The four corners in µm, (4, 2)."""
+        height, width = self.size
+        corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], np.float64)
+        return (corners @ self.to_um.T)[:, :2]
+
+    def level(self, step: tuple[float, float]) -> Level:
+        """The coarsest level not coarser than ``step`` level-0 pixels (y, x) per tile pixel.
+
+        A level whose size does not divide level 0's exactly may have been made by cropping as well as by resampling,
+        which places it differently: it is used only where the two agree to a quarter of a tile pixel.
+        """
+        best = self.levels[0]
+        displacement = 0.0
+        for level in self.levels[1:]:
+            # A crop leaves its mark on some levels and displaces all: what is finer speaks for what is coarser.
+            displacement = max(displacement, level.displacement())
+            fine_enough = all(f <= s * 1.001 for f, s in zip(level.factor, step, strict=True))
+            if fine_enough and displacement / min(step) < 0.25:
+                best = level
+        return best
+
+
+def source_from_array(array: np.ndarray, to_um: np.ndarray, name: str = "array") -> ImageSource:
+    """An array of (c, y, x) in memory, registered by its (x, y, 1) to µm matrix."""
+    planes = Planes(array, ("c", "y", "x"), range(array.shape[0]))
+    return ImageSource(
+        name, (Level(planes, (1.0, 1.0)),), np.asarray(to_um, np.float64), tuple(map(str, range(array.shape[0])))
+    )
+
+
+def source_from_element(
+    sdata: SpatialData,
+    image: str,
+    *,
+    channels: Sequence[str] | None = None,
+    z: int | tuple[int, int] | None = None,
+    projection: Projection = "max",
+    to_um: np.ndarray | None = None,
+) -> ImageSource:
+    """The source of an image element, registered in ``um``, or in place of that by a (3, 3) matrix of the caller's.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image or channel.
+    ValueError
+        If the image has no scale, or no plane ``z``.
+    """
+    element = _sample.get(sdata, "images", image)
+    try:
+        to_um = scale.matrix_to(element) if to_um is None else to_um
+    except KeyError:
+        msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
+        raise ValueError(msg) from None
+    names = _sample.channel_names(element)
+    wanted = names if channels is None else list(channels)
+    for channel in wanted:
+        if channel not in names:
+            msg = f"Image {image!r} has no channel {channel!r}; it has {names}."
+            raise KeyError(msg)
+    arrays = pyramid(element)
+    dims = tuple(str(dim) for dim in arrays[0].dims)
+    depth = arrays[0].sizes.get("z", 1)
+    if z is not None and not 0 <= first_last(z)[0] <= first_last(z)[1] < depth:
+        msg = f"Image {image!r} has no plane z={z}: it has {depth} (0 to {depth - 1})."
+        raise ValueError(msg)
+    indices = [names.index(channel) for channel in wanted]
+    height, width = arrays[0].sizes["y"], arrays[0].sizes["x"]
+    levels = [
+        Level(
+            Planes(array.data, dims, indices, z if "z" in dims else None, projection),
+            (height / array.sizes["y"], width / array.sizes["x"]),
+        )
+        for array in arrays
+    ]
+    return ImageSource(image, tuple(levels), to_um, tuple(wanted))
+
+
+def first_last(z: int | tuple[int, int]) -> tuple[int, int]:
+    """The first and the last of one plane or of a range of planes."""
+    first, last = (z, z) if isinstance(z, int | np.integer) else z
+    return int(first), int(last)
+
+
+def extent_um(sdata: SpatialData, images: Sequence[str]) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of the box around images, in µm."""
+    corners = np.concatenate([source_from_element(sdata, key).corners_um() for key in images])
+    (x0, y0), (x1, y1) = corners.min(0).tolist(), corners.max(0).tolist()
+    return x0, y0, x1, y1
+
+
+def pyramid(element: Any) -> list[Any]:
+    """The levels of an image as DataArrays, finest first; one for a single-scale image."""
+    from xarray import DataTree
+
+    if not isinstance(element, DataTree):
+        return [element]
+    return [next(iter(scale_node.data_vars.values())) for scale_node in element.children.values()]
+
+
+class ChunkCache:
+    """Decoded chunks, the least recently used dropped first; each is decoded by one thread only."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self._bytes = max_bytes, 0
+        self._chunks: OrderedDict[Any, Future[np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An empty one: another process decodes for itself."""
+        return ChunkCache, (self.max_bytes,)
+
+    def __contains__(self, key: Any) -> bool:
+        """Whether a chunk is here, or being decoded."""
+        return key in self._chunks
+
+    def put(self, key: Any, chunk: np.ndarray) -> None:
+        """Keep a chunk that was decoded already."""
+        self.get(key, lambda: chunk)
+
+    def get(self, key: Any, load: Callable[[], np.ndarray]) -> np.ndarray:
+        """The chunk ``key``, loaded if it is not here."""
+        with self._lock:
+            future = self._chunks.get(key)
+            if future is not None:
+                self._chunks.move_to_end(key)
+            else:
+                mine = self._chunks[key] = Future()
+        if future is not None:
+            return future.result()
+        try:
+            chunk = load()
+        except BaseException as error:  # whoever waits for this chunk gets it too, and is not left waiting
+            with self._lock:
+                del self._chunks[key]
+            mine.set_exception(error)
+            raise
+        mine.set_result(chunk)
+        with self._lock:
+            self._bytes += chunk.nbytes
+            for old in list(self._chunks):
+                if self._bytes <= self.max_bytes or old == key:
+                    break
+                if self._chunks[old].done():
+                    self._bytes -= self._chunks.pop(old).result().nbytes
+        return chunk
+
+
+def _pixel_dtype(dtype: Any) -> np.dtype:
+    """The type in which pixels are worked on: native byte order, and nothing smaller than the kernels know."""
+    native = np.dtype(dtype).newbyteorder("=")
+    return np.dtype({"float16": np.float32, "bool": np.uint8}.get(native.name, native))
+
+
+def _place(data: Any) -> str | None:
+    """Path of a zarr array in a local folder."""
+    import zarr
+
+    if isinstance(data, zarr.Array) and isinstance(data.store, zarr.storage.LocalStore):
+        return str(data.store.root.absolute() / data.path)
+    return None
+
+
+def _open_planes(place: str, *arguments: Any) -> Planes:
+    import zarr
+
+    return Planes(zarr.open_array(place, mode="r"), *arguments)
+
+
+def _behind_dask(data: Any) -> Any:
+    """The zarr or numpy array that a dask array does nothing but wrap, else the dask array itself.
+
+    A window of zarr read through dask takes about five times as long.
+    """
+    if not hasattr(data, "dask"):
+        return data
+    import dask.array as da
+    import zarr
+
+    layers = getattr(data.dask, "layers", {})
+    wrapped = [
+        value
+        for name, layer in layers.items()
+        if name.startswith("original-")
+        for value in layer.values()
+        if isinstance(value, zarr.Array) and value.shape == data.shape
+    ]
+    if len(layers) == 2 and len(wrapped) == 1 and data.name in layers:
+        return wrapped[0]
+    return da.asarray(data)
+
+
+def _chunk_edges(data: Any, axis: int) -> np.ndarray:
+    length = data.shape[axis]
+    chunks = getattr(data, "chunks", None)
+    if chunks is None:
+        return np.array([0, length])
+    if isinstance(chunks[axis], tuple):
+        return np.concatenate([[0], np.cumsum(chunks[axis])])
+    return np.append(np.arange(0, length, chunks[axis]), length)

@@ -1,0 +1,1 @@
+"""Molecules: indexed, counted, drawn."""

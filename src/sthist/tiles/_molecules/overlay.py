@@ -1,0 +1,397 @@
+"""Transcripts as dots on the nuclear stain: what ST2HE sees."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sthist import _sample
+from sthist._settings import settings
+from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.reader import TileReader
+from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_step_of
+from sthist.tiles._molecules.overlay_style import gene_colours
+from sthist.tiles._molecules.stain_limits import measured_limits, require_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from spatialdata import SpatialData
+
+    from sthist.tiles._images.image import ImageSource
+    from sthist.tiles._spec import TileSpec
+
+Mode = Literal["multi", "mono", "none"]
+MAX_DOT_PX = 128
+PAPER_S = 0.3
+
+
+class Overlay:
+    """Reads tiles of the nuclear stain with one dot per transcript, drawn tile by tile.
+
+    A reader like :class:`TileReader`: one set of centres gives paired tiles of overlay and H&E, and :func:`map_tiles`
+    runs a model on it. Dots are discs with exact coverage at 1/16 of a pixel or finer, later transcripts over earlier
+    ones within a cell of the index, a quarter of a tile wide. A dot is drawn on every tile that it touches, so tiles
+    continue each other.
+
+    Parameters
+    ----------
+    sdata
+        One sample, registered in ``um``.
+    spec
+        Physical size and pixels of the tiles. ST2HE: ``TileSpec(size_um=108.8, px=512)``.
+    mode
+        ``"multi"``: one hue per gene of the panel; ``"mono"``: one colour for all; ``"none"``: the stain alone.
+    palette
+        ``"permuted"``: hues are dealt anew for each tile, from ``(seed, tile id)``; ``"fixed"``: genes take hues in
+        alphabetical order; or a mapping of gene to a colour that matplotlib knows.
+    color
+        Of the dots of ``"mono"``.
+    dot_um
+        Diameter of a dot in µm; in place of ``s``.
+    s, dpi
+        Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels; 0.3
+        where neither this nor ``dot_um`` is given.
+        The paper draws ``s=0.3`` at 64 dpi, half a pixel: at that size, s acts as an opacity.
+    min_qv
+        Transcripts of less quality are left out; 20 itself is kept.
+    genes
+        Draw these genes only.
+    controls
+        Prefixes of features that are no genes, in any case; by default those of Xenium, CosMx and MERSCOPE.
+    z
+        A plane, or the first and the last of several, of the stain and of the transcripts together; all by default.
+    z_step
+        Transcripts' z from one plane to the next; by default what the reader recorded.
+    background
+        ``"stain"``, or ``"black"``.
+    limits
+        Intensities of the stain that become black and white; by default its 1 and 99.8 % quantiles over up to 64 tiles of
+        64 µm on tissue, wherever a coarse view of it is bright. Give those of :attr:`limits` to draw another sample alike.
+    image, channel, points
+        Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`.
+    seed
+        Of the palette; ``settings.seed`` by default.
+    allow_upsampling
+        Read a stain that is more than 1.5 times coarser than ``spec.mpp``.
+
+    Raises
+    ------
+    KeyError
+        If an element, channel or column is missing, or a gene is not in the panel or not in the palette.
+    ValueError
+        If no transcript passes, the dot is no positive size, or an argument is unknown.
+
+    References
+    ----------
+    The dots are ST2HE's; upstream draws them with matplotlib.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> spec = sthist.tiles.TileSpec(size_um=64, px=128)
+    >>> overlay = sthist.tiles.Overlay(sdata, spec, dot_um=0.5)
+    >>> overlay.read([[100.0, 100.0]]).shape, len(overlay.genes)
+    ((1, 128, 128, 3), 60)
+    """
+
+    channels = ("r", "g", "b")
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self,
+        sdata: SpatialData,
+        spec: TileSpec,
+        *,
+        mode: Mode = "multi",
+        palette: Literal["permuted", "fixed"] | Mapping[str, Any] = "permuted",
+        color: Any = (1.0, 0.35, 0.35),
+        dot_um: float | None = None,
+        s: float | None = None,
+        dpi: float = 64.0,
+        min_qv: float = 20.0,
+        genes: str | Sequence[str] | None = None,
+        controls: str | Sequence[str] | None = None,
+        z: int | tuple[int, int] | None = None,
+        z_step: float | None = None,
+        background: Literal["stain", "black"] = "stain",
+        limits: tuple[float, float] | None = None,
+        image: str | Sequence[str] | None = None,
+        channel: str | None = None,
+        points: str | None = None,
+        seed: int | None = None,
+        allow_upsampling: bool = False,
+    ) -> None:
+        for name, value, known in (
+            ("mode", mode, ("multi", "mono", "none")),
+            ("background", background, ("stain", "black")),
+        ):
+            if value not in known:
+                msg = f"{name} is {value!r}; it is one of {list(known)}."
+                raise ValueError(msg)
+        if mode == "none" and background == "black":
+            msg = 'mode="none" on a black background shows nothing.'
+            raise ValueError(msg)
+        if dot_um is not None and s is not None:
+            msg = f"Give the size of a dot as dot_um= or as s=, not both ({dot_um!r} and {s!r})."
+            raise ValueError(msg)
+        self.spec, self.seed = spec, settings.seed if seed is None else int(seed)
+        if self.seed < 0:
+            msg = f"seed is {self.seed}; it is 0 or more."
+            raise ValueError(msg)
+        elements = _find(sdata, image, channel, points, with_stain=background == "stain", with_points=mode != "none")
+        self._reader = None
+        extent = None
+        if background == "stain":
+            self._reader = TileReader(
+                sdata,
+                elements.nuclear,
+                spec,
+                channels=[elements.nuclear_channel],
+                z=z,
+                allow_upsampling=allow_upsampling,
+            )
+            extent = extent_um(sdata, elements.nuclear)
+        self.index = None
+        if mode != "none":
+            planes = None if z is None else planes_of(sdata, z)
+            keep = PointFilter(
+                min_qv,
+                _several(genes),
+                _several(controls),
+                planes,
+                z_step_of(sdata, z_step) if planes is not None else 1.0,
+            )
+            self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
+        self.limits = limits if limits is not None or self._reader is None else measured_limits(self._reader)
+        require_limits(self.limits)
+        self._restyle(mode, palette, color, dot_um, s, dpi)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its stain and its transcripts take in memory at most; transcripts in a file are the system's to keep."""
+        arrays = [] if self.index is None else [self.index.x, self.index.y, self.index.gene]
+        lying = sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
+        return lying + (0 if self._reader is None else self._reader.memory_bytes)
+
+    def restyled(
+        self,
+        *,
+        mode: Mode | None = None,
+        palette: Literal["permuted", "fixed"] | Mapping[str, Any] | None = None,
+        color: Any = None,
+        dot_um: float | None = None,
+        s: float | None = None,
+        dpi: float | None = None,
+        limits: tuple[float, float] | None = None,
+        seed: int | None = None,
+    ) -> Overlay:
+        """The same transcripts on the same stain, drawn in another way, without sorting them again.
+
+        Parameters
+        ----------
+        mode, palette, color, dot_um, s, dpi, limits, seed
+            As of the class; what is not given stays.
+
+        Returns
+        -------
+        A new overlay that shares the index.
+        """
+        other = copy.copy(self)
+        if seed is not None:
+            other.seed = int(seed)
+        if limits is not None:
+            require_limits(limits)
+            other.limits = limits
+        if all(each is None for each in (mode, palette, color, dot_um, s, dpi)):
+            return other  # the dots stay as they are
+        mode = self.mode if mode is None else mode
+        if mode != "none" and self.index is None:
+            msg = 'This overlay was made with mode="none": it has no transcripts to draw. Make a new one.'
+            raise ValueError(msg)
+        if dot_um is None and s is None:
+            dot_um, s = self._dot_um, self._s
+        other._restyle(
+            mode,
+            self._palette if palette is None else palette,
+            self._color if color is None else color,
+            dot_um,
+            s,
+            self._dpi if dpi is None else dpi,
+        )
+        return other
+
+    def at(self, spec: TileSpec) -> Overlay:
+        """The same transcripts and style in tiles of another size; where dots overlap, the order is that of the first size.
+
+        Parameters
+        ----------
+        spec
+            Of the new tiles.
+
+        Returns
+        -------
+        A new overlay that shares the index.
+        """
+        other = copy.copy(self)
+        other.spec = spec
+        if self._reader is not None:
+            other._reader = self._reader.at(spec)
+        other._restyle(self.mode, self._palette, self._color, self._dot_um, self._s, self._dpi)
+        return other
+
+    def _restyle(self, mode: Mode, palette: Any, color: Any, dot_um: float | None, s: float | None, dpi: float) -> None:
+        from matplotlib.colors import to_rgb
+
+        from sthist.tiles._molecules.dot_kernels import disc_coverage
+
+        self.mode, self._palette, self._color = mode, palette, color
+        self._dot_um, self._s, self._dpi = dot_um, s, dpi
+        points2 = PAPER_S if s is None else max(s, 0.0)
+        self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(points2) * dpi / 72)
+        if not 0 < self.dot_px <= MAX_DOT_PX:
+            msg = f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change dot_um= or s=."
+            raise ValueError(msg)
+        n_offsets = 32 if self.dot_px < 4 else 16
+        coverage = disc_coverage(self.dot_px / 2, n_offsets, 64)
+        # Eight bits, cut off as matplotlib's rasteriser does; so what a dot covers does not depend on its colour.
+        self._table = (np.floor(coverage * 255) / 255).astype(np.float32)
+        if self._table.max() == 0:
+            msg = f"A dot of {self.dot_px:.3g} pixels is too small to leave a trace in 8 bits; from about 0.08 on it does."
+            raise ValueError(msg)
+        self._mono = np.array(to_rgb(color), np.float32) * 255
+        self._fixed = gene_colours(palette, self.genes)
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The panel: genes that are drawn, in alphabetical order."""
+        return () if self.index is None else self.index.genes
+
+    @property
+    def sources(self) -> list[ImageSource]:
+        """The images of the stain."""
+        return [] if self._reader is None else self._reader.sources
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the box around the stain, or around the transcripts, in µm."""
+        if self._reader is not None:
+            return self._reader.extent_um
+        assert self.index is not None
+        x0, y0 = self.index.origin_um
+        rows, columns = self.index.shape
+        return x0, y0, x0 + columns * self.index.cell_um, y0 + rows * self.index.cell_um
+
+    def order(self, centres: np.ndarray) -> np.ndarray:
+        """The order of centres in which the chunks of the stain are used while they are at hand."""
+        return np.arange(len(centres)) if self._reader is None else self._reader.order(centres)
+
+    def palette(self, tile_id: int | Sequence[int]) -> np.ndarray:
+        """Colours of :attr:`genes` on a tile.
+
+        Parameters
+        ----------
+        tile_id
+            A whole number, or several, that name the tile.
+
+        Returns
+        -------
+        Float32 of shape (genes, 3), 0 to 255.
+        """
+        if self.mode == "mono":
+            return np.broadcast_to(self._mono, (len(self.genes), 3)).copy()
+        if self._palette != "permuted":
+            return self._fixed
+        name = [int(part) & (2**64 - 1) for part in np.atleast_1d(np.asarray(tile_id, np.int64))]
+        # The length belongs to the name: zeros at the end of a seed do not count.
+        return self._fixed[np.random.default_rng([self.seed, len(name), *name]).permutation(len(self._fixed))]
+
+    def read(self, centres: Any, *, ids: Sequence[int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Read tiles.
+
+        Parameters
+        ----------
+        centres
+            (n, 2): x, y of the centres, in µm.
+        ids
+            What the palette of each tile is drawn from; by default its place, to the nanometre.
+        out
+            Array to read into.
+
+        Returns
+        -------
+        Tiles of shape (n, px, px, 3), uint8, in the order of ``centres``.
+        """
+        centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        px = self.spec.px
+        if out is None:
+            out = np.empty((len(centres), px, px, 3), np.uint8)
+        if not np.isfinite(centres).all():
+            msg = "Centres of tiles are finite numbers, in µm."
+            raise ValueError(msg)
+        names = np.round(centres * 1000).astype(np.int64) if ids is None else np.asarray(ids, np.int64)
+        if len(names) != len(centres):
+            msg = f"{len(names)} ids are given for {len(centres)} tiles."
+            raise ValueError(msg)
+        stain = None if self._reader is None else self._reader.read(centres)[..., 0]
+
+        def draw(i: int) -> None:
+            self._draw(centres[i], names[i], None if stain is None else stain[i], out[i])
+
+        if len(centres) == 1:
+            draw(0)  # starting threads would take as long
+            return out
+        with ThreadPoolExecutor(settings.threads) as pool:
+            list(pool.map(draw, range(len(centres))))
+        return out
+
+    def _draw(self, centre: np.ndarray, tile_id: Any, stain: np.ndarray | None, tile: np.ndarray) -> None:
+        from sthist.tiles._molecules.dot_kernels import draw_dots, grey_tile
+
+        if stain is not None and self.limits is not None:
+            low, high = self.limits
+            grey_tile(stain, float(low), float(high), tile)
+        else:
+            tile.fill(0)
+        if self.mode != "none" and self.index is not None:
+            corner = centre - self.spec.size_um / 2
+            margin = (self.dot_px / 2 + 1) * self.spec.mpp
+            box = (*(corner - margin), *(corner + self.spec.size_um + margin))
+            index = self.index
+            draw_dots(
+                tile,
+                index.x,
+                index.y,
+                index.gene,
+                index.starts,
+                index.shape[1],
+                index.cells(box),
+                np.asarray(index.origin_um) - corner,
+                index.cell_um,
+                self.spec.mpp,
+                self._table,
+                self.palette(tile_id),
+            )
+
+
+def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool, with_points: bool) -> Any:
+    """The elements that an overlay needs, and no others."""
+    nuclear: tuple[str, ...] = ()
+    nuclear_channel = ""
+    if with_stain:
+        nuclear, nuclear_channel = _sample.find_nuclear(sdata, image, channel)
+    key, gene = _sample.find_transcripts(sdata, points) if with_points else (None, None)
+    if with_points and key is None:
+        msg = f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
+        raise KeyError(msg)
+    _sample.require_one_sample(sdata)
+    return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene)
+
+
+def _several(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names as a tuple; one name alone is one."""
+    return None if names is None else (names,) if isinstance(names, str) else tuple(map(str, names))

@@ -1,0 +1,1 @@
+"""Regions: drawn as rasters, and searched for points."""

@@ -1,0 +1,193 @@
+"""Tables with embeddings or tiles: which table, which embedding, of which encoder, and the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _sample
+from sthist._tables.genes import closest
+from sthist.systems.annotation.annotator import weight_hash
+from sthist.tiles import FolderReader, TileReader, TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anndata import AnnData
+
+NO_EMBEDDINGS = {"X_pca", "X_umap", "X_tsne", "X_diffmap", "X_draw_graph_fa", "X_spatial", "X_pca_harmony", "X_scvi"}
+"""What other packages keep under such keys."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made embeddings.
+
+    Attributes
+    ----------
+    encoder, sha256
+        Name, and checksum of the weights; None where it is not known.
+    spec
+        The tiles; None where they are not known.
+    """
+
+    encoder: str | None = None
+    sha256: str | None = None
+    spec: TileSpec | None = None
+
+
+def find_table(
+    data: Any, table: str | None, fits: Callable[[AnnData], bool], wanted: str
+) -> tuple[str | None, AnnData]:
+    """The table that is meant, and its key: given, or the only one that fits; an AnnData is its own.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table.
+    ValueError
+        If several fit, or a key is given with an AnnData.
+    TypeError
+        If it is neither.
+    """
+    if hasattr(data, "obs_names"):
+        if table is not None:
+            msg = f"table={table!r} names a table of a SpatialData; this is an AnnData."
+            raise ValueError(msg)
+        return None, data
+    if not hasattr(data, "tables"):
+        msg = f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}."
+        raise TypeError(msg)
+    _sample.require_one_sample(data)
+    if table is not None:
+        return table, _sample.get(data, "tables", table)
+    found = [key for key, adata in data.tables.items() if fits(adata)]
+    if len(found) == 1:
+        return found[0], data.tables[found[0]]
+    if not found:
+        msg = f"No table has {wanted}. {_sample.describe('tables', data.tables)}"
+        raise KeyError(msg)
+    msg = f"Several tables have {wanted}: {', '.join(map(repr, sorted(found)))}. Say which one is meant with table=."
+    raise ValueError(msg)
+
+
+def embeddings_of(adata: AnnData) -> list[str]:
+    """Keys of the embeddings that a table has: those that say what made them, else all that can be some."""
+    keys = [key for key in adata.obsm if key.startswith("X_") and key not in NO_EMBEDDINGS]
+    known = [key for key in keys if origin_of(adata, key).encoder is not None]
+    return known or keys
+
+
+def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
+    """Key of the embedding that is meant: given, or the only one.
+
+    Raises
+    ------
+    KeyError
+        If there is no such.
+    ValueError
+        If there are several.
+    """
+    keys = embeddings_of(adata)
+    if embedding is not None:
+        if embedding not in adata.obsm:
+            msg = f"{where} has no obsm[{embedding!r}]; it has the embeddings {keys}.{closest(embedding, keys)} Make it with pp.embed."
+            raise KeyError(msg)
+        return embedding
+    if len(keys) == 1:
+        return keys[0]
+    if not keys:
+        msg = f"{where} has no embedding, obsm['X_<encoder>']; it has obsm {list(adata.obsm)}. Make one with pp.embed."
+        raise KeyError(msg)
+    msg = f"{where} has several embeddings: {', '.join(map(repr, keys))}. Say which one is meant with embedding= or encoder=."
+    raise ValueError(msg)
+
+
+def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
+    """Embeddings (n, d) float32; a row with NaN is an error that names it.
+
+    Raises
+    ------
+    ValueError
+        If there is one, or it is no matrix.
+    """
+    rows = np.asarray(adata.obsm[key], np.float32)
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        msg = f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d)."
+        raise ValueError(msg)
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        row = int(finite.argmin())
+        msg = (
+            f"obsm[{key!r}] of {where} is NaN or infinite in {int((~finite).sum())} of {len(rows)} rows, first row {row} "
+            f"({adata.obs_names[row]!r}). Leave those rows out, or embed them again."
+        )
+        raise ValueError(msg)
+    return rows
+
+
+def origin_of(adata: AnnData, key: str) -> Origin:
+    """What is recorded of embeddings."""
+    made = adata.uns.get("sthist", {}).get(key)
+    if not isinstance(made, Mapping):
+        return Origin()
+    name, spec = made.get("encoder"), made.get("spec")
+    return Origin(
+        None if name is None else str(name),
+        weight_hash(made),
+        TileSpec(float(spec["size_um"]), int(spec["px"])) if isinstance(spec, Mapping) else None,
+    )
+
+
+def table_spec(adata: AnnData) -> TileSpec | None:
+    """The tiles that a table was laid for; None where it says nothing."""
+    spec = adata.uns.get("tile_spec")
+    return TileSpec(float(spec["size_um"]), int(spec["px"])) if isinstance(spec, Mapping) else None
+
+
+def is_folder(adata: AnnData) -> bool:
+    """Whether a table lists tiles that are files."""
+    return "tile_folder" in adata.uns.get("sthist", {})
+
+
+def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where: str) -> tuple[Any, np.ndarray]:
+    """A reader of the tiles of a table, and the places of its rows.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there are no pixels, or no places.
+    """
+    if is_folder(adata):
+        return FolderReader(adata, spec), np.arange(adata.n_obs)
+    if not hasattr(data, "images"):
+        msg = (
+            f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of io.tile_folder. Embeddings alone "
+            "serve mode='linear'."
+        )
+        raise ValueError(msg)
+    if "spatial" not in adata.obsm:
+        msg = f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles."
+        raise KeyError(msg)
+    key = _sample.find_he(data, image)
+    reader = TileReader(data, key, spec, fill=255)
+    if reader.dtype != np.uint8 or len(reader.channels) != 3:
+        msg = f"Image {key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of uint8 are needed."
+        raise ValueError(msg)
+    return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
+
+
+def key_of(encoder: Any) -> str:
+    """Key in ``obsm`` of the embeddings of an encoder, which may be its name."""
+    if isinstance(encoder, str | list | tuple):
+        return f"X_{_sample.safe_key(encoder)}"
+    return encoder.key if encoder.key.startswith("X_") else f"X_{encoder.key}"
+
+
+def effective_mpp(spec: TileSpec, encoder: Any) -> float:
+    """µm per pixel that an encoder sees of tiles, which it may resize."""
+    px = getattr(getattr(encoder, "transform", None), "size", None) or spec.px
+    return spec.size_um / px

@@ -1,0 +1,190 @@
+"""What every model has: a config of plain values, and a folder that it is saved to and loaded from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from sthist._sample.elements import HighResElements
+    from sthist.tiles import TileReader
+
+SYSTEMS = {
+    "annotator": ("sthist.systems.annotation.annotator", "Annotator"),
+    "beer-lambert": ("sthist.systems.virtual_he.models.beer_lambert", "BeerLambert"),
+    "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),
+    "st2he": ("sthist.systems.virtual_he.models.st2he", "ST2HE"),
+}
+"""Module and class of each system, by the name in its ``config.json``."""
+
+
+PUBLISHED = ("st2he-small",)
+"""Models that come with the package, by name."""
+
+
+class Model(ABC):
+    """Base of the models: ``config`` (a dataclass of plain values) and the verbs save and load.
+
+    A folder holds ``config.json`` (system, version of sthist, config) and, for a model with weights,
+    ``model.safetensors``. Nothing is ever unpickled.
+    """
+
+    system: ClassVar[str]
+    config_class: ClassVar[type]
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.config_class() if config is None else config
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model to a folder, which is made.
+
+        Parameters
+        ----------
+        folder
+            Where to.
+        """
+        from sthist import __version__
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"system": self.system, "sthist": __version__, "config": dataclasses.asdict(self.config)}
+        (folder / "config.json").write_text(json.dumps(content, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Model:
+        """Read a model of this system from a folder.
+
+        Parameters
+        ----------
+        folder
+            Made by :meth:`save`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model.
+        ValueError
+            If it is a model of another system.
+        """
+        model = load(folder)
+        if not isinstance(model, cls):
+            msg = f"{folder} holds a model of system {model.system!r}, not {cls.system!r}."
+            raise ValueError(msg)
+        return model
+
+    @classmethod
+    def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Model:
+        return cls(cls.config_class(**config))
+
+
+def load(folder: str | Path, **changes: Any) -> Model:
+    """Read a model of any system from the folder that it was saved to.
+
+    Parameters
+    ----------
+    folder
+        Made by a model's ``save``; or the name of a model that comes with the package, ``"st2he-small"``.
+    **changes
+        Fields of its config that have changed since, such as where a backbone lies.
+
+    Returns
+    -------
+    The model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no ``config.json``.
+    ValueError
+        If its system is unknown, or its config does not fit.
+
+    Examples
+    --------
+    >>> import tempfile, sthist
+    >>> folder = tempfile.mkdtemp()
+    >>> sthist.models.BeerLambert().save(folder)
+    >>> sthist.models.load(folder).system
+    'beer-lambert'
+    """
+    if str(folder) in PUBLISHED and not Path(folder).exists():
+        folder = Path(__file__).parents[1] / "systems" / "virtual_he" / "published" / str(folder)
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        msg = f"No model in {folder}: it has no config.json. Models that come with the package are {list(PUBLISHED)}."
+        raise FileNotFoundError(msg)
+    content = json.loads(path.read_text())
+    if content.get("system") not in SYSTEMS:
+        msg = f"{path} names the system {content.get('system')!r}; known are {sorted(SYSTEMS)}."
+        raise ValueError(msg)
+    module, name = SYSTEMS[content["system"]]
+    model_class = getattr(import_module(module), name)
+    content["config"] |= changes
+    known = {field.name for field in dataclasses.fields(model_class.config_class)}
+    unknown = sorted(set(content["config"]) - known)
+    if unknown:
+        msg = f"{path} has settings that this version of sthist does not know: {unknown}."
+        raise ValueError(msg)
+    # JSON has no tuples.
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in content["config"].items()}
+    return model_class._from_folder(Path(folder), config)
+
+
+@dataclass(frozen=True)
+class Stainer:
+    """A virtual-staining model made ready for one section.
+
+    Attributes
+    ----------
+    readers
+        What the model sees of the section, all of one TileSpec.
+    predict
+        Tiles of each reader to (n, px, px, 3) uint8.
+    facts
+        Statistics of the section that determine the result, and what it was made from; JSON values.
+    overlap
+        Part of a tile's side shared with the next.
+    concurrent
+        ``predict`` may run in several threads at once.
+    threads
+        Blocks at a time; None for as many as the machine suggests.
+    """
+
+    readers: Sequence[TileReader]
+    predict: Callable[..., np.ndarray]
+    facts: dict[str, Any]
+    overlap: float
+    concurrent: bool
+    threads: int | None = None
+
+
+class VirtualStainModel(Model):
+    """A model that makes H&E out of nuclear stain and molecules."""
+
+    @property
+    def device_name(self) -> str:
+        """Where it runs."""
+        return "cpu"
+
+    @abstractmethod
+    def mpp(self, elements: HighResElements) -> float:
+        """µm per pixel at which the model works on a section."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        elements: HighResElements,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        *,
+        allow_upsampling: bool,
+    ) -> Stainer:
+        """Measure what is needed of a section, once, and return what makes its tiles."""

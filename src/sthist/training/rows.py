@@ -1,0 +1,243 @@
+"""Rows with a label, of one sample or several, as one list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import scale
+from sthist._sample.samples import Sample, patients_of_rows, samples_of
+from sthist._settings import logger
+from sthist._tables.genes import closest
+from sthist._tables.labels import as_classes
+from sthist.systems.annotation.annotator import same_scale
+from sthist.training.batches import Tiles
+from sthist.training.embeddings import (
+    Origin,
+    effective_mpp,
+    find_embedding,
+    find_table,
+    is_folder,
+    origin_of,
+    rows_of_embedding,
+    table_spec,
+    tiles_of,
+)
+from sthist.training.splits import Units
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from sthist.tiles import TileSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Rows with a label.
+
+    Attributes
+    ----------
+    samples, tables, names
+        The samples, their tables, and what to call these.
+    sample, row
+        (n,) which sample, and which row of its table, each of the rows is.
+    codes, classes
+        (n,) class of each, and the names of the classes.
+    n_unlabelled
+        Rows that have none.
+    """
+
+    samples: list[Sample]
+    tables: list[AnnData]
+    names: list[str]
+    sample: np.ndarray
+    row: np.ndarray
+    codes: np.ndarray
+    classes: list[str]
+    n_unlabelled: int
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, classes: Sequence[str] | None) -> Labelled:
+    """Collect the rows that have a label.
+
+    Raises
+    ------
+    KeyError
+        If a sample has no such table or column.
+    ValueError
+        If there is no label, one class only, or a class with one row; if ``classes`` names one that no row has.
+    """
+    listed = samples_of(data, samples)
+    found = [find_table(each.data, table, lambda adata: label in adata.obs, f"a column {label!r}") for each in listed]
+    tables = [adata for _, adata in found]
+    names = [
+        f"{'the AnnData' if key is None else f'table {key!r}'} of sample {each.name!r}"
+        for each, (key, _) in zip(listed, found, strict=True)
+    ]
+    for adata, name in zip(tables, names, strict=True):
+        if label not in adata.obs:
+            msg = f"{name} has no column {label!r}; it has {list(map(str, adata.obs.columns))}.{closest(label, adata.obs.columns)}"
+            raise KeyError(msg)
+    labels = [adata.obs[label] for adata in tables]
+    codes, known = as_classes(labels[0] if len(labels) == 1 else _together(labels), f"Column {label!r}")
+    if classes is not None:
+        codes, known = _chosen(codes, known, [str(name) for name in classes])
+    used = np.unique(codes[codes >= 0])
+    codes = np.where(codes >= 0, np.searchsorted(used, codes), -1)
+    known = [known[k] for k in used]
+    sizes = [adata.n_obs for adata in tables]
+    sample, row = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])
+    there = codes >= 0
+    n_unlabelled = int((codes < 0).sum())
+    if n_unlabelled:
+        logger.info(
+            "%d of %d rows have no label in %r, or one that is not asked for; they are left out.",
+            n_unlabelled,
+            len(codes),
+            label,
+        )
+    _require_enough(codes[there], known, label)
+    return Labelled(listed, tables, names, sample[there], row[there], codes[there], known, n_unlabelled)
+
+
+def units_of(rows: Labelled, size_um: float | None) -> Units:
+    """By what the rows can be split."""
+    import pandas as pd
+
+    common = set.intersection(*(set(map(str, adata.obs.columns)) for adata in rows.tables))
+    obs = pd.concat(
+        [adata.obs[[name for name in adata.obs.columns if str(name) in common]].astype(object) for adata in rows.tables]
+    )
+    patients = pd.concat(
+        [patients_of_rows(each, adata.obs) for each, adata in zip(rows.samples, rows.tables, strict=True)]
+    ).to_numpy(object)
+    starts = np.cumsum([0, *(adata.n_obs for adata in rows.tables)])[:-1]
+    index = starts[rows.sample] + rows.row
+    centres = None
+    if all("spatial" in adata.obsm for adata in rows.tables):
+        places = [np.asarray(adata.obsm["spatial"], np.float64)[:, :2] for adata in rows.tables]
+        centres = np.concatenate(places)[index]
+    names = np.array([each.name for each in rows.samples])
+    return Units(names[rows.sample], patients[index], obs.iloc[index], centres, size_um)
+
+
+def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str, Origin]:
+    """Embeddings of the rows, (n, d), their key, and what made them.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a sample has none, or samples have different ones; if some are NaN.
+    """
+    keys = [find_embedding(adata, embedding, name) for adata, name in zip(rows.tables, rows.names, strict=True)]
+    if len(set(keys)) > 1:
+        other = next(i for i, key in enumerate(keys) if key != keys[0])
+        msg = f"{rows.names[0]} has the embedding {keys[0]!r}, {rows.names[other]} has {keys[other]!r}. Say which with embedding=."
+        raise ValueError(msg)
+    origins = [origin_of(adata, keys[0]) for adata in rows.tables]
+    for origin, name in zip(origins, rows.names, strict=True):
+        _require_alike(origins[0], origin, rows.names[0], name)
+    parts = [
+        rows_of_embedding(adata, keys[0], name)[rows.row[rows.sample == i]]
+        for i, (adata, name) in enumerate(zip(rows.tables, rows.names, strict=True))
+    ]
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1:
+        msg = f"obsm[{keys[0]!r}] has {sorted(widths)} dimensions in the samples; one encoder gives one number."
+        raise ValueError(msg)
+    return np.concatenate(parts), keys[0], origins[0]
+
+
+def pixels_of(rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | None) -> tuple[Tiles, TileSpec]:
+    """Tiles of the rows, and their spec: given, that of the tables, or the encoder's own.
+
+    Raises
+    ------
+    ValueError
+        If it is not known, samples differ, or the encoder is for another µm/px.
+    """
+    chosen = spec or _common_spec(rows) or encoder.spec
+    if chosen is None:
+        msg = "How large the tiles are is not known: give spec=TileSpec(size_um=..., px=...)."
+        raise ValueError(msg)
+    if encoder.spec is not None and spec is None:
+        seen, meant = effective_mpp(chosen, encoder), effective_mpp(encoder.spec, encoder)
+        if abs(seen / meant - 1) > scale.TOLERANCE:
+            msg = (
+                f"{encoder.name!r} was trained at {meant:.4g} µm/px (tiles of {encoder.spec.size_um:g} µm), and would see these tiles of "
+                f"{chosen.size_um:g} µm at {seen:.4g} µm/px. Lay tiles of its size, or give spec= if you want it nevertheless."
+            )
+            raise ValueError(msg)
+    sources = [
+        tiles_of(sample.data, adata, chosen, image, name)
+        for sample, adata, name in zip(rows.samples, rows.tables, rows.names, strict=True)
+    ]
+    readers, places = ([source[i] for source in sources] for i in (0, 1))
+    return Tiles(readers, places, rows.sample, rows.row), chosen
+
+
+def _together(labels: list[pd.Series]) -> pd.Series:
+    """One column of several; categories in their order, if all are categorical."""
+    import pandas as pd
+
+    if not all(isinstance(each.dtype, pd.CategoricalDtype) for each in labels):
+        return pd.concat([each.astype(object) for each in labels])
+    categories = list(dict.fromkeys(name for each in labels for name in each.cat.categories))
+    return pd.concat([each.astype(pd.CategoricalDtype(categories)) for each in labels])
+
+
+def _chosen(codes: np.ndarray, known: list[str], wanted: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes among the classes that are wanted, in their order; -1 for the others."""
+    there = {known[k] for k in np.unique(codes[codes >= 0])}
+    missing = [name for name in wanted if name not in there]
+    if missing or len(set(wanted)) < len(wanted):
+        msg = f"classes= is {wanted}: each once, and each of some row; the labels are {known}."
+        raise ValueError(msg)
+    new = np.array([wanted.index(name) if name in wanted else -1 for name in known] + [-1])
+    return new[codes], wanted
+
+
+def _require_enough(codes: np.ndarray, classes: list[str], label: str) -> None:
+    if len(classes) < 2:
+        msg = f"Column {label!r} has the class {classes[0]!r} only; there is nothing to tell apart."
+        raise ValueError(msg)
+    counts = np.bincount(codes, minlength=len(classes))
+    if counts.min() < 2:
+        name = classes[int(counts.argmin())]
+        rest = [other for other, n in zip(classes, counts, strict=True) if n > 1]
+        msg = (
+            f"Class {name!r} of {label!r} has one row: it cannot be trained on and tested. Add rows, merge it with another class, or leave "
+            f"it out with classes={rest}."
+        )
+        raise ValueError(msg)
+
+
+def _require_alike(first: Origin, other: Origin, name: str, other_name: str) -> None:
+    """Refuse embeddings of samples that are not of one encoder and scale."""
+    for what, one, two in (("encoders", first.encoder, other.encoder), ("weights", first.sha256, other.sha256)):
+        if None not in (one, two) and one != two:
+            msg = f"The embeddings of {name} and of {other_name} are of different {what}: {one!r} and {two!r}."
+            raise ValueError(msg)
+    if first.spec is not None and other.spec is not None and not same_scale(first.spec, other.spec):
+        msg = f"The embeddings of {name} are of {first.spec}, those of {other_name} of {other.spec}."
+        raise ValueError(msg)
+
+
+def _common_spec(rows: Labelled) -> TileSpec | None:
+    specs = [
+        (table_spec(adata), name) for adata, name in zip(rows.tables, rows.names, strict=True) if not is_folder(adata)
+    ]
+    known = [(spec, name) for spec, name in specs if spec is not None]
+    for spec, name in known[1:]:
+        if not same_scale(spec, known[0][0]):
+            msg = f"Tiles of {known[0][1]} are {known[0][0]}, those of {name} {spec}; all are read at one scale: spec=."
+            raise ValueError(msg)
+    return known[0][0] if known else None

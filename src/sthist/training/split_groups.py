@@ -1,0 +1,199 @@
+"""By what rows are split: whole patients, samples, blocks of tissue, or whatever a column says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sthist._sample.samples import require_one_spelling
+from sthist._settings import logger
+from sthist.training.splits import Grouping, Units, validation_part
+
+TILES_PER_BLOCK = 4
+"""Side of a block, in tiles, where none is given."""
+
+INSIDE = ("block", "random")
+"""Splits whose groups are parts of a sample."""
+
+MOST_WATCHED = 2
+"""Whole patients or samples may be watched up to so many times the part that was asked for; beyond it squares of sections are."""
+
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def group_rows(units: Units, split: Any, *, block_um: float | None = None, gap_um: float | None = None) -> Grouping:
+    """Put rows into groups.
+
+    Parameters
+    ----------
+    units
+        The rows.
+    split
+        ``"patient"``, ``"sample"``, ``"block"`` (squares of tissue with a gap between the sides), ``"random"`` (leaks), the name of
+        a column, or a mapping of each sample to ``"train"``, ``"validation"`` or ``"test"``. A column that holds nothing but these
+        words says the same of each row.
+    block_um
+        Side of the blocks; four tiles by default.
+    gap_um
+        Between the sides; a tile by default, so that no two overlap.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column or sample.
+    ValueError
+        If a row has no group, or places or sizes are needed and not known; if a patient has two spellings.
+    """
+    require_one_spelling(dict.fromkeys(units.patient.tolist()))
+    if isinstance(split, Mapping):
+        return _explicit(units, _parts_of_samples(units, split))
+    if split == "patient":
+        _require_all(units.patient, "patient")
+        return Grouping(split, units.patient.astype(str), units.sample)
+    if split == "sample":
+        return Grouping(split, units.sample.astype(str), units.sample, leaks=_shared(units, units.sample, "samples"))
+    if split == "block":
+        return _blocks(units, block_um, gap_um)
+    if split == "random":
+        logger.warning(
+            "A random split leaks: neighbours, and rows of one patient, are on both sides. Use it to compare."
+        )
+        groups = np.arange(len(units)).astype(str)
+        return Grouping(split, groups, units.sample, leaks="rows were split at random")
+    return _column(units, split)
+
+
+def kinds_of(grouping: Grouping, tissue: np.ndarray) -> np.ndarray:
+    """What no training can do without, (n,): each tissue and, where samples are split inside, each sample.
+
+    Parameters
+    ----------
+    grouping
+        The groups.
+    tissue
+        (n,) that a model is told of each row.
+    """
+    kinds = tissue.astype(str)
+    if grouping.by in INSIDE:
+        kinds = np.array([f"{kind}\n{name}" for kind, name in zip(kinds, grouping.sample, strict=True)])
+    return np.unique(kinds, return_inverse=True)[1]
+
+
+def watched_part(
+    units: Units, grouping: Grouping, tissue: np.ndarray, rows: np.ndarray, fraction: float, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Part rows that train into those that do and those that are watched: whole groups or, where one is too much, squares.
+
+    Parameters
+    ----------
+    units, grouping, tissue
+        All rows, their groups, and what a model is told of each.
+    rows
+        Indices of those that train.
+    fraction
+        That is watched, about.
+    seed
+        Which.
+
+    Returns
+    -------
+    Two arrays of indices, and what the second is groups of; it is empty if none can be spared.
+    """
+    kept, watched = validation_part(grouping, kinds_of(grouping, tissue), rows, fraction, seed=seed)
+    few = grouping.parts is None and grouping.by not in INSIDE and units.centres is not None
+    if fraction and few and not 0 < len(watched) <= MOST_WATCHED * fraction * len(rows):
+        blocks = group_rows(units, "block")
+        inside = validation_part(blocks, kinds_of(blocks, tissue), rows, fraction, seed=seed)
+        if len(inside[1]):
+            return *inside, "block"
+    return kept, watched, grouping.by
+
+
+def _blocks(units: Units, block_um: float | None, gap_um: float | None) -> Grouping:
+    if units.centres is None:
+        msg = "split='block' needs places in µm, obsm['spatial'], of every sample."
+        raise ValueError(msg)
+    if units.size_um is None and (block_um is None or gap_um is None):
+        msg = "split='block': the size of the tiles is not known. Give block_um= and gap_um=, at least the side of a tile."
+        raise ValueError(msg)
+    gap = float(units.size_um if gap_um is None else gap_um)  # type: ignore[arg-type]
+    side = float(TILES_PER_BLOCK * units.size_um if block_um is None else block_um)  # type: ignore[operator]
+    if not (np.isfinite(side) and side > 0 and np.isfinite(gap) and gap >= 0):
+        msg = f"block_um is {side:g} and gap_um {gap:g}; the first is a positive number, the other not negative."
+        raise ValueError(msg)
+    groups = np.empty(len(units), dtype=object)
+    for sample in np.unique(units.sample):
+        mine = units.sample == sample
+        places = units.centres[mine]
+        cells = ((places - places.min(axis=0)) // side).astype(int)
+        groups[mine] = [f"{sample}/{x},{y}" for x, y in cells]
+    overlap = units.size_um is not None and gap < units.size_um * (1 - 1e-9)
+    leaks = f"tiles of {units.size_um:g} µm overlap across a gap of {gap:g} µm" if overlap else ""
+    return Grouping("block", groups.astype(str), units.sample, units.centres, gap, leaks=leaks)
+
+
+def _column(units: Units, column: str) -> Grouping:
+    if column not in units.obs:
+        msg = (
+            f"split={column!r} is no column of all samples; they have {list(map(str, units.obs.columns))}. It is that, 'patient', 'sample', "
+            "'block', 'random', or a mapping of sample to part."
+        )
+        raise KeyError(msg)
+    values = units.obs[column].to_numpy(object)
+    _require_all(values, column)
+    names = np.array([str(value) for value in values], object)
+    if {name.casefold() for name in names} <= set(PARTS):
+        return _explicit(units, np.array([PARTS[name.casefold()] for name in names]))
+    return Grouping(column, names.astype(str), units.sample)
+
+
+def _parts_of_samples(units: Units, split: Mapping[str, str]) -> np.ndarray:
+    missing = sorted(set(units.sample.tolist()) - set(split))
+    if missing:
+        msg = f"split= says nothing of {len(missing)} samples, such as {missing[0]!r}."
+        raise KeyError(msg)
+    wrong = [value for value in split.values() if str(value).casefold() not in PARTS]
+    if wrong:
+        msg = f"split= has the part {wrong[0]!r}; the parts are 'train', 'validation' and 'test'."
+        raise ValueError(msg)
+    return np.array([PARTS[str(split[sample]).casefold()] for sample in units.sample])
+
+
+def _explicit(units: Units, parts: np.ndarray) -> Grouping:
+    lacking = sorted({"train", "test"} - set(parts.tolist()))
+    if lacking:
+        msg = f"split= says of no row that it is for {lacking[0]}; there are {sorted(set(parts.tolist()))}."
+        raise ValueError(msg)
+    leaks = _shared(units, parts == "test", "parts")
+    return Grouping("explicit", units.patient.astype(str), units.sample, parts=parts, leaks=leaks)
+
+
+def _shared(units: Units, sides: np.ndarray, what: str) -> str:
+    """Patients that are on several sides, as a reason why scores are too good."""
+    import pandas as pd
+
+    sides_of = pd.Series(sides).groupby(pd.Series(units.patient.astype(str))).nunique()
+    shared = sides_of.index[sides_of > 1].tolist()
+    if not shared:
+        return ""
+    reason = f"{len(shared)} patients are in several {what}, such as {shared[0]!r}"
+    logger.warning("The split leaks: %s. split='patient' keeps them together.", reason)
+    return reason
+
+
+def _require_all(values: np.ndarray, what: str) -> None:
+    """Refuse rows that belong nowhere."""
+    missing = np.array([value is None or value != value for value in values])
+    if missing.any():
+        msg = f"{int(missing.sum())} rows have no {what}, first row {int(missing.argmax())}; give them one, or leave their label out."
+        raise ValueError(msg)
