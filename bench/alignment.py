@@ -30,7 +30,7 @@ from realdata import folder, picture
 from spatialdata.transformations import Affine, set_transformation
 
 import sthist
-from sthist._alignment.apply import from_landmarks
+from sthist._alignment.read import from_landmarks
 from sthist._sample.elements import find_nuclear
 from sthist.tiles._images.image import extent_um
 

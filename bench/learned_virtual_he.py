@@ -23,8 +23,7 @@ from hrst import MPP, section
 
 import sthist
 from sthist import _sample
-from sthist.benchmark._extractor import find_extractor
-from sthist.benchmark._predict_tiles import predict_tiles
+from sthist.benchmark._tiles import find_extractor, predict_tiles
 from sthist.metrics import image as metrics
 from sthist.metrics._compare import shuffled
 from sthist.tiles import TileReader, TileSpec

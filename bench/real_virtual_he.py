@@ -18,7 +18,7 @@ import numpy as np
 from realdata import HIGH_RES
 
 import sthist
-from sthist.benchmark._seams import seam_of
+from sthist.benchmark._virtual_he import seam_of
 from sthist.tiles import Overlay, TileSpec, read_region
 from sthist.tiles._images.image import extent_um
 

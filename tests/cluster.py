@@ -8,8 +8,8 @@ from pathlib import Path
 import dask
 from distributed import Client, LocalCluster
 
+from sthist.systems.virtual_he.generator import Stainer
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
-from sthist.training.model import Stainer
 
 
 @contextmanager

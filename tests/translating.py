@@ -13,7 +13,7 @@ import sthist
 from sthist.nets import SMALL
 from sthist.systems.virtual_he.models.pix2pix import Pix2Pix, Pix2PixConfig
 from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
-from sthist.systems.virtual_he.training_set.translation_pairs import ArrayPairs
+from sthist.systems.virtual_he.training_set.pairs import ArrayPairs
 
 PX = 32
 CLIP = {

@@ -11,8 +11,8 @@ import pytest
 
 import sthist
 from sthist.systems.virtual_he import train
+from sthist.systems.virtual_he.generator import Stainer, VirtualStainModel
 from sthist.tiles import TileReader, TileSpec
-from sthist.training.model import Stainer, VirtualStainModel
 
 
 @dataclass(frozen=True)

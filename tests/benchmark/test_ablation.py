@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sthist.benchmark._ablation import ablate_virtual_he, paper_variants
-from sthist.benchmark._over_seeds import over_seeds
+from sthist.benchmark._cross_validation import ablate_virtual_he, paper_variants
+from sthist.benchmark._statistics import over_seeds
 from sthist.systems.virtual_he.config import LOSSES
 from sthist.tiles import TileSpec
 

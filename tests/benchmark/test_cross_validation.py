@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 import sthist
-from sthist.benchmark._ablation import ablate_virtual_he
-from sthist.benchmark._cross_validation import cross_validate_virtual_he
-from sthist.benchmark._over_seeds import over_seeds
-from sthist.benchmark._predict_tiles import predict_tiles
+from sthist.benchmark._cross_validation import ablate_virtual_he, cross_validate_virtual_he
 from sthist.benchmark._sections import fold_count
+from sthist.benchmark._statistics import over_seeds
+from sthist.benchmark._tiles import predict_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
 from sthist.systems.virtual_he import train

@@ -7,7 +7,7 @@ from realdata import HIGH_RES
 
 import sthist
 from sthist.benchmark._nuclei import nucleus_preservation
-from sthist.benchmark._seams import seam_of
+from sthist.benchmark._virtual_he import seam_of
 
 
 @pytest.mark.parametrize("name", ["merscope_mouse_brain", "xenium_breast_rep1"])

@@ -8,8 +8,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale
 
 import sthist
-from sthist.benchmark import _seams
-from sthist.benchmark._seams import seam_of
+from sthist.benchmark._virtual_he import seam_of
 from sthist.metrics import image as scores
 
 
@@ -63,7 +62,7 @@ def test_of_a_part_of_many_segments(toy, monkeypatch):
     """What is drawn at random is near the whole."""
     _stitched(toy, "stepped", 20, 0.0, 20)
     whole = seam_of(toy, "stepped")["seam"]
-    monkeypatch.setattr(_seams, "MAX_SEGMENTS", 60)
+    monkeypatch.setattr("sthist.benchmark._virtual_he.MAX_SEGMENTS", 60)
     drawn = seam_of(toy, "stepped", seed=1)["seam"]
     assert drawn != whole
     assert drawn == pytest.approx(whole, rel=0.3)

@@ -7,7 +7,7 @@ import pytest
 import spatialdata as sd
 
 import sthist
-from sthist.tiles._molecules.density import is_gene
+from sthist._sample.elements import is_gene
 
 
 def test_deterministic():

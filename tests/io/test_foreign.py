@@ -15,7 +15,7 @@ from spatialdata.transformations import Affine, Identity, Scale, get_transformat
 import sthist
 from sthist import _sample, scale
 from sthist._sample import other_tools
-from sthist.tiles._pairs import laid_tiles
+from sthist.tiles._laid_tiles import laid_tiles
 
 HEIGHT, WIDTH, MPP = 300, 400, 0.5
 

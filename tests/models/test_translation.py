@@ -17,10 +17,11 @@ import sthist
 from sthist.io._files.images import read_image
 from sthist.systems.virtual_he import translation_fit as fitting
 from sthist.systems.virtual_he.config import LossWeights, TranslationTraining
+from sthist.systems.virtual_he.generator import as_input, as_tiles
 from sthist.systems.virtual_he.models.pix2pix import Pix2PixConfig
 from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
-from sthist.systems.virtual_he.training_module import NotFinite, Translation, as_input, as_tiles
-from sthist.systems.virtual_he.training_set.translation_pairs import ArrayPairs, order_of, turned
+from sthist.systems.virtual_he.training_module import NotFinite, Translation
+from sthist.systems.virtual_he.training_set.pairs import ArrayPairs, order_of, turned
 from sthist.systems.virtual_he.validation import Collapsed, Sanity, complaint
 
 MAKERS = {"st2he": small, "pix2pix": pix2pix}

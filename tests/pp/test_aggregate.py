@@ -21,8 +21,7 @@ from spatialdata.models import PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, set_transformation
 
 import sthist
-from sthist.tiles._regions.locate import RegionIndex, SquareGrid
-from sthist.tiles._regions.tally import LEAST_BATCH, Tally
+from sthist.tiles._regions.locate import LEAST_BATCH, RegionIndex, SquareGrid, Tally
 
 GENES = [f"gene_{i}" for i in range(5)]
 MANY = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -387,7 +386,7 @@ def test_a_tally_is_a_counter(seed, batch):
     """However often it merges."""
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sthist.tiles._regions.tally.LEAST_BATCH", batch)
+        patch.setattr("sthist.tiles._regions.locate.LEAST_BATCH", batch)
         tally, counter = Tally(7), Counter()
         for _ in range(12):
             rows, columns = rng.integers(0, rng.integers(1, 50), 60), rng.integers(0, 7, 60)

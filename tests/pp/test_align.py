@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sthist
-from sthist._alignment.apply import from_landmarks, from_matrix, read_alignment, read_landmarks, read_matrix
+from sthist._alignment.read import from_landmarks, from_matrix, read_alignment, read_landmarks, read_matrix
 from sthist.io._parts.he import attach_he
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from spatialdata.transformations import Affine, set_transformation
 
 import sthist
 from sthist._imaging.registration import match_patches, register, shrink, warp
-from sthist.pp._auto_align import overlap_score
+from sthist.pp._align import overlap_score
 
 PLACES = np.array([[x, y, 1] for x in (300.0, 800, 1300) for y in (300.0, 800, 1300)])
 
@@ -95,10 +95,9 @@ def test_unrelated_images_are_refused(sample):
 
 def test_what_is_worse_is_refused(sample, monkeypatch):
     from sthist._imaging.registration import Registration
-    from sthist.pp import _auto_align
 
     wrong = Registration(turn(45), 50, 60, 0.1)
-    monkeypatch.setattr(_auto_align, "register", lambda *_, **__: wrong)
+    monkeypatch.setattr("sthist.pp._align.register", lambda *_, **__: wrong)
     before = sthist.scale.matrix_to(sample["he"])
     with pytest.raises(ValueError, match=r"overlaps less \(.*\) than the present one \(.*\); nothing is changed"):
         sthist.pp.align(sample, "he", matrix="auto")

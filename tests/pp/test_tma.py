@@ -16,7 +16,7 @@ from spatialdata.transformations import Affine, Identity, Scale, set_transformat
 
 import sthist
 from sthist import _sample, scale
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 
 PITCH, RADIUS, MPP = 800.0, 300.0, 8.0
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sthist import _sample
-from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, is_gene, paint_cells
+from sthist._sample.elements import is_gene
+from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, paint_cells
 
 
 def test_counts_equal_a_histogram(toy):

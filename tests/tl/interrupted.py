@@ -9,9 +9,9 @@ import time
 import spatialdata as sd
 
 import sthist
+from sthist.systems.virtual_he.generator import Stainer
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.tiles._blocks import canvas
-from sthist.training.model import Stainer
 
 BLOCK_PX = 512
 

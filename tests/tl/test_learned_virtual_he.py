@@ -63,9 +63,9 @@ def test_a_section(model, toy):
 
 def test_side_by_side_has_seams(model, toy, monkeypatch):
     """The seam score sees what blending takes away."""
-    monkeypatch.setattr("sthist.systems.virtual_he.translation_section.OVERLAP", 0.0)
+    monkeypatch.setattr("sthist.systems.virtual_he.inference.OVERLAP", 0.0)
     sthist.tl.virtual_he(toy, model)
-    from sthist.benchmark._seams import seam_of
+    from sthist.benchmark._virtual_he import seam_of
 
     side_by_side = seam_of(toy, "virtual_he")["ratio"]
     monkeypatch.undo()

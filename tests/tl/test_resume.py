@@ -18,8 +18,8 @@ import spatialdata as sd
 import sthist
 from sthist import _store
 from sthist._store import commit
+from sthist.systems.virtual_he.generator import Stainer
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
-from sthist.training.model import Stainer
 
 
 class Counting(BeerLambert):

@@ -14,7 +14,7 @@ from sthist._settings import logger
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from sthist._alignment.apply import Alignment
+    from sthist._alignment.read import Alignment
 
 Units = Literal["px", "um"]
 UNITS: tuple[Units, ...] = ("px", "um")

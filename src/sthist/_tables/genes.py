@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._sample.elements import is_gene
 from sthist._settings import logger
-from sthist.tiles._molecules.density import is_gene
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, _store, scale
-from sthist._sample.region import is_missing
+from sthist._sample.elements import is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

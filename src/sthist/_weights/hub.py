@@ -15,7 +15,7 @@ from sthist._settings import settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sthist.encoders._registry import Card
+    from sthist._weights.source import Source
 
 CONNECT_S = 0.8
 """Seconds that a machine has to reach the hub; one attempt is made."""
@@ -24,14 +24,14 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def fetch(card: Card, revision: str | None = None) -> Path:
+def fetch(source: Source, revision: str | None = None, *, announce: bool = True) -> Path:
     """The weights of an encoder, with its further files beside them.
 
     What is in the cache of the hub is used as it is, without asking the network.
 
     Parameters
     ----------
-    card
+    source
         The encoder.
     revision
         Branch, tag or commit; its main branch by default.
@@ -45,23 +45,24 @@ def fetch(card: Card, revision: str | None = None) -> Path:
     FileNotFoundError
         If there is no such model or revision, or none of the files.
     """
-    weights = _cached(card, card.files, revision)
+    weights = _cached(source, source.files, revision)
     online = weights is None
     if weights is None:
-        card.announce("Getting the weights of")
-        require_network(card)
-        weights = _first(card, card.files, revision)
-    else:
-        card.announce("Using the weights in the cache of")
+        if announce:
+            source.announce("Getting the weights of")
+        require_network(source)
+        weights = _first(source, source.files, revision)
+    elif announce:
+        source.announce("Using the weights in the cache of")
     same = commit_of(weights) or revision
-    unknown = [name for name in card.extras if _asked(card, name, same)]
+    unknown = [name for name in source.extras if _asked(source, name, same)]
     if unknown and (online or reachable()):
         for name in unknown:
-            _download(card, name, same)
+            _download(source, name, same)
     return weights
 
 
-def require_network(card: Card) -> None:
+def require_network(source: Source) -> None:
     """Go on only if the hub can be reached.
 
     Raises
@@ -71,11 +72,11 @@ def require_network(card: Card) -> None:
     """
     if is_offline():
         raise ConnectionError(
-            by_hand(card, "sthist.settings.offline or HF_HUB_OFFLINE is set, and they are not in the cache")
+            by_hand(source, "sthist.settings.offline or HF_HUB_OFFLINE is set, and they are not in the cache")
         )
     if not reachable():
         raise ConnectionError(
-            by_hand(card, f"the hub cannot be reached (one attempt of {CONNECT_S} s), and they are not in the cache")
+            by_hand(source, f"the hub cannot be reached (one attempt of {CONNECT_S} s), and they are not in the cache")
         )
 
 
@@ -86,11 +87,11 @@ def is_offline() -> bool:
     return settings.offline or bool(constants.HF_HUB_OFFLINE)
 
 
-def by_hand(card: Card, why: str) -> str:
+def by_hand(source: Source, why: str) -> str:
     """Why weights cannot be had, and the ways out."""
     return (
-        f"The weights of {card.hub_id} cannot be had: {why}. Licence: {card.licence}; accept it and get them on {card.page} "
-        f"(`hf download {card.hub_id}` on a machine with a network), then pass weights=, their file or folder."
+        f"The weights of {source.hub_id} cannot be had: {why}. Licence: {source.licence}; accept it and get them on {source.page} "
+        f"(`hf download {source.hub_id}` on a machine with a network), then pass weights=, their file or folder."
     )
 
 
@@ -106,33 +107,33 @@ def published_digest(path: Path) -> str | None:
     return name if DIGEST.fullmatch(name) else None
 
 
-def _cached(card: Card, names: Sequence[str], revision: str | None) -> Path | None:
+def _cached(source: Source, names: Sequence[str], revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in names:
-        found = try_to_load_from_cache(card.hub_id, name, revision=revision or "main")
+        found = try_to_load_from_cache(source.hub_id, name, revision=revision or "main")
         if isinstance(found, str):
             return Path(found)
     return None
 
 
-def _asked(card: Card, name: str, revision: str | None) -> bool:
+def _asked(source: Source, name: str, revision: str | None) -> bool:
     """Whether a file has to be asked for: the cache also knows which files a model does not have."""
     from huggingface_hub import try_to_load_from_cache
 
-    return try_to_load_from_cache(card.hub_id, name, revision=revision or "main") is None
+    return try_to_load_from_cache(source.hub_id, name, revision=revision or "main") is None
 
 
-def _first(card: Card, names: Sequence[str], revision: str | None) -> Path:
+def _first(source: Source, names: Sequence[str], revision: str | None) -> Path:
     for name in names:
-        path = _download(card, name, revision)
+        path = _download(source, name, revision)
         if path is not None:
             return path
-    msg = f"{card.page} has none of the files {list(names)}. Pass weights=, the file or folder that you have."
+    msg = f"{source.page} has none of the files {list(names)}. Pass weights=, the file or folder that you have."
     raise FileNotFoundError(msg)
 
 
-def _download(card: Card, name: str, revision: str | None) -> Path | None:
+def _download(source: Source, name: str, revision: str | None) -> Path | None:
     """One file; None if the model does not have it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -146,22 +147,22 @@ def _download(card: Card, name: str, revision: str | None) -> Path | None:
     )
 
     try:
-        return Path(hf_hub_download(card.hub_id, name, revision=revision))
+        return Path(hf_hub_download(source.hub_id, name, revision=revision))
     except GatedRepoError as error:
         why = "access is given on request, and your login (`hf auth login`) does not have it yet"
-        raise PermissionError(by_hand(card, why)) from error
+        raise PermissionError(by_hand(source, why)) from error
     except RevisionNotFoundError as error:
-        msg = f"{card.page} has no revision {revision!r}."
+        msg = f"{source.page} has no revision {revision!r}."
         raise FileNotFoundError(msg) from error
     except RepositoryNotFoundError as error:
         why = "the hub has no such model, or not for your login (`hf auth login`)"
-        raise FileNotFoundError(by_hand(card, why)) from error
+        raise FileNotFoundError(by_hand(source, why)) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ConnectionError(by_hand(card, str(error))) from error
+        raise ConnectionError(by_hand(source, str(error))) from error
     except EntryNotFoundError:
         return None
     except HfHubHTTPError as error:
-        raise ConnectionError(by_hand(card, str(error))) from error
+        raise ConnectionError(by_hand(source, str(error))) from error
 
 
 def reachable() -> bool:

@@ -5,12 +5,10 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "_ablation": ["ablate_virtual_he"],
         "_annotation_transfer": ["annotation_transfer"],
-        "_cross_validation": ["cross_validate_virtual_he"],
+        "_cross_validation": ["ablate_virtual_he", "cross_validate_virtual_he"],
         "_nuclei": ["nucleus_preservation"],
-        "_over_seeds": ["over_seeds"],
-        "_statistics": ["region_tests"],
+        "_statistics": ["over_seeds", "region_tests"],
         "_virtual_he": ["virtual_he"],
     },
 )

@@ -15,8 +15,9 @@ from sthist.benchmark._sections import fold_count
 from sthist.benchmark._tiles import shared_tiles
 from sthist.metrics._classify import auc_statistic, bootstrap_interval
 from sthist.metrics._compare import shuffled
-from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig, weight_hash
+from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
 from sthist.systems.annotation.tasks import DEFAULTS, LinearTask, Options
+from sthist.training.model import weight_hash
 from sthist.training.split_groups import group_rows
 from sthist.training.splits import Units, folds_of, validation_part
 

@@ -2,17 +2,167 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sthist.benchmark._study import BASELINES, run_study
+from sthist.benchmark._study import BASE, BASELINES, run_study
+from sthist.tiles._laid_tiles import laid_tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pandas as pd
 
     from sthist.encoders import Encoder
+    from sthist.tiles import TileSpec
+
+DOT_SIZES = (0.1, 0.3, 0.5, 0.7, 0.9)
+DOT_SIZE = 0.3
+PRESETS = {"small": "small", "pix2pix": "pix2pix", "sd-turbo": "upstream"}
+"""Losses of a model that is trained by its name, where nothing else is said."""
+
+STRIDES = {"small": 32, "pix2pix": 64, "sd-turbo": 64}
+"""Half tiles are tried where they are multiples of so many px."""
+
+
+def ablate_virtual_he(
+    data: Any,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    model: Any = "small",
+    seeds: Sequence[int] = (0, 1, 2),
+    split: str | Mapping[str, str] = "block",
+    test: Any = 0.2,
+    folds: int | None = None,
+    tiles: str = "tiles",
+    baselines: Sequence[str] = BASELINES,
+    metrics: Sequence[str] = ("mse", "psnr", "ssim"),
+    extractor: str | Encoder | Callable[[Any], Any] | None = "morphology",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    classes: str | None = None,
+    n_max: int | None = None,
+    validation: float = 0.1,
+    block_um: float | None = None,
+    gap_um: float | None = None,
+    samples: Any = None,
+    seed: int | None = None,
+    folder: str | Path | None = None,
+    **training: Any,
+) -> pd.DataFrame:
+    """Train variants of a virtual H&E model on the same tiles, and score them on the same others.
+
+    All variants share split, centres of tiles and seeds; a variant of another tile size is scored on the same tiles as the others.
+
+    Parameters
+    ----------
+    data
+        As of :func:`cross_validate_virtual_he`.
+    variants
+        Arguments of :func:`sthist.tl.train_virtual_he` that a variant changes, by its name; ``{}`` changes nothing. By default those of
+        ST2HE's paper: transcripts in many colours, in one, or none; dots of 0.1, 0.3, 0.5, 0.7 and 0.9; tiles of half the size; a
+        global term of the loss of three times the weight (``"paper"`` and ``"paper-hg"`` where the model has a text term, else the
+        adversarial one); and where ``tissue=`` is given, without it.
+    model
+        As of :func:`sthist.tl.train_virtual_he`.
+    seeds
+        Of the trainings of each variant.
+    test
+        As of :func:`cross_validate_virtual_he`: by default a fifth of the tiles, once. None tests all, in ``folds``.
+    split, folds, tiles, baselines, metrics, extractor, options, classes, n_max, validation, block_um, gap_um, samples, seed, folder
+        As of :func:`cross_validate_virtual_he`.
+    training
+        Of :func:`sthist.tl.train_virtual_he`, for all variants.
+
+    Returns
+    -------
+    The frame of :func:`cross_validate_virtual_he` with two more columns: ``variant``, and ``factor``, the arguments that it changes
+    (``"base"`` for none, ``"baseline"`` for what is not trained). :func:`over_seeds` summarises it, :func:`sthist.pl.ablation` shows it.
+
+    Raises
+    ------
+    KeyError
+        As of :func:`cross_validate_virtual_he`.
+    ValueError
+        If there is no variant, two are alike, or none is given for a model that is; as of :func:`cross_validate_virtual_he`.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=60)
+    >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
+    >>> variants = {"as it is": {}, "not turned": {"augment": False}}
+    >>> training = {"model": sthist.models.Pix2Pix(tiny), "epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
+    >>> frame = sthist.benchmark.ablate_virtual_he(
+    ...     sdata, variants, seeds=(0,), n_max=8, metrics="ssim", baselines="mean colour", **training
+    ... )
+    >>> [label.get_text() for label in sthist.pl.ablation(frame).get_yticklabels()]
+    ['as it is', 'not turned']
+    """
+    arguments = locals()  # first of all, so that it is what was given and nothing else
+    if variants is None:
+        if not isinstance(model, str):
+            msg = "A model that is given cannot change what it sees: name one, such as model='small', or say what varies with variants=."
+            raise ValueError(msg)
+        first = next(iter(data.values())) if isinstance(data, Mapping) else data
+        variants = paper_variants(laid_tiles(first, tiles)[1], model, training)
+    _require_distinct(variants)
+    return run_study(arguments, variants)
+
+
+def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The variants of ST2HE's paper, each with one thing changed.
+
+    Parameters
+    ----------
+    spec
+        Of the laid tiles.
+    model, training
+        As of :func:`ablate_virtual_he`.
+    """
+    variants: dict[str, dict[str, Any]] = {BASE: {}}
+    mode = training.get("mode", "multi")
+    names = {"multi": "many colours", "mono": "one colour", "none": "stain only"}
+    variants |= {name: {"mode": each} for each, name in names.items() if each != mode}
+    if mode != "none" and training.get("dot_um") is None:
+        drawn = training.get("dot_s", DOT_SIZE)
+        variants |= {f"dots of {s:g}": {"dot_s": s} for s in DOT_SIZES if s != drawn}
+    size_um, px = training.get("size_um") or spec.size_um, training.get("px") or spec.px
+    if px % (2 * STRIDES.get(model, 64)) == 0:
+        variants["half tiles"] = {"size_um": size_um / 2, "px": px // 2}
+    variants |= _losses(model, training)
+    if training.get("tissue") is not None:
+        variants["tissue not said"] = {"tissue": None, "prompts": None} if "prompts" in training else {"tissue": None}
+    return variants
+
+
+def _losses(model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A high weight of the term that sees the image as a whole, beside a low one."""
+    from sthist.systems.virtual_he.config import LOSSES
+
+    given = training.get("losses", PRESETS.get(model, "upstream"))
+    weights = LOSSES[given] if isinstance(given, str) else given
+    if weights.text:
+        return {f"losses: {name}": {"losses": name} for name in ("paper", "paper-hg") if name != given}
+    return {"adversarial x 3": {"losses": dataclasses.replace(weights, adversarial=3 * weights.adversarial)}}
+
+
+def _require_distinct(variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse variants that are none, or that are trained twice."""
+    if not variants:
+        msg = "variants= is empty: name at least one, such as {'base': {}}."
+        raise ValueError(msg)
+    known: dict[str, str] = {}
+    for name, arguments in variants.items():
+        if name in BASELINES:
+            msg = f"A variant is called {name!r}, as a baseline is; give it another name."
+            raise ValueError(msg)
+        other = known.setdefault(repr(sorted(arguments.items())), name)
+        if other != name:
+            msg = f"Variants {other!r} and {name!r} are the same: {dict(arguments)}."
+            raise ValueError(msg)
 
 
 def cross_validate_virtual_he(

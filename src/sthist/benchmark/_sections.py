@@ -12,7 +12,7 @@ from sthist._sample.samples import patients_of_rows, samples_of
 from sthist._settings import logger
 from sthist.benchmark._tiles import require_column, require_images
 from sthist.tiles import TileReader
-from sthist.tiles._pairs import laid_tiles
+from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._sampling import lies_inside
 from sthist.training.split_groups import INSIDE, group_rows, kinds_of, watched_part
 from sthist.training.splits import Grouping, Units, folds_of

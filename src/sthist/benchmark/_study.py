@@ -14,9 +14,8 @@ import numpy as np
 
 from sthist._sample.elements import safe_key
 from sthist._settings import logger, settings
-from sthist.benchmark._extractor import find_extractor
-from sthist.benchmark._predict_tiles import predict_tiles
 from sthist.benchmark._sections import PART, Fold, Sections, find_sections, folds_in, grouped, training_data
+from sthist.benchmark._tiles import find_extractor, predict_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import PAIRS, SETS, shuffled
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from sthist.training.model import VirtualStainModel
+    from sthist.systems.virtual_he.generator import VirtualStainModel
     from sthist.training.splits import Grouping
 
 MODEL, MEAN, SHUFFLED = "model", "mean colour", "shuffled"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from sthist import _sample
 from sthist._sample.samples import naming
 from sthist._settings import logger
-from sthist.tiles import TileReader
-from sthist.tiles._pairs import laid_tiles
+from sthist.tiles import TileReader, TileSpec
+from sthist.tiles._images.image import extent_um
+from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._sampling import lies_inside
 
 if TYPE_CHECKING:
@@ -20,9 +22,137 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
+    from sthist._sample.elements import HighResElements
     from sthist._sample.samples import Sample
+    from sthist.encoders import Encoder
+    from sthist.systems.virtual_he.generator import Stainer
     from sthist.systems.virtual_he.translator import Translator
     from sthist.tiles import TileSpec
+
+INCEPTION = "Inception-v3"
+BATCH = 64
+
+
+def find_extractor(
+    extractor: str | Encoder | Callable[[Any], Any] | None, spec: TileSpec, real: np.ndarray
+) -> tuple[Callable[[Any], Any] | None, str]:
+    """A function for :func:`sthist.metrics.image.compare`, and what to call it.
+
+    Parameters
+    ----------
+    extractor
+        Name of an encoder, or one; a function or module, which is taken as it is; None for Inception.
+    spec
+        Of the tiles.
+    real
+        Real tiles, by which the features of an encoder are standardised.
+    """
+    if extractor is None:
+        return None, INCEPTION
+    from sthist import encoders
+
+    encoder: Any = encoders.get(extractor) if isinstance(extractor, str) else extractor
+    if not isinstance(encoder, encoders.Encoder):
+        return encoder, getattr(encoder, "__name__", type(encoder).__name__)
+    standard = Standardized(encoder.at(spec, strict=False), real)
+    return standard, f"{encoder.name}, standardised by the real tiles"
+
+
+class Standardized:
+    """Embeddings whose features have mean 0 and variance 1 over the real tiles.
+
+    The features of an encoder may be of different units, such as areas and shares: as they are, the largest numbers would be
+    the distance.
+    """
+
+    def __init__(self, encoder: Encoder, real: np.ndarray) -> None:
+        self._encoder = encoder
+        rows = np.concatenate([self._embed(real[i : i + BATCH]) for i in range(0, len(real), BATCH)])
+        spread = rows.std(axis=0)
+        self._mean, self._scale = rows.mean(axis=0), 1 / np.where(spread > 0, spread, 1)
+        # Every method is held against the same real tiles.
+        self._known = {_digest(tile): row for tile, row in zip(real, rows, strict=True)}
+
+    def __call__(self, batch: Any) -> np.ndarray:
+        tiles = np.ascontiguousarray(batch.cpu().numpy().transpose(0, 2, 3, 1))
+        rows = [self._known.get(_digest(tile)) for tile in tiles]
+        new = [i for i, row in enumerate(rows) if row is None]
+        if new:
+            for i, row in zip(new, self._embed(tiles[new]), strict=True):
+                rows[i] = row
+        return (np.stack(rows) - self._mean) * self._scale  # type: ignore[arg-type]
+
+    def _embed(self, tiles: np.ndarray) -> np.ndarray:
+        return np.asarray(self._encoder.embed(tiles), np.float64)
+
+
+def _digest(tile: np.ndarray) -> bytes:
+    return blake2b(tile.tobytes(), digest_size=16).digest()
+
+
+def predict_tiles(
+    model: Any,
+    elements: HighResElements,
+    centres: np.ndarray,
+    spec: TileSpec,
+    *,
+    tissues: np.ndarray | None = None,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Virtual H&E of tiles, (n, px, px, 3) uint8.
+
+    A model of other tiles makes its own, side by side around the centre until they cover the tile; those are resampled.
+
+    Parameters
+    ----------
+    model
+        A :class:`sthist.models.VirtualStainModel`.
+    elements
+        The section.
+    centres
+        (n, 2): x, y in µm.
+    spec
+        Of the tiles to make.
+    tissues
+        (n,) tissue of each tile, for a model that is told it.
+    batch_size
+        Tiles of the model's own per batch.
+    """
+    if tissues is not None:
+        tiles = np.empty((len(centres), spec.px, spec.px, 3), np.uint8)
+        for tissue in dict.fromkeys(tissues):
+            mine, told = tissues == tissue, model.running_on(getattr(model, "device", None), tissue=tissue)
+            tiles[mine] = predict_tiles(told, elements, centres[mine], spec, batch_size=batch_size)
+        return tiles
+    own = getattr(model.config, "spec", None) or spec
+    extent = extent_um(elements.sdata, elements.nuclear)
+    stainer = model.prepare(elements, extent, own.mpp, allow_upsampling=True)
+    if own.px == spec.px and abs(own.size_um / spec.size_um - 1) < 1e-6:
+        return _predict(stainer, centres, own, batch_size)
+    side = int(np.ceil(spec.size_um / own.size_um - 1e-9))
+    offsets = (np.arange(side) - (side - 1) / 2) * own.size_um
+    around = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)  # row by row: x changes first
+    tiles = np.empty((len(centres), spec.px, spec.px, 3), np.uint8)
+    for tile, centre in zip(tiles, centres, strict=True):
+        parts = _predict(stainer, centre + around, own, batch_size)
+        joined = parts.reshape(side, side, own.px, own.px, 3).transpose(0, 2, 1, 3, 4)
+        joined = joined.reshape(side * own.px, side * own.px, 3)
+        tile[:] = _resampled(joined, own.mpp, spec)
+    return tiles
+
+
+def _predict(stainer: Stainer, centres: np.ndarray, spec: TileSpec, batch_size: int) -> np.ndarray:
+    readers: Sequence[Any] = [reader if reader.spec == spec else reader.at(spec) for reader in stainer.readers]
+    batches = (centres[start : start + batch_size] for start in range(0, len(centres), batch_size))
+    return np.concatenate([stainer.predict(*(reader.read(batch) for reader in readers)) for batch in batches])
+
+
+def _resampled(image: np.ndarray, mpp: float, spec: TileSpec) -> np.ndarray:
+    """The middle of an image (h, w, 3) as one tile."""
+    middle = np.array(image.shape[1::-1]) * mpp / 2
+    reader = TileReader.from_array(image.transpose(2, 0, 1), np.diag([mpp, mpp, 1.0]), spec, fill=255)
+    return reader.read(middle[None])[0]
+
 
 BATCH = 64
 """Tiles that are read at once, where they need not all be in memory."""

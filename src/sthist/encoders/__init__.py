@@ -6,10 +6,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_encoder": ["Encoder"],
-        "_get": ["get"],
+        "_get": ["available", "get"],
         "_joined": ["Joined"],
         "_morphology.encoder": ["Morphology", "morphology_feature_names"],
-        "_registry": ["available"],
         "_transform": ["Transform"],
     },
 )

@@ -12,12 +12,63 @@ from sthist.encoders._encoder import Encoder
 from sthist.encoders._joined import Joined
 from sthist.encoders._registry import CARDS, ZOO_NAMES, Card
 from sthist.encoders._transform import Transform
+from sthist.tiles import TileSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import pandas as pd
+
     from sthist.encoders._loaders.timm import Loaded
     from sthist.tiles import TileSpec
+
+
+def available() -> pd.DataFrame:
+    """The encoders that are known by name.
+
+    Beside them stand every ``"timm:<name>"`` and ``"open_clip:<name>"``, and functions and modules of your own.
+
+    Returns
+    -------
+    One row per encoder: ``name``, ``hub_id``, ``dim``, ``px`` and ``mpp`` of the tile that it was trained for (empty
+    where any is as good), ``licence``, ``gated`` (as far as is known; the hub decides), ``text`` and ``dense`` (whether
+    it embeds texts, and places within a tile) and ``via``, the library that loads it.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> table = sthist.encoders.available().set_index("name")
+    >>> int(table.loc["uni", "dim"]), table.loc["uni", "licence"]
+    (1024, 'CC-BY-NC-ND-4.0')
+    >>> list(table.query("text and not gated and licence == 'MIT'").index)
+    ['keep', 'quiltnet']
+    """
+    import pandas as pd
+
+    from sthist.encoders._loaders import zoo as zoo_loader
+
+    own = Card("", "BSD-3-Clause", "sthist", dense=False)
+    known = {"morphology": own} | CARDS
+    cards = known | {name: card for name, card in zoo_loader.cards().items() if name not in known}
+    rows = [
+        {
+            "name": name,
+            "hub_id": card.hub_id,
+            "dim": card.dim,
+            "px": None if card.spec is None else card.spec.px,
+            "mpp": None if card.spec is None else card.spec.mpp,
+            "licence": card.licence,
+            "gated": card.gated if card.known else None,
+            "text": card.text if card.known else None,
+            "dense": card.dense if card.known else None,
+            "via": card.via,
+        }
+        for name, card in cards.items()
+    ]
+    return pd.DataFrame(rows).astype(
+        {"dim": "Int64", "px": "Int64", "mpp": "Float64", "gated": "boolean", "text": "boolean", "dense": "boolean"}
+    )
+
 
 TIMM, OPEN_CLIP = "timm:", "open_clip:"
 

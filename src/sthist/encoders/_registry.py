@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sthist._settings import logger
+from sthist._weights.source import Source
 from sthist.encoders._transform import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from sthist.tiles import TileSpec
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TILE_UM = 112.0
 """Side of the tile of encoders trained at 0.5 µm/px on 224 px, and of the benchmarks of spatial transcriptomics."""
 
-OPEN_LICENCES = ("apache-2.0", "mit", "bsd-3-clause")
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 H_MEAN, H_STD = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)
 VIT_L = {"img_size": 224, "patch_size": 16, "init_values": 1e-5}
 SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 """Layers by name: timm's, and those of torch."""
 
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Card:
-    """What is known of an encoder before any of it is loaded.
+class Card(Source):
+    """What is known of an encoder before any of it is loaded; where its weights are, as of :class:`Source`.
 
     Attributes
     ----------
-    hub_id
-        ``owner/name`` on the Hugging Face hub; empty where it is not there.
-    licence
-        As its makers name it.
     via
         How it is loaded: ``timm``, ``open_clip``, ``transformers``, ``keep``, ``conch``, ``zoo`` or ``sthist``.
-    gated
-        Whether one has to ask for access first, as far as was known when this was written: the hub decides.
     dim
         Size of an embedding.
     spec, transform
@@ -48,10 +37,6 @@ class Card:
         Of the network, where the folder of its weights does not say so in a ``config.json``.
     pool
         How tokens become an embedding: ``"network"`` as it does itself, ``"cls"``, or ``"cls+mean"`` of the patches.
-    files
-        Names of its weights, the preferred first.
-    extras
-        Further files that are taken if they are there.
     text
         Whether it embeds texts.
     dense
@@ -60,44 +45,16 @@ class Card:
         Whether more than the name is known.
     """
 
-    hub_id: str
-    licence: str
     via: str
-    gated: bool = False
     dim: int | None = None
     spec: TileSpec | None = None
     transform: Transform = Transform(size=224)
     architecture: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     pool: str = "network"
-    files: tuple[str, ...] = WEIGHT_NAMES
-    extras: tuple[str, ...] = ("config.json",)
     text: bool = False
     dense: bool = True
     known: bool = True
-
-    @property
-    def page(self) -> str:
-        """Where its licence stands."""
-        return f"https://huggingface.co/{self.hub_id}" if self.hub_id else ""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anyone may use it for anything, without asking."""
-        return self.licence.lower() in OPEN_LICENCES and not self.gated
-
-    def describe(self) -> str:
-        """Hub id, licence and page in one sentence."""
-        gated = (
-            " It is given on request: accept its terms on that page, then run `hf auth login`." if self.gated else ""
-        )
-        page = f" ({self.page})" if self.page else ""
-        return f"{self.hub_id or 'this model'}, licence: {self.licence}{page}.{gated}"
-
-    def announce(self, doing: str) -> None:
-        """Say the licence: a warning where it binds the user, information elsewhere."""
-        say = logger.info if self.is_open else logger.warning
-        say("%s %s", doing, self.describe())
 
 
 def _pathology(hub_id: str, licence: str, dim: int, **rest: Any) -> Card:
@@ -236,50 +193,3 @@ ZOO_NAMES = (
 )
 # fmt: on
 """Encoders of lazyslide-models, for messages where it is not installed; where it is, it is asked."""
-
-
-def available() -> pd.DataFrame:
-    """The encoders that are known by name.
-
-    Beside them stand every ``"timm:<name>"`` and ``"open_clip:<name>"``, and functions and modules of your own.
-
-    Returns
-    -------
-    One row per encoder: ``name``, ``hub_id``, ``dim``, ``px`` and ``mpp`` of the tile that it was trained for (empty
-    where any is as good), ``licence``, ``gated`` (as far as is known; the hub decides), ``text`` and ``dense`` (whether
-    it embeds texts, and places within a tile) and ``via``, the library that loads it.
-
-    Examples
-    --------
-    >>> import sthist
-    >>> table = sthist.encoders.available().set_index("name")
-    >>> int(table.loc["uni", "dim"]), table.loc["uni", "licence"]
-    (1024, 'CC-BY-NC-ND-4.0')
-    >>> list(table.query("text and not gated and licence == 'MIT'").index)
-    ['keep', 'quiltnet']
-    """
-    import pandas as pd
-
-    from sthist.encoders._loaders import zoo as zoo_loader
-
-    own = Card("", "BSD-3-Clause", "sthist", dense=False)
-    known = {"morphology": own} | CARDS
-    cards = known | {name: card for name, card in zoo_loader.cards().items() if name not in known}
-    rows = [
-        {
-            "name": name,
-            "hub_id": card.hub_id,
-            "dim": card.dim,
-            "px": None if card.spec is None else card.spec.px,
-            "mpp": None if card.spec is None else card.spec.mpp,
-            "licence": card.licence,
-            "gated": card.gated if card.known else None,
-            "text": card.text if card.known else None,
-            "dense": card.dense if card.known else None,
-            "via": card.via,
-        }
-        for name, card in cards.items()
-    ]
-    return pd.DataFrame(rows).astype(
-        {"dim": "Int64", "px": "Int64", "mpp": "Float64", "gated": "boolean", "text": "boolean", "dense": "boolean"}
-    )

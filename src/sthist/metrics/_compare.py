@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger, settings
-from sthist._weights.weights import MetricUnavailable
+from sthist._weights.files import MetricUnavailable
 from sthist.metrics import _deep, _networks
 from sthist.metrics._arrays import batches, pair
 from sthist.metrics._pixels import mse, psnr, ssim

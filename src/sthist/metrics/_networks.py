@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import settings
-from sthist._weights.weights import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, load_strictly, locate, read_weights
+from sthist._weights.files import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, load_strictly, locate, read_weights
 from sthist.metrics._arrays import batches, to_torch
 
 if TYPE_CHECKING:

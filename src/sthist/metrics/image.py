@@ -1,6 +1,6 @@
 """How close a virtual image is to the real one: pixels, structure, perception, distributions, seams, nuclei."""
 
-from sthist._weights.weights import MetricUnavailable
+from sthist._weights.files import MetricUnavailable
 from sthist.metrics._compare import compare, summarize
 from sthist.metrics._deep import clip_similarity, fid, kid, lpips
 from sthist.metrics._nuclei import NucleusPreservation, nucleus_preservation

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.virtual_he.models.beer_lambert": ["BeerLambert", "BeerLambertConfig"],
         "systems.virtual_he.models.pix2pix": ["Pix2Pix", "Pix2PixConfig"],
         "systems.virtual_he.models.st2he": ["ST2HE", "ST2HEConfig"],
-        "systems.virtual_he.training_set.translation_pairs": ["ArrayPairs", "Pairs"],
+        "systems.virtual_he.training_set.pairs": ["ArrayPairs", "Pairs"],
         "systems.virtual_he.translator": ["Translator"],
         "training.model": ["Model", "load"],
     }

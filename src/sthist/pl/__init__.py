@@ -5,11 +5,10 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "_ablation": ["ablation"],
         "_alignment": ["alignment"],
         "_classification": ["confusion", "roc"],
         "_embedding": ["cells", "embedding"],
-        "_benchmark": ["image_metrics"],
+        "_benchmark": ["ablation", "image_metrics"],
         "_niches": ["niche_composition"],
         "_overlay": ["overlay", "tiles"],
         "_scores": ["score_map", "top_tiles"],

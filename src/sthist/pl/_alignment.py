@@ -8,7 +8,7 @@ import numpy as np
 
 from sthist import _sample, stains
 from sthist._imaging.nuclei import segment_nuclei
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
 from sthist.tiles._images.image import extent_um
 from sthist.tiles._images.reader import read_region

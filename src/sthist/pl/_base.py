@@ -6,11 +6,144 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist import _sample, scale
+from sthist._tables.rows import Rows, polygons_um
+from sthist.tiles._images.image import source_from_element, values_at
+from sthist.tiles._images.reader import read_region
+from sthist.tiles._regions.raster import rasterize
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
     from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+
+GREY = "#d3d3d3"
+
+
+def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float) -> np.ndarray | None:
+    """The H&E, or the image that is named, at some resolution, (h, w, 3) uint8; None where there is none."""
+    if image is None:
+        try:
+            image = _sample.find_he(sdata)
+        except (KeyError, ValueError):
+            return None
+    pixels = read_region(sdata, image, extent, mpp, fill=255 if is_rgb(sdata, image) else 0)
+    if pixels.shape[-1] == 3:
+        return pixels
+    first = pixels[..., 0].astype(np.float64)
+    low, high = np.percentile(first, [1, 99.8])
+    grey = np.clip((first - low) / max(high - low, 1e-9), 0, 1) * 255
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def is_rgb(sdata: SpatialData, image: str) -> bool:
+    """Whether an image has three channels."""
+    return len(_sample.channel_names(_sample.get(sdata, "images", image))) == 3
+
+
+def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp: float) -> np.ndarray:
+    """One channel of an image at the pixels of a panel, (h, w) float64: the pixel under the centre of each; NaN outside."""
+    source = source_from_element(sdata, key, channels=[channel])
+    mpp = max(mpp, min(scale.pixel_size(source.to_um)))
+    places, shape = _centres(extent, mpp)
+    values, _ = values_at(source, places)
+    return values[:, 0].reshape(shape)
+
+
+def _centres(extent: Extent, mpp: float) -> tuple[np.ndarray, tuple[int, int]]:
+    x0, y0, x1, y1 = extent
+    height, width = (max(1, int(np.ceil((high - low) / mpp - 1e-3))) for low, high in ((y0, y1), (x0, x1)))
+    x = x0 + (np.arange(width) + 0.5) * (x1 - x0) / width
+    y = y0 + (np.arange(height) + 0.5) * (y1 - y0) / height
+    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), (height, width)
+
+
+def paint_values(sdata: SpatialData, rows: Rows, values: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
+    """Regions with a value each, (h, w) float64: the mean where squares overlap; NaN where there are none."""
+    polygons, known = _there(sdata, rows, np.isfinite(values))
+    _, shape = _centres(extent, mpp)
+    boxes = _as_boxes(polygons)
+    if boxes is not None:
+        return _mean_of_boxes(boxes, values[known], extent, shape)
+    return _painted(polygons, values[known], extent, shape)
+
+
+def paint_codes(sdata: SpatialData, rows: Rows, codes: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
+    """Regions with a category each, (h, w) int: the most frequent where squares overlap; -1 where there are none."""
+    polygons, known = _there(sdata, rows, codes >= 0)
+    codes = codes[known]
+    _, shape = _centres(extent, mpp)
+    boxes = _as_boxes(polygons)
+    if boxes is None:
+        painted = _painted(polygons, codes.astype(np.float64), extent, shape)
+        return np.where(np.isfinite(painted), painted, -1).astype(int)
+    best, most = np.full(shape, -1), np.zeros(shape)
+    for code in np.unique(codes):
+        share = np.nan_to_num(_mean_of_boxes(boxes, (codes == code).astype(np.float64), extent, shape))
+        best[share > most + 1e-9] = code
+        most = np.maximum(most, share)
+    return best
+
+
+def _there(sdata: SpatialData, rows: Rows, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Polygons of the rows that are wanted and have one, and which rows these are."""
+    import shapely
+
+    polygons = polygons_um(sdata, rows)
+    known = wanted & ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
+    return polygons[known], known
+
+
+def _as_boxes(polygons: np.ndarray) -> np.ndarray | None:
+    """(n, 4) bounds, if all are upright rectangles."""
+    import shapely
+
+    boxes = shapely.bounds(polygons)
+    full = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return boxes if np.allclose(shapely.area(polygons), full, rtol=1e-3) else None
+
+
+def _painted(polygons: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
+    shift = float(values.min()) - 1  # painting knows 0 as nothing
+    painted = rasterize(polygons, extent[:2], (extent[3] - extent[1]) / shape[0], shape, values - shift)
+    return np.where(painted > 0, painted.astype(np.float64) + shift, np.nan)
+
+
+def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
+    """By sums over corners: each box adds to what lies right of and below its first corner, and takes it away at the others."""
+    x0, y0, x1, y1 = extent
+    height, width = shape
+    left, right = (np.clip(np.round((boxes[:, i] - x0) / (x1 - x0) * width), 0, width).astype(int) for i in (0, 2))
+    top, bottom = (np.clip(np.round((boxes[:, i] - y0) / (y1 - y0) * height), 0, height).astype(int) for i in (1, 3))
+    total, n = np.zeros((height + 1, width + 1)), np.zeros((height + 1, width + 1))
+    for y, x, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
+        np.add.at(total, (y, x), sign * values)
+        np.add.at(n, (y, x), sign)
+    total, n = (each.cumsum(0).cumsum(1)[:height, :width] for each in (total, n))
+    return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
+
+
+def colours_of(adata: Any, column: str, values: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Code of each row, -1 for none; names; and (names, 3) colours: those that scanpy keeps of the column, else the usual ones."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
+
+    categories = values.astype("category").cat
+    names = [str(name) for name in categories.categories]
+    kept = adata.uns.get(f"{column}_colors", [])
+    if len(kept) >= len(names):
+        colours = [to_rgb(str(colour)) for colour in list(kept)[: len(names)]]
+    elif len(names) <= 20:
+        tab = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
+        colours = [tab(i)[:3] for i in range(len(names))]
+    else:
+        colours = [mpl.colormaps["gist_rainbow"](i / len(names))[:3] for i in range(len(names))]
+    return categories.codes.to_numpy().astype(int), names, np.array(colours).reshape(-1, 3)
+
 
 Extent = tuple[float, float, float, float]
 PANEL_INCHES = 4.0

@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist._tables.genes import closest
 from sthist._tables.rows import Rows, polygons_um, rows_of
-from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, show_image
-from sthist.pl._raster import GREY, background, colours_of, paint_codes, paint_values
+from sthist.pl._base import (
+    GREY,
+    add_scale_bar,
+    background,
+    colours_of,
+    finish,
+    make_axes,
+    paint_codes,
+    paint_values,
+    panel_mpp,
+    show_image,
+)
 from sthist.pl._scores import read_squares
 
 if TYPE_CHECKING:

@@ -119,7 +119,7 @@ def _of_groups(adata: AnnData, key: str, groupby: str) -> tuple[pd.DataFrame, di
 
 def _colours(adata: AnnData, column: str, names: list[Any]) -> dict[Any, Any]:
     """The colours of a column's own categories, whatever the order in which they stand here."""
-    from sthist.pl._raster import colours_of
+    from sthist.pl._base import colours_of
 
     if column in adata.obs:
         _, known, colours = colours_of(adata, column, adata.obs[column])

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist.pl._base import add_scale_bar, finish, make_axes, show_image
 from sthist.tiles import Overlay, TileReader, TileSpec
 from sthist.tiles._images.image import extent_um
-from sthist.tiles._pairs import laid_tiles, require_no_style
+from sthist.tiles._laid_tiles import laid_tiles
+from sthist.tiles._pairs import require_no_style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

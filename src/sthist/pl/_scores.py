@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist._tables.genes import closest
 from sthist._tables.rows import Rows, polygons_um, rows_of
-from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
-from sthist.pl._raster import background, paint_values, sample_image
+from sthist.pl._base import (
+    add_scale_bar,
+    background,
+    finish,
+    limit,
+    make_axes,
+    paint_values,
+    panel_mpp,
+    sample_image,
+    show_image,
+)
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import extent_um
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import is_gene, region_geometry
 from sthist.pl._base import Extent, add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
 from sthist.tiles._images.image import extent_um
 from sthist.tiles._images.reader import read_region
-from sthist.tiles._molecules.density import is_gene, iter_points
+from sthist.tiles._molecules.density import iter_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

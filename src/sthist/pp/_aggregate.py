@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.genes import closest

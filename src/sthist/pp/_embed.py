@@ -14,8 +14,7 @@ from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist.pp._embed_source import Source, find_source
-from sthist.tiles._blocks.array import Ledger
-from sthist.tiles._blocks.embedder import TileEmbedder
+from sthist.tiles._blocks.array import Ledger, TileEmbedder
 from sthist.tiles._blocks.run import paint_pending
 
 if TYPE_CHECKING:

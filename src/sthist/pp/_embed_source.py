@@ -13,7 +13,7 @@ import numpy as np
 from sthist import _sample, _store
 from sthist._tables.rows import Rows, add_columns, centroids_um, require_free_columns, rows_of
 from sthist.tiles import FolderReader, TileReader, TileSpec
-from sthist.tiles._pairs import laid_tiles
+from sthist.tiles._laid_tiles import laid_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

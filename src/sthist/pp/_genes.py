@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
-from sthist._sample.elements import COUNTS
+from sthist._sample.elements import COUNTS, is_gene
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.genes import closest, collect_columns
-from sthist.tiles._molecules.density import is_gene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._sample.elements import is_gene
 from sthist.pp._genes import find_raw_counts
-from sthist.tiles._molecules.density import is_gene, iter_points
-from sthist.tiles._regions.locate import RegionIndex, SquareGrid, centroids_um
-from sthist.tiles._regions.tally import Tally
+from sthist.tiles._molecules.density import iter_points
+from sthist.tiles._regions.locate import RegionIndex, SquareGrid, Tally, centroids_um
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store, scale
-from sthist._sample.region import present
+from sthist._sample.elements import present
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.rows import core_columns

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample, scale
-from sthist._sample import other_tools
+from sthist import _sample
 from sthist._settings import logger, settings
 from sthist.tiles._images.reader import TileReader
+from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._loader import TileLoader
 from sthist.tiles._molecules.overlay import Overlay
 from sthist.tiles._sampling import spatial_split
-from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
+
+    from sthist.tiles._spec import TileSpec
 
 SUBSETS = ("train", "test")
 
@@ -179,58 +179,6 @@ def export_pairs(
         path = folder / f"{subset}_prompts.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(known | {names[i]: prompts[i] for i in chosen}, indent=1, ensure_ascii=False))
-
-
-def laid_tiles(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
-    """The table of tiles that :func:`sthist.pp.tiles` or LazySlide has laid, and their spec.
-
-    Raises
-    ------
-    KeyError
-        If there are none, or the table says nothing of their size.
-    ValueError
-        If LazySlide's are no squares, or not registered in ``um``.
-    """
-    if f"{tiles}_table" not in sdata.tables and tiles in other_tools.tile_specs(sdata) and tiles in sdata.shapes:
-        return _laid_by_lazyslide(sdata, tiles)
-    table = _sample.get(sdata, "tables", f"{tiles}_table")
-    if "tile_spec" not in table.uns or "spatial" not in table.obsm:
-        msg = f"Table '{tiles}_table' holds no tiles: it has no uns['tile_spec'] and obsm['spatial']; lay them with pp.tiles."
-        raise KeyError(msg)
-    spec = table.uns["tile_spec"]
-    return table, TileSpec(float(spec["size_um"]), int(spec["px"]))
-
-
-def _laid_by_lazyslide(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
-    """Centres of tiles that are shapes alone, and their size as it is on the tissue.
-
-    The µm/px that their spec states is the one that was asked for, not always the one that they have.
-    """
-    import anndata as ad
-    import pandas as pd
-    import shapely
-
-    frame, stated = sdata.shapes[tiles], other_tools.tile_specs(sdata)[tiles]
-    try:
-        matrix = scale.matrix_to(frame)
-    except KeyError:
-        msg = f"Tiles {tiles!r} are not registered in 'um'; add the scale of the image that they are on with pp.set_scale."
-        raise ValueError(msg) from None
-    if stated.get("width") != stated.get("height") or not stated.get("width"):
-        msg = f"attrs['tile_spec'][{tiles!r}] has width {stated.get('width')} and height {stated.get('height')} px; tiles are squares."
-        raise ValueError(msg)
-    size = float(np.sqrt(shapely.area(frame.geometry.to_numpy()).mean() * abs(np.linalg.det(matrix[:2, :2]))))
-    spec = TileSpec(size, int(stated["width"]))
-    if stated.get("mpp") and abs(stated["mpp"] / spec.mpp - 1) > scale.TOLERANCE:
-        logger.warning(
-            "attrs['tile_spec'][%r] says %.4g µm/px, but its tiles show %.4g µm/px on the image; that is taken.",
-            tiles,
-            stated["mpp"],
-            spec.mpp,
-        )
-    centres = np.c_[frame.geometry.centroid.x, frame.geometry.centroid.y] @ matrix[:2, :2].T + matrix[:2, 2]
-    obs = pd.DataFrame({"instance_id": frame.index.to_numpy()}, index=frame.index.astype(str))
-    return ad.AnnData(obs=obs, obsm={"spatial": centres}, uns={"tile_spec": spec.to_dict()}), spec
 
 
 def _readers(

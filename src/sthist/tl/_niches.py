@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,11 +17,31 @@ from sthist._tables.labels import as_classes, column_names
 from sthist._tables.rows import add_columns, require_free_columns, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
+
+
+@contextmanager
+def squidpy() -> Iterator[Any]:
+    """The module, inside of which its known warnings, and what it says of its own settings, are not shown."""
+    log = logging.getLogger("spatialdata._logging")
+    before = log.level
+    with warnings.catch_warnings():
+        # Its docstrings name arguments that its functions no longer have.
+        warnings.filterwarnings("ignore", message=".* is not a valid key!", category=SyntaxWarning)
+        # Version 1.8 names its successors, which 1.6 does not have.
+        warnings.filterwarnings("ignore", message="Calling `spatial_neighbors` is deprecated", category=FutureWarning)
+        import squidpy as sq
+
+        log.setLevel(logging.WARNING)
+        try:
+            yield sq
+        finally:
+            log.setLevel(before)
+
 
 K = 10
 """Neighbours of a window, as Schürch et al. (2020) took for their cellular neighbourhoods."""
@@ -268,7 +291,7 @@ def _graph(places: np.ndarray, k: int | None, radius_um: float | None) -> Any:
     import anndata as ad
     from scipy.sparse import csr_matrix, identity
 
-    from sthist.tl._squidpy import squidpy
+    pass
 
     light = ad.AnnData(csr_matrix((len(places), 0)), obsm={"spatial": places})
     how: dict[str, Any] = {"n_neighs": k} if radius_um is None else {"radius": float(radius_um)}

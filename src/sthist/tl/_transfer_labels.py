@@ -13,8 +13,7 @@ from sthist._settings import logger
 from sthist._tables.genes import closest
 from sthist._tables.labels import Overlaps, as_classes, column_names, labels_of, read_annotation
 from sthist._tables.rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
-from sthist.tiles._images.image import source_from_element
-from sthist.tiles._images.lookup import values_at
+from sthist.tiles._images.image import source_from_element, values_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ import numpy as np
 
 from sthist import _sample
 from sthist._tables.genes import closest
-from sthist.systems.annotation.annotator import weight_hash
 from sthist.tiles import FolderReader, TileReader, TileSpec
+from sthist.training.model import weight_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from abc import ABC
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+import numpy as np
 
-    import numpy as np
 
-    from sthist._sample.elements import HighResElements
-    from sthist.tiles import TileReader
+def weight_hash(provenance: Any) -> str | None:
+    """Checksum of the weights in a provenance, also of several encoders that are joined; None where there is none."""
+    if isinstance(provenance, Mapping):
+        own = provenance.get("sha256")
+        found = [str(own)] if own else [weight_hash(each) for each in provenance.values()]
+    elif isinstance(provenance, list | tuple | np.ndarray):
+        found = [weight_hash(each) for each in provenance]
+    else:
+        return None
+    return "+".join(each for each in found if each) or None
+
 
 SYSTEMS = {
     "annotator": ("sthist.systems.annotation.annotator", "Annotator"),
@@ -136,55 +143,3 @@ def load(folder: str | Path, **changes: Any) -> Model:
     # JSON has no tuples.
     config = {name: tuple(value) if isinstance(value, list) else value for name, value in content["config"].items()}
     return model_class._from_folder(Path(folder), config)
-
-
-@dataclass(frozen=True)
-class Stainer:
-    """A virtual-staining model made ready for one section.
-
-    Attributes
-    ----------
-    readers
-        What the model sees of the section, all of one TileSpec.
-    predict
-        Tiles of each reader to (n, px, px, 3) uint8.
-    facts
-        Statistics of the section that determine the result, and what it was made from; JSON values.
-    overlap
-        Part of a tile's side shared with the next.
-    concurrent
-        ``predict`` may run in several threads at once.
-    threads
-        Blocks at a time; None for as many as the machine suggests.
-    """
-
-    readers: Sequence[TileReader]
-    predict: Callable[..., np.ndarray]
-    facts: dict[str, Any]
-    overlap: float
-    concurrent: bool
-    threads: int | None = None
-
-
-class VirtualStainModel(Model):
-    """A model that makes H&E out of nuclear stain and molecules."""
-
-    @property
-    def device_name(self) -> str:
-        """Where it runs."""
-        return "cpu"
-
-    @abstractmethod
-    def mpp(self, elements: HighResElements) -> float:
-        """µm per pixel at which the model works on a section."""
-
-    @abstractmethod
-    def prepare(
-        self,
-        elements: HighResElements,
-        extent_um: tuple[float, float, float, float],
-        mpp: float,
-        *,
-        allow_upsampling: bool,
-    ) -> Stainer:
-        """Measure what is needed of a section, once, and return what makes its tiles."""

@@ -12,7 +12,7 @@ from sthist._sample.samples import Sample, patients_of_rows, samples_of
 from sthist._settings import logger
 from sthist._tables.genes import closest
 from sthist._tables.labels import as_classes
-from sthist.systems.annotation.annotator import same_scale
+from sthist.tiles._spec import same_scale
 from sthist.training.batches import Tiles
 from sthist.training.embeddings import (
     Origin,

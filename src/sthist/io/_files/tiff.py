@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._settings import logger
 from sthist.io._files.open_tiffs import FILES, MappedPixels
-from sthist.io._files.tiff_metadata import ome_scale_and_channels, stated_scale
+from sthist.io._files.tiff_metadata import main_series, ome_scale_and_channels, stated_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +22,6 @@ MAX_CHUNK_BYTES = 256 * 2**20
 """A page that is one larger block can only be read whole."""
 
 CHUNK_PX = 512
-LARGE_PX = 1000
-"""Images of a file whose sides are longer are worth a word when another one is taken."""
 
 UPRIGHT = 1
 ORIENTATIONS = range(1, 9)
@@ -161,31 +158,6 @@ def on_white(pixels: Any, *, multiplied: bool = False) -> Any:
     if not multiplied:
         colours = (colours * opacity + top // 2) // top
     return (colours + (top - opacity)).clip(0, top).astype(pixels.dtype)
-
-
-def main_series(file: Any) -> int:
-    """Number of the image of a TIFF that has the most pixels: others are labels, overviews and thumbnails.
-
-    Parameters
-    ----------
-    file
-        A ``tifffile.TiffFile``.
-    """
-    sides = [[n for axis, n in zip(image.axes, image.shape, strict=True) if axis in "YX"] for image in file.series]
-    best = max(range(len(sides)), key=lambda i: (len(sides[i]) == 2, int(np.prod(sides[i])), -i))
-    large = [i for i, side in enumerate(sides) if len(side) == 2 and min(side) > LARGE_PX]
-    if len(large) > 1:
-        name, (height, width) = file.series[best].name, sides[best]
-        logger.info(
-            "%s has %d large images; number %d (%r, %d x %d px) is taken, which has the most pixels.",
-            file.filename,
-            len(large),
-            best,
-            name,
-            width,
-            height,
-        )
-    return best
 
 
 def open_tiff(

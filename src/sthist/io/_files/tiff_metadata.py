@@ -3,10 +3,44 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+LARGE_PX = 1000
+"""Images of a file whose sides are longer are worth a word when another one is taken."""
+
+
+def main_series(file: Any) -> int:
+    """Number of the image of a TIFF that has the most pixels: others are labels, overviews and thumbnails.
+
+    Parameters
+    ----------
+    file
+        A ``tifffile.TiffFile``.
+    """
+    sides = [[n for axis, n in zip(image.axes, image.shape, strict=True) if axis in "YX"] for image in file.series]
+    best = max(range(len(sides)), key=lambda i: (len(sides[i]) == 2, int(np.prod(sides[i])), -i))
+    large = [i for i, side in enumerate(sides) if len(side) == 2 and min(side) > LARGE_PX]
+    if len(large) > 1:
+        name, (height, width) = file.series[best].name, sides[best]
+        logger.info(
+            "%s has %d large images; number %d (%r, %d x %d px) is taken, which has the most pixels.",
+            file.filename,
+            len(large),
+            best,
+            name,
+            width,
+            height,
+        )
+    return best
+
 
 UNIT_UM = {
     "m": 1e6,
@@ -43,7 +77,7 @@ def ome_mpp(path: Path) -> dict[str, float]:
     """
     import tifffile
 
-    from sthist.io._files.tiff import main_series
+    pass
 
     with tifffile.TiffFile(path) as file:
         return ome_scale_and_channels(file, main_series(file))[0]

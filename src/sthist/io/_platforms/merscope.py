@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
-from sthist._alignment.apply import read_matrix
+from sthist._alignment.read import read_matrix
 from sthist._sample import NUCLEAR_NAMES, set_role
 from sthist._settings import logger
 from sthist.io._files import checks

@@ -10,7 +10,7 @@ import numpy as np
 from sthist import scale
 from sthist._imaging.tissue import clean, mask_of_he
 from sthist._sample import UM, find_he, find_tissue, require_one_sample
-from sthist._sample.region import present, region_geometry
+from sthist._sample.elements import present, region_geometry
 from sthist._settings import settings
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.reader import read_grid

@@ -8,7 +8,7 @@ import numpy as np
 
 from sthist import _sample, _store
 from sthist._imaging.tissue import mask_of_points
-from sthist._sample.region import MISSING, present
+from sthist._sample.elements import MISSING, present
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.rows import (

@@ -14,7 +14,7 @@ from sthist._settings import logger
 from sthist._tables.labels import column_names
 from sthist.systems.annotation.annotator import Annotator
 from sthist.systems.annotation.prompts import checked_prompts, checked_templates
-from sthist.systems.annotation.scorers import Found, FromAnnotator, FromPrompts, Scorer
+from sthist.systems.annotation.scorers import ClassScorer, Found, FromAnnotator, FromPrompts
 from sthist.training.embeddings import find_table
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def annotate(
     """
     if isinstance(model, Mapping):
         prompts, texts = checked_prompts(model, classes), checked_templates(templates)
-        scorer: Scorer = FromPrompts(prompts, texts, encoder, embedding, temperature)
+        scorer: ClassScorer = FromPrompts(prompts, texts, encoder, embedding, temperature)
     else:
         if templates is not None or temperature is not None:
             msg = "templates= and temperature= go with prompts; an annotator has what it was trained with."
@@ -119,7 +119,7 @@ def annotate(
 
 
 @over_samples
-def _annotate_one(data: Any, scorer: Scorer, table: str | None, key_added: str, *, overwrite: bool) -> None:
+def _annotate_one(data: Any, scorer: ClassScorer, table: str | None, key_added: str, *, overwrite: bool) -> None:
     key, adata = find_table(data, table, scorer.fits, scorer.wanted)
     where = "This AnnData" if key is None else f"Table {key!r}"
     if adata.n_obs == 0:

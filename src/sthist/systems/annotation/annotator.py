@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sthist import scale
 from sthist.systems.annotation.prompts import normalised, softmax
 from sthist.systems.annotation.report import AnnotatorReport
-from sthist.tiles._spec import TileSpec
-from sthist.training.model import Model
+from sthist.tiles._spec import TileSpec, same_scale
+from sthist.training.model import Model, weight_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 WEIGHTS = "model.safetensors"
 ENCODER = "encoder."
@@ -306,26 +307,3 @@ def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
         )
         raise ValueError(msg)
     return array
-
-
-def same_scale(one: TileSpec, other: TileSpec) -> bool:
-    """Whether tiles show as much tissue, on as many pixels per µm, within 2 %.
-
-    Parameters
-    ----------
-    one, other
-        The tiles.
-    """
-    return max(abs(one.size_um / other.size_um - 1), abs(one.mpp / other.mpp - 1)) <= scale.TOLERANCE
-
-
-def weight_hash(provenance: Any) -> str | None:
-    """Checksum of the weights in a provenance, also of several encoders that are joined; None where there is none."""
-    if isinstance(provenance, Mapping):
-        own = provenance.get("sha256")
-        found = [str(own)] if own else [weight_hash(each) for each in provenance.values()]
-    elif isinstance(provenance, list | tuple | np.ndarray):
-        found = [weight_hash(each) for each in provenance]
-    else:
-        return None
-    return "+".join(each for each in found if each) or None

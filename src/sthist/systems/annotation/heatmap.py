@@ -13,7 +13,7 @@ from sthist import _sample, _store, scale
 from sthist._sample.samples import over_samples, safe_names
 from sthist._settings import logger, settings
 from sthist.encoders import Encoder
-from sthist.systems.annotation.heatmap_scorers import Scorer, scorer_of
+from sthist.systems.annotation.scorers import ImageScorer, scorer_of
 from sthist.systems.annotation.sliding_windows import (
     KernelGrid,
     crop_scores,
@@ -259,7 +259,7 @@ def _map(
     grid: KernelGrid,
     inside: np.ndarray,
     encoder: Any,
-    scorer: Scorer,
+    scorer: ImageScorer,
     folder: Path,
     sigma: float,
     batch_size: int,

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger, settings
-from sthist.systems.annotation.annotator import same_scale, weight_hash
 from sthist.systems.annotation.prompts import checked_prompts, checked_templates
 from sthist.systems.annotation.tasks import DEFAULTS, FinetuneTask, LinearTask, Options, TextTask, is_constant
+from sthist.tiles._spec import same_scale
 from sthist.training.embeddings import key_of, table_spec
+from sthist.training.model import weight_hash
 from sthist.training.rows import Labelled, features_of, pixels_of
 
 if TYPE_CHECKING:

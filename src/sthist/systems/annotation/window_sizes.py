@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist._settings import logger
 from sthist.pp._tissue import tissue_mask
 from sthist.tiles._images.image import extent_um

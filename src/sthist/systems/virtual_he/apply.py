@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, _store, scale
-from sthist._sample.region import region_geometry
+from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
+from sthist.systems.virtual_he.generator import VirtualStainModel
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import Canvas, map_tiles
 from sthist.tiles._blocks.canvas import Layout
 from sthist.tiles._blocks.estimate import plan_tiles
 from sthist.tiles._images.image import extent_um
-from sthist.training.model import Model, VirtualStainModel, load
+from sthist.training.model import Model, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist._sample.elements import HighResElements
+    from sthist.systems.virtual_he.generator import Stainer
     from sthist.tiles import Plan
-    from sthist.training.model import Stainer
 
 
 def virtual_he(

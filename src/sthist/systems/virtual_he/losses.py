@@ -121,7 +121,7 @@ class Judge(nn.Module):
 
 def _perceptual(training: TranslationTraining, px: int) -> nn.Module:
     if training.perceptual == "lpips":
-        from sthist._weights.weights import MetricUnavailable
+        from sthist._weights.files import MetricUnavailable
         from sthist.metrics._networks import lpips_network
 
         try:

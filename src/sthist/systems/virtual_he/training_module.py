@@ -10,8 +10,9 @@ import lightning
 import numpy as np
 import torch
 
+from sthist.systems.virtual_he.generator import as_input
 from sthist.systems.virtual_he.losses import Judge, Reconstruction, image_text
-from sthist.systems.virtual_he.training_set.translation_pairs import Batches, order_of
+from sthist.systems.virtual_he.training_set.pairs import Batches, order_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sthist.systems.virtual_he.config import TranslationTraining
-    from sthist.systems.virtual_he.training_set.translation_pairs import Pairs
+    from sthist.systems.virtual_he.training_set.pairs import Pairs
     from sthist.systems.virtual_he.translator import Translator
 
 NOISE, OURS = 2, "sthist"
@@ -224,14 +225,3 @@ class NotFinite(FloatingPointError):
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         bad = [name for name, value in values.items() if not math.isfinite(value)] or ["their sum"]
         super().__init__(f"At step {step} the loss is no finite number, by {' and '.join(bad)} ({shown}).")
-
-
-def as_input(tiles: torch.Tensor, low: float) -> torch.Tensor:
-    """Tiles (n, h, w, 3) of 8 bits as images (n, 3, h, w) from ``low`` to 1."""
-    return tiles.permute(0, 3, 1, 2).float() / (255 / (1 - low)) + low
-
-
-def as_tiles(images: torch.Tensor) -> np.ndarray:
-    """Images (n, 3, h, w) from -1 to 1 as tiles (n, h, w, 3) of 8 bits."""
-    rounded = (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    return rounded.permute(0, 2, 3, 1).cpu().numpy()

@@ -21,7 +21,7 @@ from sthist.training.trainer import quiet_and_repeatable, where
 
 if TYPE_CHECKING:
     from sthist.systems.virtual_he.config import TranslationTraining
-    from sthist.systems.virtual_he.training_set.translation_pairs import Pairs
+    from sthist.systems.virtual_he.training_set.pairs import Pairs
     from sthist.systems.virtual_he.translator import Translator
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"

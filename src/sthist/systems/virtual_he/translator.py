@@ -14,8 +14,8 @@ import numpy as np
 
 from sthist._settings import settings
 from sthist.systems.virtual_he.config import TranslationTraining
+from sthist.systems.virtual_he.generator import VirtualStainModel
 from sthist.systems.virtual_he.inference import Running
-from sthist.training.model import VirtualStainModel
 from sthist.training.run_folder import read_figures, read_tiles
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.config import TranslationConfig
-    from sthist.systems.virtual_he.training_set.translation_pairs import Pairs
-    from sthist.training.model import Stainer
+    from sthist.systems.virtual_he.generator import Stainer
+    from sthist.systems.virtual_he.training_set.pairs import Pairs
 
 WEIGHTS = "model.safetensors"
 
@@ -314,7 +314,7 @@ class Translator(VirtualStainModel):
         ValueError
             If ``mpp`` is another than the model's, or no tissue is found.
         """
-        from sthist.systems.virtual_he.translation_section import prepare_section
+        from sthist.systems.virtual_he.inference import prepare_section
 
         return prepare_section(self, elements, extent_um, mpp, allow_upsampling=allow_upsampling)
 

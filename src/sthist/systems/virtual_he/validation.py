@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from sthist._settings import logger
-from sthist.systems.virtual_he.training_module import as_tiles
+from sthist.systems.virtual_he.generator import as_tiles
 from sthist.training.run_folder import FIGURES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sthist.systems.virtual_he.training_module import Translation
-    from sthist.systems.virtual_he.training_set.translation_pairs import Pairs
+    from sthist.systems.virtual_he.training_set.pairs import Pairs
     from sthist.systems.virtual_he.translator import Translator
 
 CHECK_EVERY, PATIENCE = 25, 4

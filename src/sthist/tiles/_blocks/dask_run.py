@@ -23,8 +23,7 @@ from sthist._settings import logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sthist.tiles._blocks.resumable import Resumable
-    from sthist.tiles._blocks.run import Painter
+    from sthist.tiles._blocks.resumable import Painter, Resumable
 
 SAME_VERSION = ("sthist", "numpy", "numba", "zarr", "spatialdata", "torch", "diffusers", "peft")
 """Packages that decide about pixels, or about how a job is pickled."""

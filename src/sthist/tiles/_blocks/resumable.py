@@ -6,13 +6,20 @@ import json
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sthist._settings import logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+class Painter(Protocol):
+    """What makes the values of a block, whoever asks for it and whenever; it can be pickled."""
+
+    def paint(self, block: Any) -> Any:
+        """The values."""
 
 
 class Resumable(ABC):

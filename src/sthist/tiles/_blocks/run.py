@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sthist._settings import settings
 from sthist.tiles._blocks.blend import BlockPainter
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from sthist.tiles._blocks.canvas import Canvas
-    from sthist.tiles._blocks.resumable import Resumable
+    from sthist.tiles._blocks.resumable import Painter, Resumable
     from sthist.tiles._images.reader import TileReader
 
 
@@ -83,13 +83,6 @@ def map_tiles(
     require_space(painter, canvas)
     paint_pending(painter, canvas, client=client, progress=progress, threads=threads)
     canvas.finish()
-
-
-class Painter(Protocol):
-    """What makes the values of a block, whoever asks for it and whenever; it can be pickled."""
-
-    def paint(self, block: Any) -> Any:
-        """The values."""
 
 
 def paint_pending(

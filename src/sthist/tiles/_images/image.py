@@ -11,12 +11,95 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, scale
-from sthist.tiles._images.chunks import chunk_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from spatialdata import SpatialData
+
+
+def chunk_reader(array: Any) -> Callable[[int, int], np.ndarray] | None:
+    """A function from (row, column) to the decoded chunk, cut at the border; None where zarr itself has to read.
+
+    It exists for zarr v3 arrays in a local folder with a regular chunk grid, compressed with zstd alone, whose chunks
+    span all axes but the last two.
+    """
+    import zarr
+
+    if not isinstance(array, zarr.Array) or array.metadata.zarr_format != 3:
+        return None
+    metadata, store = array.metadata, array.store
+    if not isinstance(store, zarr.storage.LocalStore):
+        return None
+    plain = (
+        getattr(metadata.chunk_grid, "chunk_shape", None) is not None
+        and [type(codec).__name__ for codec in metadata.codecs] == ["BytesCodec", "ZstdCodec"]
+        and all(n >= length for n, length in zip(array.chunks[:-2], array.shape[:-2], strict=True))
+    )
+    if not plain:
+        return None
+    import pyarrow as pa
+
+    folder = store.root / array.path
+    endian = getattr(metadata.codecs[0], "endian", None)
+    dtype = np.dtype(array.dtype).newbyteorder(">" if endian is not None and endian.value == "big" else "<")
+    shape, chunk_shape, leading = array.shape, array.chunks, (0,) * (array.ndim - 2)
+    n_bytes = int(np.prod(chunk_shape)) * dtype.itemsize
+    codec = pa.Codec("zstd")
+
+    def read(row: int, column: int) -> np.ndarray:
+        path = folder / metadata.encode_chunk_key((*leading, row, column))
+        height = min(chunk_shape[-2], shape[-2] - row * chunk_shape[-2])
+        width = min(chunk_shape[-1], shape[-1] - column * chunk_shape[-1])
+        window = (*(slice(n) for n in shape[:-2]), slice(height), slice(width))
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # zarr does not store chunks of nothing but the fill value
+            return np.full((*shape[:-2], height, width), metadata.fill_value, array.dtype)
+        try:
+            pixels = np.frombuffer(codec.decompress(content, n_bytes), dtype).reshape(chunk_shape)
+        except (pa.ArrowException, ValueError, OSError) as error:
+            msg = f"The chunk {path} is damaged: {error}. Restore the file, or write the image again."
+            raise OSError(msg) from error
+        return pixels[window].astype(array.dtype, copy=False)
+
+    return read
+
+
+def values_at(source: ImageSource, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The full-resolution pixel under each place.
+
+    Parameters
+    ----------
+    source
+        The image.
+    places
+        (n, 2): x, y in µm; NaN for nowhere.
+
+    Returns
+    -------
+    Float64 of shape (n, channels), NaN outside of the image; and bool of shape (n,), whether a place is on it. One chunk is in memory at
+    a time.
+    """
+    planes = source.levels[0].planes
+    values = np.full((len(places), planes.shape[0]), np.nan)
+    to_px = np.linalg.inv(source.to_um)
+    column, row = (np.floor(places @ to_px[:2, :2].T + to_px[:2, 2])).T
+    on = (row >= 0) & (row < planes.height) & (column >= 0) & (column < planes.width)
+    inside = np.flatnonzero(on)
+    row, column = row[inside].astype(int), column[inside].astype(int)
+    # The number of a chunk is that of the last edge before it.
+    chunk_row = np.searchsorted(planes.y_edges, row, side="right") - 1
+    chunk_column = np.searchsorted(planes.x_edges, column, side="right") - 1
+    chunk = chunk_row * len(planes.x_edges) + chunk_column
+    order = np.argsort(chunk, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(chunk[order])) + 1):
+        if len(part):
+            i, j = chunk_row[part[0]], chunk_column[part[0]]
+            (pixels,) = planes.load(int(i), int(j), int(j) + 1)
+            values[inside[part]] = pixels[:, row[part] - planes.y_edges[i], column[part] - planes.x_edges[j]].T
+    return values, on
+
 
 Projection = Literal["max", "mean"]
 MAX_CALL_BYTES = 32 * 2**20

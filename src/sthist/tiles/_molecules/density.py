@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._sample.elements import is_gene
 from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from sthist._sample.elements import HighResElements
 
@@ -90,14 +91,6 @@ def _read_ahead(frame: Any) -> Iterator[Any]:
             if index < frame.npartitions:
                 following = pool.submit(frame.get_partition(index).compute)
             yield part
-
-
-def is_gene(names: Any, controls: Sequence[str] | None = None) -> np.ndarray:
-    """Which features are genes: no blank, negative control or unassigned codeword, by their prefix, whatever its case."""
-    lower = np.char.lower(np.asarray(names, dtype=str))
-    prefixes = _sample.CONTROL_PREFIXES if controls is None else [prefix.lower() for prefix in controls]
-    missing = np.isin(lower, ["", "nan", "none", "<na>"])  # how frames write that there is no name
-    return ~np.logical_or.reduce([missing, *(np.char.startswith(lower, prefix) for prefix in prefixes)])
 
 
 def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.0) -> tuple[np.ndarray, int]:

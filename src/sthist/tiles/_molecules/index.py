@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample
+from sthist._sample.elements import is_gene
 from sthist._settings import logger, settings
 from sthist.tiles._images.image import first_last
-from sthist.tiles._molecules.density import is_gene, iter_points, require_same_plane
+from sthist.tiles._molecules.density import iter_points, require_same_plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

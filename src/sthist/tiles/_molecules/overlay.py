@@ -13,8 +13,7 @@ from sthist._settings import settings
 from sthist.tiles._images.image import extent_um
 from sthist.tiles._images.reader import TileReader
 from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_step_of
-from sthist.tiles._molecules.overlay_style import gene_colours
-from sthist.tiles._molecules.stain_limits import measured_limits, require_limits
+from sthist.tiles._molecules.overlay_style import gene_colours, measured_limits, require_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

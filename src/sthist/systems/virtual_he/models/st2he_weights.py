@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist import _weights
-from sthist._settings import logger
 from sthist._weights import hub
-from sthist.encoders._registry import Card
+from sthist._weights.source import Source
 from sthist.nets import SD_TURBO
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ _FILES = {
 """Folders of a backbone, with the names of their main file and what is wanted beside it."""
 
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-
-class _Part(Card):
-    """A file of a backbone, whose licence is said once for all of them."""
-
-    def announce(self, doing: str) -> None:
-        logger.debug("%s %s", doing, self.describe())
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Backbone:
         """
         if name not in self._found:
             if not self._found and not self.is_folder:
-                self._card(name, Card).announce("Using")
+                self._where(name).announce("Using")
             self._found[name] = self._local(name) if self.is_folder else self._from_hub(name)
         return self._found[name]
 
@@ -91,16 +83,16 @@ class Backbone:
         files = {name: _weights.Files(path, None, hub.commit_of(path.parent)) for name, path in self._found.items()}
         return {"source": str(self.source), "files": {name: file.provenance() for name, file in files.items()}}
 
-    def _card(self, name: str, kind: type[Card] = _Part) -> Card:
+    def _where(self, name: str) -> Source:
         names, extras = _FILES[name]
         licence = LICENCE if str(self.source) == HUB_ID else "see its page"
         files = tuple(f"{name}/{file}" for file in names)
-        return kind(str(self.source), licence, via="diffusers", files=files, extras=extras)
+        return Source(str(self.source), licence, files=files, extras=extras)
 
     def _from_hub(self, name: str) -> Path:
         # All parts from one commit, also if the hub gets another while they are fetched.
         commits = (hub.commit_of(path.parent) for path in self._found.values())
-        return hub.fetch(self._card(name), self.revision or next(commits, None))
+        return hub.fetch(self._where(name), self.revision or next(commits, None), announce=False)
 
     def _local(self, name: str) -> Path:
         folder = Path(self.source).expanduser()

@@ -10,7 +10,7 @@ import numpy as np
 
 from sthist import _sample, stains
 from sthist._imaging.shifts import REACH_UM, STAIN_VECTORS
-from sthist._sample.region import present
+from sthist._sample.elements import present
 from sthist._sample.samples import naming, patients_of_rows
 from sthist._settings import logger, settings
 from sthist._tables.rows import core_columns

@@ -11,7 +11,7 @@ from sthist import _sample, scale
 from sthist._sample.samples import Sample, naming, samples_of
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import extent_um
-from sthist.tiles._pairs import laid_tiles
+from sthist.tiles._laid_tiles import laid_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
