@@ -63,20 +63,7 @@ def pixel_size(matrix: np.ndarray) -> tuple[float, float]:
 
 
 def require_agreement(sources: dict[str, float], what: str) -> None:
-    """Refuse scales of one image that differ by more than 2 %.
-
-    Parameters
-    ----------
-    sources
-        µm/px by source.
-    what
-        What they are the scale of, for the message.
-
-    Raises
-    ------
-    ValueError
-        If two sources disagree; both are shown.
-    """
+    """Refuse scales of one image that differ by more than 2 %."""
     low, high = min(sources, key=sources.__getitem__), max(sources, key=sources.__getitem__)
     if sources[high] > sources[low] * (1 + TOLERANCE):
         msg = (
@@ -88,24 +75,7 @@ def require_agreement(sources: dict[str, float], what: str) -> None:
 
 
 def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: str) -> float:
-    """The µm per pixel on which all sources agree; the argument comes first, then they count in their order.
-
-    Parameters
-    ----------
-    what
-        That has the scale, for messages.
-    sources
-        µm/px by who states it.
-    mpp
-        The argument of the call.
-    nobody
-        The message where nobody states it.
-
-    Raises
-    ------
-    ValueError
-        If nobody states it, a value is no positive number, or two disagree.
-    """
+    """The µm per pixel on which all sources agree; the argument comes first, then they count in their order."""
     sources = ({} if mpp is None else {"the argument mpp=": float(mpp)}) | sources
     if not sources:
         raise ValueError(nobody)
@@ -118,15 +88,7 @@ def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: 
 
 
 def trusted(sources: dict[str, float], mpp: float | None) -> dict[str, float]:
-    """What a file states, without resolution tags that an argument contradicts: those are often a printer's.
-
-    Parameters
-    ----------
-    sources
-        µm/px by who states it.
-    mpp
-        The argument.
-    """
+    """What a file states, without resolution tags that an argument contradicts: those are often a printer's."""
     if mpp is None:
         return sources
     weak = [name for name, value in sources.items() if name.startswith("TIFF ") and abs(value / mpp - 1) > TOLERANCE]
@@ -139,26 +101,13 @@ def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
     """µm/px that readers found in an image's metadata, by source (OME, vendor, spot pitch).
 
     Where they recorded nothing, what LazySlide and sopa did.
-
-    Parameters
-    ----------
-    sdata, image
-        The sample, and the key of the image.
     """
     recorded = sdata.attrs.get("sthist", {}).get("mpp", {})
     return dict(recorded[image]) if image in recorded else other_tools.stated_mpp(sdata, image)
 
 
 def record_mpp(sdata: SpatialData, image: str, source: str, mpp: float) -> None:
-    """Keep the µm/px that a source states of an image, for :func:`resolve_mpp`.
-
-    Parameters
-    ----------
-    sdata, image
-        The sample, and the key of the image.
-    source, mpp
-        Who states it, for messages, and the µm/px.
-    """
+    """Keep the µm/px that a source states of an image, for :func:`resolve_mpp`."""
     scales = sdata.attrs.setdefault("sthist", {}).setdefault("mpp", {}).setdefault(image, {})
     scales[source] = float(mpp)
 
@@ -223,18 +172,7 @@ def register(
 
     The work behind :func:`sthist.pp.set_scale`, which see for the errors raised.
 
-    Parameters
-    ----------
-    sdata, image, mpp
-        The sample, the key of the image, and its µm/px; None for what is known of it.
-    coordinate_system
-        The system in which the elements are registered now.
-    overwrite
-        Replace a scale that disagrees.
-
-    Returns
-    -------
-    Names of the elements that changed.
+    Returns names of the elements that changed.
     """
     from spatialdata.transformations import get_transformation
 
@@ -288,18 +226,7 @@ def _place(sdata: SpatialData, name: str, coordinate_system: str) -> np.ndarray:
 def register_system(sdata: SpatialData, coordinate_system: str, to_um: np.ndarray) -> list[str]:
     """Register in ``um`` every element of a coordinate system, in memory.
 
-    Parameters
-    ----------
-    sdata
-        The sample.
-    coordinate_system
-        The system in which the elements are registered now.
-    to_um
-        (3, 3): (x, y, 1) of that system to µm.
-
-    Returns
-    -------
-    Names of the elements that changed.
+    Returns names of the elements that changed.
     """
     from spatialdata.transformations import Affine, get_transformation, set_transformation
 

@@ -22,28 +22,7 @@ def align(
 ) -> dict[str, Any]:
     """Register an image by an alignment, in memory.
 
-    Parameters
-    ----------
-    sdata, image
-        The sample, and the key of the image.
-    alignment
-        From the image to the frame ``to``.
-    to
-        Key of an image (its full-resolution pixels), or the name of a coordinate system; the nuclear stain by default.
-    units
-        What the image's side of the alignment is in: its full-resolution pixels, or micrometres from its corner.
-
-    Returns
-    -------
-    Facts for the provenance: the matrix to µm, µm/px, and the residuals in µm.
-
-    Raises
-    ------
-    KeyError
-        If there is no such frame.
-    ValueError
-        If the implied µm/px contradicts the image's metadata, the matrix its own keypoints, the frame is not registered in
-        ``um``, or the image's µm/px is needed and unknown.
+    Returns Facts for the provenance: the matrix to µm, µm/px, and the residuals in µm.
     """
     from spatialdata.transformations import Affine, get_transformation, set_transformation
 
@@ -82,15 +61,7 @@ def align(
 
 
 def log_residuals(image: str, facts: dict[str, Any]) -> None:
-    """Say how well landmarks fit, and which of them fits least.
-
-    Parameters
-    ----------
-    image
-        Key of the image that was aligned.
-    facts
-        What :func:`align` returned.
-    """
+    """Say how well landmarks fit, and which of them fits least."""
     residuals = facts["residuals_um"]
     if residuals:
         worst = int(np.argmax(residuals))

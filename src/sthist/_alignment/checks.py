@@ -30,18 +30,7 @@ scale in place of an affine) differs by what a section shrinks more along one si
 
 
 def own_mpp(sdata: SpatialData, image: str) -> tuple[float, float]:
-    """µm/px of an image whose alignment is in its µm, along x and y: by its metadata, else as it lies now.
-
-    Parameters
-    ----------
-    sdata, image
-        The sample, and the key of the image.
-
-    Raises
-    ------
-    ValueError
-        If nothing states it, or two sources disagree.
-    """
+    """µm/px of an image whose alignment is in its µm, along x and y: by its metadata, else as it lies now."""
     from spatialdata.transformations import get_transformation
 
     recorded = scale.recorded_mpp(sdata, image)
@@ -69,20 +58,7 @@ def own_mpp(sdata: SpatialData, image: str) -> tuple[float, float]:
 
 
 def require_consistent(alignment: Alignment, unit: float) -> None:
-    """Warn of, or refuse, a matrix that its own keypoints contradict.
-
-    Parameters
-    ----------
-    alignment
-        Of Xenium Explorer's zip; others contradict nothing.
-    unit
-        µm per unit of the target frame.
-
-    Raises
-    ------
-    ValueError
-        If they cannot be of the same images.
-    """
+    """Warn of, or refuse, a matrix that its own keypoints contradict."""
     gap = alignment.gap * unit
     if gap < DOUBTFUL_UM or alignment.residuals is None or alignment.fitted is None:
         return
@@ -99,21 +75,7 @@ def require_consistent(alignment: Alignment, unit: float) -> None:
 
 
 def other_reading(sdata: SpatialData, image: str, to_um: np.ndarray, stated: float, unit: float, units: Units) -> str:
-    """Which other reading of an alignment would give the µm/px that the image's metadata state, as a sentence; "" if none.
-
-    Parameters
-    ----------
-    sdata, image
-        The sample, and the key of the image.
-    to_um
-        (3, 3): the image's pixels to µm, as the alignment was read.
-    stated
-        µm/px by the metadata.
-    unit
-        µm per unit of the target frame.
-    units
-        Of the image's side, as it was read.
-    """
+    """Which other reading of an alignment would give the µm/px that the image's metadata state, as a sentence; "" if none."""
     excess = np.linalg.svd(to_um[:2, :2], compute_uv=False) / stated
     as_um, as_px = "its side of the image is in µm (units='um')", "its side of the image is in pixels (units='px')"
     image_side, changed = (as_um, stated) if units == "px" else (as_px, 1 / stated)

@@ -48,40 +48,20 @@ class Csv:
 
 
 def read_csv(path: Path) -> Csv:
-    """The text of a csv file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is empty, or no text.
-    """
+    """The text of a csv file."""
     require_file(path)
     return _require_content(_decode(path.read_bytes(), str(path)))
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip, or is called one.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    """
+    """Whether a file is a zip, or is called one."""
     require_file(path)
     with path.open("rb") as file:
         return path.suffix.lower() == ".zip" or file.read(4) == b"PK\x03\x04"
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path at which there is no file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
+    """Refuse a path at which there is no file."""
     if path.is_dir():
         files = [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in {".csv", ".zip"}]
         msg = f"{path} is a folder; give the alignment file itself. It has {_listed(files)}."
@@ -92,21 +72,7 @@ def require_file(path: Path) -> None:
 
 
 def find_member(path: Path, name: str) -> Csv | None:
-    """A csv of an archive, wherever in it, in whatever case; None where there is none. Nothing is unpacked to disk.
-
-    Parameters
-    ----------
-    path
-        The archive.
-    name
-        The csv's name without folders.
-
-    Raises
-    ------
-    ValueError
-        If the archive is damaged, holds several of that name, or the one it holds is encrypted, no text, or larger than
-        ``MAX_BYTES``.
-    """
+    """A csv of an archive, wherever in it, in whatever case; None where there is none. Nothing is unpacked to disk."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir() and _base(info.filename) == name]
@@ -129,18 +95,7 @@ def find_member(path: Path, name: str) -> Csv | None:
 
 
 def require_member(path: Path, name: str) -> Csv:
-    """As ``find_member``, for a csv that has to be there.
-
-    Parameters
-    ----------
-    path, name
-        The archive, and the csv's name without folders.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or it is empty.
-    """
+    """As ``find_member``, for a csv that has to be there."""
     csv = find_member(path, name)
     if csv is None:
         with zipfile.ZipFile(path) as archive:

@@ -48,19 +48,7 @@ class Alignment:
 
 
 def read_alignment(source: Any) -> Alignment:
-    """A matrix or landmarks, told apart by their shape.
-
-    Parameters
-    ----------
-    source
-        A (3, 3) array or a csv file of one; landmarks (see :func:`read_landmarks`); or the zip of Xenium Explorer, of which
-        the matrix is taken where it has one.
-
-    Raises
-    ------
-    FileNotFoundError, KeyError, ValueError
-        If the file is missing, or holds neither.
-    """
+    """A matrix or landmarks, told apart by their shape."""
     if isinstance(source, str | Path):
         path = Path(source)
         if files.is_archive(path):
@@ -76,18 +64,7 @@ def read_alignment(source: Any) -> Alignment:
 
 
 def from_matrix(source: Any) -> Alignment:
-    """A matrix, and how far the keypoints that lie beside it in Xenium Explorer's zip are from it.
-
-    Parameters
-    ----------
-    source
-        As of :func:`read_matrix`.
-
-    Raises
-    ------
-    FileNotFoundError, KeyError, ValueError
-        If there is no such file, it holds no such matrix, or its keypoints are none.
-    """
+    """A matrix, and how far the keypoints that lie beside it in Xenium Explorer's zip are from it."""
     matrix = read_matrix(source)
     if not isinstance(source, str | Path) or not files.is_archive(Path(source)):
         return Alignment(matrix)
@@ -100,22 +77,7 @@ def from_matrix(source: Any) -> Alignment:
 
 
 def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
-    """An invertible affine (3, 3) matrix, from an array, a csv file without header, or Xenium Explorer's zip with one.
-
-    Parameters
-    ----------
-    source
-        The array, or the path.
-    what
-        Its name, for messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no such matrix.
-    """
+    """An invertible affine (3, 3) matrix, from an array, a csv file without header, or Xenium Explorer's zip with one."""
     if isinstance(source, str | Path):
         csv = _csv(Path(source), files.MATRIX)
         what = csv.what
@@ -149,24 +111,7 @@ def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
 def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of points, in the image and in what it is aligned to.
 
-    Parameters
-    ----------
-    source
-        A pair of (n, 2) arrays; or a frame or csv file with the columns ``alignmentX``, ``alignmentY``, ``fixedX``,
-        ``fixedY`` (Xenium Explorer), or ``moving_x``, ``moving_y``, ``fixed_x``, ``fixed_y``; or Xenium Explorer's zip.
-
-    Returns
-    -------
-    Points of the image, and of the target; (n, 2) each.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    KeyError
-        If columns are missing.
-    ValueError
-        If the points do not pair, or are no finite numbers.
+    Returns Points of the image, and of the target; (n, 2) each.
     """
     if isinstance(source, str | Path):
         return _parse_landmarks(_csv(Path(source), files.KEYPOINTS))
@@ -222,18 +167,7 @@ def _require_pairs(moving: np.ndarray, fixed: np.ndarray, what: str) -> tuple[np
 
 
 def from_landmarks(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
-    """The affine that takes landmarks onto each other with the least squared distances.
-
-    Parameters
-    ----------
-    moving, fixed
-        Points of the image and of the target, (n, 2) each, n at least 3.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three, or they lie on a line.
-    """
+    """The affine that takes landmarks onto each other with the least squared distances."""
     if len(moving) < 3:
         msg = f"An affine needs at least 3 landmarks; {len(moving)} are given."
         raise ValueError(msg)

@@ -53,20 +53,7 @@ def register(
     correlation; the best few, and the start, are followed: patches of one image are looked for in the other, and an affine is
     fitted to those that agree (RANSAC), at ever finer levels.
 
-    Parameters
-    ----------
-    fixed, moving
-        (h, w) float32 amounts of stain on glass near 0, both at ``step_um``.
-    step_um
-        µm per pixel.
-    start
-        An approximate matrix from fixed to moving, in µm.
-    seed
-        Of RANSAC's draws.
-
-    Returns
-    -------
-    The registration, or None where the images show nothing in common.
+    Returns the registration, or None where the images show nothing in common.
     """
     rng = np.random.default_rng(seed)
     factors = _factors(max(*fixed.shape, *moving.shape))

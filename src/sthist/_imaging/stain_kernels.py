@@ -19,25 +19,7 @@ def recolour_densities(
     per_step: float,
     out: np.ndarray,
 ) -> None:
-    """Move optical densities: the more, the more stained a pixel is.
-
-    Parameters
-    ----------
-    pixels
-        (n, 3) uint8.
-    density
-        (3, 256) float32: optical density of each grey level of red, green and blue.
-    change, shift
-        (3, 3) and (3,) float32: densities (r, g, b) move by ``densities @ change + shift``.
-    clear, full
-        Optical density up to which a pixel stays as it is, and from which it moves all the way.
-    grey
-        (3, m) uint8: grey level by optical density, in steps from ``-offset`` on.
-    offset, per_step
-        Of ``grey``: where it starts, and steps per unit of optical density.
-    out
-        (n, 3) uint8.
-    """
+    """Move optical densities: the more, the more stained a pixel is."""
     last = grey.shape[1] - 1
     for i in range(pixels.shape[0]):
         r, g, b = density[0, pixels[i, 0]], density[1, pixels[i, 1]], density[2, pixels[i, 2]]
@@ -88,21 +70,7 @@ def recolour_cones(
     per_step: float,
     out: np.ndarray,
 ) -> None:
-    """Map logarithms of cone responses linearly: the more, the more stained a pixel is.
-
-    Parameters
-    ----------
-    pixels, density, clear, full, out
-        As of :func:`recolour_densities`.
-    to_lms, to_rgb
-        (3, 3) float32: from (r, g, b) to cone responses, and back.
-    matrix, shift
-        (3, 3) and (3,) float32: logarithms become ``matrix @ logarithms + shift``.
-    logarithm, inverse, per_level
-        Of the response i / per_level; and steps per unit of response.
-    exponential, lowest, per_step
-        Of ``lowest + i / per_step``; where it starts, and steps per unit.
-    """
+    """Map logarithms of cone responses linearly: the more, the more stained a pixel is."""
     half, one = np.float32(0.5), np.float32(1.0)
     for i in range(pixels.shape[0]):
         r, g, b = density[0, pixels[i, 0]], density[1, pixels[i, 1]], density[2, pixels[i, 2]]

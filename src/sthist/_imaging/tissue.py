@@ -10,16 +10,7 @@ from sthist.stains import optical_density
 def mask_of_he(rgb: np.ndarray, mpp: float) -> np.ndarray:
     """Tissue in a coarse H&E image, by the optical density of green, which both stains absorb.
 
-    Parameters
-    ----------
-    rgb
-        (h, w, 3) uint8.
-    mpp
-        Its µm per pixel.
-
-    Returns
-    -------
-    Bool of shape (h, w).
+    Returns Bool of shape (h, w).
     """
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
@@ -39,18 +30,7 @@ def mask_of_he(rgb: np.ndarray, mpp: float) -> np.ndarray:
 def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | None = None) -> np.ndarray:
     """Tissue in a coarse nuclear stain: wherever nuclei, or molecules, are near.
 
-    Parameters
-    ----------
-    image
-        (h, w) mean intensities.
-    mpp
-        Its µm per pixel.
-    density
-        (h, w) smoothed density of molecules, where there are any.
-
-    Returns
-    -------
-    Bool of shape (h, w); gaps of up to 60 µm between nuclei belong to the tissue.
+    Returns Bool of shape (h, w); gaps of up to 60 µm between nuclei belong to the tissue.
     """
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
@@ -71,18 +51,8 @@ def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | N
 def mask_of_points(places: np.ndarray, extent_um: tuple[float, float, float, float], mpp: float) -> np.ndarray:
     """Tissue on a coarse grid, by cells or spots alone: wherever they are near.
 
-    Parameters
-    ----------
-    places
-        (n, 2): x, y in µm.
-    extent_um
-        Box that the grid covers.
-    mpp
-        Its µm per pixel.
-
-    Returns
-    -------
-    Bool of shape (h, w); gaps between points belong to the tissue that are as wide as sparse points are apart, 60 µm at least.
+    Returns Bool of shape (h, w); gaps between points belong to the tissue that are as wide as sparse points are
+    apart, 60 µm at least.
     """
     from scipy.spatial import cKDTree
 

@@ -37,15 +37,7 @@ def present(shapes: GeoDataFrame) -> GeoDataFrame:
 
 
 def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
-    """The geometry, in µm, that a ``within=`` argument stands for; of the cores of a microarray, those that are there.
-
-    Raises
-    ------
-    KeyError
-        If it names shapes that do not exist.
-    ValueError
-        If it is none of a box, a polygon and a name, or is empty or not valid.
-    """
+    """The geometry, in µm, that a ``within=`` argument stands for; of the cores of a microarray, those that are there."""
     import shapely
     import spatialdata as sd
 
@@ -414,13 +406,7 @@ def raw_counts(adata: Any) -> Any:
 
 
 def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
-    """Regions of the cells that a table annotates, as a GeoDataFrame in µm, and their total counts, in its order.
-
-    Raises
-    ------
-    ValueError
-        If no shapes are the table's cells.
-    """
+    """Regions of the cells that a table annotates, as a GeoDataFrame in µm, and their total counts, in its order."""
     import spatialdata as sd
     from spatialdata.transformations import get_transformation
 

@@ -34,13 +34,7 @@ GLOBAL = "global"
 
 
 def roles(sdata: SpatialData) -> dict[str, Any]:
-    """Roles of elements as other packages recorded them, in the form of sthist's own.
-
-    Parameters
-    ----------
-    sdata
-        Anybody's object.
-    """
+    """Roles of elements as other packages recorded them, in the form of sthist's own."""
     stain, points, bins = (_text(sdata, name) for name in (CELL_IMAGE, TRANSCRIPTS, BINS_TABLE))
     found: dict[str, Any] = {}
     he = next((key for key in (_text(sdata, TISSUE_IMAGE), stain, slide_image(sdata)) if _is_rgb(sdata, key)), None)
@@ -79,25 +73,13 @@ def _slide(sdata: SpatialData) -> tuple[dict[str, Any], tuple[int, int]] | None:
 
 
 def tile_specs(sdata: SpatialData) -> dict[str, dict[str, Any]]:
-    """How LazySlide laid tiles, by their key.
-
-    Parameters
-    ----------
-    sdata
-        Anybody's object.
-    """
+    """How LazySlide laid tiles, by their key."""
     specs = sdata.attrs.get(TILE_SPEC)
     return {key: spec for key, spec in specs.items() if isinstance(spec, dict)} if isinstance(specs, dict) else {}
 
 
 def without_counts(sdata: SpatialData) -> set[str]:
-    """Tables whose matrix is no expression: features of tiles and patches, intensities of channels.
-
-    Parameters
-    ----------
-    sdata
-        Anybody's object.
-    """
+    """Tables whose matrix is no expression: features of tiles and patches, intensities of channels."""
     tiles = tile_specs(sdata)
     return {
         name
@@ -117,13 +99,7 @@ def _region(table: Any) -> str | None:
 
 
 def slide_image(sdata: SpatialData) -> str | None:
-    """The image that wsidata's ``slide_properties`` are of: the only one of that size, else the only overview of it.
-
-    Parameters
-    ----------
-    sdata
-        Anybody's object.
-    """
+    """The image that wsidata's ``slide_properties`` are of: the only one of that size, else the only overview of it."""
     slide = _slide(sdata)
     if slide is None:
         return None
@@ -140,18 +116,7 @@ def slide_image(sdata: SpatialData) -> str | None:
 
 
 def stated_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
-    """µm per pixel of an image by who states it, where that can only be meant of this image.
-
-    Parameters
-    ----------
-    sdata, image
-        Anybody's object, and the key of an image.
-
-    Raises
-    ------
-    ValueError
-        If what they state is no positive number.
-    """
+    """µm per pixel of an image by who states it, where that can only be meant of this image."""
     stated: dict[str, float] = {}
     slide = _slide(sdata)
     if slide is not None and slide[0].get("mpp") is not None and slide_image(sdata) == image:
@@ -179,11 +144,6 @@ def laid_in_pixels(sdata: SpatialData) -> dict[str, str]:
     """Shapes that LazySlide laid in the pixels of an image, and that image.
 
     It registers them as if those pixels were the unit of ``global``, whatever the image's own transformation is.
-
-    Parameters
-    ----------
-    sdata
-        Anybody's object.
     """
     specs, slide, image = tile_specs(sdata), _slide(sdata), slide_image(sdata)
     if not specs or slide is None or image is None or _shape(sdata.images[image]) != slide[1]:

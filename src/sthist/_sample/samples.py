@@ -49,21 +49,6 @@ def samples_of(data: Any, table: Any = None) -> list[Sample]:
 
     Those come from ``table``, else from ``attrs["sthist"]["sample"]`` (``uns`` of an AnnData), which readers fill, else from a
     column ``patient`` or ``batch`` of the observations that has one value.
-
-    Parameters
-    ----------
-    data
-        A SpatialData or AnnData, or a mapping of name to such.
-    table
-        A frame, or a csv file, with the columns ``sample`` (or that as its index) and ``patient``, ``batch`` or both.
-
-    Raises
-    ------
-    TypeError
-        If it is nothing of that kind.
-    ValueError
-        If there is no sample, one object is there under two names, a name is no text or empty, the table has a sample
-        twice or lacks one, or a patient has two spellings.
     """
     if not isinstance(data, Mapping):
         data = {str(_facts(data).get("name") or "sample"): data}
@@ -103,20 +88,7 @@ def over_samples(verb: Verb) -> Verb:
 
 
 def read_sample_table(table: Any, names: Iterable[str]) -> pd.DataFrame:
-    """Patient and batch by sample.
-
-    Parameters
-    ----------
-    table
-        A frame, or a csv file.
-    names
-        The samples that it has to have.
-
-    Raises
-    ------
-    FileNotFoundError, KeyError, ValueError
-        If there is no such file, it has neither column, or has a sample twice or not at all.
-    """
+    """Patient and batch by sample."""
     import pandas as pd
 
     what = "the table of samples"
@@ -144,13 +116,7 @@ def read_sample_table(table: Any, names: Iterable[str]) -> pd.DataFrame:
 
 
 def require_one_spelling(patients: Iterable[Any]) -> None:
-    """Refuse a patient under two names: their samples would be split as if they were of two.
-
-    Raises
-    ------
-    ValueError
-        If two names differ in case, blanks, dashes, underscores or leading zeros alone.
-    """
+    """Refuse a patient under two names: their samples would be split as if they were of two."""
     spellings: dict[str, str] = {}
     for patient in patients:
         if patient is None or patient != patient:  # NaN is not itself
@@ -169,13 +135,6 @@ def patients_of_rows(sample: Sample, obs: pd.DataFrame) -> pd.Series:
     """The patient of each row of a table: its own column, else the sample's, else the sample's name.
 
     Where nobody is named, a sample counts as a patient of its own: that is the most that can be known not to be shared.
-
-    Parameters
-    ----------
-    sample
-        The sample.
-    obs
-        Rows of one of its tables.
     """
     import pandas as pd
 

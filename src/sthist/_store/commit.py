@@ -38,17 +38,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def commit(path: Path, kind: str, name: str, source: Path) -> None:
-    """Move an element into a store, in place of the one of its name if there is one, which then lies in ``source``.
-
-    Parameters
-    ----------
-    path
-        The store.
-    kind, name
-        Of the element.
-    source
-        Folder of the element, on the same file system, with its provenance in its attributes.
-    """
+    """Move an element into a store, in place of the one of its name if there is one, which then lies in ``source``."""
     place, target = f"{kind}/{name}", path / kind / name
     for file in source.rglob(UNFINISHED):  # of a run that was killed, and that this one continued
         file.unlink()

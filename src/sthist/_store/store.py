@@ -71,17 +71,7 @@ def working_folder(sdata: SpatialData) -> Path:
 
 @contextmanager
 def writing(sdata: SpatialData) -> Iterator[None]:
-    """Hold the store's lock, after repairing what a kill left; for an object in memory, no lock is needed.
-
-    Raises
-    ------
-    RuntimeError
-        If another process is writing to the store.
-    PermissionError
-        If it is read-only.
-    OSError
-        If the disk is full.
-    """
+    """Hold the store's lock, after repairing what a kill left; for an object in memory, no lock is needed."""
     with _full_disk_explained(working_folder(sdata)), _locked(store_path(sdata)):
         yield
 
@@ -169,13 +159,7 @@ def scratch_workspace(name: str, digest: str) -> Iterator[Path]:
 def add(
     sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Add a small element (shapes, a table) to an object and, if there is one, to its store.
-
-    Raises
-    ------
-    ValueError
-        If the name is taken and ``overwrite`` is False.
-    """
+    """Add a small element (shapes, a table) to an object and, if there is one, to its store."""
     require_free(sdata, name, kind, overwrite=overwrite)
     if kind == "tables":
         element.uns.setdefault("sthist", {})[name] = made
@@ -183,19 +167,7 @@ def add(
 
 
 def replace_table(sdata: SpatialData, name: str, table: Any, made: dict[str, Any]) -> None:
-    """Put a changed table in place of the one of this name, also in the store; it says itself what was done to it.
-
-    Parameters
-    ----------
-    sdata
-        The object.
-    name
-        Of the table.
-    table
-        What takes its place.
-    made
-        What changed it.
-    """
+    """Put a changed table in place of the one of this name, also in the store; it says itself what was done to it."""
     _put(sdata, "tables", name, table, made)
 
 
@@ -222,17 +194,6 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
 
     For an object in memory it goes to a folder of this process's own in the scratch folder, which is there until the
     process ends, and the object reads it from there. The caller holds :func:`writing`.
-
-    Parameters
-    ----------
-    sdata
-        The object.
-    kind, name
-        Where the element goes, and its name, which it has in ``built`` too.
-    built
-        A SpatialData store that holds the element.
-    made
-        Its provenance.
     """
     element = read_element(built, kind, name)  # it reads, or nothing is published
     path = store_path(sdata)

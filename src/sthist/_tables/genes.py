@@ -99,22 +99,7 @@ def names_of_list(genes: Iterable[str] | str) -> dict[str, pd.Series]:
 
 
 def names_of_table(adata: AnnData, by: str | None = None, side: str = "data") -> dict[str, pd.Series]:
-    """Columns of ``var`` that can name its genes, the index first: text, and mostly different in each row.
-
-    Parameters
-    ----------
-    adata
-        A table.
-    by
-        The only one that counts.
-    side
-        What messages call the table.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column.
-    """
+    """Columns of ``var`` that can name its genes, the index first: text, and mostly different in each row."""
     index = adata.var_names.to_series().reset_index(drop=True)
     if by in {VAR_NAMES, adata.var.index.name} - {None}:
         return {VAR_NAMES: index}
@@ -140,24 +125,7 @@ def match_names(
     ignore_case: bool | None = None,
     min_overlap: float = MIN_OVERLAP,
 ) -> GeneMatch:
-    """Match genes by the columns that have most of them in common.
-
-    Parameters
-    ----------
-    sides
-        By side, the columns that could name its genes.
-    anchor
-        The side whose order and spelling the result has.
-    ignore_case
-        None: only where the exact overlap is poor and case makes up for it.
-    min_overlap
-        Least share of the genes of the smaller side.
-
-    Raises
-    ------
-    ValueError
-        If fewer genes match, or none.
-    """
+    """Match genes by the columns that have most of them in common."""
     columns = {side: {name: _read_column(values) for name, values in named.items()} for side, named in sides.items()}
     if ignore_case:
         columns = _folded(columns)
@@ -278,17 +246,7 @@ def _too_few(picked: Mapping[str, _Column], chosen: Mapping[str, str], anchor: s
 
 
 def collect_columns(matrix: Any, positions: np.ndarray, n: int) -> csr_matrix:
-    """A sparse matrix whose column ``positions[j]`` holds column j, zeros where there is none, copies of a gene summed.
-
-    Parameters
-    ----------
-    matrix
-        Dense or sparse, (n_obs, n_vars).
-    positions
-        By column of it, the new place, or -1 to leave it out.
-    n
-        Number of new columns.
-    """
+    """A sparse matrix whose column ``positions[j]`` holds column j, zeros where there is none, copies of a gene summed."""
     from scipy.sparse import csr_matrix
 
     source = csr_matrix(matrix)
@@ -321,30 +279,8 @@ def reindex(
 ) -> tuple[csr_matrix, np.ndarray]:
     """Expression of a table in the order of a list of genes, and the genes that the table lacks.
 
-    Parameters
-    ----------
-    adata
-        A table, its genes named by ``var_names`` or any column of ``var``.
-    genes
-        The list, such as that of a model.
-    layer
-        What to take in place of ``X``.
-    by
-        Column of ``var`` that names the genes; by default the one that has most of the list.
-    ignore_case, min_overlap
-        As of :func:`sthist.pp.match_genes`.
-
-    Returns
-    -------
-    A matrix, (n_obs, len(genes)), of the dtype of the table, with zeros for the genes that it lacks and the sum of those
-    that it has several times; and the names of the first.
-
-    Raises
-    ------
-    KeyError
-        If there is no such layer or column.
-    ValueError
-        If the list has a gene twice, too few of its genes are there, or the table has neither ``X`` nor a layer.
+    Returns a matrix, (n_obs, len(genes)), of the dtype of the table, with zeros for the genes that it lacks and the
+    sum of those that it has several times; and the names of the first.
     """
     import pandas as pd
 

@@ -44,20 +44,7 @@ class Annotation:
 
 
 def as_classes(values: pd.Series, where: str) -> tuple[np.ndarray, list[str]]:
-    """Codes, -1 for none, and names of classes: as text, in the order of categories, else sorted.
-
-    Parameters
-    ----------
-    values
-        Labels: text, categories, numbers; NaN, None and blank text are no label.
-    where
-        What they are of, for the message.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Codes, -1 for none, and names of classes: as text, in the order of categories, else sorted."""
     import pandas as pd
 
     ordered = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else values.dropna().unique()
@@ -111,13 +98,7 @@ def _storable(name: str) -> bool:
 
 
 def labels_of(sdata: SpatialData, rows: Rows, label: str) -> pd.Series:
-    """A column of regions, from the shapes or from their table.
-
-    Raises
-    ------
-    KeyError
-        If neither has it.
-    """
+    """A column of regions, from the shapes or from their table."""
     frame = sdata.shapes[rows.shapes]
     if label in frame.columns and label != "geometry":
         return frame[label].loc[rows.instances]
@@ -137,25 +118,7 @@ def labels_of(sdata: SpatialData, rows: Rows, label: str) -> pd.Series:
 
 
 def read_annotation(sdata: SpatialData, key: str, label: str, overlaps: Overlaps) -> Annotation:
-    """Polygons of shapes with their class, such that no two lie on each other.
-
-    Parameters
-    ----------
-    sdata, key
-        The sample, and the key of the shapes.
-    label
-        Column with their class, of the shapes or of their table.
-    overlaps
-        ``"smaller"``: the smaller of two polygons counts where both are. ``"error"``: polygons of two classes that overlap are
-        refused.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column.
-    ValueError
-        If no polygon has a label, or polygons of two classes overlap and are not to.
-    """
+    """Polygons of shapes with their class, such that no two lie on each other."""
     import shapely
 
     rows = rows_of(sdata, key)
@@ -176,15 +139,7 @@ def read_annotation(sdata: SpatialData, key: str, label: str, overlaps: Overlaps
 
 
 def repaired(polygons: np.ndarray, names: Sequence[Any] | np.ndarray, key: str) -> np.ndarray:
-    """Polygons of which none crosses itself, and whatever is no area (lines, points) is empty.
-
-    Parameters
-    ----------
-    polygons
-        (n,) geometries; None and empty ones stay.
-    names, key
-        Of the polygons, for messages.
-    """
+    """Polygons of which none crosses itself, and whatever is no area (lines, points) is empty."""
     import shapely
 
     wrong = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)

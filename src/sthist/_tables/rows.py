@@ -41,24 +41,7 @@ class Rows:
 
 
 def rows_of(sdata: SpatialData, name: str, table: str | None = None) -> Rows:
-    """The rows that the key of a table, or of shapes, stands for.
-
-    Parameters
-    ----------
-    sdata
-        The sample.
-    name
-        Key of shapes, or of a table of shapes.
-    table
-        For shapes, which of their tables is meant; by default the reader's or the one named after them, or the only one.
-
-    Raises
-    ------
-    KeyError
-        If there is no such element.
-    ValueError
-        If a table is of no shapes of this sample, or several tables could be meant; if two shapes have one name.
-    """
+    """The rows that the key of a table, or of shapes, stands for."""
     rows = _find_rows(sdata, name, table)
     _require_own_names(sdata, rows.shapes)
     return rows
@@ -145,13 +128,7 @@ def placed_tables(sdata: SpatialData) -> list[Rows]:
 
 
 def to_um(sdata: SpatialData, shapes: str) -> np.ndarray:
-    """(3, 3): (x, y, 1) of shapes to µm.
-
-    Raises
-    ------
-    ValueError
-        If they are not registered in ``um``.
-    """
+    """(3, 3): (x, y, 1) of shapes to µm."""
     try:
         return scale.matrix_to(_sample.get(sdata, "shapes", shapes))
     except KeyError as error:
@@ -203,16 +180,7 @@ def _geometry(sdata: SpatialData, rows: Rows) -> np.ndarray:
 def pairs_inside(polygons: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which places lie in which polygons, borders included.
 
-    Parameters
-    ----------
-    polygons
-        (m,) geometries, empty ones and None among them.
-    places
-        (n, 2): x, y; NaN for nowhere.
-
-    Returns
-    -------
-    Indices of polygons and of places, (k,) each, sorted by place and then by polygon.
+    Returns indices of polygons and of places, (k,) each, sorted by place and then by polygon.
     """
     import shapely
 
@@ -253,13 +221,7 @@ def core_columns(sdata: SpatialData, places: np.ndarray) -> dict[str, Any]:
 def require_free_columns(
     sdata: SpatialData, rows: Rows, obs: list[str], obsm: list[str] | None = None, *, overwrite: bool
 ) -> None:
-    """Refuse names of columns that are taken, also in other case, or that SpatialData does not take.
-
-    Raises
-    ------
-    ValueError
-        For the first of them.
-    """
+    """Refuse names of columns that are taken, also in other case, or that SpatialData does not take."""
     for name in (*obs, *(obsm or [])):
         if name != _sample.safe_key(name):
             msg = f"key_added gives the name {name!r}; letters, digits and _ . - alone can be stored."
@@ -291,21 +253,7 @@ def add_columns(
     obsm: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add columns to a table, also in the store; regions without a table get one, named after them.
-
-    Parameters
-    ----------
-    sdata, rows
-        The sample, and the rows.
-    key
-        Under which ``uns["sthist"]`` keeps what made them.
-    made
-        That.
-    obs, obsm
-        Columns and matrices, of one value or row for each of the rows, whatever their index; None takes a column away.
-    uns
-        What else is to be known.
-    """
+    """Add columns to a table, also in the store; regions without a table get one, named after them."""
     if rows.table is None:
         name = f"{rows.shapes}_table"
         table = new_table(sdata, rows)

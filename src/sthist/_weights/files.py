@@ -36,15 +36,7 @@ class MetricUnavailable(RuntimeError):
 
 
 def locate(metric: str, url: str, weights: Any, way_out: str) -> Path:
-    """The given file, or the one of that name in the folder of torch hub.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file was given that does not exist.
-    MetricUnavailable
-        If none was given, and none is there.
-    """
+    """The given file, or the one of that name in the folder of torch hub."""
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
@@ -64,13 +56,7 @@ def locate(metric: str, url: str, weights: Any, way_out: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Tensors of a state dict, by name, from a safetensors or a torch file, without running any code of it.
-
-    Raises
-    ------
-    ValueError
-        If the file is not such a state dict.
-    """
+    """Tensors of a state dict, by name, from a safetensors or a torch file, without running any code of it."""
     import torch
     from safetensors import SafetensorError
 
@@ -91,13 +77,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def load_strictly(module: Any, state: dict[str, Any], path: Path) -> None:
-    """Load all weights of a module.
-
-    Raises
-    ------
-    ValueError
-        If names are missing or unknown, or shapes differ.
-    """
+    """Load all weights of a module."""
     own = module.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     unequal = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
@@ -134,13 +114,7 @@ class Files:
     commit: str | None = None
 
     def config(self, name: str = "config.json") -> dict[str, Any]:
-        """Content of a JSON file of the folder; empty where there is none.
-
-        Raises
-        ------
-        ValueError
-            If it is no JSON object.
-        """
+        """Content of a JSON file of the folder; empty where there is none."""
         path = None if self.folder is None else self.folder / name
         if path is None or not path.is_file():
             return {}
@@ -155,13 +129,7 @@ class Files:
         return content
 
     def provenance(self) -> dict[str, Any]:
-        """File, commit and SHA-256 of the weights.
-
-        Raises
-        ------
-        ValueError
-            If a file of the hub's cache is not what the hub published.
-        """
+        """File, commit and SHA-256 of the weights."""
         if self.weights is None:
             return {"weights": None, "revision": None, "sha256": None, "pretrained": False}
         digest = sha256(self.weights)
@@ -173,15 +141,7 @@ class Files:
 
 
 def obtain(source: Source, weights: str | Path | None, revision: str | None, *, pretrained: bool = True) -> Files:
-    """Files of a network: given, from the hub, or none for random weights.
-
-    Raises
-    ------
-    FileNotFoundError
-        If what was given does not exist, or the hub has no such files.
-    ValueError
-        If a folder holds no weights, or weights and a revision are given.
-    """
+    """Files of a network: given, from the hub, or none for random weights."""
     if weights is not None:
         if revision is not None:
             msg = f"Give either weights= or revision=: {str(weights)!r} is read as it is."
@@ -198,15 +158,7 @@ def obtain(source: Source, weights: str | Path | None, revision: str | None, *, 
 
 
 def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
-    """The file of weights that a path means: itself, or the one in a folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing.
-    ValueError
-        If a folder has no such file, or several.
-    """
+    """The file of weights that a path means: itself, or the one in a folder."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -225,13 +177,7 @@ def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Tensors by name, from a safetensors or a torch file, without running any code of it.
-
-    Raises
-    ------
-    ValueError
-        If it is a pickle of more than tensors, is damaged, or is something else.
-    """
+    """Tensors by name, from a safetensors or a torch file, without running any code of it."""
     import torch
     from safetensors import SafetensorError
 
@@ -271,24 +217,7 @@ def _refusal(path: Path) -> str:
 
 
 def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: tuple[str, ...] = ()) -> None:
-    """Put all weights into a module.
-
-    Parameters
-    ----------
-    module
-        The network.
-    state
-        Tensors by name.
-    source
-        Where they are from, for messages.
-    leave
-        Beginnings of names that may be left over: heads that the network does without.
-
-    Raises
-    ------
-    ValueError
-        If names are missing or left over, or shapes differ; the first are named.
-    """
+    """Put all weights into a module."""
     own = module.state_dict()
     unequal = [
         f"{name} {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the network"

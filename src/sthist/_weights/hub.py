@@ -28,22 +28,6 @@ def fetch(source: Source, revision: str | None = None, *, announce: bool = True)
     """The weights of an encoder, with its further files beside them.
 
     What is in the cache of the hub is used as it is, without asking the network.
-
-    Parameters
-    ----------
-    source
-        The encoder.
-    revision
-        Branch, tag or commit; its main branch by default.
-
-    Raises
-    ------
-    PermissionError
-        If one has to ask for access, or to log in, first.
-    ConnectionError
-        If the files are not here, and :attr:`sthist.settings.offline` is set or the hub cannot be reached.
-    FileNotFoundError
-        If there is no such model or revision, or none of the files.
     """
     weights = _cached(source, source.files, revision)
     online = weights is None
@@ -63,13 +47,7 @@ def fetch(source: Source, revision: str | None = None, *, announce: bool = True)
 
 
 def require_network(source: Source) -> None:
-    """Go on only if the hub can be reached.
-
-    Raises
-    ------
-    ConnectionError
-        If it cannot, or must not.
-    """
+    """Go on only if the hub can be reached."""
     if is_offline():
         raise ConnectionError(
             by_hand(source, "sthist.settings.offline or HF_HUB_OFFLINE is set, and they are not in the cache")

@@ -113,15 +113,7 @@ def ablate_virtual_he(
 
 
 def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The variants of ST2HE's paper, each with one thing changed.
-
-    Parameters
-    ----------
-    spec
-        Of the laid tiles.
-    model, training
-        As of :func:`ablate_virtual_he`.
-    """
+    """The variants of ST2HE's paper, each with one thing changed."""
     variants: dict[str, dict[str, Any]] = {BASE: {}}
     mode = training.get("mode", "multi")
     names = {"multi": "many colours", "mono": "one colour", "none": "stain only"}

@@ -198,13 +198,7 @@ def truths_of(parts: Sequence[tuple[Sample, SharedTiles]], against: str, **eleme
 
 
 def nucleus_shapes(sdata: SpatialData) -> str:
-    """Key of the vendor's outlines of nuclei: the only shapes named like such that no verb has made.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there are none, or several.
-    """
+    """Key of the vendor's outlines of nuclei: the only shapes named like such that no verb has made."""
     made = sdata.attrs.get("sthist", {}).get("results", {})
     named = [name for name in sdata.shapes if _sample.NUCLEAR_NAMES.search(name) and name not in made]
     if len(named) == 1:
@@ -239,13 +233,7 @@ def haematoxylin_nuclei(tiles: np.ndarray, mpp: float) -> list[np.ndarray]:
 
 
 def require_fine(mpp: float) -> None:
-    """Refuse tiles on which nuclei cannot be told apart.
-
-    Raises
-    ------
-    ValueError
-        If they are too coarse.
-    """
+    """Refuse tiles on which nuclei cannot be told apart."""
     if mpp > MAX_SEGMENTED_MPP:
         msg = f"Nuclei cannot be told apart at {mpp:.3g} µm/px; lay finer tiles, or pass nuclei=False."
         raise ValueError(msg)

@@ -149,32 +149,7 @@ def find_sections(
     he: str | None = None,
     **elements: Any,
 ) -> Sections:
-    """Collect the tiles that lie on the H&E and the nuclear stain of their sample.
-
-    Parameters
-    ----------
-    data
-        One sample, or a mapping of name to sample.
-    tiles
-        Key of the laid tiles.
-    largest_um
-        Side of the largest tile that will be read around a centre, where that is more than that of the tiles.
-    classes
-        Column of their table.
-    samples
-        A frame with facts of the samples, as of :func:`sthist.tl.train_annotator`.
-    he
-        Key of the H&E.
-    elements
-        Of :func:`sthist._sample.elements.find_high_res`.
-
-    Raises
-    ------
-    KeyError
-        If an element or column is missing.
-    ValueError
-        If the tiles of samples differ, or none lies on both images.
-    """
+    """Collect the tiles that lie on the H&E and the nuclear stain of their sample."""
     listed = samples_of(data, samples)
     sections, kept = [], []
     spec: Any = None
@@ -242,13 +217,7 @@ def _units(listed: list[Any], sections: list[Section], which: np.ndarray, row: n
 def grouped(
     sections: Sections, split: Any, *, samples: Any = None, block_um: float | None = None, gap_um: float | None = None
 ) -> Grouping:
-    """The tiles in groups of which none is both trained on and tested.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If the split cannot be made, or a sample's tissue or platform is not known.
-    """
+    """The tiles in groups of which none is both trained on and tested."""
     units = sections.units
     if isinstance(split, str) and split in FACTS and split not in units.obs:
         facts = {section.name: _fact(section, split, samples) for section in sections.sections}

@@ -62,13 +62,7 @@ class Design:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Design:
-        """From the arguments of a verb, of which others are left out.
-
-        Raises
-        ------
-        ValueError
-            If one of them cannot be.
-        """
+        """From the arguments of a verb, of which others are left out."""
         given = {field.name: arguments[field.name] for field in dataclasses.fields(cls)}
         for name in ("baselines", "metrics"):
             given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
@@ -211,15 +205,7 @@ class _Scorer:
 
 
 def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Train and score variants.
-
-    Parameters
-    ----------
-    arguments
-        Those of a verb, by name: ``data``, ``model``, ``folder``, ``training``, and those of :class:`Design`.
-    variants
-        Arguments of the trainer by name, which are added to, or replace, those of ``training``.
-    """
+    """Train and score variants."""
     model, design = arguments["model"], Design.of(arguments)
     study = make_study(arguments["data"], model, variants, arguments["training"], design)
     return study.run(model, arguments["folder"])

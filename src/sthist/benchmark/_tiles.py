@@ -36,17 +36,7 @@ BATCH = 64
 def find_extractor(
     extractor: str | Encoder | Callable[[Any], Any] | None, spec: TileSpec, real: np.ndarray
 ) -> tuple[Callable[[Any], Any] | None, str]:
-    """A function for :func:`sthist.metrics.image.compare`, and what to call it.
-
-    Parameters
-    ----------
-    extractor
-        Name of an encoder, or one; a function or module, which is taken as it is; None for Inception.
-    spec
-        Of the tiles.
-    real
-        Real tiles, by which the features of an encoder are standardised.
-    """
+    """A function for :func:`sthist.metrics.image.compare`, and what to call it."""
     if extractor is None:
         return None, INCEPTION
     from sthist import encoders
@@ -102,21 +92,6 @@ def predict_tiles(
     """Virtual H&E of tiles, (n, px, px, 3) uint8.
 
     A model of other tiles makes its own, side by side around the centre until they cover the tile; those are resampled.
-
-    Parameters
-    ----------
-    model
-        A :class:`sthist.models.VirtualStainModel`.
-    elements
-        The section.
-    centres
-        (n, 2): x, y in µm.
-    spec
-        Of the tiles to make.
-    tissues
-        (n,) tissue of each tile, for a model that is told it.
-    batch_size
-        Tiles of the model's own per batch.
     """
     if tissues is not None:
         tiles = np.empty((len(centres), spec.px, spec.px, 3), np.uint8)
@@ -216,30 +191,7 @@ def shared_tiles(
     column: str | None = None,
     of: Translator | None = None,
 ) -> list[tuple[Sample, SharedTiles]]:
-    """Of each sample the tiles that lie on all of some RGB images.
-
-    Parameters
-    ----------
-    samples
-        The samples.
-    tiles
-        Key of their laid tiles.
-    images
-        Keys of the images of a sample.
-    column
-        Of the tiles' table, that has to be there.
-    of
-        Take the tiles that the training of this model has held out in place of all laid ones; a sample without such is left out.
-
-    Raises
-    ------
-    TypeError
-        If a sample has no images.
-    KeyError
-        If images, tiles or the column are missing, or the model does not know a sample.
-    ValueError
-        If no tile of a sample lies on all of its images, tiles of two samples are not alike, or the model was trained without a test.
-    """
+    """Of each sample the tiles that lie on all of some RGB images."""
     unseen = None if of is None else _unseen_tiles(of, samples)
     found: list[tuple[Sample, SharedTiles]] = []
     for sample in samples:
@@ -265,13 +217,7 @@ def shared_tiles(
 
 
 def require_images(sample: Sample) -> None:
-    """Refuse a sample that holds no images.
-
-    Raises
-    ------
-    TypeError
-        If it is no SpatialData.
-    """
+    """Refuse a sample that holds no images."""
     if not hasattr(sample.data, "images"):
         msg = (
             f"Sample {sample.name!r} is a {type(sample.data).__name__} without images; virtual H&E needs a SpatialData."
@@ -280,13 +226,7 @@ def require_images(sample: Sample) -> None:
 
 
 def require_column(obs: pd.DataFrame, tiles: str, name: str) -> None:
-    """Refuse a column that the tiles' table does not have.
-
-    Raises
-    ------
-    KeyError
-        If it has none of that name.
-    """
+    """Refuse a column that the tiles' table does not have."""
     if name not in obs:
         msg = f"Table '{tiles}_table' has no column {name!r}; it has {list(obs.columns)}."
         raise KeyError(msg)

@@ -44,11 +44,9 @@ MAX_SEGMENTS = 20_000
 def seam_of(sdata: SpatialData, key: str, *, seed: int = 0) -> dict[str, Any]:
     """Seam score of an image on the lattice of the tiles that made it, and on the same lattice shifted by half a tile.
 
-    Returns
-    -------
-    ``seam`` and ``interior``, as of :func:`sthist.metrics.image.seam_score`, their ``ratio``, and the ``stride_px`` of the lattice;
-    ``repeat``, how much stronger what comes again from tile to tile is than what comes again at other distances, which also sees
-    patterns inside the tiles; or only the ``reason`` why there are none.
+    Returns ``seam`` and ``interior``, as of :func:`sthist.metrics.image.seam_score`, their ``ratio``, and the
+    ``stride_px`` of the lattice; ``repeat``, how much stronger what comes again from tile to tile is than what comes
+    again at other distances, which also sees patterns inside the tiles; or only the ``reason`` why there are none.
     """
     made = sdata.attrs.get("sthist", {}).get("results", {}).get(key)
     if not made or "tile_px" not in made:

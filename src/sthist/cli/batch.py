@@ -67,13 +67,7 @@ class Running:
 
 
 def find_verb(name: str) -> Callable[..., Any]:
-    """The verb of ``pp`` or ``tl`` of a name such as ``tl.virtual_he``.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """The verb of ``pp`` or ``tl`` of a name such as ``tl.virtual_he``."""
     import sthist
 
     module, _, verb = name.partition(".")
@@ -86,27 +80,7 @@ def find_verb(name: str) -> Callable[..., Any]:
 
 
 def read_tasks(samples: Path, verb: str, out: Path | None, given: dict[str, Any]) -> list[Task]:
-    """A task per row of a csv file of samples.
-
-    Parameters
-    ----------
-    samples
-        With the columns ``sample`` and ``path``; ``platform`` (``spatialdata`` by default); columns named as arguments of the
-        verb, for this sample alone; and others, such as ``patient`` and ``batch``, that are recorded with the sample.
-        Relative paths are relative to the file.
-    verb
-        Such as ``"tl.virtual_he"``.
-    out
-        Folder of the stores to work on; None to work on the samples' own, which then have to be SpatialData stores.
-    given
-        Arguments for all samples.
-
-    Raises
-    ------
-    FileNotFoundError, KeyError, ValueError
-        If the file is missing, empty, lacks a column or a value, has a sample twice, or names a platform or an argument that
-        does not exist.
-    """
+    """A task per row of a csv file of samples."""
     if not samples.is_file():
         msg = f"There is no table of samples {samples}."
         raise FileNotFoundError(msg)
@@ -193,13 +167,7 @@ class Batch:
         return [task for task in self.tasks if self._overwrite or not self._is_done(task)]
 
     def run(self, jobs: int | None = None) -> int:
-        """Run what is pending; returns how many samples have failed.
-
-        Parameters
-        ----------
-        jobs
-            Samples at a time; by default as many as there are processors, while the memory lasts.
-        """
+        """Run what is pending; returns how many samples have failed."""
         waiting, running = self.pending(), list[Running]()
         n_done = len(self.tasks) - len(waiting)
         if n_done:
@@ -344,13 +312,7 @@ def available_memory() -> int:
 
 
 def run_one(job: dict[str, Any]) -> None:
-    """In a process of its own: open the sample, run the verb, and write what came of it.
-
-    Parameters
-    ----------
-    job
-        What :class:`Batch` sends.
-    """
+    """In a process of its own: open the sample, run the verb, and write what came of it."""
     import sthist
 
     task = Task(**job["task"])

@@ -17,24 +17,7 @@ PLATFORMS = ("xenium", "cosmx", "merscope", "visium", "visium_hd", "spatialdata"
 
 
 def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] | None = None) -> SpatialData:
-    """The store of a sample: copied there from its folder, whole or not at all, unless an earlier run has done so.
-
-    Parameters
-    ----------
-    source, platform
-        The folder, and of what kind it is.
-    store
-        The store; that of a SpatialData can be the folder itself.
-    facts
-        Recorded with the sample.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
-    ValueError
-        If the store was made from something else.
-    """
+    """The store of a sample: copied there from its folder, whole or not at all, unless an earlier run has done so."""
     if not (platform == "spatialdata" and store.resolve() == source.resolve()):
         if not store.exists():
             sdata = read_input(source, platform)
@@ -56,13 +39,7 @@ def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] 
 
 
 def read_input(source: Path, platform: str) -> SpatialData:
-    """The object of a folder, in memory as far as its reader puts it there.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
+    """The object of a folder, in memory as far as its reader puts it there."""
     import sthist
 
     if platform != "spatialdata":

@@ -98,22 +98,6 @@ def fetch(source: Source) -> list[Path]:
     """The files of a data set, downloaded where they are not in the cache.
 
     A transfer that was broken goes on where it stopped, also in another process.
-
-    Parameters
-    ----------
-    source
-        The data set.
-
-    Raises
-    ------
-    ConnectionError
-        If :attr:`sthist.settings.offline` is set, or the network or the host fails.
-    FileNotFoundError
-        If the host does not have the file.
-    OSError
-        If there is not enough space.
-    ValueError
-        If a file's checksum is wrong.
     """
     missing = [file for file in source.files if not (source.folder / file.file_name).exists()]
     if missing:
@@ -201,22 +185,7 @@ def _transfer(file: RemoteFile, partial: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> Path:
-    """Unpack a zip archive, whole or not at all, unless that was done.
-
-    Parameters
-    ----------
-    archive
-        The file.
-    folder
-        Where to; what is there is taken to be complete.
-    wanted
-        Which members, by their name.
-
-    Raises
-    ------
-    ValueError
-        If it is no zip archive, is damaged, or has a member that would lie outside of the folder.
-    """
+    """Unpack a zip archive, whole or not at all, unless that was done."""
     if folder.exists():
         return folder
     partial = folder.with_name(f"{folder.name}.partial")
@@ -242,28 +211,7 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _
 
 
 def fetch_from_hub(repository: str, patterns: list[str], source: Source, **options: Any) -> Path:
-    """Files of a data set on the Hugging Face hub; returns the folder that holds them.
-
-    Parameters
-    ----------
-    repository
-        ``owner/name`` of the data set.
-    patterns
-        Which files.
-    source
-        What it is, for messages.
-    options
-        Further arguments of :func:`huggingface_hub.snapshot_download`, such as ``revision``.
-
-    Raises
-    ------
-    PermissionError
-        If one has to ask for access, or to log in, first.
-    ConnectionError
-        If :attr:`sthist.settings.offline` is set and the files are not in the cache, or the network fails.
-    FileNotFoundError
-        If there is no such data set or revision, or none of the files.
-    """
+    """Files of a data set on the Hugging Face hub; returns the folder that holds them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

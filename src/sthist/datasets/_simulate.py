@@ -218,16 +218,7 @@ def cell_types(cells: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     Elongated nuclei are fibroblasts or endothelium, small and round ones in a crowd are T or B cells, large ones in a crowd
     are epithelial, and what is left is macrophages, fibroblasts or epithelial.
 
-    Parameters
-    ----------
-    cells
-        ``x``, ``y``, ``nucleus_area_um2`` and ``aspect`` per nucleus.
-    rng
-        Source of the draws.
-
-    Returns
-    -------
-    Names of :data:`CELL_TYPES`, of shape (n,).
+    Returns names of :data:`CELL_TYPES`, of shape (n,).
     """
     from scipy.spatial import cKDTree
 

@@ -207,13 +207,7 @@ class Encoder(ABC):
 
 
 def checked_tiles(tiles: Any) -> Any:
-    """Tiles as they are given, an array or a tensor, if they are square RGB tiles of uint8.
-
-    Raises
-    ------
-    ValueError
-        If they are not.
-    """
+    """Tiles as they are given, an array or a tensor, if they are square RGB tiles of uint8."""
     shape = tuple(tiles.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] == 0:
         msg = f"An encoder takes square RGB tiles (n, px, px, 3); these have shape {shape}."
@@ -225,13 +219,7 @@ def checked_tiles(tiles: Any) -> Any:
 
 
 def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
-    """Embeddings as they are given, if there is one finite row per tile.
-
-    Raises
-    ------
-    ValueError
-        If there is not.
-    """
+    """Embeddings as they are given, if there is one finite row per tile."""
     if rows.ndim != 2 or len(rows) != n:
         msg = (
             f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A network that "

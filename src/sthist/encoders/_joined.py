@@ -92,13 +92,7 @@ class Joined(Encoder):
 
 
 def common_spec(encoders: Sequence[Encoder]) -> TileSpec | None:
-    """The tile of several encoders: one physical size, the pixels of the finest.
-
-    Raises
-    ------
-    ValueError
-        If the sizes conflict.
-    """
+    """The tile of several encoders: one physical size, the pixels of the finest."""
     meant = [encoder for encoder in encoders if encoder.spec is not None]
     specs = [encoder.spec for encoder in meant if encoder.spec is not None]
     if not specs:

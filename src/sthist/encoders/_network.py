@@ -84,19 +84,7 @@ class NetworkEncoder(Encoder):
     def embed(self, tiles: np.ndarray) -> np.ndarray:
         """Embed a batch of tiles.
 
-        Parameters
-        ----------
-        tiles
-            (n, px, px, 3) uint8; an array, or a tensor on any device.
-
-        Returns
-        -------
-        (n, d) float32.
-
-        Raises
-        ------
-        ValueError
-            If they are no such tiles, or the network gives something else than a finite row for each.
+        Returns (n, d) float32.
         """
         if len(checked_tiles(tiles)) == 0:
             return np.empty((0, self.dim), np.float32)
@@ -105,14 +93,7 @@ class NetworkEncoder(Encoder):
     def embed_batches(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Embed one batch after another; the next is on the device before the last has come back.
 
-        Parameters
-        ----------
-        batches
-            Each (n, px, px, 3) uint8.
-
-        Returns
-        -------
-        An iterator of (n, d) float32, in the order of the batches.
+        Returns an iterator of (n, d) float32, in the order of the batches.
         """
         before: tuple[Any, int] | None = None
         for tiles in batches:
@@ -130,19 +111,7 @@ class NetworkEncoder(Encoder):
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Embed texts into the space of the images, as the network gives them: normalise both to compare.
 
-        Parameters
-        ----------
-        texts
-            One text or several.
-
-        Returns
-        -------
-        (n, d) float32.
-
-        Raises
-        ------
-        ValueError
-            If the network knows images only.
+        Returns (n, d) float32.
         """
         if not self.can_text:
             return super().embed_text(texts)
@@ -158,19 +127,7 @@ class NetworkEncoder(Encoder):
     def dense(self, tiles: np.ndarray) -> np.ndarray:
         """Embed the places within each tile: patch tokens, or the last map of a convolutional network.
 
-        Parameters
-        ----------
-        tiles
-            (n, px, px, 3) uint8.
-
-        Returns
-        -------
-        (n, gh, gw, d) float32; d may differ from ``dim``.
-
-        Raises
-        ------
-        ValueError
-            If the network has one embedding per tile only, or there are no tiles.
+        Returns (n, gh, gw, d) float32; d may differ from ``dim``.
         """
         if not self.can_dense:
             return super().dense(tiles)
@@ -223,19 +180,7 @@ class FunctionEncoder(Encoder):
     def embed(self, tiles: np.ndarray) -> np.ndarray:
         """Embed a batch of tiles.
 
-        Parameters
-        ----------
-        tiles
-            (n, px, px, 3) uint8.
-
-        Returns
-        -------
-        (n, d) float32.
-
-        Raises
-        ------
-        ValueError
-            If they are no such tiles, or the function gives something else than a finite row for each.
+        Returns (n, d) float32.
         """
         if len(checked_tiles(tiles)) == 0:
             return np.empty((0, self.dim), np.float32)
@@ -246,13 +191,7 @@ class FunctionEncoder(Encoder):
 
 
 def chosen_precision(precision: str | None, device: Any) -> str:
-    """The precision that is meant: bf16 where the device has it, float32 elsewhere, or what was asked for.
-
-    Raises
-    ------
-    ValueError
-        If there is no such precision.
-    """
+    """The precision that is meant: bf16 where the device has it, float32 elsewhere, or what was asked for."""
     import torch
 
     if precision in (None, "auto"):

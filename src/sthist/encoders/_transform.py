@@ -58,14 +58,7 @@ class Transform:
     def __call__(self, tiles: Any) -> Any:
         """Prepare tiles for a network, where they are.
 
-        Parameters
-        ----------
-        tiles
-            Tensor (n, px, px, 3) of uint8.
-
-        Returns
-        -------
-        Tensor (n, 3, size, size) of float32, channels last in memory.
+        Returns Tensor (n, 3, size, size) of float32, channels last in memory.
         """
         import torch
 

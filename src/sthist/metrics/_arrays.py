@@ -13,13 +13,7 @@ LAYOUT = "(n, h, w, 3) or (h, w, 3), or 1 in place of 3 for grey"
 
 
 def stack(images: Any, name: str = "images") -> np.ndarray:
-    """Images as (n, h, w, channels) uint8; anything that would be scored on a wrong scale is refused.
-
-    Raises
-    ------
-    ValueError
-        If these are not 8-bit images of that layout.
-    """
+    """Images as (n, h, w, channels) uint8; anything that would be scored on a wrong scale is refused."""
     array = np.asarray(images)
     if array.dtype != np.uint8:
         msg = (
@@ -37,13 +31,7 @@ def stack(images: Any, name: str = "images") -> np.ndarray:
 
 
 def pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Two stacks of the same shape, and whether they are single images.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or either is not a stack of 8-bit images.
-    """
+    """Two stacks of the same shape, and whether they are single images."""
     one, other = stack(a, "the first"), stack(b, "the second")
     if np.shape(a) != np.shape(b):
         msg = (

@@ -192,15 +192,7 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
 
 
 def by_seed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """One row per group and seed: the mean of each score of tiles, and of FID and KID, which belong to whole sets, over the folds.
-
-    Parameters
-    ----------
-    frame
-        Scores of tiles by seed, such as :func:`sthist.benchmark.cross_validate_virtual_he` makes.
-    keys
-        Columns to group by, beside the seed.
-    """
+    """One row per group and seed: the mean of each score of tiles, and of FID and KID, which belong to whole sets, over the folds."""
     import pandas as pd
 
     within = list(dict.fromkeys([*keys, "seed"]))
@@ -222,13 +214,7 @@ def by_seed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def check_column(frame: pd.DataFrame, by: str | None) -> None:
-    """Refuse a column that is not there.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column.
-    """
+    """Refuse a column that is not there."""
     if by is not None and by not in frame.columns:
         msg = (
             f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or by=None for one "

@@ -22,15 +22,7 @@ LPIPS_NETS = {"vgg": ("vgg16", VGG, 16), "alex": ("alexnet", ALEX, 31)}
 
 
 def lpips_network(net: Any = "vgg", weights: Any = None) -> Any:
-    """LPIPS with the given backbone.
-
-    Raises
-    ------
-    ValueError
-        If there is no such backbone, or the weights do not fit it.
-    MetricUnavailable
-        If the weights are not on this machine.
-    """
+    """LPIPS with the given backbone."""
     import torch
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
@@ -52,13 +44,7 @@ def lpips_network(net: Any = "vgg", weights: Any = None) -> Any:
 
 
 def lpips_of(network: Any, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """LPIPS of each pair of images.
-
-    Raises
-    ------
-    ValueError
-        If the images are too small for the backbone.
-    """
+    """LPIPS of each pair of images."""
     import torch
 
     _, _, least = LPIPS_NETS[network.pnet_type]
@@ -74,15 +60,7 @@ def lpips_of(network: Any, one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def inception_extractor(metric: str, weights: Any) -> Any:
-    """Inception-v3 with its 2,048 pooled features, as FID is defined.
-
-    Raises
-    ------
-    ValueError
-        If the weights do not fit.
-    MetricUnavailable
-        If torch-fidelity or the weights are not on this machine.
-    """
+    """Inception-v3 with its 2,048 pooled features, as FID is defined."""
     from importlib.util import find_spec
 
     import torch
@@ -110,17 +88,7 @@ def inception_extractor(metric: str, weights: Any) -> Any:
 
 
 def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any], Any]:
-    """The image tower of a CLIP model; a callable is given back as it is.
-
-    Raises
-    ------
-    ValueError
-        If both are given, the folder holds no CLIP model, or weights are missing in it.
-    FileNotFoundError
-        If the folder does not exist.
-    MetricUnavailable
-        If the model is not on this machine.
-    """
+    """The image tower of a CLIP model; a callable is given back as it is."""
     if extractor is not None and weights is not None:
         msg = "Give either extractor= or weights=, not both."
         raise ValueError(msg)
@@ -166,13 +134,7 @@ def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any]
 
 
 def extract(extractor: Any, images: np.ndarray) -> np.ndarray:
-    """Features of images, (n, d) float64.
-
-    Raises
-    ------
-    ValueError
-        If the extractor gives anything but one row of finite numbers per image.
-    """
+    """Features of images, (n, d) float64."""
     import torch
 
     parts = []

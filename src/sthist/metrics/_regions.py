@@ -107,13 +107,7 @@ def region_tests(frame: pd.DataFrame, metric: str, by: str = "class", *, method:
 
 
 def by_class(frame: pd.DataFrame, metric: str, by: str, method: str) -> dict[object, np.ndarray]:
-    """Scores of one method, by class.
-
-    Raises
-    ------
-    ValueError
-        If a column or the method is missing, or scores are not finite.
-    """
+    """Scores of one method, by class."""
     check_column(frame, by)
     if metric not in frame.columns:
         msg = f"The table has no score {metric!r}, but {list(frame.columns)}."

@@ -143,15 +143,7 @@ class Scores:
 def find_scores(
     sdata: SpatialData, key: str, classes: Sequence[str] | None = None, table: str | None = None
 ) -> dict[str, Scores]:
-    """Scores by class, as the class was called.
-
-    Raises
-    ------
-    KeyError
-        If there are no such scores or classes.
-    ValueError
-        If several tables could be meant.
-    """
+    """Scores by class, as the class was called."""
     if key in sdata.images and table is None:
         channels = _sample.channel_names(sdata.images[key])
         called = sdata.attrs.get("sthist", {}).get("results", {}).get(key, {}).get("classes", {})

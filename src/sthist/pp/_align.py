@@ -49,22 +49,7 @@ class Found:
 
 
 def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int) -> Found:
-    """Lay an H&E on a nuclear stain by their pixels.
-
-    Parameters
-    ----------
-    sdata, image
-        The sample, and the key of the H&E.
-    to
-        Key of the image with the nuclear stain; found by default.
-    seed
-        Of the search.
-
-    Raises
-    ------
-    ValueError
-        If the image's µm/px is unknown, the images show nothing in common, or what was found overlaps less than before.
-    """
+    """Lay an H&E on a nuclear stain by their pixels."""
     nuclear, channel = _sample.find_nuclear(sdata, to)
     start, mpp = _start(sdata, image)
     stain = TileReader(sdata, nuclear, TileSpec.from_mpp(1.0, 256), channels=[channel], allow_upsampling=True)
@@ -155,18 +140,7 @@ def _haematoxylin(source: ImageSource, size: np.ndarray, step: float) -> np.ndar
 def overlap_score(fixed: np.ndarray, moving: np.ndarray, matrix: np.ndarray, step: float) -> float:
     """Correlation of two stains under a matrix from the fixed to the moving one, at about 4 µm per pixel.
 
-    Parameters
-    ----------
-    fixed, moving
-        (h, w) float32 amounts.
-    matrix
-        (3, 3), in µm.
-    step
-        µm per pixel.
-
-    Returns
-    -------
-    From -1 to 1, over all of the fixed image; 0 where one of them is even.
+    Returns from -1 to 1, over all of the fixed image; 0 where one of them is even.
     """
     factor = max(1, round(SCORE_UM / step))
     small = shrink(fixed, factor)

@@ -140,15 +140,7 @@ def _areas(polygons: np.ndarray) -> np.ndarray:
 
 
 def areas_in(polygons: np.ndarray, annotation: Annotation) -> np.ndarray:
-    """Area of each class in each polygon, (polygons, classes) float64.
-
-    Parameters
-    ----------
-    polygons
-        (n,) valid geometries.
-    annotation
-        Polygons with a class each, none over another.
-    """
+    """Area of each class in each polygon, (polygons, classes) float64."""
     import shapely
 
     tree = shapely.STRtree(polygons)

@@ -183,13 +183,7 @@ def centroids(regions: GeoDataFrame) -> np.ndarray:
 
 
 def find_cells(sdata: SpatialData) -> str:
-    """Shapes of the sample's cells.
-
-    Raises
-    ------
-    KeyError
-        If none are known.
-    """
+    """Shapes of the sample's cells."""
     table = _sample.find_cell_table(sdata)
     found = None if table is None else _sample.cell_shapes(sdata, table)
     if found is None:
@@ -203,22 +197,7 @@ def spread_tiles(
 ) -> np.ndarray:
     """Cells by farthest point sampling whose tiles lie on all images and show something.
 
-    Parameters
-    ----------
-    readers
-        Of what the tiles must show.
-    centres
-        (m, 2): x, y of the cells, in µm.
-    size_um
-        Side of the tiles.
-    n
-        How many tiles are wanted.
-    max_blank
-        Tiles of which more is blank in any of the images are left out.
-
-    Returns
-    -------
-    Indices into ``centres``, at most ``n``, in the order of the choice.
+    Returns indices into ``centres``, at most ``n``, in the order of the choice.
     """
     inside = np.flatnonzero(
         np.logical_and.reduce([lies_inside(reader.sources, centres, size_um) for reader in readers])

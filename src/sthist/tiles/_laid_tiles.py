@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 
 
 def laid_tiles(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
-    """The table of tiles that :func:`sthist.pp.tiles` or LazySlide has laid, and their spec.
-
-    Raises
-    ------
-    KeyError
-        If there are none, or the table says nothing of their size.
-    ValueError
-        If LazySlide's are no squares, or not registered in ``um``.
-    """
+    """The table of tiles that :func:`sthist.pp.tiles` or LazySlide has laid, and their spec."""
     if f"{tiles}_table" not in sdata.tables and tiles in other_tools.tile_specs(sdata) and tiles in sdata.shapes:
         return _laid_by_lazyslide(sdata, tiles)
     table = _sample.get(sdata, "tables", f"{tiles}_table")

@@ -205,13 +205,7 @@ def _readers(
 
 
 def require_no_style(kwargs: dict[str, Any]) -> None:
-    """Refuse arguments of an overlay beside an overlay that exists.
-
-    Raises
-    ------
-    TypeError
-        If there are any.
-    """
+    """Refuse arguments of an overlay beside an overlay that exists."""
     if kwargs:
         msg = f"{', '.join(kwargs)} would be ignored: overlay= is given. Change its style with overlay.restyled(...)."
         raise TypeError(msg)

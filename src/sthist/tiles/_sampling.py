@@ -56,16 +56,7 @@ def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarr
 def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterator[np.ndarray]:
     """All points in the order of :func:`farthest_points`, ``batch`` at a time.
 
-    Parameters
-    ----------
-    points, seed
-        As there.
-    batch
-        How many at a time.
-
-    Yields
-    ------
-    Indices, int64.
+    Yields Indices, int64.
     """
     from sthist.tiles._molecules.dot_kernels import farthest_first
 
@@ -86,14 +77,7 @@ def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterat
 def blank_fraction(tiles: np.ndarray) -> np.ndarray:
     """Part of each tile that is black (grey 0) or near white (grey above 230).
 
-    Parameters
-    ----------
-    tiles
-        (n, h, w, c) uint8 with one or three channels.
-
-    Returns
-    -------
-    Float64 of shape (n,).
+    Returns Float64 of shape (n,).
     """
     grey = (
         tiles[..., 0] if tiles.shape[-1] == 1 else np.floor(tiles[..., :3].astype(np.float32) @ LUMA + np.float32(0.5))
@@ -133,18 +117,7 @@ def has_content(tiles: np.ndarray, max_blank: float = MAX_BLANK) -> np.ndarray:
 def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: float) -> np.ndarray:
     """Which tiles lie wholly on images that tile one plane.
 
-    Parameters
-    ----------
-    sources
-        The images.
-    centres
-        (n, 2): x, y in µm.
-    size_um
-        Side of the tiles.
-
-    Returns
-    -------
-    Bool of shape (n,).
+    Returns Bool of shape (n,).
     """
     import shapely
 
@@ -159,25 +132,7 @@ def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: fl
 def spatial_split(centres: Any, size_um: float, test_fraction: float, *, seed: int) -> np.ndarray:
     """Split tiles by place: whole blocks of the section are held out, and what overlaps them is left out of training.
 
-    Parameters
-    ----------
-    centres
-        (n, 2): x, y of the tiles, in µm.
-    size_um
-        Side of the tiles.
-    test_fraction
-        Of the tiles, at least, that are held out; blocks of four tiles a side are added until it is reached.
-    seed
-        Which blocks.
-
-    Returns
-    -------
-    ``"train"``, ``"test"`` or ``"dropped"`` per tile: an array of text of shape (n,).
-
-    Raises
-    ------
-    ValueError
-        If the fraction is not between 0 and 1, or nothing is left to train on.
+    Returns ``"train"``, ``"test"`` or ``"dropped"`` per tile: an array of text of shape (n,).
     """
     from scipy.spatial import cKDTree
 

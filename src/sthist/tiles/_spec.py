@@ -10,13 +10,7 @@ from sthist import scale
 
 
 def same_scale(one: TileSpec, other: TileSpec) -> bool:
-    """Whether tiles show as much tissue, on as many pixels per µm, within 2 %.
-
-    Parameters
-    ----------
-    one, other
-        The tiles.
-    """
+    """Whether tiles show as much tissue, on as many pixels per µm, within 2 %."""
     return max(abs(one.size_um / other.size_um - 1), abs(one.mpp / other.mpp - 1)) <= scale.TOLERANCE
 
 

@@ -36,15 +36,7 @@ class Tiles:
         return len(self.reader)
 
     def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and their tiles, sample by sample, each chunk read once.
-
-        Parameters
-        ----------
-        rows
-            Which.
-        batch_size
-            Tiles per batch.
-        """
+        """Rows and their tiles, sample by sample, each chunk read once."""
         for mine, loader in self._loaders(rows, batch_size):
             for index, tiles in loader:
                 yield mine[index], tiles
@@ -52,15 +44,7 @@ class Tiles:
     def shuffled(
         self, rows: np.ndarray, batch_size: int, seed: int, epoch: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and their tiles, turned and mirrored, in an order that is a function of seed and epoch; samples are mixed.
-
-        Parameters
-        ----------
-        rows, batch_size
-            As of :meth:`in_order`.
-        seed, epoch
-            Of the order and of the turns.
-        """
+        """Rows and their tiles, turned and mirrored, in an order that is a function of seed and epoch; samples are mixed."""
         n_readers = len(np.unique(self.reader[rows]))
         piece = max(1, batch_size // n_readers)
         loaders = self._loaders(rows, piece, shuffle=True, seed=seed, epoch=epoch)
@@ -88,17 +72,7 @@ class Tiles:
 
 
 def augmented(tiles: np.ndarray, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Tiles turned by quarters and mirrored: histology has no up and no left.
-
-    Parameters
-    ----------
-    tiles
-        (n, px, px, c).
-    rows
-        (n,) whose numbers, with seed and epoch, say which of the eight ways.
-    seed, epoch
-        As there.
-    """
+    """Tiles turned by quarters and mirrored: histology has no up and no left."""
     turned = np.empty_like(tiles)
     for i, row in enumerate(rows):
         way = int(np.random.default_rng([seed, epoch, int(row)]).integers(8))

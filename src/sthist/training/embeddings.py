@@ -42,17 +42,7 @@ class Origin:
 def find_table(
     data: Any, table: str | None, fits: Callable[[AnnData], bool], wanted: str
 ) -> tuple[str | None, AnnData]:
-    """The table that is meant, and its key: given, or the only one that fits; an AnnData is its own.
-
-    Raises
-    ------
-    KeyError
-        If there is no such table.
-    ValueError
-        If several fit, or a key is given with an AnnData.
-    TypeError
-        If it is neither.
-    """
+    """The table that is meant, and its key: given, or the only one that fits; an AnnData is its own."""
     if hasattr(data, "obs_names"):
         if table is not None:
             msg = f"table={table!r} names a table of a SpatialData; this is an AnnData."
@@ -82,15 +72,7 @@ def embeddings_of(adata: AnnData) -> list[str]:
 
 
 def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
-    """Key of the embedding that is meant: given, or the only one.
-
-    Raises
-    ------
-    KeyError
-        If there is no such.
-    ValueError
-        If there are several.
-    """
+    """Key of the embedding that is meant: given, or the only one."""
     keys = embeddings_of(adata)
     if embedding is not None:
         if embedding not in adata.obsm:
@@ -107,13 +89,7 @@ def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
 
 
 def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
-    """Embeddings (n, d) float32; a row with NaN is an error that names it.
-
-    Raises
-    ------
-    ValueError
-        If there is one, or it is no matrix.
-    """
+    """Embeddings (n, d) float32; a row with NaN is an error that names it."""
     rows = np.asarray(adata.obsm[key], np.float32)
     if rows.ndim != 2 or rows.shape[1] == 0:
         msg = f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d)."
@@ -154,13 +130,7 @@ def is_folder(adata: AnnData) -> bool:
 
 
 def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where: str) -> tuple[Any, np.ndarray]:
-    """A reader of the tiles of a table, and the places of its rows.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there are no pixels, or no places.
-    """
+    """A reader of the tiles of a table, and the places of its rows."""
     if is_folder(adata):
         return FolderReader(adata, spec), np.arange(adata.n_obs)
     if not hasattr(data, "images"):

@@ -66,15 +66,7 @@ class Labelled:
 
 
 def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, classes: Sequence[str] | None) -> Labelled:
-    """Collect the rows that have a label.
-
-    Raises
-    ------
-    KeyError
-        If a sample has no such table or column.
-    ValueError
-        If there is no label, one class only, or a class with one row; if ``classes`` names one that no row has.
-    """
+    """Collect the rows that have a label."""
     listed = samples_of(data, samples)
     found = [find_table(each.data, table, lambda adata: label in adata.obs, f"a column {label!r}") for each in listed]
     tables = [adata for _, adata in found]
@@ -130,13 +122,7 @@ def units_of(rows: Labelled, size_um: float | None) -> Units:
 
 
 def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str, Origin]:
-    """Embeddings of the rows, (n, d), their key, and what made them.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If a sample has none, or samples have different ones; if some are NaN.
-    """
+    """Embeddings of the rows, (n, d), their key, and what made them."""
     keys = [find_embedding(adata, embedding, name) for adata, name in zip(rows.tables, rows.names, strict=True)]
     if len(set(keys)) > 1:
         other = next(i for i, key in enumerate(keys) if key != keys[0])
@@ -157,13 +143,7 @@ def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str,
 
 
 def pixels_of(rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | None) -> tuple[Tiles, TileSpec]:
-    """Tiles of the rows, and their spec: given, that of the tables, or the encoder's own.
-
-    Raises
-    ------
-    ValueError
-        If it is not known, samples differ, or the encoder is for another µm/px.
-    """
+    """Tiles of the rows, and their spec: given, that of the tables, or the encoder's own."""
     chosen = spec or _common_spec(rows) or encoder.spec
     if chosen is None:
         msg = "How large the tiles are is not known: give spec=TileSpec(size_um=..., px=...)."

@@ -14,13 +14,7 @@ TILES, FIGURES = "tiles.csv", "metrics.csv"
 
 
 def read_tiles(folder: Path) -> pd.DataFrame | None:
-    """The tiles as they were written, or None: names stay text, also where they look like numbers.
-
-    Parameters
-    ----------
-    folder
-        Of the training.
-    """
+    """The tiles as they were written, or None: names stay text, also where they look like numbers."""
     import pandas as pd
 
     if not (folder / TILES).exists():
@@ -34,13 +28,7 @@ def read_tiles(folder: Path) -> pd.DataFrame | None:
 
 
 def read_figures(folder: Path) -> list[dict[str, float]]:
-    """Figures of each epoch; none where nothing was written.
-
-    Parameters
-    ----------
-    folder
-        Of the training.
-    """
+    """Figures of each epoch; none where nothing was written."""
     if not (folder / FIGURES).exists():
         return []
     with (folder / FIGURES).open(newline="") as file:

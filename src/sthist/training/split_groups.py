@@ -32,28 +32,7 @@ PARTS = {
 
 
 def group_rows(units: Units, split: Any, *, block_um: float | None = None, gap_um: float | None = None) -> Grouping:
-    """Put rows into groups.
-
-    Parameters
-    ----------
-    units
-        The rows.
-    split
-        ``"patient"``, ``"sample"``, ``"block"`` (squares of tissue with a gap between the sides), ``"random"`` (leaks), the name of
-        a column, or a mapping of each sample to ``"train"``, ``"validation"`` or ``"test"``. A column that holds nothing but these
-        words says the same of each row.
-    block_um
-        Side of the blocks; four tiles by default.
-    gap_um
-        Between the sides; a tile by default, so that no two overlap.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column or sample.
-    ValueError
-        If a row has no group, or places or sizes are needed and not known; if a patient has two spellings.
-    """
+    """Put rows into groups."""
     require_one_spelling(dict.fromkeys(units.patient.tolist()))
     if isinstance(split, Mapping):
         return _explicit(units, _parts_of_samples(units, split))
@@ -74,15 +53,7 @@ def group_rows(units: Units, split: Any, *, block_um: float | None = None, gap_u
 
 
 def kinds_of(grouping: Grouping, tissue: np.ndarray) -> np.ndarray:
-    """What no training can do without, (n,): each tissue and, where samples are split inside, each sample.
-
-    Parameters
-    ----------
-    grouping
-        The groups.
-    tissue
-        (n,) that a model is told of each row.
-    """
+    """What no training can do without, (n,): each tissue and, where samples are split inside, each sample."""
     kinds = tissue.astype(str)
     if grouping.by in INSIDE:
         kinds = np.array([f"{kind}\n{name}" for kind, name in zip(kinds, grouping.sample, strict=True)])
@@ -94,20 +65,7 @@ def watched_part(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Part rows that train into those that do and those that are watched: whole groups or, where one is too much, squares.
 
-    Parameters
-    ----------
-    units, grouping, tissue
-        All rows, their groups, and what a model is told of each.
-    rows
-        Indices of those that train.
-    fraction
-        That is watched, about.
-    seed
-        Which.
-
-    Returns
-    -------
-    Two arrays of indices, and what the second is groups of; it is empty if none can be spared.
+    Returns two arrays of indices, and what the second is groups of; it is empty if none can be spared.
     """
     kept, watched = validation_part(grouping, kinds_of(grouping, tissue), rows, fraction, seed=seed)
     few = grouping.parts is None and grouping.by not in INSIDE and units.centres is not None

@@ -74,30 +74,7 @@ def folds_of(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows that train and rows that test, one pair per fold.
 
-    Parameters
-    ----------
-    grouping
-        The groups.
-    codes
-        (n,) class of each row; classes are spread over the folds as evenly as the groups allow.
-    test
-        Names of the groups that test, or the part of the rows that does, as near as whole groups come to it; then there is one fold. By
-        default each group tests once.
-    folds
-        How many, where ``test`` is not given.
-    seed
-        Which groups go together.
-
-    Returns
-    -------
-    Pairs of indices, sorted. Rows that ``gap_um`` leaves out are in neither.
-
-    Raises
-    ------
-    KeyError
-        If there is no such group.
-    ValueError
-        If there are fewer groups than folds, or nothing is left to train on.
+    Returns Pairs of indices, sorted. Rows that ``gap_um`` leaves out are in neither.
     """
     if grouping.parts is not None:
         if test is not None:
@@ -119,20 +96,7 @@ def validation_part(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Part rows that train into those that do and those that say when to stop, by the same groups.
 
-    Parameters
-    ----------
-    grouping, codes
-        As of :func:`folds_of`.
-    rows
-        Indices of the rows.
-    fraction
-        That says when to stop, about; fewer groups allow only coarser parts.
-    seed
-        Which groups.
-
-    Returns
-    -------
-    Two arrays of indices; the second is empty if no group can be spared without losing a class.
+    Returns two arrays of indices; the second is empty if no group can be spared without losing a class.
     """
     if grouping.parts is not None and (grouping.parts[rows] == "validation").any():
         watched = grouping.parts[rows] == "validation"
@@ -153,13 +117,7 @@ def validation_part(
 
 
 def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each row, (n,): the largest groups first, each to the fold that has least of its classes.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer groups than folds, or less than two folds.
-    """
+    """Fold of each row, (n,): the largest groups first, each to the fold that has least of its classes."""
     names, group = np.unique(groups, return_inverse=True)
     if folds < 2 or folds != int(folds):
         msg = f"folds is {folds!r}; it is a whole number from 2 on."

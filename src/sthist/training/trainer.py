@@ -25,13 +25,6 @@ def quiet_and_repeatable(seed: int, threads: int | None) -> Iterator[None]:
     """Train without messages, as a function of a seed; random states and settings of torch are as they were afterwards.
 
     Lightning's advice is for its own users.
-
-    Parameters
-    ----------
-    seed
-        Of torch.
-    threads
-        Of torch; by default as many as it has.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [each.level for each in loggers]

@@ -104,13 +104,7 @@ class ConchTexts(nn.Module):
 
 
 def tokenizer_of(files: Files) -> Any:
-    """The tokenizer of CONCH: beside the weights, or in its package.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is in neither; the hub does not have it.
-    """
+    """The tokenizer of CONCH: beside the weights, or in its package."""
     from transformers import PreTrainedTokenizerFast
 
     places = [] if files.folder is None else [files.folder / TOKENIZER, files.folder / "tokenizer.json"]
@@ -133,13 +127,7 @@ def tokenizer_of(files: Files) -> Any:
 
 
 def load(card: Card, files: Files) -> Loaded:
-    """Build CONCH as the folder of its weights describes it, or as it was published, and load them.
-
-    Raises
-    ------
-    ValueError
-        If the weights are of another network.
-    """
+    """Build CONCH as the folder of its weights describes it, or as it was published, and load them."""
     import open_clip
     import timm
 

@@ -55,15 +55,7 @@ class ClipTexts(nn.Module):
 
 
 def card_of(name: str, *, needs_tag: bool) -> Card:
-    """What open_clip knows of a model: ``name``, ``name/tag``, or ``hf-hub:owner/name``.
-
-    Raises
-    ------
-    KeyError
-        If there is no such model or tag.
-    ValueError
-        If a tag is needed, and none is given.
-    """
+    """What open_clip knows of a model: ``name``, ``name/tag``, or ``hf-hub:owner/name``."""
     import open_clip
 
     usual = Transform(CLIP_MEAN, CLIP_STD, 224)
@@ -110,13 +102,7 @@ def _split(name: str, known: list[str]) -> tuple[str, str]:
 
 
 def load(card: Card, files: Files) -> Loaded:
-    """Build a model as its card and the folder of its weights describe it, and load them.
-
-    Raises
-    ------
-    ValueError
-        If neither says what the architecture is, or the weights are of another.
-    """
+    """Build a model as its card and the folder of its weights describe it, and load them."""
     import open_clip
 
     described = files.config(CONFIG)

@@ -82,13 +82,7 @@ class TimmImages(nn.Module):
 
 
 def as_grid(found: Any, prefix: int, *, channels_last: bool = False) -> torch.Tensor:
-    """Tokens (n, prefix + g * g, d) or maps (n, d, g, g) as (n, g, g, d).
-
-    Raises
-    ------
-    ValueError
-        If they are neither.
-    """
+    """Tokens (n, prefix + g * g, d) or maps (n, d, g, g) as (n, g, g, d)."""
     if isinstance(found, torch.Tensor) and found.ndim == 4:
         return found if channels_last else found.permute(0, 2, 3, 1)
     if isinstance(found, torch.Tensor) and found.ndim == 3:
@@ -101,13 +95,7 @@ def as_grid(found: Any, prefix: int, *, channels_last: bool = False) -> torch.Te
 
 
 def card_of(name: str) -> Card:
-    """What timm knows of one of its networks, or of one on the hub.
-
-    Raises
-    ------
-    KeyError
-        If there is no such network.
-    """
+    """What timm knows of one of its networks, or of one on the hub."""
     import timm
 
     if name.startswith(HUB_PREFIX):
@@ -150,15 +138,7 @@ def transform_of(described: dict[str, Any], default: Transform) -> Transform:
 
 
 def load(card: Card, files: Files) -> Loaded:
-    """Build a network as its card and the folder of its weights describe it, and load them.
-
-    Raises
-    ------
-    KeyError
-        If timm does not have the architecture.
-    ValueError
-        If neither says what the architecture is, or the weights are of another.
-    """
+    """Build a network as its card and the folder of its weights describe it, and load them."""
     import timm
 
     described = files.config()
@@ -197,13 +177,7 @@ def sized(transform: Transform, trunk: Any) -> Transform:
 
 
 def fill(trunk: Any, state: dict[str, Any], files: Files) -> None:
-    """Load weights as they are or, where they do not fit, as timm converts them; a classifier is left out.
-
-    Raises
-    ------
-    ValueError
-        If they are of another network.
-    """
+    """Load weights as they are or, where they do not fit, as timm converts them; a classifier is left out."""
     classifier = trunk.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     own = trunk.state_dict()

@@ -106,13 +106,7 @@ class Texts(nn.Module):
 
 
 def tokenizer_of(files: Files, kind: str) -> Any:
-    """The tokenizer whose files lie beside the weights.
-
-    Raises
-    ------
-    FileNotFoundError
-        If they do not.
-    """
+    """The tokenizer whose files lie beside the weights."""
     import transformers
 
     needed = {"CLIPTokenizer": ("vocab.json", "merges.txt"), "BertTokenizer": ("vocab.txt",)}[kind]
@@ -129,13 +123,7 @@ def tokenizer_of(files: Files, kind: str) -> Any:
 
 
 def load(card: Card, files: Files) -> Loaded:
-    """Build Phikon v2 or PLIP, and load its weights.
-
-    Raises
-    ------
-    ValueError
-        If the folder describes something else, or the weights are of another network.
-    """
+    """Build Phikon v2 or PLIP, and load its weights."""
     import transformers
 
     texts = card.text
@@ -169,13 +157,7 @@ def load(card: Card, files: Files) -> Loaded:
 
 
 def load_keep(card: Card, files: Files) -> Loaded:
-    """Build KEEP from its config, without the code on its page, and load its weights.
-
-    Raises
-    ------
-    ValueError
-        If the weights are of another network.
-    """
+    """Build KEEP from its config, without the code on its page, and load its weights."""
     import transformers
 
     config = KEEP | files.config()
@@ -205,11 +187,6 @@ def filled(kind: Any, config: Any, files: Files, leave: tuple[str, ...]) -> Any:
     """A network with its weights, of this version's names or of an older one's, which transformers knows to convert.
 
     Names that begin as one of ``leave`` may be left over, or be missing: the network never uses them here.
-
-    Raises
-    ------
-    ValueError
-        If the weights are of another network.
     """
     model = kind(config)
     if files.weights is None:

@@ -39,26 +39,7 @@ def installed() -> bool:
 
 
 def load(name: str, weights: Path | None) -> tuple[Card, Loaded]:
-    """Have the package load a model; it fetches the weights itself.
-
-    Parameters
-    ----------
-    name
-        A key of its registry.
-    weights
-        A file or folder, for models that take one.
-
-    Raises
-    ------
-    ImportError
-        If the package, or what one of its models needs, is not installed.
-    KeyError
-        If it has no such encoder.
-    PermissionError
-        If one has to ask for access first.
-    ConnectionError
-        If the weights are not here, and cannot be had.
-    """
+    """Have the package load a model; it fetches the weights itself."""
     if not installed():
         msg = f'{name!r} is an encoder of lazyslide-models, which is not installed: pip install "sthist[zoo]".'
         raise ImportError(msg)

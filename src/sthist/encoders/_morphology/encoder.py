@@ -83,16 +83,6 @@ def morphology_feature_names() -> tuple[str, ...]:
 def morphology_feature_meaning(name: str) -> str:
     """Unit, transformation and meaning of a feature of the ``morphology`` encoder.
 
-    Parameters
-    ----------
-    name
-        One of :func:`morphology_feature_names`.
-
-    Raises
-    ------
-    KeyError
-        If there is no such feature.
-
     Examples
     --------
     >>> from sthist.encoders._morphology.encoder import morphology_feature_meaning

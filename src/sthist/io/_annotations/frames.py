@@ -48,15 +48,7 @@ class Frame:
 
     @classmethod
     def of(cls, sdata: SpatialData, path: Path, image: str | None, unit: str) -> Frame:
-        """The frame of a file, by its unit.
-
-        Raises
-        ------
-        KeyError
-            If there is no such image.
-        ValueError
-            If the image has to be named.
-        """
+        """The frame of a file, by its unit."""
         from spatialdata.transformations import Affine, Identity, get_transformation
 
         if image is not None:
@@ -82,13 +74,7 @@ class Frame:
         )
 
     def circle(self, diameter_um: float | None) -> Callable[[Any], Any] | None:
-        """What makes a circle of a point, in the frame's unit; None for no diameter.
-
-        Raises
-        ------
-        ValueError
-            If the frame has no scale.
-        """
+        """What makes a circle of a point, in the frame's unit; None for no diameter."""
         import shapely
 
         if diameter_um is None:
@@ -132,24 +118,7 @@ def _box_um(sdata: SpatialData, image: str | None) -> Box | None:
 
 
 def require_on_image(sdata: SpatialData, path: Path, shapes: Sequence[Any], names: Sequence[Any], frame: Frame) -> None:
-    """Refuse shapes of which none lies on the image; say which ones do not.
-
-    Parameters
-    ----------
-    sdata
-        The sample.
-    path
-        Of their file, for messages.
-    shapes, names
-        Geometries in the frame's unit, and what to call them.
-    frame
-        What they were drawn in.
-
-    Raises
-    ------
-    ValueError
-        If all of them lie outside: the boxes of both are shown, and what else the file may be.
-    """
+    """Refuse shapes of which none lies on the image; say which ones do not."""
     import shapely
 
     if frame.box is None:

@@ -76,20 +76,7 @@ class Drawn:
 
 
 def read_geojson(path: Path) -> list[Drawn]:
-    """All objects of a file: a feature, a collection or a list of them, or a geometry alone; children after their parents.
-
-    Parameters
-    ----------
-    path
-        GeoJSON, plain, gzipped or as the one such file of a zip archive.
-
-    Raises
-    ------
-    KeyError
-        If an object has no geometry.
-    ValueError
-        If the file is broken or no GeoJSON, or an object cannot be read.
-    """
+    """All objects of a file: a feature, a collection or a list of them, or a geometry alone; children after their parents."""
     drawn = [_drawn(path, f"feature {i}", feature) for i, feature in enumerate(_features(path, _load(path)))]
     return [each for each in drawn if each.kind != "root"]
 

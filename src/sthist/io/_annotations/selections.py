@@ -26,21 +26,7 @@ SAME_AREA = 0.05
 
 
 def read_selections(path: Path) -> list[Drawn]:
-    """The outlines of a csv file, in its order.
-
-    Parameters
-    ----------
-    path
-        Comment lines with name and area, then the columns ``X`` and ``Y`` and, in newer versions, ``Selection`` and ``Class``;
-        plain or gzipped.
-
-    Raises
-    ------
-    KeyError
-        If there is no column X or Y.
-    ValueError
-        If the file is broken or has no rows, or a coordinate is no number.
-    """
+    """The outlines of a csv file, in its order."""
     with checks.reading(path):
         content = path.read_bytes()
         text = (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")

@@ -20,11 +20,6 @@ def core_columns(drawn: list[Drawn]) -> dict[str, Any]:
 
     Either part of a name may be that of the row: what lies side by side tells. Rows and columns are not given where a name is of
     another form, or two cores have the same.
-
-    Parameters
-    ----------
-    drawn
-        Objects, cores and others.
     """
     import pandas as pd
 

@@ -29,18 +29,7 @@ CHUNK_ROWS = 20_000
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what parsers raise at a broken file into one ValueError that names the file.
-
-    Parameters
-    ----------
-    path
-        The file that is read in the block.
-
-    Raises
-    ------
-    ValueError
-        If it is truncated or of another format.
-    """
+    """Turn what parsers raise at a broken file into one ValueError that names the file."""
     import tifffile
     from pandas.errors import EmptyDataError, ParserError
     from pyarrow import ArrowInvalid
@@ -75,22 +64,7 @@ def quietly() -> Iterator[None]:
 
 
 def require_file(folder: str | Path, *names: str, vendor: str) -> Path:
-    """The first of these files (or folders) that a vendor's folder has.
-
-    Parameters
-    ----------
-    folder
-        The vendor's folder.
-    names
-        Of the file, in order of preference; patterns such as ``*_tx_file.csv`` are allowed.
-    vendor
-        Of the folder, for the message.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it has none of them.
-    """
+    """The first of these files (or folders) that a vendor's folder has."""
     path = find_file(folder, *names)
     if path is None:
         there = sorted(file.name for file in Path(folder).iterdir()) if Path(folder).is_dir() else []
@@ -108,13 +82,7 @@ def find_file(folder: str | Path, *names: str) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file.
-
-    Raises
-    ------
-    ValueError
-        If the file is truncated, or holds something else.
-    """
+    """An object of a JSON file."""
     with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -124,15 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_number(path: Path, content: dict[str, Any], key: str) -> float:
-    """A positive number of a JSON object.
-
-    Raises
-    ------
-    KeyError
-        If it has no such key.
-    ValueError
-        If it is no positive number.
-    """
+    """A positive number of a JSON object."""
     if key not in content:
         msg = f"{path} has no {key!r}; it has {sorted(content)}."
         raise KeyError(msg)
@@ -144,26 +104,7 @@ def require_number(path: Path, content: dict[str, Any], key: str) -> float:
 
 
 def read_csv(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = (), **kwargs: Any) -> pd.DataFrame:
-    """A csv file, plain or compressed, whose columns are as they should be.
-
-    Parameters
-    ----------
-    path
-        The file.
-    columns
-        That it must have.
-    numeric
-        Those of them that hold finite numbers.
-    kwargs
-        Passed on to :func:`pandas.read_csv`.
-
-    Raises
-    ------
-    KeyError
-        If a column is missing.
-    ValueError
-        If the file is broken or has no rows, or a number is none.
-    """
+    """A csv file, plain or compressed, whose columns are as they should be."""
     import pandas as pd
 
     with reading(path):
@@ -179,23 +120,7 @@ def read_counts(
 ) -> tuple[Any, Any, list[str]]:
     """A csv file of cells x genes, in parts: it would fill the memory as a whole.
 
-    Parameters
-    ----------
-    path
-        The file, plain or compressed.
-    name
-        Names of the cells of a part.
-    keys
-        Columns that are no genes.
-
-    Returns
-    -------
-    The counts as a csr matrix, the names of the cells, and the genes.
-
-    Raises
-    ------
-    KeyError, ValueError
-        As of :func:`read_csv`.
+    Returns the counts as a csr matrix, the names of the cells, and the genes.
     """
     import pandas as pd
     from scipy import sparse
@@ -213,22 +138,7 @@ def read_counts(
 
 
 def require_columns(path: Path, there: Iterable[Any], columns: Sequence[str]) -> None:
-    """Refuse a table without some columns.
-
-    Parameters
-    ----------
-    path
-        Its file, for the message.
-    there
-        The columns that it has.
-    columns
-        Those that it should have.
-
-    Raises
-    ------
-    KeyError
-        If one is missing.
-    """
+    """Refuse a table without some columns."""
     names = [str(name) for name in there]
     missing = [name for name in columns if name not in names]
     if missing:
@@ -238,33 +148,14 @@ def require_columns(path: Path, there: Iterable[Any], columns: Sequence[str]) ->
 
 
 def require_rows(path: Path, n: int, what: str = "rows") -> None:
-    """Refuse a table that is empty.
-
-    Raises
-    ------
-    ValueError
-        If ``n`` is 0.
-    """
+    """Refuse a table that is empty."""
     if n == 0:
         msg = f"{path} has no {what}. Export it again."
         raise ValueError(msg)
 
 
 def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse text, gaps and infinities where numbers should be.
-
-    Parameters
-    ----------
-    path
-        The table's file, for the message.
-    frame, columns
-        The table, and which of its columns.
-
-    Raises
-    ------
-    ValueError
-        If a value is no finite number; the first one is shown.
-    """
+    """Refuse text, gaps and infinities where numbers should be."""
     import pandas as pd
 
     for name in columns:
@@ -280,24 +171,7 @@ def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> 
 
 
 def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = ()) -> None:
-    """Check a parquet file by its footer, without reading its rows.
-
-    Parameters
-    ----------
-    path
-        The file.
-    columns
-        That it must have.
-    numeric
-        Those of them that are numbers.
-
-    Raises
-    ------
-    KeyError
-        If a column is missing.
-    ValueError
-        If the file is broken or has no rows, or a column holds something else than numbers.
-    """
+    """Check a parquet file by its footer, without reading its rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -315,20 +189,7 @@ def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str
 
 
 def require_matrix(path: Path) -> np.ndarray:
-    """Check a 10x matrix file, and give its barcodes.
-
-    Parameters
-    ----------
-    path
-        An h5 file with the group ``matrix``.
-
-    Raises
-    ------
-    KeyError
-        If a part of the matrix is missing.
-    ValueError
-        If the file is broken, or has no barcodes or no features.
-    """
+    """Check a 10x matrix file, and give its barcodes."""
     import h5py
 
     with reading(path), h5py.File(path) as file:
@@ -346,18 +207,7 @@ def require_matrix(path: Path) -> np.ndarray:
 
 
 def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:
-    """Check a picture without decoding it, and give its shape, (c, y, x), and the type of its pixels.
-
-    Parameters
-    ----------
-    path
-        TIFF, PNG or JPEG.
-
-    Raises
-    ------
-    ValueError
-        If it is broken, or ends too early.
-    """
+    """Check a picture without decoding it, and give its shape, (c, y, x), and the type of its pixels."""
     from PIL import Image
 
     if path.suffix.lower() in TIFF_SUFFIXES:

@@ -49,24 +49,7 @@ class LooseImage:
 
 
 def read_image(source: Any, name: str) -> LooseImage:
-    """A path or an array as an image; TIFF files are opened, not read.
-
-    Parameters
-    ----------
-    source
-        TIFF, OME-TIFF, SVS, PNG or JPEG; or an array of (y, x), (y, x, 3 or 4), (c, y, x) or (c, z, y, x).
-    name
-        For messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ImportError
-        If the file needs the extra ``wsi``.
-    ValueError
-        If it is no image, is truncated, or its axes cannot be told.
-    """
+    """A path or an array as an image; TIFF files are opened, not read."""
     if not isinstance(source, str | Path):
         return _from_array(source if hasattr(source, "shape") else np.asarray(source), name)
     path = Path(source)
@@ -140,13 +123,7 @@ def any_size() -> Iterator[None]:
 
 
 def orientation(picture: Any) -> int:
-    """How a picture is to be turned before it is shown (EXIF's 1 to 8), from its header alone.
-
-    Parameters
-    ----------
-    picture
-        A ``PIL.Image.Image`` that was just opened.
-    """
+    """How a picture is to be turned before it is shown (EXIF's 1 to 8), from its header alone."""
     # Where the header has none, Pillow would decode a whole PNG to look for it behind the pixels.
     if not {"exif", "xmp", "Raw profile type exif"} & set(picture.info):
         return 1
@@ -157,24 +134,7 @@ def orientation(picture: Any) -> int:
 def image_element(
     loose: LooseImage, transformations: Mapping[str, Any], *, channels: Sequence[str] | None = None, name: str
 ) -> Any:
-    """An image as an element: with the pyramid that its file has, or one of halves where it is large.
-
-    Parameters
-    ----------
-    loose
-        The image.
-    transformations
-        By coordinate system.
-    channels
-        Names; by default the file's own, r, g, b for three, and the image's name for one.
-    name
-        Of the image, for messages.
-
-    Raises
-    ------
-    ValueError
-        If the number of names is not that of the channels.
-    """
+    """An image as an element: with the pyramid that its file has, or one of halves where it is large."""
     from spatialdata.models import Image2DModel, Image3DModel
 
     names = _channel_names(loose, channels, name)

@@ -38,13 +38,7 @@ class MappedPixels:
 
     @classmethod
     def of(cls, level: Any) -> MappedPixels | None:
-        """The level's pixels; None where they are compressed or in pieces.
-
-        Parameters
-        ----------
-        level
-            A ``tifffile.TiffPageSeries``.
-        """
+        """The level's pixels; None where they are compressed or in pieces."""
         pages = list(level.pages)
         if any(page is None or not page.is_memmappable or not _in_one_piece(page) for page in pages):
             return None
@@ -127,17 +121,7 @@ class OpenFiles:
 
     @contextlib.contextmanager
     def pixels(self, path: Path, series: int, level: int, mapped: bool) -> Iterator[Any]:
-        """A level's stored array, which stays open for the block at least.
-
-        Parameters
-        ----------
-        path
-            The file.
-        series, level
-            Numbers of the image and of the level.
-        mapped
-            Whether it can be mapped into memory.
-        """
+        """A level's stored array, which stays open for the block at least."""
         stat = os.stat(path)
         key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)  # a file that was written anew is another one
         with self._lock:

@@ -143,15 +143,7 @@ def _box_and_rest(index: slice | int, length: int) -> tuple[slice, slice | int]:
 
 
 def on_white(pixels: Any, *, multiplied: bool = False) -> Any:
-    """Three colours of (4, ...) pixels in front of white: what is transparent is no dark tissue.
-
-    Parameters
-    ----------
-    pixels
-        numpy or dask array of unsigned integers, red, green, blue, opacity.
-    multiplied
-        Whether the colours are multiplied by the opacity already.
-    """
+    """Three colours of (4, ...) pixels in front of white: what is transparent is no dark tissue."""
     wide = np.uint32 if pixels.dtype.itemsize < 4 else np.float64
     top = int(np.iinfo(pixels.dtype).max)
     colours, opacity = pixels[:3].astype(wide), pixels[3:4].astype(wide)
@@ -163,22 +155,7 @@ def on_white(pixels: Any, *, multiplied: bool = False) -> Any:
 def open_tiff(
     path: Path, *, read: bool = True
 ) -> tuple[list[Any], tuple[str, ...], dict[str, float], list[str] | None]:
-    """The levels of a TIFF's largest image, lazily, its axes, its µm/px by source, and its channels' names.
-
-    Parameters
-    ----------
-    path
-        TIFF, OME-TIFF, or a vendor's slide that is a TIFF (SVS, NDPI, SCN, ...).
-    read
-        Whether to read levels at once that can only be read whole.
-
-    Raises
-    ------
-    ImportError
-        If its compression needs the extra ``wsi``.
-    ValueError
-        If it is no TIFF, is truncated or turned, or its axes cannot be told.
-    """
+    """The levels of a TIFF's largest image, lazily, its axes, its µm/px by source, and its channels' names."""
     import tifffile
 
     try:

@@ -18,13 +18,7 @@ LARGE_PX = 1000
 
 
 def main_series(file: Any) -> int:
-    """Number of the image of a TIFF that has the most pixels: others are labels, overviews and thumbnails.
-
-    Parameters
-    ----------
-    file
-        A ``tifffile.TiffFile``.
-    """
+    """Number of the image of a TIFF that has the most pixels: others are labels, overviews and thumbnails."""
     sides = [[n for axis, n in zip(image.axes, image.shape, strict=True) if axis in "YX"] for image in file.series]
     best = max(range(len(sides)), key=lambda i: (len(sides[i]) == 2, int(np.prod(sides[i])), -i))
     large = [i for i, side in enumerate(sides) if len(side) == 2 and min(side) > LARGE_PX]
@@ -68,13 +62,7 @@ PLAUSIBLE_MPP = (0.05, 20.0)
 
 
 def ome_mpp(path: Path) -> dict[str, float]:
-    """µm/px by source that the OME metadata of a file state; nothing where it has none.
-
-    Parameters
-    ----------
-    path
-        A TIFF file.
-    """
+    """µm/px by source that the OME metadata of a file state; nothing where it has none."""
     import tifffile
 
     pass
@@ -84,15 +72,7 @@ def ome_mpp(path: Path) -> dict[str, float]:
 
 
 def stated_scale(file: Any, series: int) -> dict[str, float]:
-    """µm/px of a TIFF by source: OME, else the vendor's text, else the resolution tags.
-
-    Parameters
-    ----------
-    file
-        A ``tifffile.TiffFile``.
-    series
-        Number of the image.
-    """
+    """µm/px of a TIFF by source: OME, else the vendor's text, else the resolution tags."""
     stated = ome_scale_and_channels(file, series)[0]
     if stated:
         return stated
@@ -121,15 +101,7 @@ def _resolution_tags(page: Any, unit_um: float | None, writer: str) -> dict[str,
 
 
 def ome_scale_and_channels(file: Any, series: int) -> tuple[dict[str, float], list[str] | None]:
-    """µm/px and channel names from a TIFF's OME metadata; nothing where it has none.
-
-    Parameters
-    ----------
-    file
-        A ``tifffile.TiffFile``.
-    series
-        Number of the image.
-    """
+    """µm/px and channel names from a TIFF's OME metadata; nothing where it has none."""
     pixels = _ome_pixels(file, series)
     if pixels is None:
         return {}, None

@@ -81,27 +81,6 @@ def attach_he(
     """Add an H&E to a sample, registered by its alignment, in memory; ``attrs`` keep the alignment as ``pp.align`` does.
 
     Without an alignment it lies in a system of its own until it gets one.
-
-    Parameters
-    ----------
-    sdata
-        The sample, registered in ``um``.
-    source
-        The image's file.
-    name
-        Key of the new image.
-    alignment
-        Matrix or landmarks (file or arrays, or the zip of Xenium Explorer) from the H&E's full-resolution pixels to ``to``.
-    to
-        Key of an image, or a coordinate system; the nuclear stain by default.
-    coordinate_system
-        In place of an alignment: the H&E's pixels are the unit of this system.
-
-    Raises
-    ------
-    ValueError
-        If what the alignment implies contradicts the file's µm/px, or there is an image of that name. The sample is left as it
-        was.
     """
     from spatialdata.transformations import Identity
 
@@ -133,18 +112,7 @@ def attach_he(
 
 
 def read_he(source: Any, name: str) -> LooseImage:
-    """An image file or array that is three colours of 8 bits.
-
-    Parameters
-    ----------
-    source, name
-        As of ``read_image``.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else.
-    """
+    """An image file or array that is three colours of 8 bits."""
     loose = read_image(source, name)
     if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
         msg = (

@@ -55,13 +55,7 @@ class Matrix:
 
 
 def separator(path: Path) -> str:
-    """Tab or comma, by the first line of a text file.
-
-    Parameters
-    ----------
-    path
-        The file, plain or ``.gz``.
-    """
+    """Tab or comma, by the first line of a text file."""
     with checks.reading(path):
         return "\t" if "\t" in _first_lines(path, 1)[0] else ","
 
@@ -70,18 +64,6 @@ def read_matrix(path: Path) -> Matrix:
     """A table of numbers whose first column names its rows and whose header names its columns.
 
     The header may lack the name of the first column altogether, as R writes it.
-
-    Parameters
-    ----------
-    path
-        tsv or csv, plain or ``.gz``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is truncated, has no rows or columns, or has text or gaps for numbers.
     """
     import pandas as pd
 
@@ -175,22 +157,7 @@ def _require_numbers(path: Path, part: pd.DataFrame, names: pd.Index) -> None:
 
 
 def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what: str) -> Any:
-    """Counts as a csr matrix of int32, refused where they are none.
-
-    Parameters
-    ----------
-    path, what
-        The file and the part of it, for the message.
-    matrix
-        Dense or sparse, (n_spots, n_genes).
-    rows, columns
-        Names of the spots and of the genes, for the message.
-
-    Raises
-    ------
-    ValueError
-        If it is empty, or a value is negative, NaN, no whole number, or above what int32 holds.
-    """
+    """Counts as a csr matrix of int32, refused where they are none."""
     from scipy import sparse
 
     if matrix is None or not len(rows) or not len(columns):
@@ -214,20 +181,7 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
 
 
 def require_unique(path: Path, names: pd.Index, what: str) -> None:
-    """Refuse names of which one is there twice.
-
-    Parameters
-    ----------
-    path, what
-        The file and what the names are of, for the message.
-    names
-        The names.
-
-    Raises
-    ------
-    ValueError
-        If a name is there more than once.
-    """
+    """Refuse names of which one is there twice."""
     again = names.duplicated()
     if again.any():
         msg = f"{path} has {what} {names[again][0]!r} more than once. Remove the wrong one, or export the file again."
@@ -235,34 +189,13 @@ def require_unique(path: Path, names: pd.Index, what: str) -> None:
 
 
 def position_key(name: str) -> str:
-    """The name by which a spot of a legacy array is known in all files: its rounded position, else the name itself.
-
-    Parameters
-    ----------
-    name
-        Such as ``"A1_10x13"`` or ``"9.97x13.02"``, both of which are ``"10x13"``.
-    """
+    """The name by which a spot of a legacy array is known in all files: its rounded position, else the name itself."""
     found = POSITION.search(name)
     return name if found is None else "x".join(f"{float(number):.0f}" for number in found.groups())
 
 
 def count_table(matrix: Matrix, rows: np.ndarray, names: Iterable[str]) -> AnnData:
-    """Some rows of a matrix of counts as an AnnData.
-
-    Parameters
-    ----------
-    matrix
-        Spots x genes.
-    rows
-        Which of them, in their new order.
-    names
-        Of these.
-
-    Raises
-    ------
-    ValueError
-        If they are no raw counts.
-    """
+    """Some rows of a matrix of counts as an AnnData."""
     import pandas as pd
     from anndata import AnnData
 
@@ -272,15 +205,7 @@ def count_table(matrix: Matrix, rows: np.ndarray, names: Iterable[str]) -> AnnDa
 
 
 def unique_genes(path: Path, genes: pd.Index) -> pd.Index:
-    """The same names, a number behind that of a gene that is there again.
-
-    Parameters
-    ----------
-    path
-        Their file, for the message.
-    genes
-        The names.
-    """
+    """The same names, a number behind that of a gene that is there again."""
     from anndata.utils import make_index_unique
 
     again = genes.duplicated()

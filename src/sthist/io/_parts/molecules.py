@@ -21,18 +21,7 @@ BLOCK_BYTES = 16 * 2**20
 
 
 def require_last_line(path: Path) -> None:
-    """Refuse a csv file that ends in the middle of a line, whose last value may be cut.
-
-    Parameters
-    ----------
-    path
-        The file, plain or ``.gz``.
-
-    Raises
-    ------
-    ValueError
-        If its last line has fewer fields than its first one.
-    """
+    """Refuse a csv file that ends in the middle of a line, whose last value may be cut."""
     with checks.reading(path):
         first, tail = _ends(path)
     n_fields = len(first.split(b","))
@@ -57,20 +46,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 
 def require_genes(path: Path, genes: pd.Series) -> None:
-    """Refuse molecules without a name.
-
-    Parameters
-    ----------
-    path
-        Their file, for the message.
-    genes
-        The column.
-
-    Raises
-    ------
-    ValueError
-        If one is empty.
-    """
+    """Refuse molecules without a name."""
     empty = genes.isna()
     if empty.any():
         row = genes.index[int(empty.to_numpy().argmax())]
@@ -82,22 +58,7 @@ def require_genes(path: Path, genes: pd.Series) -> None:
 
 
 def require_csv_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None:
-    """Refuse text and gaps among the coordinates and names of molecules, wherever they are.
-
-    Parameters
-    ----------
-    path
-        A csv file with these columns.
-    gene
-        Column of names.
-    numeric
-        Columns of numbers.
-
-    Raises
-    ------
-    ValueError
-        If a value is none; the first row of it is named, counted from 0 below the header.
-    """
+    """Refuse text and gaps among the coordinates and names of molecules, wherever they are."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -113,18 +74,7 @@ def require_csv_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None
 
 
 def require_parquet_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None:
-    """As :func:`require_csv_molecules`, of a parquet file.
-
-    Parameters
-    ----------
-    path, gene, numeric
-        As there.
-
-    Raises
-    ------
-    ValueError
-        As there.
-    """
+    """As :func:`require_csv_molecules`, of a parquet file."""
     import pyarrow.parquet as pq
 
     with checks.reading(path), pq.ParquetFile(path) as file:

@@ -19,24 +19,7 @@ CELL_RADIUS_UM = 5.0
 
 
 def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) -> None:
-    """Check the arguments of an H&E that is laid on a sample, before the sample is read.
-
-    Parameters
-    ----------
-    folder
-        The vendor's folder, in which alignment files may lie.
-    he, alignment
-        The reader's arguments ``he=`` and ``he_alignment=``.
-    aligned
-        An H&E has to have an alignment; else only where the folder has one.
-
-    Raises
-    ------
-    FileNotFoundError
-        If one is missing.
-    ValueError
-        If the alignment is none, or not given where there is one; if it is given alone.
-    """
+    """Check the arguments of an H&E that is laid on a sample, before the sample is read."""
     if he is None and alignment is None:
         return
     if he is None:
@@ -79,24 +62,7 @@ def match_cells(
     by: str,
     no_cells: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows of the counts by cell of the metadata, -1 where it has none; what one of the files lacks is said.
-
-    Parameters
-    ----------
-    counts, counted
-        File of the counts, and the names of its rows.
-    metadata, wanted
-        File of the metadata, and the names of its rows.
-    by
-        Which columns the names are, for messages.
-    no_cells
-        Rows of the counts that are background.
-
-    Raises
-    ------
-    ValueError
-        If a name is there twice, or no cell is in both files.
-    """
+    """Rows of the counts by cell of the metadata, -1 where it has none; what one of the files lacks is said."""
     for file, names in ((counts, counted), (metadata, wanted)):
         if not names.is_unique:
             msg = f"{file} has cell {names[names.duplicated()][0]!r} ({by}) more than once. Export it again."

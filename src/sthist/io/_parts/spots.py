@@ -67,15 +67,7 @@ class Lattice:
 
 
 def fit_lattice(um: np.ndarray, px: np.ndarray) -> Lattice | None:
-    """The affine with the least squared distances; None where the spots lie on one line.
-
-    Parameters
-    ----------
-    um
-        (n, 2) positions on the array.
-    px
-        (n, 2) positions in the image.
-    """
+    """The affine with the least squared distances; None where the spots lie on one line."""
     design = np.c_[um - um.mean(0), np.ones(len(um))]
     solution, _, rank, _ = np.linalg.lstsq(design, px, rcond=1e-9)
     linear = solution[:2].T
@@ -93,16 +85,7 @@ def array_pitch(names: pd.Index, px: np.ndarray) -> float | None:
     Whole rows of such an array can lie a fifth of a step off their places, so that distances to neighbours alone mislead;
     where names are no places, or others than those of these spots, nothing else is left.
 
-    Parameters
-    ----------
-    names
-        Of the spots.
-    px
-        (n, 2) positions.
-
-    Returns
-    -------
-    The distance; as of :func:`spot_pitch` where the names do not tell it.
+    Returns the distance; as of :func:`spot_pitch` where the names do not tell it.
     """
     places = [POSITION.search(name) for name in names]
     if all(places):
@@ -116,11 +99,6 @@ def spot_pitch(px: np.ndarray) -> float | None:
     """Mean distance between neighbouring spots in pixels; None where they lie on no lattice.
 
     The mean over all neighbours, since the distance to the nearest one alone is too short where spots are off their places.
-
-    Parameters
-    ----------
-    px
-        (n, 2) positions.
     """
     from scipy.spatial import KDTree
 
@@ -134,24 +112,7 @@ def spot_pitch(px: np.ndarray) -> float | None:
 
 
 def read_slide_image(path: Path, mpp: float, source: str, given: float | None) -> tuple[LooseImage, dict[str, float]]:
-    """An H&E whose µm/px is known, and what it states itself of it.
-
-    Parameters
-    ----------
-    path
-        The file.
-    mpp, source
-        The µm/px, and who states it.
-    given
-        The argument ``mpp=`` of the reader.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no H&E, or its metadata (resolution tags aside) contradict the µm/px.
-    """
+    """An H&E whose µm/px is known, and what it states itself of it."""
     loose = read_he(path, "he")
     stated = {f"{name} of {path.name}": value for name, value in scale.trusted(loose.mpp, mpp).items()}
     scale.agreed_mpp(str(path), {source: mpp} | stated, given, "")
@@ -159,22 +120,7 @@ def read_slide_image(path: Path, mpp: float, source: str, given: float | None) -
 
 
 def require_inside(spots: Path, fields: str, px: np.ndarray, image: Path, loose: LooseImage) -> None:
-    """Refuse an image that ends before the spots do.
-
-    Parameters
-    ----------
-    spots, fields
-        File and columns of the positions, for messages.
-    px
-        (n, 2) positions.
-    image, loose
-        The image.
-
-    Raises
-    ------
-    ValueError
-        If more than 5 % of the spots lie outside; fewer are said.
-    """
+    """Refuse an image that ends before the spots do."""
     height, width = loose.pixels.shape[-2:]
     outside = (px < 0).any(1) | (px > [width, height]).any(1)
     if not outside.any():
@@ -190,22 +136,7 @@ def require_inside(spots: Path, fields: str, px: np.ndarray, image: Path, loose:
 
 
 def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.ndarray:
-    """Positions as (n, 2) float64, refused where they are none.
-
-    Parameters
-    ----------
-    path, field
-        For the message.
-    px
-        (n, 2) or more columns.
-    names
-        Of the spots, for the message.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two columns, or one is NaN or infinite.
-    """
+    """Positions as (n, 2) float64, refused where they are none."""
     px = np.asarray(px)
     if px.ndim != 2 or px.shape[1] < 2 or px.dtype.kind not in "iuf":
         msg = f"{path}: {field} is {px.dtype} of shape {px.shape}; it should hold x and y of each spot in pixels."
@@ -228,23 +159,7 @@ def build_sample(
     kind: str = "circles",
     he: tuple[LooseImage, dict[str, float]] | None = None,
 ) -> SpatialData:
-    """A sample of spots (or cells) and their H&E, registered in ``um`` and, in pixels, in ``global``.
-
-    Parameters
-    ----------
-    table
-        Raw counts, indexed by spot; it gets its coordinates and its link.
-    px
-        (n, 2) centres in full-resolution pixels.
-    mpp, source
-        Their size in µm, and who states it.
-    size_px
-        Diameter of a spot, or side of a square.
-    kind
-        ``"circles"``, ``"squares"``, or ``"cells"``: circles that are cells.
-    he
-        As of :func:`read_slide_image`.
-    """
+    """A sample of spots (or cells) and their H&E, registered in ``um`` and, in pixels, in ``global``."""
     import pandas as pd
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
@@ -286,19 +201,7 @@ def _shapes(px: np.ndarray, size_px: float, kind: str, names: np.ndarray) -> Any
 
 
 def add_labels(table: AnnData, labels: pd.Series, names: pd.Index, path: Path) -> None:
-    """Labels of the spots as ``obs["label"]``; it is said if none of them has one.
-
-    Parameters
-    ----------
-    table
-        Of the spots.
-    labels
-        By name of the spot; others than those of the table are left out.
-    names
-        Of the spots of the table, as the labels know them.
-    path
-        The file of the labels, for the message.
-    """
+    """Labels of the spots as ``obs["label"]``; it is said if none of them has one."""
     found = labels.reindex(names)
     if found.isna().all():
         shown = f"its names are like {labels.index[0]!r}, not {names[0]!r}" if len(labels) else "it has no labels"
@@ -307,17 +210,7 @@ def add_labels(table: AnnData, labels: pd.Series, names: pd.Index, path: Path) -
 
 
 def record_sample(sdata: SpatialData, name: str, *, patient: Any = None, batch: Any = None, **facts: Any) -> None:
-    """Keep whose sample it is, and what else is known of it, in ``attrs["sthist"]["sample"]``.
-
-    Parameters
-    ----------
-    sdata
-        The sample.
-    name, patient, batch
-        Its name; whom it is of and what it was made with others in, None where that is not known.
-    facts
-        Further ones; those that are None or NaN are left out.
-    """
+    """Keep whose sample it is, and what else is known of it, in ``attrs["sthist"]["sample"]``."""
     known = {key: value for key, value in {"patient": patient, "batch": batch, **facts}.items() if not _unknown(value)}
     sdata.attrs.setdefault("sthist", {})["sample"] = {"name": str(name), **known}
 
@@ -327,24 +220,7 @@ def _unknown(value: Any) -> bool:
 
 
 def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
-    """The samples that are to be read.
-
-    Parameters
-    ----------
-    root
-        The folder, for messages.
-    ids
-        The argument: one, several, or None for all.
-    there
-        Those that the folder has.
-    where
-        What of a sample shows that it is there, with ``{}`` for its id, for messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none, or one is not there.
-    """
+    """The samples that are to be read."""
     wanted = list(there) if ids is None else [ids] if isinstance(ids, str) else [str(name) for name in ids]
     if not there or not wanted:
         msg = f"{root} has no samples ({where.format('<id>')})." if not there else f"ids= names no sample of {root}."
@@ -359,20 +235,7 @@ def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
 
 
 def by_sample(mpp: float | Mapping[str, float] | None, names: list[str]) -> Mapping[str, float | None]:
-    """The argument ``mpp=`` of a reader of several samples, by sample.
-
-    Parameters
-    ----------
-    mpp
-        One for all, or by sample.
-    names
-        The samples.
-
-    Raises
-    ------
-    ValueError
-        If it names another sample.
-    """
+    """The argument ``mpp=`` of a reader of several samples, by sample."""
     if not isinstance(mpp, Mapping):
         return dict.fromkeys(names, mpp)
     unknown = [name for name in mpp if name not in names]

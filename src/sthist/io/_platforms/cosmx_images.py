@@ -31,22 +31,7 @@ def _by_fov(folder: Path) -> dict[int, Path]:
 
 
 def pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[int, Shape]]:
-    """Composites by field, and their shapes, which are those of one stain.
-
-    Parameters
-    ----------
-    folder
-        That has ``CellComposite``.
-    nuclear_channel
-        A channel that they must have.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there are none.
-    ValueError
-        If one is truncated, or has other channels than the others.
-    """
+    """Composites by field, and their shapes, which are those of one stain."""
     directory = checks.require_file(folder, "CellComposite", vendor=VENDOR)
     files = _by_fov(directory)
     if not files:
@@ -68,20 +53,7 @@ def pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[
 
 
 def label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
-    """Label images by field, of the fields that have a composite.
-
-    Parameters
-    ----------
-    folder
-        That may have ``CellLabels``.
-    shapes
-        Of the composites, by field.
-
-    Raises
-    ------
-    ValueError
-        If one is truncated, or has another size than its composite.
-    """
+    """Label images by field, of the fields that have a composite."""
     files = {number: file for number, file in _by_fov(folder / "CellLabels").items() if number in shapes}
     if not files:
         logger.warning("%s has no CellLabels; the cells are circles alone.", folder)
@@ -94,17 +66,7 @@ def label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
 
 
 def warn_of_fields(folder: Path, fov: pd.Series, images: Collection[int], labels: Collection[int]) -> None:
-    """Say which fields have cells but no picture, and which have no labels where others have.
-
-    Parameters
-    ----------
-    folder
-        The vendor's.
-    fov
-        Field of each cell.
-    images, labels
-        Fields that have a composite and labels.
-    """
+    """Say which fields have cells but no picture, and which have no labels where others have."""
     n_cells = fov.value_counts().sort_index()
     for number, n in n_cells.items():
         if number not in images:

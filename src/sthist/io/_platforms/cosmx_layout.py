@@ -57,20 +57,6 @@ def find_layout(path: Path, cells: pd.DataFrame, positions: pd.DataFrame | None)
 
     Each affine that is estimated from rounded centres alone is off by fractions of a pixel, and neighbours by different
     ones: seams. One linear part for all fields, snapped, and the median offset of each field have none.
-
-    Parameters
-    ----------
-    path
-        The cells' file, for messages.
-    cells
-        Their ``fov`` and centres.
-    positions
-        ``fov``, ``x_global_px``, ``y_global_px``, or None.
-
-    Raises
-    ------
-    ValueError
-        If the cells are too few to tell the orientation.
     """
     fov = cells["fov"].to_numpy(np.int64)
     local, there = cells[LOCAL].to_numpy(np.float64), cells[GLOBAL].to_numpy(np.float64)
@@ -133,15 +119,7 @@ def _stated_offsets(offset: dict[int, np.ndarray], positions: pd.DataFrame | Non
 
 
 def stated_mpp(cells: pd.DataFrame, positions: pd.DataFrame | None, frame: tuple[int, int]) -> dict[str, float]:
-    """µm/px by who states it: the fields' positions in mm, the cells' areas in µm², else the size of the frame.
-
-    Parameters
-    ----------
-    cells, positions
-        Metadata of the cells, and positions of the fields.
-    frame
-        Height and width of a field in pixels.
-    """
+    """µm/px by who states it: the fields' positions in mm, the cells' areas in µm², else the size of the frame."""
     sources = {}
     if positions is not None:
         px = [name for name in ("x_global_px", "y_global_px") if name in positions]

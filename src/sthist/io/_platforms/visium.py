@@ -168,24 +168,7 @@ def check_pictures(spatial: Path) -> None:
 
 
 def finish(sdata: SpatialData, dataset_id: str, mpp: float, source: str, shapes_of: dict[str, str]) -> None:
-    """Register everything in µm, record the scale, and give tables their coordinates.
-
-    Parameters
-    ----------
-    sdata
-        As read by spatialdata-io.
-    dataset_id
-        Coordinate system of full-resolution pixels.
-    mpp, source
-        Their size, and who states it.
-    shapes_of
-        Key of the shapes by that of the table.
-
-    Raises
-    ------
-    ValueError
-        If a row of a table has no shape.
-    """
+    """Register everything in µm, record the scale, and give tables their coordinates."""
     for name, element in list(sdata.images.items()):
         sdata.images[name] = _three_colours(element)
     scale.register_system(sdata, dataset_id, np.diag([mpp, mpp, 1.0]))

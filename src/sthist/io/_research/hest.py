@@ -159,13 +159,7 @@ def hest(
 
 
 def require_parts(parts: Collection[str] | None) -> None:
-    """Refuse other parts than those of :data:`PARTS`.
-
-    Raises
-    ------
-    ValueError
-        If there is another one, or a text in place of a list.
-    """
+    """Refuse other parts than those of :data:`PARTS`."""
     if parts is not None and (isinstance(parts, str) or set(parts) - set(PARTS)):
         msg = f"parts= is {parts!r}; it is a list of some of {list(PARTS)}."
         raise ValueError(msg)

@@ -27,25 +27,7 @@ KEPT = ["cell_id", "overlaps_nucleus", "qv"]
 
 
 def add_outlines(sdata: SpatialData, name: str, path: Path) -> None:
-    """Polygons of a file as shapes, in pixels.
-
-    Parameters
-    ----------
-    sdata
-        The sample.
-    name
-        Of the shapes.
-    path
-        ``.parquet`` with geometries; ``.geojson``, a collection of features or, as QuPath takes it, a list with one feature for
-        each class; or that in a ``.zip``.
-
-    Raises
-    ------
-    KeyError
-        If a feature has no geometry.
-    ValueError
-        If the file is broken, or has no polygons.
-    """
+    """Polygons of a file as shapes, in pixels."""
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
@@ -140,22 +122,7 @@ def _rows(path: Path, number: int, feature: dict[str, Any]) -> list[dict[str, An
 
 
 def add_transcripts(sdata: SpatialData, path: Path) -> None:
-    """Molecules as points in pixels of the H&E, read when needed.
-
-    Parameters
-    ----------
-    sdata
-        The sample.
-    path
-        A parquet file with ``feature_name``, ``he_x`` and ``he_y``.
-
-    Raises
-    ------
-    KeyError
-        If a column is missing.
-    ValueError
-        If the file is broken or empty, or a value is none.
-    """
+    """Molecules as points in pixels of the H&E, read when needed."""
     import dask.dataframe as dd
     import pyarrow.parquet as pq
     from spatialdata.models import PointsModel

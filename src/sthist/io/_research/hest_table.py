@@ -147,24 +147,7 @@ def _checked(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_record(root: Path, name: str, file: Path | None) -> tuple[Path, dict[str, Any]]:
-    """The metadata of one sample, under HEST's names, and their file.
-
-    Parameters
-    ----------
-    root, name
-        The copy of HEST, and the id of the sample.
-    file
-        Its own file; None where there is none, so that the table has to have it.
-
-    Raises
-    ------
-    FileNotFoundError
-        If neither is there.
-    KeyError
-        If the table does not have the sample.
-    ValueError
-        If a file is broken.
-    """
+    """The metadata of one sample, under HEST's names, and their file."""
     if file is not None:
         return file, _known(checks.read_json(file))
     table = _newest_table(root)
@@ -184,13 +167,7 @@ def _known(record: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def patient_of(record: Mapping[Any, Any]) -> str | None:
-    """The patient of a sample, named with the study, since every study counts its own from 1.
-
-    Parameters
-    ----------
-    record
-        Its metadata under HEST's names.
-    """
+    """The patient of a sample, named with the study, since every study counts its own from 1."""
     patient, study = record.get("patient"), record.get("dataset_title")
     if patient is None or patient != patient or not str(patient).strip():
         return None
@@ -198,13 +175,7 @@ def patient_of(record: Mapping[Any, Any]) -> str | None:
 
 
 def facts_of(record: dict[str, Any]) -> dict[str, Any]:
-    """What is kept with a sample, as plain values.
-
-    Parameters
-    ----------
-    record
-        Its metadata under HEST's names.
-    """
+    """What is kept with a sample, as plain values."""
     renamed = {RENAMED.get(key, key): value for key, value in record.items()}
     facts = {key: renamed.get(key) for key in FACTS}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in facts.items()}

@@ -47,20 +47,7 @@ class Facts:
 
 
 def by_folder(root: Path, files: list[str], levels: Sequence[str | None] | None) -> Facts:
-    """What the folders of images say.
-
-    Parameters
-    ----------
-    root, files
-        The folder, and paths in it.
-    levels
-        What the folders mean from the outermost; None to tell it from their names.
-
-    Raises
-    ------
-    ValueError
-        If images lie at several depths, or it cannot be told.
-    """
+    """What the folders of images say."""
     folders = {file: PurePosixPath(file).parts[:-1] for file in files}
     depths = {len(parts): file for file, parts in folders.items()}
     if len(depths) > 1:
@@ -108,24 +95,7 @@ def _meanings(
 
 
 def by_table(root: Path, files: list[str], table: Any, columns: Mapping[str, str] | None) -> Facts:
-    """What a table says of the images that it lists.
-
-    Parameters
-    ----------
-    root, files
-        The folder, and paths in it.
-    table
-        A frame, or a file (csv, tsv, json).
-    columns
-        Which of its columns hold what.
-
-    Raises
-    ------
-    FileNotFoundError, KeyError
-        If there is no such file or column.
-    ValueError
-        If the table names an image that is not there, twice, or by a name that several have.
-    """
+    """What a table says of the images that it lists."""
     import pandas as pd
 
     frame, source = _read_table(table)

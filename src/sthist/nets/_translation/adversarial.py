@@ -16,13 +16,7 @@ REAL_TARGET = 0.8
 
 
 def hinge_discriminator_loss(real: Any, fake: Any) -> torch.Tensor:
-    """Hinge loss of a discriminator (Lim and Ye 2017): ``max(0, 1 - real) + max(0, 1 + fake)``.
-
-    Parameters
-    ----------
-    real, fake
-        Logits, or a list of them by level: mean over each level, sum over levels.
-    """
+    """Hinge loss of a discriminator (Lim and Ye 2017): ``max(0, 1 - real) + max(0, 1 + fake)``."""
     return _over_levels(real, lambda x: functional.relu(1 - x)) + _over_levels(fake, lambda x: functional.relu(1 + x))
 
 
@@ -32,15 +26,7 @@ def hinge_generator_loss(fake: Any) -> torch.Tensor:
 
 
 def sigmoid_discriminator_loss(real: Any, fake: Any, *, target: float = REAL_TARGET) -> torch.Tensor:
-    """Cross-entropy of a discriminator (Goodfellow et al. 2014), as vision-aided training has it (Kumari et al. 2022).
-
-    Parameters
-    ----------
-    real, fake
-        Logits, or a list of them by level: mean over each level, sum over levels.
-    target
-        The probability that it is to give to real images.
-    """
+    """Cross-entropy of a discriminator (Goodfellow et al. 2014), as vision-aided training has it (Kumari et al. 2022)."""
     return _over_levels(real, lambda x: functional.softplus(x) - target * x) + _over_levels(fake, functional.softplus)
 
 

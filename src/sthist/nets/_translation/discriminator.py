@@ -96,15 +96,7 @@ class MultilevelDiscriminator(nn.Module):
         self.heads.append(_embedding_head(embedding_dim, hidden))
 
     def forward(self, images: torch.Tensor, generator: torch.Generator | None = None) -> list[torch.Tensor]:
-        """Logits of images (n, 3, h, w) from -1 to 1, level by level: (n, gh, gw) of each map, and (n, 1).
-
-        Parameters
-        ----------
-        images
-            The images; gradients pass through to them.
-        generator
-            Of the augmentation's draws.
-        """
+        """Logits of images (n, 3, h, w) from -1 to 1, level by level: (n, gh, gw) of each map, and (n, 1)."""
         found = self.features(augment(images, self.augmentations, generator))
         return [
             head(level).squeeze(1) if level.ndim == 4 else head(level)
@@ -148,20 +140,6 @@ def augment(
 
     Differentiable augmentation after Zhao et al. 2020: brightness, saturation and contrast (``"color"``), a shift of up to
     1/8 of the side (``"translation"``), and a square of half the side set to 0 (``"cutout"``), each image on its own.
-
-    Parameters
-    ----------
-    images
-        (n, c, h, w) from -1 to 1.
-    names
-        What is done, in this order.
-    generator
-        Of the draws, on the CPU, so that they are the same on every device.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown.
     """
     _require_known(names)
     for name in names:
@@ -262,13 +240,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def norm_of(norm: Norm, channels: int) -> nn.Module:
-    """The layer of a kind of normalisation.
-
-    Raises
-    ------
-    ValueError
-        If there is no such kind.
-    """
+    """The layer of a kind of normalisation."""
     kinds: dict[str, Callable[[int], nn.Module]] = {
         "batch": nn.BatchNorm2d,
         "instance": nn.InstanceNorm2d,

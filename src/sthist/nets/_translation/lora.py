@@ -19,17 +19,6 @@ def add_lora(module: nn.Module, rank: int, targets: Sequence[str], *, alpha: int
 
     The first factor is random, the second zero: the module computes what it did before. All weights but the
     adapters' stop requiring gradients.
-
-    Parameters
-    ----------
-    module
-        The network.
-    rank
-        Of the adapters; 0 leaves the module as it is.
-    targets
-        Last parts of the names of layers.
-    alpha
-        An adapter counts ``alpha / rank``.
     """
     if rank == 0:
         return
@@ -40,18 +29,7 @@ def add_lora(module: nn.Module, rank: int, targets: Sequence[str], *, alpha: int
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Add the adapters to the weights and take them off; in place.
-
-    Parameters
-    ----------
-    module
-        The network.
-
-    Raises
-    ------
-    ValueError
-        If an adapter is not finite.
-    """
+    """Add the adapters to the weights and take them off; in place."""
     for name, layer in list(lora_layers(module)):
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
@@ -68,11 +46,6 @@ def lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def plain_name(name: str) -> str:
     """Name of a weight without what differs between versions of the library of adapters.
 
-    Parameters
-    ----------
-    name
-        As in the ``state_dict`` of a module with adapters.
-
     Examples
     --------
     >>> plain_name("mid.conv1.lora_A.default.weight"), plain_name("mid.conv1.base_layer.weight")
@@ -82,13 +55,7 @@ def plain_name(name: str) -> str:
 
 
 def fill(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], source: object) -> None:
-    """Copy tensors into tensors of the same names and shapes, all or none.
-
-    Raises
-    ------
-    ValueError
-        If names or shapes differ, or values are not finite; the first are named.
-    """
+    """Copy tensors into tensors of the same names and shapes, all or none."""
     wrong = {
         "missing": sorted(own.keys() - state.keys()),
         "not of this network": sorted(state.keys() - own.keys()),

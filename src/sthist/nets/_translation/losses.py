@@ -57,18 +57,7 @@ class Frozen(nn.Module):
 
 
 def l2_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference: the pixel term of the reconstruction loss of Parmar et al. 2024 (pix2pix-turbo).
-
-    Parameters
-    ----------
-    fake, real
-        Images of one shape.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, which would be broadcast.
-    """
+    """Mean squared difference: the pixel term of the reconstruction loss of Parmar et al. 2024 (pix2pix-turbo)."""
     _require_alike(fake, real)
     return functional.mse_loss(fake, real)
 
@@ -86,23 +75,7 @@ def ssim(
     Means over colours and over the places where the window fits. Computed in at least 32 bits whatever the autocast:
     variances are small differences of large numbers.
 
-    Parameters
-    ----------
-    one, other
-        (n, c, h, w), not negative: about a grey of 0, the measure takes light for dark.
-    data_range
-        The largest possible value.
-    window, sigma
-        Side and width of the Gaussian window.
-
-    Returns
-    -------
-    (n,), at most 1, which it is for equal images.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the images are smaller than the window.
+    Returns (n,), at most 1, which it is for equal images.
     """
     _require_alike(one, other)
     if min(one.shape[-2:]) < window:
@@ -172,13 +145,7 @@ class StructuralLoss(nn.Module):
         self.levels, self.gradient_weight = levels, gradient_weight
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The loss of images (n, c, h, w) from -1 to 1: 0 for equal ones, else more.
-
-        Raises
-        ------
-        ValueError
-            If the shapes differ, or the images are too small for the scales.
-        """
+        """The loss of images (n, c, h, w) from -1 to 1: 0 for equal ones, else more."""
         _require_alike(fake, real)
         least = SSIM_WINDOW * 2 ** (self.levels - 1)
         if min(fake.shape[-2:]) < least:
@@ -216,13 +183,7 @@ class PerceptualLoss(nn.Module):
         self.distance = Frozen(network)
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Mean distance of the pairs.
-
-        Raises
-        ------
-        ValueError
-            If the shapes differ.
-        """
+        """Mean distance of the pairs."""
         _require_alike(fake, real)
         return self.distance(fake, real).float().mean()
 
@@ -266,13 +227,7 @@ class ImageTextLoss(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def embed_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings (n, d) of tokens, without gradient; texts that stay are embedded once.
-
-        Raises
-        ------
-        ValueError
-            If there is no text tower.
-        """
+        """Embeddings (n, d) of tokens, without gradient; texts that stay are embedded once."""
         if self.text_tower is None:
             msg = "Tokens need a text tower, and none was given; give embeddings of the texts, or text_tower=."
             raise ValueError(msg)
@@ -280,20 +235,7 @@ class ImageTextLoss(nn.Module):
             return self.text_tower(tokens)
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """The loss: from 0, where each image points as its text does, to 2.
-
-        Parameters
-        ----------
-        images
-            (n, 3, h, w) from -1 to 1.
-        texts
-            Tokens (n, length), or embeddings (n, d) as floats.
-
-        Raises
-        ------
-        ValueError
-            If the numbers differ, or tokens come without a text tower.
-        """
+        """The loss: from 0, where each image points as its text does, to 2."""
         if len(images) != len(texts):
             msg = f"Each image has its own text; there are {len(images)} images and {len(texts)} texts."
             raise ValueError(msg)

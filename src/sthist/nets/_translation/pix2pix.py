@@ -76,13 +76,7 @@ class Pix2Pix(nn.Module):
         self.apply(init_normal)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, out_channels, h, w) from -1 to 1, of images (n, in_channels, h, w) from -1 to 1.
-
-        Raises
-        ------
-        ValueError
-            If a side is no multiple of ``2 ** depth``.
-        """
+        """Images (n, out_channels, h, w) from -1 to 1, of images (n, in_channels, h, w) from -1 to 1."""
         if any(side % 2**self.depth or not side for side in images.shape[-2:]):
             msg = f"Images are {tuple(images.shape[-2:])} px; with {self.depth} levels, sides are multiples of {2**self.depth}."
             raise ValueError(msg)

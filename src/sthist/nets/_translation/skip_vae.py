@@ -48,13 +48,7 @@ class SkipVAE(nn.Module):
         return [layer for name, layer in self.named_children() if name.startswith("skip_conv_")]
 
     def reset_skips(self, value: float | None) -> None:
-        """Set all weights of the skip connections to one value, or draw them for None.
-
-        Parameters
-        ----------
-        value
-            Of each weight.
-        """
+        """Set all weights of the skip connections to one value, or draw them for None."""
         for layer in self.skip_convs:
             if value is None:
                 layer.reset_parameters()
@@ -64,16 +58,7 @@ class SkipVAE(nn.Module):
     def encode(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, Skips]:
         """Latent of an image, and what the encoder saw before each of its blocks.
 
-        Parameters
-        ----------
-        image
-            (n, 3, height, width) in [-1, 1].
-        noise
-            Standard normal, of the latent's shape, for a draw from the posterior; None for its mean.
-
-        Returns
-        -------
-        The latent, not scaled, and the activations, the finest first.
+        Returns the latent, not scaled, and the activations, the finest first.
         """
         hidden = self.encoder.conv_in(image)
         skips = []
@@ -89,18 +74,7 @@ class SkipVAE(nn.Module):
     def decode(self, latent: torch.Tensor, skips: Skips | None = None, skip_scale: float = 1.0) -> torch.Tensor:
         """Image of a latent.
 
-        Parameters
-        ----------
-        latent
-            Not scaled.
-        skips
-            From :meth:`encode`; None to decode the latent alone.
-        skip_scale
-            What the activations are multiplied by.
-
-        Returns
-        -------
-        (n, 3, height, width), not clamped.
+        Returns (n, 3, height, width), not clamped.
         """
         hidden = self._run(self.decoder.mid_block, self.decoder.conv_in(self.post_quant_conv(latent)))
         layers = self.skip_convs if skips is not None else []

@@ -20,21 +20,7 @@ PAD, START, END = 256, 257, 258
 def byte_ids(prompts: Sequence[str], tokens: int) -> torch.Tensor:
     """Token ids of prompts, one per byte of UTF-8, filled up to a length.
 
-    Parameters
-    ----------
-    prompts
-        Any text.
-    tokens
-        Ids per prompt.
-
-    Returns
-    -------
-    (n, tokens) int64.
-
-    Raises
-    ------
-    ValueError
-        If a prompt is longer.
+    Returns (n, tokens) int64.
 
     Examples
     --------
@@ -82,11 +68,6 @@ class PromptEncoder(nn.Module):
         """Fill it with numbers that are the same everywhere, so that they need not be kept; returns itself.
 
         Random projections of bytes tell prompts apart, which is all that a generator trained with them needs.
-
-        Parameters
-        ----------
-        seed
-            Of the numbers.
         """
         # The stream of RandomState is frozen, those of torch and of numpy's newer generators are not.
         random = np.random.RandomState(seed)
@@ -103,13 +84,6 @@ class PromptEncoder(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embedding of prompts.
 
-        Parameters
-        ----------
-        ids
-            (n, tokens).
-
-        Returns
-        -------
-        (n, tokens, width).
+        Returns (n, tokens, width).
         """
         return self.model(ids).last_hidden_state

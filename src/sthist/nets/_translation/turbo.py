@@ -20,14 +20,7 @@ BETA_FIRST, BETA_LAST, STEPS = 0.00085, 0.012, 1000
 def one_step_coefficients(timestep: int = 999) -> tuple[float, float]:
     """What latent and predicted noise are multiplied by, to give the clean latent in one step.
 
-    Parameters
-    ----------
-    timestep
-        Of the noise schedule, from 0 to 999.
-
-    Returns
-    -------
-    ``a`` and ``b`` of ``a * latent - b * noise``.
+    Returns ``a`` and ``b`` of ``a * latent - b * noise``.
 
     Examples
     --------
@@ -89,13 +82,7 @@ class Turbo(nn.Module):
         return self.requires_grad_(False)
 
     def checkpoint_gradients(self, on: bool = True) -> Turbo:
-        """Compute activations twice in training instead of keeping them; returns itself.
-
-        Parameters
-        ----------
-        on
-            Whether to.
-        """
+        """Compute activations twice in training instead of keeping them; returns itself."""
         self.vae.checkpointing = on
         if on:
             self.unet.enable_gradient_checkpointing()
@@ -114,28 +101,7 @@ class Turbo(nn.Module):
     ) -> torch.Tensor:
         """Translate images.
 
-        Parameters
-        ----------
-        image
-            (n, 3, height, width).
-        prompt
-            (n, tokens, width of text), or one for all images.
-        noise
-            Standard normal of :meth:`latent_shape`, to draw the latent from its posterior; None takes its mean,
-            which makes the result a function of image and prompt alone.
-        skips
-            Whether the decoder sees the encoder's activations.
-        skip_scale
-            What they are multiplied by.
-
-        Returns
-        -------
-        (n, 3, height, width) in [-1, 1].
-
-        Raises
-        ------
-        ValueError
-            If a side is not a multiple of the stride.
+        Returns (n, 3, height, width) in [-1, 1].
         """
         self.config.check_px(*image.shape[-2:])
         latent, seen = self.vae.encode(image, noise)
@@ -143,56 +109,23 @@ class Turbo(nn.Module):
         return self.vae.decode(clean, seen if skips else None, skip_scale).clamp(-1.0, 1.0)
 
     def step(self, latent: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """The clean latent that a latent is taken to in one step.
-
-        Parameters
-        ----------
-        latent
-            Scaled.
-        prompt
-            (n, tokens, width of text), or one for all.
-        """
+        """The clean latent that a latent is taken to in one step."""
         keep, remove = self.coefficients
         noise = self.unet(latent, self.config.timestep, encoder_hidden_states=prompt.expand(len(latent), -1, -1)).sample
         # Both terms are fifteen times their difference, at the last of the steps: in 16 bits little of it would be left.
         return keep * latent.float() - remove * noise.float()
 
     def latent_shape(self, image: torch.Tensor) -> tuple[int, int, int, int]:
-        """Shape of the latents of images.
-
-        Parameters
-        ----------
-        image
-            (n, 3, height, width).
-        """
+        """Shape of the latents of images."""
         n, _, height, width = image.shape
         return n, self.config.latent_channels, height // self.config.stride, width // self.config.stride
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """What training changes, by names that do not depend on the version of any library.
-
-        Raises
-        ------
-        ValueError
-            If there are no adapters to be kept apart from the backbone.
-        """
+        """What training changes, by names that do not depend on the version of any library."""
         return {name: tensor.detach() for name, tensor in self._trained().items()}
 
     def load_trained_state(self, state: dict[str, torch.Tensor], source: object = "the state") -> None:
-        """Put in what :meth:`trained_state` gave.
-
-        Parameters
-        ----------
-        state
-            Tensors by name.
-        source
-            Where they are from, for messages.
-
-        Raises
-        ------
-        ValueError
-            If names or shapes are of another generator, or values are not finite.
-        """
+        """Put in what :meth:`trained_state` gave."""
         fill(self._trained(), state, source)
 
     def _trained(self) -> dict[str, torch.Tensor]:

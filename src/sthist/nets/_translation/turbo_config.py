@@ -117,18 +117,7 @@ class TurboConfig:
         return 2 ** (len(self.vae_channels) - 1)
 
     def check_px(self, *sides: int) -> None:
-        """Refuse images that the generator cannot give back at their size.
-
-        Parameters
-        ----------
-        *sides
-            Of an image, in pixels.
-
-        Raises
-        ------
-        ValueError
-            If one is not a positive multiple of the stride; the nearest that are, are named.
-        """
+        """Refuse images that the generator cannot give back at their size."""
         for px in sides:
             if px <= 0 or px % self.stride:
                 below = max(px // self.stride, 1) * self.stride
@@ -144,18 +133,7 @@ class TurboConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TurboConfig:
-        """A config from the values of :meth:`to_dict`.
-
-        Parameters
-        ----------
-        values
-            By name.
-
-        Raises
-        ------
-        ValueError
-            If there are names that are not known.
-        """
+        """A config from the values of :meth:`to_dict`."""
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             msg = f"A generator has no settings {unknown}."

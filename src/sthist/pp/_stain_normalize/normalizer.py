@@ -87,19 +87,7 @@ class StainNormalizer:
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
         """Normalise tiles.
 
-        Parameters
-        ----------
-        tiles
-            uint8 of shape (n, h, w, 3) or (h, w, 3).
-
-        Returns
-        -------
-        The same, of a new array.
-
-        Raises
-        ------
-        ValueError
-            If they are not.
+        Returns the same, of a new array.
         """
         tiles = np.asarray(tiles)
         if tiles.dtype != np.uint8 or tiles.ndim not in {3, 4} or tiles.shape[-1] != 3:

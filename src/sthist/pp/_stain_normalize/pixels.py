@@ -47,24 +47,7 @@ def pixels_of(
     white: Any,
     seed: int | None,
 ) -> StainPixels:
-    """Pixels of a sample, or of an array.
-
-    Parameters
-    ----------
-    data
-        A SpatialData, or an (h, w, 3) uint8 array.
-    image, within, n_tiles, mpp, white, seed
-        As of :func:`sthist.pp.stain_normalize`.
-
-    Raises
-    ------
-    KeyError
-        If there is no such image.
-    ValueError
-        If the image is not RGB of 8 bits, has no scale, or shows no tissue, or an argument is out of range.
-    TypeError
-        If the data are of another kind.
-    """
+    """Pixels of a sample, or of an array."""
     if n_tiles < 1 or not (np.isfinite(mpp) and mpp > 0):
         msg = f"n_tiles is {n_tiles} and mpp {mpp}; they are at least 1, and a positive number."
         raise ValueError(msg)
@@ -80,13 +63,7 @@ def pixels_of(
 
 
 def he_reader(sdata: SpatialData, key: str, spec: TileSpec) -> TileReader:
-    """A reader of an H&E, white outside of it.
-
-    Raises
-    ------
-    ValueError
-        If it is not RGB of 8 bits, or has no scale.
-    """
+    """A reader of an H&E, white outside of it."""
     reader = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
     _require_rgb8(reader.dtype, len(reader.channels), f"Image {key!r}")
     return reader

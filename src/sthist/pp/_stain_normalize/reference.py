@@ -197,13 +197,7 @@ class StainReference:
 
 
 def require_method(method: str) -> None:
-    """Refuse a method that there is not.
-
-    Raises
-    ------
-    ValueError
-        With the methods that there are.
-    """
+    """Refuse a method that there is not."""
     if method not in FIELDS:
         hint = ""
         if method == "vahadane":
@@ -221,13 +215,7 @@ def write_json(path: str | Path, kind: str, values: dict[str, Any]) -> None:
 
 
 def read_json(path: str | Path, kind: str) -> dict[str, Any]:
-    """The values of a file of :func:`write_json`.
-
-    Raises
-    ------
-    ValueError
-        If it is of another kind, or of a later version.
-    """
+    """The values of a file of :func:`write_json`."""
     try:
         values = json.loads(Path(path).read_text("utf-8"))
     except ValueError as error:  # also of bytes that are no text

@@ -70,32 +70,7 @@ def find_cores(
     bounded: bool = True,
     min_tissue: float = 0.2,
 ) -> CoreArray:
-    """Find the cores of a microarray.
-
-    Parameters
-    ----------
-    mask
-        (h, w) bool: tissue.
-    mpp
-        Its µm per pixel, for messages.
-    radius
-        Of a core, in pixels; measured by default.
-    grid
-        Rows and columns; by default those that are found.
-    first
-        Row and column of what was found first, counted from ``corner``.
-    corner, rows_run
-        Where the numbering begins, and whether a row runs across the image or down.
-    bounded
-        Whether the mask shows all of the array: then no core, also no missing one, can lie outside.
-    min_tissue
-        Part of a core's disc that must be tissue, or else it is missing.
-
-    Raises
-    ------
-    ValueError
-        If there are no cores, or they do not make a grid of the size that is asked for.
-    """
+    """Find the cores of a microarray."""
     if radius is None:
         radius = measure_radius(mask)
     peaks, coverage = _peaks(mask, radius)
@@ -119,13 +94,7 @@ def find_cores(
 
 
 def measure_radius(mask: np.ndarray) -> float:
-    """Radius of a typical core, in pixels: by the area of pieces that look like one, else by the discs that fit into them.
-
-    Parameters
-    ----------
-    mask
-        (h, w) bool: tissue.
-    """
+    """Radius of a typical core, in pixels: by the area of pieces that look like one, else by the discs that fit into them."""
     if not mask.any():
         msg = "There is no tissue."
         raise ValueError(msg)
@@ -231,15 +200,7 @@ def _owned(mask: np.ndarray, centres: np.ndarray, radius: float, min_tissue: flo
 
 
 def is_broken(piece: np.ndarray, radius: float) -> bool:
-    """Whether a core is torn: whether a gap reaches from its outline deep into it.
-
-    Parameters
-    ----------
-    piece
-        (h, w) bool: its tissue.
-    radius
-        Of a core, in pixels.
-    """
+    """Whether a core is torn: whether a gap reaches from its outline deep into it."""
     from scipy.ndimage import binary_fill_holes, distance_transform_edt
     from skimage.morphology import convex_hull_image
 

@@ -73,22 +73,7 @@ class Lines:
     def resized(
         self, grid: tuple[int, int] | None, first: tuple[int, int] | None, fits: Callable[[Lines], bool] | None
     ) -> Lines:
-        """The same with as many rows and columns as there are in truth.
-
-        Parameters
-        ----------
-        grid
-            Rows and columns; None for those that are found.
-        first
-            Row and column that the first line of each has in truth; None to let the image decide.
-        fits
-            Whether a grid can be, where the image shows all of the array; None where it cannot be known.
-
-        Raises
-        ------
-        ValueError
-            If there are more lines than that, or several places at which empty lines could be.
-        """
+        """The same with as many rows and columns as there are in truth."""
         if grid is None:
             before = first or (0, 0)
             return self._padded(before, (0, 0))
@@ -161,18 +146,7 @@ class Lines:
 def lay_grid(points: np.ndarray, sure: np.ndarray, least_pitch: float) -> Lines:
     """Lines through cores.
 
-    Parameters
-    ----------
-    points
-        (n, 2): x, y of what may be cores.
-    sure
-        (n,) bool: which certainly are; the others count where they are on a line, or one step beyond the last.
-    least_pitch
-        No two cores are nearer than that.
-
-    Returns
-    -------
-    The lines, empty ones between others included.
+    Returns the lines, empty ones between others included.
     """
     sure = sure if sure.any() else np.ones(len(points), bool)
     lines = _fit(points[sure], least_pitch)
@@ -287,19 +261,7 @@ def _nearest(values: np.ndarray, lines: np.ndarray) -> tuple[np.ndarray, np.ndar
 def turn_upright(
     points: np.ndarray, shape: tuple[int, ...], corner: str, rows_run: str
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Points as they would be if the array began at the top left and its rows ran across, and the way back.
-
-    Parameters
-    ----------
-    points
-        (n, 2): x, y.
-    shape
-        Of the image: height, width.
-    corner
-        Where the first core is.
-    rows_run
-        ``"across"`` or ``"down"``.
-    """
+    """Points as they would be if the array began at the top left and its rows ran across, and the way back."""
     size = np.array([shape[1], shape[0]], np.float64)
     sign = np.array([-1.0 if "right" in corner else 1.0, -1.0 if "bottom" in corner else 1.0])
     shift = np.where(sign < 0, size, 0.0)

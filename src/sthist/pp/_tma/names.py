@@ -55,22 +55,7 @@ def parse_core_name(name: str) -> tuple[int, int] | None:
 
 
 def read_core_map(table: Any) -> tuple[pd.DataFrame, str]:
-    """A map as a frame, and what to call it in messages.
-
-    Parameters
-    ----------
-    table
-        A frame, or a csv file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    TypeError
-        If it is neither.
-    ValueError
-        If the file cannot be read, or has no rows.
-    """
+    """A map as a frame, and what to call it in messages."""
     import pandas as pd
 
     if isinstance(table, pd.DataFrame):
@@ -98,28 +83,8 @@ def join_core_map(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """What a map says of each core of an array, with the names of cores as the index, row by row.
 
-    Parameters
-    ----------
-    table
-        A frame, or a csv file: see :func:`sthist.pp.tma`.
-    grid
-        Rows and columns of the array.
-    present
-        Names of the cores that have tissue, for warnings about those that the map lacks.
-    own
-        Columns that a map may not have.
-
-    Returns
-    -------
-    One row per place of the array, in the order of rows and columns, NaN where the map says nothing; and what columns were called
-    that could not be stored so, by what they are called now.
-
-    Raises
-    ------
-    KeyError
-        If columns are missing.
-    ValueError
-        If a core is there twice, or is not on the array; if a name cannot be read, or two columns have one name.
+    Returns one row per place of the array, in the order of rows and columns, NaN where the map says nothing; and what
+    columns were called that could not be stored so, by what they are called now.
     """
     frame, what = read_core_map(table)
     columns = {str(name).strip().casefold(): name for name in frame.columns}

@@ -280,22 +280,7 @@ class Annotator(Model):
 
 
 def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
-    """Embeddings, (n, dim) float32, without NaN.
-
-    Parameters
-    ----------
-    rows
-        What is said to be embeddings.
-    dim
-        Numbers in each.
-    encoder
-        Of which, for messages.
-
-    Raises
-    ------
-    ValueError
-        If they are none.
-    """
+    """Embeddings, (n, dim) float32, without NaN."""
     array = np.asarray(rows, np.float32)
     if array.ndim != 2 or array.shape[1] != dim:
         msg = f"Embeddings of {encoder!r} are (n, {dim}); these have shape {array.shape}."

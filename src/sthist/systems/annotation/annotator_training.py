@@ -78,24 +78,7 @@ def train(
 ) -> tuple[Net, dict[str, Any]]:
     """Train a network with Lightning; nothing is logged or written.
 
-    Parameters
-    ----------
-    net
-        Makes it; what it draws is a function of the seed.
-    batches, watched
-        To train on, and to say when to stop; without the latter, all epochs are run.
-    epochs, patience
-        At most, and without improvement.
-    device
-        Of torch.
-    seed
-        Of the network and of its dropout.
-    threads
-        Of torch; by default as many as it has. Where there is little to compute, waiting for each other costs more than it gains.
-
-    Returns
-    -------
-    The network, on the CPU, in evaluation mode, with the weights of the best epoch; and which that was.
+    Returns the network, on the CPU, in evaluation mode, with the weights of the best epoch; and which that was.
     """
     keep = KeepBest(patience)
     with quiet_and_repeatable(seed, threads):
@@ -118,15 +101,7 @@ def train(
 
 
 def embed_with(module: nn.Module, transform: Any, device: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from tiles to embeddings, of a module that is trained no more.
-
-    Parameters
-    ----------
-    module, transform
-        Of the encoder.
-    device
-        Where to; by default where it is.
-    """
+    """A function from tiles to embeddings, of a module that is trained no more."""
     module = module.eval() if device is None else module.eval().to(device)
     where = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
@@ -147,13 +122,7 @@ def state_of(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def state_from(module: nn.Module, state: dict[str, np.ndarray]) -> None:
-    """Put weights into a module.
-
-    Raises
-    ------
-    ValueError
-        If they are of another one.
-    """
+    """Put weights into a module."""
     try:
         module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
     except RuntimeError as error:

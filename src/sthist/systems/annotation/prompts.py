@@ -33,13 +33,7 @@ CLIP_TEMPERATURE = 0.01
 
 
 def checked_prompts(prompts: Mapping[Any, Any], classes: Sequence[Any] | None = None) -> dict[str, list[str]]:
-    """Phrases by class, as text, in the order of ``classes`` if that is given.
-
-    Raises
-    ------
-    ValueError
-        If a class has no phrase, one is blank, two classes share one, or ``classes`` are not those of the prompts.
-    """
+    """Phrases by class, as text, in the order of ``classes`` if that is given."""
     if not isinstance(prompts, Mapping) or not prompts:
         msg = f"Prompts are a mapping of class to phrases that is not empty, such as {{'tumour': ['invasive carcinoma']}}, not {prompts!r}."
         raise ValueError(msg)
@@ -67,13 +61,7 @@ def checked_prompts(prompts: Mapping[Any, Any], classes: Sequence[Any] | None = 
 
 
 def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
-    """Templates as they are given, each with one place for a phrase; by default :data:`TEMPLATES`.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or one has no ``{}``.
-    """
+    """Templates as they are given, each with one place for a phrase; by default :data:`TEMPLATES`."""
     if templates is None:
         return TEMPLATES
     listed = (templates,) if isinstance(templates, str) else tuple(templates)
@@ -96,13 +84,7 @@ def sentences(prompts: Mapping[str, Sequence[str]], templates: Sequence[str]) ->
 
 
 def text_vectors(encoder: Any, texts: Sequence[str]) -> np.ndarray:
-    """Embeddings of texts, (n, d) float32, as the encoder gives them.
-
-    Raises
-    ------
-    ValueError
-        If the encoder knows no texts, or gives NaN.
-    """
+    """Embeddings of texts, (n, d) float32, as the encoder gives them."""
     embed_text = getattr(encoder, "embed_text", None)
     if embed_text is None:
         msg = f"{getattr(encoder, 'name', encoder)!r} embeds images only: prompts need an image-text model, such as 'conch'."
@@ -135,13 +117,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def chosen_temperature(temperature: float | None, encoder: Any) -> float:
-    """What similarities are divided by before the softmax: given, or the model's own.
-
-    Raises
-    ------
-    ValueError
-        If it is not positive.
-    """
+    """What similarities are divided by before the softmax: given, or the model's own."""
     if temperature is None:
         scale = getattr(encoder, "logit_scale", None)
         if scale is None:

@@ -110,23 +110,7 @@ def make_report(
     seed: int = 0,
     **counts: int,
 ) -> AnnotatorReport:
-    """Score held-out predictions.
-
-    Parameters
-    ----------
-    classes
-        Names.
-    codes, scores
-        (n,) true classes, (n, k) probabilities of the scored rows.
-    grouping, rows
-        Groups of all rows, and which of them are scored.
-    shuffled
-        Codes and scores of the same rows, of models trained on shuffled labels.
-    n_boot, seed
-        Of the intervals.
-    counts
-        Further values of the report.
-    """
+    """Score held-out predictions."""
     groups = None if grouping.by == "random" else grouping.groups[rows]
     own = _scored(codes, scores, groups, n_boot, seed)
     null = None if shuffled is None else _scored(*shuffled, groups, n_boot, seed + 1)[:, -1]

@@ -65,26 +65,7 @@ class ImageScorer:
 
 
 def scorer_of(model: Any, encoder: Any, classes: Sequence[str] | None) -> ImageScorer:
-    """The scorer that a ``model=`` argument stands for.
-
-    Parameters
-    ----------
-    model
-        Classes and their phrases; an object with ``predict`` and ``classes``; or a function of embeddings.
-    encoder
-        The encoder of the images, which embeds the phrases.
-    classes
-        For prompts and trained models, those to keep, in this order; for a function, its classes.
-
-    Raises
-    ------
-    KeyError
-        If the model has no such class.
-    TypeError
-        If ``model`` is nothing of the kind, or a function without ``classes``.
-    ValueError
-        If there is no class, or a class has no phrase.
-    """
+    """The scorer that a ``model=`` argument stands for."""
     if classes is not None and (isinstance(classes, str) or not len(classes)):
         msg = f"classes is {classes!r}; it is a list of names."
         raise ValueError(msg)

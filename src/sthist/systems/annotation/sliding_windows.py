@@ -99,27 +99,7 @@ def crop_scores(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Score each kernel by the embedding of its own crop.
-
-    Parameters
-    ----------
-    reader
-        Of the image, at the grid's µm/px.
-    grid
-        Where the kernels are.
-    active
-        Bool of ``grid.n_kernels``: those to score.
-    embed
-        Batches of tiles to batches of embeddings, in order.
-    score
-        Embeddings to (n, classes).
-    out
-        (rows, columns, classes) of kernels, which is filled where ``active``.
-    batch_size
-        Crops per batch.
-    advance
-        Called with the number of kernels that were scored.
-    """
+    """Score each kernel by the embedding of its own crop."""
     waiting: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
     def batches() -> Iterator[np.ndarray]:
@@ -186,17 +166,7 @@ def dense_scores(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Score each kernel by the mean of the tokens that lie in it: each pixel is embedded once.
-
-    Parameters
-    ----------
-    reader
-        Of large tiles, whose side is a whole number of cells.
-    dense
-        Tiles to (n, gh, gw, d) tokens.
-    grid, active, score, out, batch_size, advance
-        As of :func:`crop_scores`.
-    """
+    """Score each kernel by the mean of the tokens that lie in it: each pixel is embedded once."""
     span, n_rows = grid.span, grid.n_kernels[0]
     per_tile = round(reader.spec.size_um / grid.stride_um)
     needed = _any_by_tile(grid.cells_under(active), per_tile)
@@ -269,19 +239,7 @@ def _box_mean(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def mean_over_kernels(scores: np.ndarray, grid: KernelGrid, inside: np.ndarray, out: np.ndarray) -> None:
-    """For each cell the mean of the scores of all kernels that cover it, NaN where it is not ``inside``.
-
-    Parameters
-    ----------
-    scores
-        (rows, columns, classes) of kernels; NaN for those that were not scored.
-    grid
-        Where they are.
-    inside
-        Bool of ``grid.shape``.
-    out
-        (classes, rows, columns) of cells, which is filled.
-    """
+    """For each cell the mean of the scores of all kernels that cover it, NaN where it is not ``inside``."""
     margin, (n_rows, n_columns) = grid.span - 1, grid.n_kernels
     for top in range(0, grid.shape[0], BAND_ROWS):
         stop = min(top + BAND_ROWS, grid.shape[0])
@@ -304,17 +262,7 @@ def _box_sum(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, sigma: float, out: np.ndarray) -> None:
-    """Gaussian smoothing of what is known, by what is known alone: NaN stays, and counts nowhere.
-
-    Parameters
-    ----------
-    values
-        (classes, rows, columns), NaN in places.
-    sigma
-        Standard deviation in cells.
-    out
-        Of the same shape, which is filled.
-    """
+    """Gaussian smoothing of what is known, by what is known alone: NaN stays, and counts nowhere."""
     from scipy.ndimage import gaussian_filter
 
     halo, n_rows = int(4 * sigma + 0.5), values.shape[1]
@@ -334,16 +282,6 @@ def smooth(values: np.ndarray, sigma: float, out: np.ndarray) -> None:
 
 
 def large_tiles(grid: KernelGrid, spec: TileSpec | None, px: int) -> TileSpec:
-    """The tile whose tokens are pooled: the encoder's own, to the nearest whole number of cells.
-
-    Parameters
-    ----------
-    grid
-        The grid.
-    spec
-        Of the encoder; None where it takes any scale: then ``px`` pixels of the grid's.
-    px
-        Side of its input.
-    """
+    """The tile whose tokens are pooled: the encoder's own, to the nearest whole number of cells."""
     size_um = px * grid.mpp if spec is None else spec.size_um
     return TileSpec(max(1, round(size_um / grid.stride_um)) * grid.stride_um, px if spec is None else spec.px)

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 def linear_task(
     rows: Labelled, encoder: Any, embedding: str | None, spec: TileSpec | None, options: Options
 ) -> tuple[LinearTask, dict[str, Any]]:
-    """A task on stored embeddings, and what an annotator's config says of them.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there are no such embeddings, they are of another encoder or scale, or all constant.
-    """
+    """A task on stored embeddings, and what an annotator's config says of them."""
     key = embedding or (None if encoder is None else key_of(encoder))
     features, key, origin = features_of(rows, key)
     name = encoder if isinstance(encoder, str) else getattr(encoder, "name", None)
@@ -59,13 +53,7 @@ def linear_task(
 def task_with_tiles(
     rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | None, words: Any, options: Options
 ) -> tuple[FinetuneTask | TextTask, dict[str, Any]]:
-    """A task that trains an encoder, and what an annotator's config says of it; ``words`` are prompts and templates, if any.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there are no tiles, prompts do not fit the classes, or the encoder has no texts.
-    """
+    """A task that trains an encoder, and what an annotator's config says of it; ``words`` are prompts and templates, if any."""
     if words is not None:
         prompts = checked_prompts(words[0] or {name: name for name in rows.classes}, rows.classes)
         templates = checked_templates(words[1])
@@ -83,13 +71,7 @@ def task_with_tiles(
 
 
 def loaded_encoder(encoder: Any, mode: str, device: str | None) -> Any:
-    """An encoder, loaded, through which gradients pass.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or it cannot be trained.
-    """
+    """An encoder, loaded, through which gradients pass."""
     if encoder is None:
         msg = f"mode={mode!r} trains an encoder: say which one with encoder=."
         raise ValueError(msg)
@@ -124,13 +106,7 @@ def chosen_options(
 
 
 def require_arguments(mode: str, class_weights: Any, validation: float, prompts: Any, templates: Any) -> None:
-    """Refuse arguments that cannot be, before anything is read.
-
-    Raises
-    ------
-    ValueError
-        For the first of them.
-    """
+    """Refuse arguments that cannot be, before anything is read."""
     if mode not in DEFAULTS:
         msg = f"mode is {mode!r}; it is one of {list(DEFAULTS)}."
         raise ValueError(msg)

@@ -84,17 +84,7 @@ class LinearTask(Task):
         self.features, self.n_classes, self.options = features, n_classes, options
 
     def fit(self, codes: np.ndarray, rows: np.ndarray, watched: np.ndarray, seed: int) -> Fitted:
-        """Train on some rows.
-
-        Parameters
-        ----------
-        codes
-            (n,) class of each row.
-        rows, watched
-            Indices of those to train on, and of those that say when to stop, which may be none.
-        seed
-            Of everything that is drawn.
-        """
+        """Train on some rows."""
         import torch
 
         from sthist.systems.annotation.annotator_training import Epochs, train
@@ -150,13 +140,7 @@ class FinetuneTask(Task):
         self.first = LinearTask(before(np.arange(len(tiles))), n_classes, linear)
 
     def fit(self, codes: np.ndarray, rows: np.ndarray, watched: np.ndarray, seed: int) -> Fitted:
-        """Train on some rows.
-
-        Parameters
-        ----------
-        codes, rows, watched, seed
-            As of :meth:`LinearTask.fit`.
-        """
+        """Train on some rows."""
         import torch
 
         from sthist.systems.annotation.annotator_training import state_of, train
@@ -210,13 +194,7 @@ class TextTask(Task):
         self.vectors = text_vectors(encoder, self.sentences)
 
     def fit(self, codes: np.ndarray, rows: np.ndarray, watched: np.ndarray, seed: int) -> Fitted:
-        """Train on some rows.
-
-        Parameters
-        ----------
-        codes, rows, watched, seed
-            As of :meth:`LinearTask.fit`.
-        """
+        """Train on some rows."""
         import torch
 
         from sthist.systems.annotation.annotator_training import state_of, train

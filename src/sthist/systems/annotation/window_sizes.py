@@ -27,13 +27,7 @@ TISSUE_MPP = 8.0
 
 
 def box_of(sdata: SpatialData, image: str, within: Any) -> tuple[float, float, float, float]:
-    """What is worked on, in µm: the image, or what of it lies in ``within``.
-
-    Raises
-    ------
-    ValueError
-        If nothing does.
-    """
+    """What is worked on, in µm: the image, or what of it lies in ``within``."""
     x0, y0, x1, y1 = extent_um(sdata, [image])
     if within is None:
         return x0, y0, x1, y1
@@ -52,22 +46,7 @@ def kernel_sizes(
     px: tuple[int | None, int | None],
     um: tuple[float | None, float | None],
 ) -> tuple[float, int, int]:
-    """µm per pixel, pixels of a stride, strides of a kernel.
-
-    Parameters
-    ----------
-    own_mpp, mpp
-        Of the image, and the one that was asked for.
-    spec
-        The tile that the model was trained on.
-    px, um
-        Kernel and stride, in either unit.
-
-    Raises
-    ------
-    ValueError
-        If a size is given twice or is none, or the kernel is not a whole number of strides.
-    """
+    """µm per pixel, pixels of a stride, strides of a kernel."""
     for name, in_px, in_um in zip(("kernel", "stride"), px, um, strict=True):
         if in_px is not None and in_um is not None:
             msg = f"{name}_px={in_px} and {name}_um={in_um} are given; a call takes one of them."
@@ -100,13 +79,7 @@ def kernel_sizes(
 def cells_inside(
     sdata: SpatialData, image: str, grid: KernelGrid, within: Any, tissue: str | bool | None
 ) -> np.ndarray:
-    """Which cells show tissue that is asked for, by their centre.
-
-    Raises
-    ------
-    ValueError
-        If none does.
-    """
+    """Which cells show tissue that is asked for, by their centre."""
 
     def painted(of: Any) -> np.ndarray:
         return rasterize([region_geometry(sdata, of)], grid.origin_um, grid.stride_um, grid.shape) > 0

@@ -259,15 +259,7 @@ def _of_sample(
 
 
 def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str]:
-    """The tissue of each section, where it is said by sample; empty where it is not.
-
-    Raises
-    ------
-    KeyError
-        If that of a sample is missing.
-    ValueError
-        If tissues are by sample, and there are none.
-    """
+    """The tissue of each section, where it is said by sample; empty where it is not."""
     if not isinstance(tissue, Mapping):
         return {}
     if not isinstance(data, Mapping):

@@ -91,13 +91,7 @@ class TranslationConfig:
 
 
 def make_plain(settings: Any) -> None:
-    """Take numbers of numpy, and paths, as what JSON knows: after a training is too late to find that it cannot be kept.
-
-    Parameters
-    ----------
-    settings
-        A frozen dataclass; changed in place.
-    """
+    """Take numbers of numpy, and paths, as what JSON knows: after a training is too late to find that it cannot be kept."""
     for field_ in dataclasses.fields(settings):
         value = getattr(settings, field_.name)
         if isinstance(value, np.generic):
@@ -108,13 +102,7 @@ def make_plain(settings: Any) -> None:
 
 
 def require_prompts(prompts: dict[str, str]) -> None:
-    """Refuse prompts that are blank, or that two tissues share: the generator could not tell them apart.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or one is blank or shared.
-    """
+    """Refuse prompts that are blank, or that two tissues share: the generator could not tell them apart."""
     owner: dict[str, str] = {}
     for tissue, prompt in prompts.items():
         if not isinstance(prompt, str) or not prompt.strip():

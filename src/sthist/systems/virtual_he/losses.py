@@ -137,15 +137,7 @@ def _perceptual(training: TranslationTraining, px: int) -> nn.Module:
 
 
 def image_text(training: TranslationTraining) -> Any:
-    """The image-text network of a training.
-
-    Raises
-    ------
-    ConnectionError, PermissionError, FileNotFoundError
-        If its weights cannot be had.
-    ValueError
-        If it knows no texts.
-    """
+    """The image-text network of a training."""
     from sthist import encoders
 
     try:

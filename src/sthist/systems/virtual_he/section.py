@@ -97,25 +97,7 @@ def find_tissue(
 ) -> tuple[np.ndarray, Grid]:
     """Tissue on a coarse grid: the shapes named "tissue", else found in stain and molecules.
 
-    Parameters
-    ----------
-    elements
-        The section's elements by role.
-    extent_um
-        Box of the whole section, in µm.
-    grid, molecules
-        Counts of molecules, and where they lie; None for none.
-    content
-        A hash into which goes what is seen of the section.
-
-    Returns
-    -------
-    Part of each cell that is tissue, 0 to 1, and where the cells lie.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
+    Returns Part of each cell that is tissue, 0 to 1, and where the cells lie.
     """
     import spatialdata as sd
     from scipy.ndimage import gaussian_filter

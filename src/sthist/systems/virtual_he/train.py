@@ -40,15 +40,7 @@ NAMED_SPLITS = ("patient", "sample", "block", "random")
 
 
 def checked_training(training: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training, and the seed, before a model says what else they are.
-
-    Raises
-    ------
-    TypeError
-        If there is no such setting.
-    ValueError
-        If one is out of range.
-    """
+    """Settings of a training, and the seed, before a model says what else they are."""
     fields = [field.name for field in dataclasses.fields(TranslationTraining)]
     for name in training:
         if name not in fields:
@@ -60,13 +52,7 @@ def checked_training(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def sizes_of_dots(dot_s: float | Sequence[float] | None, dot_um: float | None) -> tuple[float, ...]:
-    """The sizes as a tuple, empty where none is given; one alone is one.
-
-    Raises
-    ------
-    ValueError
-        If there is none, one is not positive, or sizes are given in two ways.
-    """
+    """The sizes as a tuple, empty where none is given; one alone is one."""
     if dot_s is None:
         return ()
     sizes = tuple(float(size) for size in np.atleast_1d(np.asarray(dot_s, np.float64)))
@@ -80,13 +66,7 @@ def sizes_of_dots(dot_s: float | Sequence[float] | None, dot_um: float | None) -
 
 
 def require_numbers(n_tiles: int, validation: float, test: Any, max_shift_um: float | None) -> None:
-    """Refuse numbers that are out of range.
-
-    Raises
-    ------
-    ValueError
-        For the first of them.
-    """
+    """Refuse numbers that are out of range."""
     if n_tiles < 1 or n_tiles != int(n_tiles):
         msg = f"n_tiles is {n_tiles!r}; a whole number from 1 on is needed."
         raise ValueError(msg)
@@ -102,15 +82,7 @@ def require_numbers(n_tiles: int, validation: float, test: Any, max_shift_um: fl
 
 
 def require_folder(folder: str | Path | None, *, resume: bool) -> None:
-    """Refuse what the training would refuse after the tiles were chosen.
-
-    Raises
-    ------
-    ValueError
-        If there is no folder to go on in.
-    FileExistsError
-        If there is a training already.
-    """
+    """Refuse what the training would refuse after the tiles were chosen."""
     from sthist.systems.virtual_he.translation_fit import CHECKPOINT
 
     if folder is None and resume:
@@ -122,15 +94,7 @@ def require_folder(folder: str | Path | None, *, resume: bool) -> None:
 
 
 def require_split(sections: Sequence[Section], split: Any, test: Any) -> None:
-    """Refuse a split that no tile has, or that leaves nothing to train on.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column, or a sample is missing.
-    ValueError
-        If there is no such part, or all samples belong to the one group that would test.
-    """
+    """Refuse a split that no tile has, or that leaves nothing to train on."""
     import pandas as pd
 
     names = np.array([section.name for section in sections])
@@ -167,13 +131,7 @@ def _patients(sections: Sequence[Section]) -> set[Any]:
 
 
 def require_batch(n: int, batch_size: int) -> None:
-    """Refuse fewer tiles than a batch.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer.
-    """
+    """Refuse fewer tiles than a batch."""
     if n < batch_size:
         msg = f"{n} tiles to train on are fewer than a batch of {batch_size}. Lay more or smaller tiles, hold fewer out, or lower batch_size=."
         raise ValueError(msg)

@@ -194,15 +194,7 @@ class Translation(lightning.LightningModule):
 
 
 def losses_of(training: TranslationTraining, texts: list[str], px: int) -> tuple[Reconstruction, Judge | None]:
-    """The terms of a training's loss; one image-text network serves all that ask for it.
-
-    Raises
-    ------
-    ConnectionError, PermissionError, FileNotFoundError
-        If weights cannot be had.
-    ValueError
-        If tiles are too small.
-    """
+    """The terms of a training's loss; one image-text network serves all that ask for it."""
     weights = training.weights
     judged_by_clip = weights.adversarial and training.discriminator == "clip"
     encoder = image_text(training) if weights.text or judged_by_clip else None

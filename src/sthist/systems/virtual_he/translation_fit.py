@@ -45,9 +45,7 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train the generator of a model in place; arguments are those of :meth:`Translator.fit`.
 
-    Returns
-    -------
-    One row of figures per epoch.
+    Returns one row of figures per epoch.
     """
     _require_pairs(model, pairs, training)
     if validation is not None:
@@ -112,17 +110,7 @@ def fit(
 def provenance(
     model: Translator, pairs: Pairs, training: TranslationTraining, rows: list[dict[str, float]]
 ) -> dict[str, Any]:
-    """How a model was trained, for its config.
-
-    Parameters
-    ----------
-    model
-        As it was before.
-    pairs, training
-        As of :meth:`Translator.fit`.
-    rows
-        Figures of its epochs.
-    """
+    """How a model was trained, for its config."""
     before = {"before": model.config.training} if model.config.training else {}
     return training.to_dict() | {"pairs": len(pairs), "final": rows[-1] if rows else {}} | before
 
@@ -137,13 +125,7 @@ def _as_trained(
 
 
 def chosen_device(device: str | None) -> str:
-    """The device of torch that is meant.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device on this machine.
-    """
+    """The device of torch that is meant."""
     name = settings.torch_device() if device in (None, "auto") else str(device)
     try:
         torch.empty(0, device=name)
@@ -205,15 +187,7 @@ def _facts(model: Translator, pairs: Pairs, training: TranslationTraining) -> di
 
 
 def _start(checkpoint: Path | None, facts: dict[str, Any], *, resume: bool) -> Path | None:
-    """The checkpoint to go on from.
-
-    Raises
-    ------
-    FileExistsError
-        If there is one, and the training is not to be resumed.
-    ValueError
-        If it is of another training, or cannot be resumed without a folder.
-    """
+    """The checkpoint to go on from."""
     if checkpoint is None:
         if resume:
             msg = "resume=True needs folder=, in which the training has left its checkpoints."

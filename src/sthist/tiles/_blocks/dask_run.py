@@ -61,22 +61,6 @@ def run_on_cluster(client: Any, painter: Painter, work: Resumable, advance: Call
     """Paint the pending blocks of some work on the workers of a cluster.
 
     A worker that dies loses its block to another; a block that is painted twice is painted alike.
-
-    Parameters
-    ----------
-    client
-        A ``dask.distributed.Client``.
-    painter, work
-        What is painted, and where; the work lies in a folder that all workers see.
-    advance
-        Called with each block that is done.
-
-    Raises
-    ------
-    TypeError
-        If it is no client.
-    RuntimeError
-        If workers do not see the folder, or run another version of sthist or of what it stands on.
     """
     from distributed import Client, as_completed
 
@@ -108,15 +92,7 @@ def run_on_cluster(client: Any, painter: Painter, work: Resumable, advance: Call
 
 
 def write_job(job: Any, path: Path) -> Ticket:
-    """Pickle a job into a file, its arrays behind it so that they can be mapped into memory.
-
-    Parameters
-    ----------
-    job
-        Anything that cloudpickle takes.
-    path
-        The file.
-    """
+    """Pickle a job into a file, its arrays behind it so that they can be mapped into memory."""
     import cloudpickle
 
     buffers: list[pickle.PickleBuffer] = []
@@ -135,15 +111,7 @@ def write_job(job: Any, path: Path) -> Ticket:
 
 
 def read_job(ticket: Ticket) -> Any:
-    """The job of a ticket, its arrays mapped from the file (private to this process where they are written to).
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file is not there: this machine does not see the store.
-    RuntimeError
-        If the file is another, or this process runs other versions.
-    """
+    """The job of a ticket, its arrays mapped from the file (private to this process where they are written to)."""
     theirs = dict(ticket.versions)
     other = {name: (mine, theirs.get(name)) for name, mine in _versions() if mine != theirs.get(name)}
     if other:

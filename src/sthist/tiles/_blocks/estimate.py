@@ -144,21 +144,7 @@ def plan_tiles(
     seconds_before: float = 0.0,
     n_machines: int = 1,
 ) -> Plan:
-    """What :func:`map_tiles` would take; nothing is written.
-
-    Parameters
-    ----------
-    readers, predict, overlap, batch_size, concurrent, within
-        As of :func:`map_tiles`.
-    layout
-        Of the canvas.
-    folder
-        Where it would go.
-    seconds_before
-        Time that was needed to come so far.
-    n_machines
-        Machines like this one that share the blocks.
-    """
+    """What :func:`map_tiles` would take; nothing is written."""
     painter = BlockPainter(
         readers, predict, layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
     )
@@ -179,13 +165,7 @@ def plan_tiles(
 
 
 def require_space(painter: BlockPainter, canvas: Canvas) -> None:
-    """Refuse to begin what does not fit on the disk; the blocks that are done count as there.
-
-    Raises
-    ------
-    OSError
-        If less is free than the rest of the image is likely to take.
-    """
+    """Refuse to begin what does not fit on the disk; the blocks that are done count as there."""
     pending = canvas.pending()
     free = _free(canvas.folder)
     if not pending:

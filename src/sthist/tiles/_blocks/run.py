@@ -88,17 +88,7 @@ def map_tiles(
 def paint_pending(
     painter: Painter, work: Resumable, *, client: Any = None, progress: bool | None = None, threads: int | None = None
 ) -> None:
-    """Paint the blocks of some work that are not done, here or on a cluster.
-
-    Parameters
-    ----------
-    painter, work
-        What is painted, and where it goes.
-    client, progress
-        As of :func:`map_tiles`.
-    threads
-        Blocks at a time in this process.
-    """
+    """Paint the blocks of some work that are not done, here or on a cluster."""
     with _Progress(work, progress) as bar:
         if client is None:
             _run_here(painter, work, bar.advance, threads or max(2, settings.threads))

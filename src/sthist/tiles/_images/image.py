@@ -69,17 +69,8 @@ def chunk_reader(array: Any) -> Callable[[int, int], np.ndarray] | None:
 def values_at(source: ImageSource, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The full-resolution pixel under each place.
 
-    Parameters
-    ----------
-    source
-        The image.
-    places
-        (n, 2): x, y in µm; NaN for nowhere.
-
-    Returns
-    -------
-    Float64 of shape (n, channels), NaN outside of the image; and bool of shape (n,), whether a place is on it. One chunk is in memory at
-    a time.
+    Returns Float64 of shape (n, channels), NaN outside of the image; and bool of shape (n,), whether a place is on
+    it. One chunk is in memory at a time.
     """
     planes = source.levels[0].planes
     values = np.full((len(places), planes.shape[0]), np.nan)
@@ -287,15 +278,7 @@ def source_from_element(
     projection: Projection = "max",
     to_um: np.ndarray | None = None,
 ) -> ImageSource:
-    """The source of an image element, registered in ``um``, or in place of that by a (3, 3) matrix of the caller's.
-
-    Raises
-    ------
-    KeyError
-        If there is no such image or channel.
-    ValueError
-        If the image has no scale, or no plane ``z``.
-    """
+    """The source of an image element, registered in ``um``, or in place of that by a (3, 3) matrix of the caller's."""
     element = _sample.get(sdata, "images", image)
     try:
         to_um = scale.matrix_to(element) if to_um is None else to_um

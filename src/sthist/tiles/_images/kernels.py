@@ -60,24 +60,7 @@ def copy_aligned(region, y0, x0, out, covered):
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})
 def warp(region, matrix, bounds, supersample, half, out, covered):
-    """Sample a (c, h, w) region of at least 2 x 2 pixels into an (n, n, c) tile by bilinear interpolation.
-
-    Parameters
-    ----------
-    region
-        Source pixels, C-contiguous.
-    matrix
-        (2, 3): region coordinates (y, x) of a point of the tile, ``matrix @ (i, j, 1)``. In both, pixel 0 covers
-        [0, 1).
-    bounds
-        (4,): y0, y1, x0, x1 of the image in region coordinates. Tile pixels whose centre lies outside are left.
-    supersample
-        Points per tile pixel and axis, averaged: the anti-aliasing.
-    half
-        Half a grey level for tiles of integers, 0 for those of floats.
-    out, covered
-        The tile, and which of its pixels are filled already (left as they are). Both are written.
-    """
+    """Sample a (c, h, w) region of at least 2 x 2 pixels into an (n, n, c) tile by bilinear interpolation."""
     channels, h, w = region.shape
     flat = region.reshape(channels, h * w)
     n, m = covered.shape
@@ -183,21 +166,7 @@ def count_points(x, y, keep, x0, y0, bin_um, grid):
 
 @njit(nogil=True, cache=True)
 def fill_polygons(points, rings, polygons, values, image):
-    """Fill polygons row by row: cells whose centre lies inside by the even-odd rule over all rings.
-
-    Parameters
-    ----------
-    points
-        (n, 2): x, y of all vertices, in cells; rings are closed.
-    rings
-        Where each ring begins among the points, and the end of the last.
-    polygons
-        Where each polygon begins among the rings, and the end of the last.
-    values
-        What each polygon is filled with.
-    image
-        (rows, columns), written.
-    """
+    """Fill polygons row by row: cells whose centre lies inside by the even-odd rule over all rings."""
     rows, columns = image.shape
     for p in range(polygons.size - 1):
         first, last = rings[polygons[p]], rings[polygons[p + 1]]

@@ -94,13 +94,7 @@ def _read_ahead(frame: Any) -> Iterator[Any]:
 
 
 def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.0) -> tuple[np.ndarray, int]:
-    """Transcripts per cell of a grid, controls and low quality left out, and how many there are in all.
-
-    Raises
-    ------
-    ValueError
-        If none passes the threshold, or fewer than half of them lie on the grid: another place or another unit.
-    """
+    """Transcripts per cell of a grid, controls and low quality left out, and how many there are in all."""
     from sthist.tiles._images.kernels import count_points
 
     points = elements.sdata.points[str(elements.points)]
@@ -135,24 +129,7 @@ def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.
 def require_same_plane(
     elements: HighResElements, origin: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray, inside: float
 ) -> None:
-    """Refuse transcripts of which most lie outside of the nuclear stain; say where both are, and what it looks like.
-
-    Parameters
-    ----------
-    elements
-        The sample.
-    origin, end
-        x, y of the corners of the stain, in µm.
-    low, high
-        x, y of the corners of the box around the transcripts.
-    inside
-        Part of the transcripts that lies on the stain.
-
-    Raises
-    ------
-    ValueError
-        If it is less than half.
-    """
+    """Refuse transcripts of which most lie outside of the nuclear stain; say where both are, and what it looks like."""
     extent = end - origin
     mpp = np.sqrt(np.prod(scale.resolve_mpp(elements.sdata, elements.nuclear[0])))
     spans = (high - origin) / extent
@@ -222,22 +199,7 @@ def adaptive_density(
     the mask neither give nor take. Beside the result, no more than a quarter of the grid is held in memory as numbers
     of this kind.
 
-    Parameters
-    ----------
-    counts
-        Per cell, 2-D.
-    mask
-        Where there is tissue, bool of the same shape.
-    n_points
-        Points behind the counts where one point weighs more than 1; the counts themselves by default.
-    min_points
-        Points under the Gaussian: 20 keep the relative error near 1/sqrt(20).
-    out
-        Float32 array to write into.
-
-    Returns
-    -------
-    Float32, mean count per cell around each cell; 0 outside the mask.
+    Returns Float32, mean count per cell around each cell; 0 outside the mask.
     """
     out = np.empty(counts.shape, np.float32) if out is None else out
     pyramid: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = [(counts, n_points, mask)]

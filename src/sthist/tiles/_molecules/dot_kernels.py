@@ -39,31 +39,7 @@ def disc_coverage(radius, n_offsets, n_lines):
 
 @njit(nogil=True, cache=True)
 def draw_dots(tile, x, y, gene, starts, n_columns, cells, corner, cell_um, mpp, table, colours):
-    """Blend the points of a box of cells onto a tile, cell by cell, each as a disc of its gene's colour.
-
-    Parameters
-    ----------
-    tile
-        (h, w, 3) uint8, changed; each dot is rounded to 8 bits, as in any rasteriser.
-    x, y
-        µm from the corner of a point's cell.
-    gene
-        Row of a point in ``colours``.
-    starts
-        Where each cell begins among the points, row by row, and the end of the last.
-    n_columns
-        Cells in a row.
-    cells
-        First and last-plus-one row, first and last-plus-one column of the box.
-    corner
-        x, y of the cell (0, 0) from the tile's corner, in µm.
-    cell_um, mpp
-        Side of a cell; µm per pixel of the tile.
-    table
-        As :func:`disc_coverage` makes it.
-    colours
-        (genes, 3) float32, 0 to 255.
-    """
+    """Blend the points of a box of cells onto a tile, cell by cell, each as a disc of its gene's colour."""
     height, width = tile.shape[:2]
     n_offsets, k = table.shape[0], table.shape[2]
     half = k // 2
@@ -118,20 +94,7 @@ def place_points(cell, x, y, gene, following, sorted_x, sorted_y, sorted_gene):
 def farthest_first(points, squared, start, n):
     """Go on choosing points, each the farthest from all that were chosen; the first of equally far ones.
 
-    Parameters
-    ----------
-    points
-        (m, 2).
-    squared
-        Squared distance of each to what was chosen, changed: infinite at first, -1 for what was chosen.
-    start
-        The next one.
-    n
-        How many, at most those that are left.
-
-    Returns
-    -------
-    Their indices, and the one that would come next.
+    Returns their indices, and the one that would come next.
     """
     chosen = np.empty(n, np.int64)
     current = start

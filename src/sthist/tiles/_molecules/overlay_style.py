@@ -18,13 +18,7 @@ LIMIT_QUANTILES = (0.01, 0.998)
 
 
 def measured_limits(reader: TileReader) -> tuple[float, float]:
-    """Quantiles of the stain on tissue: they depend on the image alone, and on the resolution it is seen at.
-
-    Parameters
-    ----------
-    reader
-        Of one channel.
-    """
+    """Quantiles of the stain on tissue: they depend on the image alone, and on the resolution it is seen at."""
     x0, y0, x1, y1 = reader.extent_um
     longest = max(x1 - x0, y1 - y0)
     coarse = float(np.clip(reader.spec.mpp, longest / OVERVIEW_PX, longest / 8))
@@ -43,13 +37,7 @@ def measured_limits(reader: TileReader) -> tuple[float, float]:
 
 
 def require_limits(limits: tuple[float, float] | None) -> None:
-    """Refuse limits that are none.
-
-    Raises
-    ------
-    ValueError
-        If the first is not less than the second.
-    """
+    """Refuse limits that are none."""
     if limits is not None and not limits[0] < limits[1]:
         msg = f"limits are {limits}: the first must be less than the second. Is the stain all of one value?"
         raise ValueError(msg)
@@ -70,23 +58,7 @@ HUES_PER_RING = 450
 def gene_colours(palette: Any, genes: tuple[str, ...]) -> np.ndarray:
     """A colour per gene: of a mapping, or hues in the genes' order.
 
-    Parameters
-    ----------
-    palette
-        ``"permuted"`` or ``"fixed"``, or a mapping of gene to a colour that matplotlib knows.
-    genes
-        What is coloured.
-
-    Returns
-    -------
-    Float32 of shape (genes, 3), 0 to 255.
-
-    Raises
-    ------
-    KeyError
-        If a gene is not in the mapping.
-    ValueError
-        If the palette is unknown.
+    Returns Float32 of shape (genes, 3), 0 to 255.
     """
     from matplotlib.colors import to_rgb
 
@@ -109,14 +81,7 @@ def gene_colours(palette: Any, genes: tuple[str, ...]) -> np.ndarray:
 def hues(n: int) -> np.ndarray:
     """Colours of evenly spaced, ascending hue, all distinct in 8 bits.
 
-    Parameters
-    ----------
-    n
-        How many.
-
-    Returns
-    -------
-    Float32 of shape (n, 3), whole numbers from 0 to 255.
+    Returns Float32 of shape (n, 3), whole numbers from 0 to 255.
     """
     from matplotlib.colors import hsv_to_rgb
 

@@ -50,16 +50,7 @@ class Tally:
     def pop_csr(self, rows: np.ndarray, columns: np.ndarray) -> csr_matrix:
         """The counts as a matrix; the tally is empty then.
 
-        Parameters
-        ----------
-        rows
-            The rows of the matrix, ascending: all that were added, and maybe others.
-        columns
-            Where each column goes, int32, a permutation.
-
-        Returns
-        -------
-        Int32 of shape (len(rows), len(columns)), its indices sorted.
+        Returns Int32 of shape (len(rows), len(columns)), its indices sorted.
         """
         from scipy.sparse import csr_matrix
 

@@ -36,19 +36,7 @@ def cell_of(value, origin, cell, n):
 
 @njit(nogil=True, cache=True)
 def list_members(bounds, origin, cell, shape, starts, members):
-    """List the regions whose boxes touch a cell, or count them.
-
-    Parameters
-    ----------
-    bounds
-        (regions, 4): x0, y0, x1, y1.
-    origin, cell, shape
-        x, y of the grid's corner, side of a cell, rows and columns; the grid covers all boxes.
-    starts
-        Where each cell's list begins; changed to where it ends.
-    members
-        Written. Empty: nothing is listed, and ``starts``, zeros, is changed to the number of regions of each cell.
-    """
+    """List the regions whose boxes touch a cell, or count them."""
     for region in range(bounds.shape[0]):
         first_column = cell_of(bounds[region, 0], origin[0], cell, shape[1])
         last_column = cell_of(bounds[region, 2], origin[0], cell, shape[1])
@@ -102,25 +90,7 @@ def band_of(y, low, high, n):
 
 @njit(nogil=True, cache=True)
 def list_edges(vertex_y, rings, region_rings, bounds, bands, starts, edges):
-    """List the edges that touch each band of a region, or count them; horizontal ones cross no line of sight.
-
-    Parameters
-    ----------
-    vertex_y
-        Of all vertices; rings are closed.
-    rings
-        Where each ring begins among the vertices, and the end of the last.
-    region_rings
-        Where each region begins among the rings, and the end of the last.
-    bounds
-        As of :func:`list_members`.
-    bands
-        Where each region begins among the bands, and the end of the last; no bands, no edges.
-    starts
-        Where each band's list begins; changed to where it ends.
-    edges
-        Written: the first vertex of each. Empty: ``starts``, zeros, is changed to the number of edges of each band.
-    """
+    """List the edges that touch each band of a region, or count them; horizontal ones cross no line of sight."""
     for region in range(bounds.shape[0]):
         n = bands[region + 1] - bands[region]
         if n == 0:
@@ -222,17 +192,7 @@ def count_new(keys, more):
 
 @njit(nogil=True, cache=True)
 def merge_keys(keys, counts, n, more):
-    """Count further keys, in place, from the end on, as there is room for exactly the new ones.
-
-    Parameters
-    ----------
-    keys, counts
-        Sorted keys without repeats, and how often each was seen; written.
-    n
-        How many there are; behind them is room for what :func:`count_new` says.
-    more
-        Sorted keys, which may repeat.
-    """
+    """Count further keys, in place, from the end on, as there is room for exactly the new ones."""
     old, new, out = n - 1, more.size - 1, keys.size - 1
     while new >= 0:
         key = more[new]

@@ -21,22 +21,7 @@ def rasterize(
 ) -> np.ndarray:
     """Paint polygons onto a grid: the cells whose centre they contain; later ones over earlier ones.
 
-    Parameters
-    ----------
-    geometries
-        Polygons or multipolygons, in µm.
-    origin_um
-        x, y of the grid's corner, in µm.
-    mpp
-        µm per cell.
-    shape
-        Rows and columns.
-    values
-        One per geometry; 1 by default.
-
-    Returns
-    -------
-    Float32 of ``shape``, 0 where no polygon lies.
+    Returns Float32 of ``shape``, 0 where no polygon lies.
     """
     import shapely
 

@@ -23,27 +23,7 @@ if TYPE_CHECKING:
 
 @njit(nogil=True, cache=True)
 def stain_tiles(stain, raster, low, base, slope, knots, targets, weight, haematoxylin, eosin, per_step, out):
-    """Colour tiles.
-
-    Parameters
-    ----------
-    stain
-        (n, px, px, 1 + k): nuclear stain, and k cytoplasm channels.
-    raster
-        (n, px, px, 2): amount of eosin from molecules, and how much of the pixel is tissue (0 to 1).
-    low, base, slope
-        Haematoxylin is ``base + slope * (stain - low)``, never less than ``base``.
-    knots, targets
-        (k, 3) and (3,): values of the cytoplasm channels, and the amount of eosin that each stands for.
-    weight
-        Share of the cytoplasm channels in eosin.
-    haematoxylin, eosin
-        (m, 3): transmittance of red, green and blue by amount, in steps.
-    per_step
-        Steps per unit of amount.
-    out
-        (n, px, px, 3) uint8.
-    """
+    """Colour tiles."""
     n, height, width, channels = stain.shape
     last = haematoxylin.shape[0] - 1
     for t in range(n):

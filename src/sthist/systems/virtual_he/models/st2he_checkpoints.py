@@ -29,33 +29,12 @@ _HEADER = "sthist"
 
 
 def save_trained(turbo: Turbo, path: str | Path, **facts: Any) -> None:
-    """Write what was trained, without the backbone, with the generator's config in the header.
-
-    Parameters
-    ----------
-    turbo
-        The generator, with its adapters.
-    path
-        The safetensors file.
-    **facts
-        JSON values that are kept with it.
-    """
+    """Write what was trained, without the backbone, with the generator's config in the header."""
     _write(turbo.trained_state(), turbo.config, Path(path), facts)
 
 
 def read_trained(path: str | Path) -> tuple[dict[str, torch.Tensor], TurboConfig, dict[str, Any]]:
-    """Tensors, config and further facts of a file of :func:`save_trained` or :func:`convert_upstream`.
-
-    Parameters
-    ----------
-    path
-        The safetensors file.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged, or was not written by this package.
-    """
+    """Tensors, config and further facts of a file of :func:`save_trained` or :func:`convert_upstream`."""
     from safetensors import SafetensorError, safe_open
 
     from sthist.nets import TurboConfig
@@ -81,25 +60,7 @@ def convert_upstream(
 
     It is read without running any code of it, and compared with the generator before anything is written.
 
-    Parameters
-    ----------
-    path
-        The checkpoint.
-    to
-        The safetensors file to be written.
-    base
-        The generator that its adapters are for.
-    input_range
-        Of the images it was trained on, which the file does not say; kept with the weights.
-
-    Returns
-    -------
-    Config of the generator, with the checkpoint's ranks and adapted layers.
-
-    Raises
-    ------
-    ValueError
-        If it is no such checkpoint, holds more than tensors and numbers, or is of another backbone.
+    Returns Config of the generator, with the checkpoint's ranks and adapted layers.
     """
     import torch
 

@@ -52,20 +52,7 @@ class Backbone:
     _found: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     def part(self, name: str) -> Path:
-        """Main file of one of the folders.
-
-        Parameters
-        ----------
-        name
-            ``"vae"``, ``"unet"``, ``"text_encoder"`` or ``"tokenizer"``.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such folder, file or model.
-        ConnectionError
-            If it is on the hub, and cannot be had from there.
-        """
+        """Main file of one of the folders."""
         if name not in self._found:
             if not self._found and not self.is_folder:
                 self._where(name).announce("Using")
@@ -113,26 +100,7 @@ def build_turbo(
     px: int | None = None,
     seed: int = 0,
 ) -> Turbo:
-    """Make a generator, ready to be trained.
-
-    Parameters
-    ----------
-    config
-        Sizes.
-    pretrained
-        Backbone: a folder as diffusers writes it, or a hub id; None for random weights.
-    px
-        Side of the tiles that it is for, which is checked before anything is read.
-    seed
-        Of random weights, those of the adapters included.
-
-    Raises
-    ------
-    ValueError
-        If tiles of that side do not go through it, or the backbone is another network.
-    FileNotFoundError, ConnectionError, PermissionError
-        If the backbone cannot be had.
-    """
+    """Make a generator, ready to be trained."""
     import torch
 
     from sthist.nets import Turbo
@@ -175,14 +143,7 @@ class Prompts:
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embed texts, each different one once.
 
-        Parameters
-        ----------
-        prompts
-            The texts.
-
-        Returns
-        -------
-        (n, tokens, width).
+        Returns (n, tokens, width).
         """
         distinct = list(dict.fromkeys(prompts))
         embedded = self.encoder(self.tokenize(distinct))
@@ -190,22 +151,7 @@ class Prompts:
 
 
 def build_prompts(config: TurboConfig = SD_TURBO, pretrained: str | Path | Backbone | None = None) -> Prompts:
-    """Make the text side of a generator, which is not trained.
-
-    Parameters
-    ----------
-    config
-        Sizes.
-    pretrained
-        Backbone, as for :func:`build_turbo`; None for fixed random projections of the bytes of a text.
-
-    Raises
-    ------
-    ValueError
-        If the backbone has another text encoder.
-    FileNotFoundError, ConnectionError, PermissionError
-        If it cannot be had.
-    """
+    """Make the text side of a generator, which is not trained."""
     from sthist.nets import PromptEncoder, byte_ids
 
     if pretrained is None:
@@ -228,13 +174,7 @@ def as_backbone(pretrained: str | Path | Backbone) -> Backbone:
 
 
 def check_settings(config: TurboConfig, backbone: Backbone) -> None:
-    """Compare what shapes of weights do not show, before they are read.
-
-    Raises
-    ------
-    ValueError
-        If the backbone is another network, or was trained for another noise schedule.
-    """
+    """Compare what shapes of weights do not show, before they are read."""
     from sthist.nets._translation.turbo import BETA_FIRST, BETA_LAST, STEPS
 
     vae, unet = backbone.part("vae").parent, backbone.part("unet").parent

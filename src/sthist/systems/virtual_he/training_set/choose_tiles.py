@@ -47,29 +47,8 @@ def choose_tiles(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Lay tiles where none are laid, and leave out those that cannot be trained on.
 
-    Parameters
-    ----------
-    sections
-        The sections.
-    spec
-        Of the tiles.
-    n_tiles
-        Per section, where none are laid.
-    max_shift_um
-        Tiles whose H&E lies further off the stain are left out, and so are those whose nuclei match nowhere near; tiles with too few
-        nuclei to match stay. None to keep all.
-
-    Returns
-    -------
-    One row per tile: sample, instance_id, x_um, y_um, part (empty, or ``"dropped"``), reason, shift_x_um, shift_y_um, shift_um and
-    confidence; and what else is known of each tile, with its patient.
-
-    Raises
-    ------
-    KeyError
-        If there are neither laid tiles nor cells.
-    ValueError
-        If no tile of a section is left, or none is in register.
+    Returns one row per tile: sample, instance_id, x_um, y_um, part (empty, or ``"dropped"``), reason, shift_x_um,
+    shift_y_um, shift_um and confidence; and what else is known of each tile, with its patient.
     """
     import pandas as pd
 

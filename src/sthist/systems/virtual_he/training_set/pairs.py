@@ -208,24 +208,7 @@ def open_section(
     dots_s: Sequence[float] = (),
     allow_upsampling: bool = False,
 ) -> SectionReaders:
-    """Make the readers of a section: its transcripts are sorted, and the range of its stain is measured.
-
-    Parameters
-    ----------
-    section
-        The section.
-    config
-        Size of the tiles, and how transcripts are drawn.
-    dots_s
-        Further sizes of the dots, beside that of ``config``.
-    allow_upsampling
-        Read images that are much coarser than the tiles.
-
-    Raises
-    ------
-    ValueError
-        If an image is too coarse, no transcript passes, or a dot has no positive size.
-    """
+    """Make the readers of a section: its transcripts are sorted, and the range of its stain is measured."""
     with naming(section.name):
         target = section.histology(config.spec, allow_upsampling=allow_upsampling)
         first = Overlay(
@@ -296,29 +279,14 @@ class SectionPairs:
         return len(self._section)
 
     def part(self, rows: np.ndarray) -> SectionPairs:
-        """Some of the tiles, read through the same readers.
-
-        Parameters
-        ----------
-        rows
-            Which, in their order.
-        """
+        """Some of the tiles, read through the same readers."""
         texts = [self.prompts[row] for row in rows]
         return SectionPairs(self._sections, self._section[rows], self._centres[rows], texts, augment=self._augment)
 
     def read(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read pairs.
 
-        Parameters
-        ----------
-        rows
-            (n,) which tiles.
-        draw
-            Seed and epoch that the augmentation is drawn from; None to read tiles as they are, with the palette of their place.
-
-        Returns
-        -------
-        Inputs and targets, both uint8 of shape (n, px, px, 3).
+        Returns Inputs and targets, both uint8 of shape (n, px, px, 3).
         """
         rows = np.asarray(rows, np.int64).ravel()
         inputs = np.empty((len(rows), self.px, self.px, 3), np.uint8)
@@ -360,15 +328,7 @@ class SectionPairs:
 
 
 def add_haze(stain: np.ndarray, rng: np.random.Generator) -> None:
-    """Add light, or take it away, here more and there less; in place.
-
-    Parameters
-    ----------
-    stain
-        (px, px, 3) uint8.
-    rng
-        What it is drawn from.
-    """
+    """Add light, or take it away, here more and there less; in place."""
     at, knots = (np.arange(len(stain)) + 0.5) / len(stain), np.linspace(0, 1, KNOTS)
     near = np.maximum(0, 1 - np.abs(at[:, None] - knots) * (KNOTS - 1))
     haze = near @ rng.uniform(-HAZE, HAZE, (KNOTS, KNOTS)) @ near.T

@@ -41,27 +41,7 @@ class Prompts:
 
 
 def find_prompts(sections: Sequence[Section], tissue: Any, prompts: Any) -> Prompts:
-    """Tissue and prompt of the tiles of sections; nothing is read of them.
-
-    Parameters
-    ----------
-    sections
-        The sections.
-    tissue
-        None, a column of the tables of their laid tiles, a text, or a mapping of sample to text.
-    prompts
-        A template with ``{tissue}``, a mapping of tissue (or, as :func:`sthist.tiles.export_pairs` writes it, of tile file) to prompt, or
-        a JSON file with such a mapping.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such JSON file.
-    KeyError
-        If a sample has no tissue, a tissue has no prompt, or no tile has.
-    ValueError
-        If a tissue or prompt is missing or blank, two tissues share a prompt, or prompts are by tissue and that is not said.
-    """
+    """Tissue and prompt of the tiles of sections; nothing is read of them."""
     given = _read(prompts)
     if isinstance(given, Mapping) and given and all(TILE_FILE.search(str(name)) for name in given):
         if tissue is not None:

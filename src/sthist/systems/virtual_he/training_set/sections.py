@@ -109,29 +109,7 @@ def find_sections(
     z: int | tuple[int, int] | None = None,
     with_points: bool = True,
 ) -> list[Section]:
-    """The sections of an argument, checked; no pixel is read.
-
-    Parameters
-    ----------
-    data, samples
-        As of :func:`sthist._sample.samples.samples_of`.
-    tiles
-        Key of the laid tiles; by default ``"tiles"``, where all samples have such.
-    he, image, channel, points, z
-        Elements, by the same keys in all samples; found where there is one candidate.
-    with_points
-        Whether transcripts are needed.
-
-    Raises
-    ------
-    TypeError
-        If a sample is no SpatialData.
-    KeyError
-        If an element, or laid tiles that were named, are missing.
-    ValueError
-        If several elements could be meant, an image is not registered in ``um``, or the H&E is none or lies elsewhere; if only
-        some samples have laid tiles.
-    """
+    """The sections of an argument, checked; no pixel is read."""
     sections = []
     for sample in samples_of(data, samples):
         with naming(sample.name):
@@ -144,13 +122,7 @@ def find_sections(
 
 
 def common_spec(sections: Sequence[Section], size_um: float | None, px: int | None, default: TileSpec) -> TileSpec:
-    """Physical size and pixels of the tiles: as they were laid, else as asked, else the default's.
-
-    Raises
-    ------
-    ValueError
-        If samples have tiles of different sizes, or other sizes are asked for than were laid.
-    """
+    """Physical size and pixels of the tiles: as they were laid, else as asked, else the default's."""
     if sections[0].laid is None:
         return TileSpec(default.size_um if size_um is None else size_um, default.px if px is None else px)
     spec = sections[0].laid.spec

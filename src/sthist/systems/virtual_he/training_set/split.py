@@ -36,31 +36,8 @@ def split_tiles(
 ) -> tuple[str, str]:
     """Put each tile that is not dropped into a part: train, validation or test; those between two parts are dropped.
 
-    Parameters
-    ----------
-    frame, obs
-        As :func:`choose_tiles` returns them, with a column ``tissue``; ``part`` and ``reason`` are filled in.
-    size_um
-        Side of the tiles.
-    split, block_um, gap_um
-        As of :func:`sthist.tl.train_annotator`.
-    test
-        Groups that test, or the part of the tiles that do; by default none, or what ``split`` says.
-    validation
-        Part of the others that is watched while training.
-    seed
-        Which groups.
-
-    Returns
-    -------
-    Why scores of the held-out tiles will be too good, empty if nothing is known to; and what the watched tiles are groups of.
-
-    Raises
-    ------
-    KeyError
-        If there is no such column or group.
-    ValueError
-        If the split leaves nothing to train on, or is not possible.
+    Returns Why scores of the held-out tiles will be too good, empty if nothing is known to; and what the watched
+    tiles are groups of.
     """
     rows = np.flatnonzero(frame["part"] != "dropped")
     centres = frame[["x_um", "y_um"]].to_numpy(np.float64)[rows]
