@@ -1,9 +1,12 @@
-"""What of ST2HE's input matters, on transcriptomics simulated over real histology: colours of the dots, their size, the prompt.
+"""What of ST2HE's input matters, on transcriptomics simulated over real histology.
 
-Run ``PYTHONPATH=tests python bench/ablation.py FOLDER [--json FILE] [--figure FILE]``. Sections C4 and B4 of her2st (two patients
-with HER2-positive breast cancer, stained on different days), 0.688 µm/px, nuclear stain and transcripts by
-``datasets.simulate_hrst``. Each variant of ``small`` is trained with three seeds on the same blocks of both sections and scored on the
-others. There is one tissue here, so the prompt says the patient. What is trained stays in FOLDER; a run that was stopped goes on.
+Compared are the colours of the dots, their size, and the prompt.
+
+Run ``PYTHONPATH=tests python bench/ablation.py FOLDER [--json FILE] [--figure FILE]``. Sections C4 and B4 of her2st
+(two patients with HER2-positive breast cancer, stained on different days), 0.688 µm/px, nuclear stain and transcripts
+by ``datasets.simulate_hrst``. Each variant of ``small`` is trained with three seeds on the same blocks of both sections
+and scored on the others. There is one tissue here, so the prompt says the patient. What is trained stays in FOLDER; a
+run that was stopped goes on.
 """
 
 from __future__ import annotations

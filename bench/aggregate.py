@@ -1,12 +1,15 @@
-"""Counts by region: 40 million transcripts into squares of 8 µm, cells and spots; two million also by spatialdata and pandas.
+"""Counts by region: 40 million transcripts into squares of 8 µm, cells and spots.
 
-Run ``python bench/aggregate.py [--json FILE] [--folder DIR] [--repeats 3]``. A round piece of tissue is made on disk, in partitions of a million
-transcripts: the toy's pattern, turned and moved from block to block. Then a process of its own opens the store as a user would, calls
-``pp.aggregate`` and so writes the table; its memory is the high-water mark of its resident set above what it was after its imports. The limit
-stated is reading the columns that are needed and nothing else. ``spatialdata.aggregate`` and a groupby of pandas get transcripts that have passed
-the filter, and the former the squares, which they cannot make; they write nothing, and are compared with ``pp.aggregate`` in memory. Of several
-runs the fastest counts, and all are kept. Seconds of the processor stand beside those of the clock, and the load of the machine, as others may
-use it too.
+Two million are also counted by spatialdata and pandas.
+
+Run ``python bench/aggregate.py [--json FILE] [--folder DIR] [--repeats 3]``. A round piece of tissue is made on disk,
+in partitions of a million transcripts: the toy's pattern, turned and moved from block to block. Then a process of its
+own opens the store as a user would, calls ``pp.aggregate`` and so writes the table; its memory is the high-water mark
+of its resident set above what it was after its imports. The limit stated is reading the columns that are needed and
+nothing else. ``spatialdata.aggregate`` and a groupby of pandas get transcripts that have passed the filter, and the
+former the squares, which they cannot make; they write nothing, and are compared with ``pp.aggregate`` in memory. Of
+several runs the fastest counts, and all are kept. Seconds of the processor stand beside those of the clock, and the
+load of the machine, as others may use it too.
 """
 
 from __future__ import annotations
@@ -229,7 +232,8 @@ def child(kind: str, store: Path, regions: str, repeats: int = 1) -> dict:
         "load_of_last_minute": os.getloadavg()[0],
     }
     print(
-        f"{kind}, {regions}: {result['seconds']:.1f} s ({result['cpu_seconds']:.1f} s of a core), {result['gb']:.2f} GB, {result}",
+        f"{kind}, {regions}: {result['seconds']:.1f} s ({result['cpu_seconds']:.1f} s of a core), "
+        f"{result['gb']:.2f} GB, {result}",
         flush=True,
     )
     return result
@@ -276,7 +280,8 @@ def main() -> int:
                 "of_its_memory_sthist_takes": ours["gb"] / theirs["gb"],
             }
             print(
-                f"{other}: {theirs['seconds'] / ours['seconds']:.1f} times the seconds, {theirs['gb'] / ours['gb']:.1f} times the memory"
+                f"{other}: {theirs['seconds'] / ours['seconds']:.1f} times the seconds, "
+                f"{theirs['gb'] / ours['gb']:.1f} times the memory"
             )
         shutil.rmtree(root)
     large = results["40_million"]

@@ -1,16 +1,17 @@
 """Automatic alignment of an H&E with a nuclear stain, from 50 random places each.
 
-Run ``PYTHONPATH=tests python bench/alignment.py [--json FILE] [--runs N]``. Each run moves the H&E: by any angle, up to 500 µm along x
-and y (12.8 µm, a tenth of the field, for the small pair), up to 5 % of scale, every other one mirrored; ``pp.align(matrix="auto")`` then
-looks for it. The error of a run is the distance in µm from where a place belongs: the median, and the largest, over places of the tissue.
+Run ``PYTHONPATH=tests python bench/alignment.py [--json FILE] [--runs N]``. Each run moves the H&E: by any angle, up to
+500 µm along x and y (12.8 µm, a tenth of the field, for the small pair), up to 5 % of scale, every other one mirrored;
+``pp.align(matrix="auto")`` then looks for it. The error of a run is the distance in µm from where a place belongs: the
+median, and the largest, over places of the tissue.
 
-``toy``: the toy section's H&E onto its DAPI. ``C4``, ``B4``: the H&E of two her2st sections onto the nuclear stain that ``simulate_hrst``
-makes of them. ``xenium_breast_rep1``: a real section; the scanner's own picture of its H&E (mirrored, 10.8 µm/px) onto DAPI of 12 µm/px,
-as the scanner left it and from random places; what is known of its place holds to some µm. ``Bladder1``: a real pair of haematoxylin and
-DAPI, 512 px of 0.25 µm, which do not lie on each other as they are shipped. How far off they are is measured without the search: by the
-plain shift that correlates best, and by the centroids of single nuclei, segmented in both and matched; errors are given against the
-pair as it is shipped and against the affine through these nuclei. ``unrelated``: the H&E of B4 onto the stain of C4, which has to be
-refused.
+``toy``: the toy section's H&E onto its DAPI. ``C4``, ``B4``: the H&E of two her2st sections onto the nuclear stain that
+``simulate_hrst`` makes of them. ``xenium_breast_rep1``: a real section; the scanner's own picture of its H&E (mirrored,
+10.8 µm/px) onto DAPI of 12 µm/px, as the scanner left it and from random places; what is known of its place holds to
+some µm. ``Bladder1``: a real pair of haematoxylin and DAPI, 512 px of 0.25 µm, which do not lie on each other as they
+are shipped. How far off they are is measured without the search: by the plain shift that correlates best, and by the
+centroids of single nuclei, segmented in both and matched; errors are given against the pair as it is shipped and
+against the affine through these nuclei. ``unrelated``: the H&E of B4 onto the stain of C4, which has to be refused.
 """
 
 from __future__ import annotations
@@ -199,7 +200,10 @@ def positions(matrix: np.ndarray, truth: np.ndarray, places: np.ndarray) -> np.n
 
 
 def errors(found: list[np.ndarray], truth: np.ndarray, places: np.ndarray, n: int) -> dict:
-    """Over the places the median and the largest of each run; over the runs the median, the largest, and the share within 5 µm."""
+    """Over the places the median and the largest of each run.
+
+    Over the runs the median, the largest, and the share within 5 µm.
+    """
     if not found:
         return {"share_within_5_um": 0.0}
     distances = np.array([np.linalg.norm(positions(matrix, truth, places) - places, axis=1) for matrix in found])

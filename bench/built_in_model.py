@@ -1,6 +1,7 @@
 """The built-in virtual H&E against a prototype and the mean colour, on nuclear stain and molecules made from real H&E.
 
-Run ``PYTHONPATH=tests python bench/built_in_model.py [--json FILE] [--figure FILE]``. Needs the her2st sections (see ``tests/realdata.py``).
+Run ``PYTHONPATH=tests python bench/built_in_model.py [--json FILE] [--figure FILE]``. Needs the her2st sections (see
+``tests/realdata.py``).
 """
 
 from __future__ import annotations

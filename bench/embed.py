@@ -1,13 +1,15 @@
 """Embedding a slide: how much of the bare encoder's speed is left, and what the tiles take in memory.
 
-Run ``python bench/embed.py [--tiles 2025] [--json FILE] [--folder DIR] [--image FILE]``. A slide is made on disk (zarr, chunks of 512, a pyramid) from
-an H&E, repeated and mirrored, or from the toy's; side by side, its tiles of 224 pixels are read, embedded and stored by ``pp.embed``, and the same encoder
-gets the same tiles from memory, in the same batches, in the same process, in turns; of several turns the medians count. The limits: on a processor,
-where reading takes the encoder's own cores, the bare time and that of reading alone; on an accelerator the bare time. ``timm:resnet18`` and, on cuda,
-ViT-L/16 in bf16 have random weights, which take as long as any. LazySlide's ``feature_extraction`` gets the same network (as a timm model in
-evaluation mode, channels-last) and the same slide, where it is installed. Memory is that of a process of its own above its imports, for 10,000 and for 100,000
-tiles, with a function in place of a network, whose rows are as long as a ResNet-18's: while tiles are embedded, and in all, with the table in memory and
-another copy of it, which is read back from the store.
+Run ``python bench/embed.py [--tiles 2025] [--json FILE] [--folder DIR] [--image FILE]``. A slide is made on disk (zarr,
+chunks of 512, a pyramid) from an H&E, repeated and mirrored, or from the toy's; side by side, its tiles of 224 pixels
+are read, embedded and stored by ``pp.embed``, and the same encoder gets the same tiles from memory, in the same
+batches, in the same process, in turns; of several turns the medians count. The limits: on a processor, where reading
+takes the encoder's own cores, the bare time and that of reading alone; on an accelerator the bare time.
+``timm:resnet18`` and, on cuda, ViT-L/16 in bf16 have random weights, which take as long as any. LazySlide's
+``feature_extraction`` gets the same network (as a timm model in evaluation mode, channels-last) and the same slide,
+where it is installed. Memory is that of a process of its own above its imports, for 10,000 and for 100,000 tiles, with
+a function in place of a network, whose rows are as long as a ResNet-18's: while tiles are embedded, and in all, with
+the table in memory and another copy of it, which is read back from the store.
 """
 
 from __future__ import annotations
@@ -259,7 +261,10 @@ def main() -> int:
     names = usual if options.networks is None else options.networks
     results: dict = {
         "command": "python bench/embed.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}",
+        "machine": (
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
+            f"{torch.__version__}"
+        ),
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
         "speed": {},
         "memory": [],

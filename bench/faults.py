@@ -1,16 +1,19 @@
-"""What a whole-slide run leaves behind when it is stopped: killed, on a full disk, on a read-only store, on damaged input.
+"""What a whole-slide run leaves behind when it is stopped.
+
+It is killed, on a full disk, on a read-only store, or on damaged input.
 
 Run ``python bench/faults.py [--kills 20] [--size-um 1400] [--json FILE] [--folder DIR] [--only CASE ...]``. The run is
-``tl.virtual_he`` on a toy section on zarr, in blocks of 512 pixels; stores are with and without consolidated metadata, and
-without or with an image of that name already (``overwrite=True``; made with other settings, at another resolution). A process of its own is killed (SIGKILL) at
-random moments of the whole length of a run, and then before each single step of publishing that changes the store. After each
-kill ``read_zarr`` must give the elements and attributes of before, or the complete result (``.sthist/`` aside), and no new
-warnings; then, in turn, a verb of sthist and ``SpatialData.write_element`` add an element each, after which the store opens and its
-consolidated metadata list what is there; and the same call again gives the image of an uninterrupted run, bit by bit, and leaves
-nothing behind. Full disks are small tmpfs, read-only stores are bind mounts, both in a mount namespace of this process: as root, or where
-users may make namespaces (``unshare -Urm``); elsewhere these cases are not run, and the table says so. Where folders cannot be
-exchanged in one step, which is pretended, the old image may be missing for a moment, and must be there again after the next
-call. The exit status says whether all held.
+``tl.virtual_he`` on a toy section on zarr, in blocks of 512 pixels; stores are with and without consolidated metadata,
+and without or with an image of that name already (``overwrite=True``; made with other settings, at another resolution).
+A process of its own is killed (SIGKILL) at random moments of the whole length of a run, and then before each single
+step of publishing that changes the store. After each kill ``read_zarr`` must give the elements and attributes of
+before, or the complete result (``.sthist/`` aside), and no new warnings; then, in turn, a verb of sthist and
+``SpatialData.write_element`` add an element each, after which the store opens and its consolidated metadata list what
+is there; and the same call again gives the image of an uninterrupted run, bit by bit, and leaves nothing behind. Full
+disks are small tmpfs, read-only stores are bind mounts, both in a mount namespace of this process: as root, or where
+users may make namespaces (``unshare -Urm``); elsewhere these cases are not run, and the table says so. Where folders
+cannot be exchanged in one step, which is pretended, the old image may be missing for a moment, and must be there again
+after the next call. The exit status says whether all held.
 """
 
 from __future__ import annotations
@@ -257,7 +260,10 @@ def no_permission(row: Row, setting: Setting, folder: Path) -> None:
 
 
 def truncated_chunk(row: Row, setting: Setting, folder: Path) -> None:
-    """A chunk of the nuclear stain is cut short, or empty: the error names it; with it restored, the same call completes."""
+    """A chunk of the nuclear stain is cut short, or empty: the error names it.
+
+    With it restored, the same call completes.
+    """
     for part in (0.5, 0.0):
         store = setting.copy(folder, f"truncated-{part:g}")
         level = store / "images" / "morphology_focus" / "s0" / "c"

@@ -1,8 +1,9 @@
 """The built-in encoder ``morphology`` against colour features on real sections: expression, and annotation.
 
-Run ``PYTHONPATH=tests python bench/her2st.py [--json FILE]``. Needs the her2st sections (see ``tests/realdata.py``): C3, C4
-and C5 of one patient, B4 of another, and the annotated A1 at low resolution. All settings of models (ridge penalty,
-logistic penalty) are chosen by cross-validation inside the training sections, with the same grid for all feature sets.
+Run ``PYTHONPATH=tests python bench/her2st.py [--json FILE]``. Needs the her2st sections (see ``tests/realdata.py``):
+C3, C4 and C5 of one patient, B4 of another, and the annotated A1 at low resolution. All settings of models (ridge
+penalty, logistic penalty) are chosen by cross-validation inside the training sections, with the same grid for all
+feature sets.
 
 The encoder's features were settled within patients: sections of C and blocks of B4 held out, both as they are and with
 their stains perturbed at random. The table across patients was computed for two versions of the encoder; the first was
@@ -39,7 +40,10 @@ N_BOOTSTRAP, N_SHUFFLES, SMALLEST_CLASS = 500, 40, 10
 
 
 def section(name: str, spec: TileSpec = SPEC) -> tuple[ad.AnnData, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Spots, their positions in µm, their tiles, and, at full resolution, these with the stains of the default reference (Macenko)."""
+    """Spots, their positions in µm, their tiles, and, at full resolution.
+
+    These with the stains of the default reference (Macenko).
+    """
     low = name == "A1"
     data = folder("her2st")
     table = ad.read_h5ad(data / ("counts_only" if low else "") / f"{name}_counts.h5ad")

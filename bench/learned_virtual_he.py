@@ -1,11 +1,12 @@
-"""Models of virtual H&E that are trained, held against the one that is not, on transcriptomics simulated over real histology.
+"""Trained models of virtual H&E beside the built-in one, on transcriptomics simulated over real histology.
 
-Run ``PYTHONPATH=tests python bench/learned_virtual_he.py FOLDER [--json FILE] [--figure FILE]``. Whole sections of her2st
-(HER2-positive breast cancer, 0.688 µm/px): ``datasets.simulate_hrst`` makes nuclear stain and transcripts from the H&E.
-``small`` and ``Pix2Pix`` are trained on C3, C4 and the left half of C5 (one patient), and tested on the right half of C5 and on B4
-(another patient), beside ``beer_lambert`` with its own colours and with those of C4, the mean colour of the training tiles, and the
-real tiles of other places. Tiles of 88 µm (128 px) lie around cells that are spread evenly; those of C5 that reach over its middle
-are left out. Training goes on where it was stopped; what is trained stays in FOLDER. ``--only st2he`` trains one model and ends.
+Run ``PYTHONPATH=tests python bench/learned_virtual_he.py FOLDER [--json FILE] [--figure FILE]``. Whole sections of
+her2st (HER2-positive breast cancer, 0.688 µm/px): ``datasets.simulate_hrst`` makes nuclear stain and transcripts from
+the H&E. ``small`` and ``Pix2Pix`` are trained on C3, C4 and the left half of C5 (one patient), and tested on the right
+half of C5 and on B4 (another patient), beside ``beer_lambert`` with its own colours and with those of C4, the mean
+colour of the training tiles, and the real tiles of other places. Tiles of 88 µm (128 px) lie around cells that are
+spread evenly; those of C5 that reach over its middle are left out. Training goes on where it was stopped; what is
+trained stays in FOLDER. ``--only st2he`` trains one model and ends.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Memory and speed of a virtual H&E of a whole slide, from 8,000 to 32,000 pixels a side.
 
-Run ``python bench/memory.py [--json FILE] [--folder DIR] [--sizes 8192 16384 32768]``. Each slide is made on disk, chunk by chunk: a nuclear
-stain of 0.2125 µm/px with a pyramid, and 5, 20 or 40 million transcripts in parquet. Then a process of its own opens it as a user would and runs
-``tl.virtual_he`` without arguments. Its memory is the high-water mark of its resident set above what it was after its imports. At 8,000 pixels a
-plain implementation of the same formula (numpy, scipy, scikit-image; everything in memory, float32) runs in another process on the same slide.
+Run ``python bench/memory.py [--json FILE] [--folder DIR] [--sizes 8192 16384 32768]``. Each slide is made on disk,
+chunk by chunk: a nuclear stain of 0.2125 µm/px with a pyramid, and 5, 20 or 40 million transcripts in parquet. Then a
+process of its own opens it as a user would and runs ``tl.virtual_he`` without arguments. Its memory is the high-water
+mark of its resident set above what it was after its imports. At 8,000 pixels a plain implementation of the same formula
+(numpy, scipy, scikit-image; everything in memory, float32) runs in another process on the same slide.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Tiles per second of the built-in encoder ``morphology``, beside the scipy segmentation of nuclei alone.
 
-Run ``python bench/morphology.py [--json FILE]``. Tiles of 112 µm on 224 px of the toy sample's H&E with grain, two threads.
+Run ``python bench/morphology.py [--json FILE]``. Tiles of 112 µm on 224 px of the toy sample's H&E with grain, two
+threads.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Transcript dots on one core: sthist's overlay, and matplotlib's scatter with one colour per dot.
 
-Run ``python bench/overlay.py [--json FILE]``. One tile of 512 px with 10,000 transcripts of 300 genes, clustered as cells
-are, on black: a stain behind the dots makes any two images alike. Beside each score stand an image without dots and one
-whose genes have swapped their colours. matplotlib is timed twice: a new figure per tile, as pipelines do, and the same
-figure with its dots replaced, which is the least that it can do. Farthest point sampling and the indexing of transcripts
-are timed too. The limit stated for the drawing is the memory traffic of a tile: filling and converting it without dots.
+Run ``python bench/overlay.py [--json FILE]``. One tile of 512 px with 10,000 transcripts of 300 genes, clustered as
+cells are, on black: a stain behind the dots makes any two images alike. Beside each score stand an image without dots
+and one whose genes have swapped their colours. matplotlib is timed twice: a new figure per tile, as pipelines do, and
+the same figure with its dots replaced, which is the least that it can do. Farthest point sampling and the indexing of
+transcripts are timed too. The limit stated for the drawing is the memory traffic of a tile: filling and converting it
+without dots.
 """
 
 from __future__ import annotations
@@ -182,8 +183,10 @@ def main() -> None:
     for case in cases:
         print(
             f"s={case['s']:g} at {case['dpi']} dpi ({case['dot_px']:.2f} px): SSIM {case['ssim']:.4f} (no dots "
-            f"{case['ssim_no_dots']:.3f}, swapped colours {case['ssim_swapped_colours']:.3f}); {case['ms_sthist']:.2f} ms "
-            f"(without dots {case['ms_no_dots']:.2f}), matplotlib {case['ms_matplotlib_new_figure']:.0f} ms with a new figure "
+            f"{case['ssim_no_dots']:.3f}, swapped colours {case['ssim_swapped_colours']:.3f}); "
+            f"{case['ms_sthist']:.2f} ms "
+            f"(without dots {case['ms_no_dots']:.2f}), matplotlib {case['ms_matplotlib_new_figure']:.0f} ms with "
+            f"a new figure "
             f"= {case['speedup_new_figure']:.0f}x, {case['ms_matplotlib_same_figure']:.0f} ms with the same one = "
             f"{case['speedup_same_figure']:.0f}x"
         )
@@ -209,7 +212,8 @@ def main() -> None:
     print(f"5 million transcripts indexed in {indexing:.2f} s")
     large = index_from_disk(40_000_000, 40)
     print(
-        f"{large['transcripts']} transcripts on disk indexed in {large['seconds']:.1f} s with {large['peak_mb_above_before']:.0f} MB "
+        f"{large['transcripts']} transcripts on disk indexed in {large['seconds']:.1f} s with "
+        f"{large['peak_mb_above_before']:.0f} MB "
         f"more memory; then {large['tiles_per_second']:.0f} tiles per second on black"
     )
     results = {

@@ -1,10 +1,11 @@
 """The learned virtual H&E on real sections of other platforms, organs and species than it was trained on.
 
-Run ``PYTHONPATH=tests python bench/real_virtual_he.py [--model st2he-small] [--json FILE] [--figure FILE]``. CosMx (human lung), MERSCOPE
-(mouse brain) and Xenium (human breast) as ``tests/realdata.py`` opens them. Both models run over each section;
-nuclei found in the virtual H&E are held against those of the nuclear stain, beside those of another tile, and the seams against the interior of
-the tiles. On the breast section the virtual H&E is also held against the real one at the real one's resolution, 5.8 µm/px, beside the mean
-colour and another place: one section, a check and no benchmark. (The finer crop of it, 2.4 µm/px, is of another place than the stain's.)
+Run ``PYTHONPATH=tests python bench/real_virtual_he.py [--model st2he-small] [--json FILE] [--figure FILE]``. CosMx
+(human lung), MERSCOPE (mouse brain) and Xenium (human breast) as ``tests/realdata.py`` opens them. Both models run over
+each section; nuclei found in the virtual H&E are held against those of the nuclear stain, beside those of another tile,
+and the seams against the interior of the tiles. On the breast section the virtual H&E is also held against the real one
+at the real one's resolution, 5.8 µm/px, beside the mean colour and another place: one section, a check and no
+benchmark. (The finer crop of it, 2.4 µm/px, is of another place than the stain's.)
 """
 
 from __future__ import annotations

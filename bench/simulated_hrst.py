@@ -1,11 +1,11 @@
 """The built-in virtual H&E on transcriptomics simulated over real histology, by region class.
 
-Run ``PYTHONPATH=tests python bench/simulated_hrst.py [--json FILE] [--figure FILE]``. Whole sections C4 and B4 of her2st
-(HER2-positive breast cancer, 0.688 µm/px): ``datasets.simulate_hrst`` makes nuclear stain and transcripts from the H&E,
-``tl.virtual_he`` an H&E from those, and ``benchmark.virtual_he`` compares it with the real one on a tile of 110 µm around each
-spot. The class of a tile is the cell type that dominates the spot (stereoscope's estimate from its expression, not from the
-image). Beside the model stand the mean colour of the real tiles, and the virtual image of another tile. With ``reference`` the
-model takes its colours from section C3, of the same patient as C4.
+Run ``PYTHONPATH=tests python bench/simulated_hrst.py [--json FILE] [--figure FILE]``. Whole sections C4 and B4 of
+her2st (HER2-positive breast cancer, 0.688 µm/px): ``datasets.simulate_hrst`` makes nuclear stain and transcripts from
+the H&E, ``tl.virtual_he`` an H&E from those, and ``benchmark.virtual_he`` compares it with the real one on a tile of
+110 µm around each spot. The class of a tile is the cell type that dominates the spot (stereoscope's estimate from its
+expression, not from the image). Beside the model stand the mean colour of the real tiles, and the virtual image of
+another tile. With ``reference`` the model takes its colours from section C3, of the same patient as C4.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def score(name: str) -> pd.DataFrame:
         )
         frame["method"] = frame["method"].replace("virtual", variant)
         print(
-            f"{name}, {variant}: {seconds:.1f} s for {np.prod(sdata['he']['scale0'].image.shape[1:]) / 1e6:.0f} megapixels"
+            f"{name}, {variant}: {seconds:.1f} s for {np.prod(sdata['he']['scale0'].image.shape[1:]) / 1e6:.0f} "
+            f"megapixels"
         )
         frames.append(frame)
     result = pd.concat(frames, ignore_index=True)
@@ -95,7 +96,8 @@ def main() -> None:
     print(table[columns].round(3).to_string(index=False))
     for test in tests:
         print(
-            f"{test['section']} {test['metric']}: F={test['F']:.2f}, p={test['p']:.2g}, {len(test['tukey_below_0.05'])} pairs differ"
+            f"{test['section']} {test['metric']}: F={test['F']:.2f}, p={test['p']:.2g}, "
+            f"{len(test['tukey_below_0.05'])} pairs differ"
         )
     if arguments.figure:
         shown = frame[(frame["section"] == "C4") & frame["method"].isin(["default", "mean colour"])]

@@ -47,7 +47,10 @@ class Row:
     def __str__(self) -> str:
         stopped, found = (", ".join(f"{n} {what}" for what, n in c.most_common()) for c in (self.stopped, self.found))
         if len(self.stopped) == self.n > 5:
-            stopped = f"each time before another step, {', '.join(sorted({step.split(', ')[1].split()[0] for step in self.stopped}))}"
+            stopped = (
+                f"each time before another step, "
+                f"{', '.join(sorted({step.split(', ')[1].split()[0] for step in self.stopped}))}"
+            )
         lines = [f"{self.case}: {self.n}; stopped: {stopped or '-'}; found: {found or '-'}"]
         return "\n".join(
             lines + [f"    VIOLATION {count} x {what}" for what, count in Counter(self.violations).items()]
@@ -123,7 +126,10 @@ class Victim:
 
 
 def make_settings(folder: Path, size_um: float, *, few: bool = False) -> list[Setting]:
-    """The stores to start from: consolidated or not, without or with an image of that name; or the first and last of these."""
+    """The stores to start from: consolidated or not, without or with an image of that name.
+
+    Or the first and last of these.
+    """
     fresh, taken = folder / "fresh.zarr", folder / "taken.zarr"
     sthist.datasets.toy(size_um=size_um).write(fresh)
     shutil.copytree(fresh, taken)
@@ -137,7 +143,10 @@ def make_settings(folder: Path, size_um: float, *, few: bool = False) -> list[Se
         del root["consolidated_metadata"]
         (bare / "zarr.json").write_text(json.dumps(root))
         for start in (bare if store is taken else store,) if few else (store, bare):
-            name = f"{'consolidated' if start is store else 'unconsolidated'}, {'overwrite' if store is taken else 'fresh'}"
+            name = (
+                f"{'consolidated' if start is store else 'unconsolidated'}, "
+                f"{'overwrite' if store is taken else 'fresh'}"
+            )
             settings.append(_setting(name, start, overwrite=store is taken))
     assert len({s.complete.elements[f"images/{victim.KEY}"] for s in settings}) == 1, "uninterrupted runs differ"
     return settings

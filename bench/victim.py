@@ -1,8 +1,8 @@
 """One run on a store, in a process of its own, for ``faults.py`` to stop.
 
-Run ``python bench/victim.py STORE [options]``. It says "ready" when everything is imported and compiled, begins at a line on its
-standard input, and then says as JSON what came of it. ``--die-at N`` kills it (SIGKILL) just before the Nth of those steps of
-publishing that change the store, ``--fill-at N`` fills the disk there and goes on.
+Run ``python bench/victim.py STORE [options]``. It says "ready" when everything is imported and compiled, begins at a
+line on its standard input, and then says as JSON what came of it. ``--die-at N`` kills it (SIGKILL) just before the Nth
+of those steps of publishing that change the store, ``--fill-at N`` fills the disk there and goes on.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """A learned virtual H&E over a section: how much of the bare network's speed is left.
 
-Run ``python bench/virtual_he.py [--side 2048] [--json FILE]``. The toy's section on disk, ``small`` with random weights, which take as
-long as any: ``tl.virtual_he`` (tiles of 128 px that overlap by a quarter, read, predicted, blended and written) is timed in turns with
-the network alone, on the same tiles in the same batches from memory, and with reading, blending and writing alone, by a model that
-gives its input back. Of seven turns the medians count. What is spent in the network and outside of it while the section is worked through
-is told apart, too: the network alone differs by a few per cent from one process to the next, which is as much as a fifth of the rest. On a processor, where reading takes the network's own cores, the limit is the bare
-time and 1.2 times that of the rest. With ``--device cuda`` it is SD-Turbo's size in bf16, on tiles of 512 px, eager and compiled,
-beside the device's measured rate of matrix products.
+Run ``python bench/virtual_he.py [--side 2048] [--json FILE]``. The toy's section on disk, ``small`` with random
+weights, which take as long as any: ``tl.virtual_he`` (tiles of 128 px that overlap by a quarter, read, predicted,
+blended and written) is timed in turns with the network alone, on the same tiles in the same batches from memory, and
+with reading, blending and writing alone, by a model that gives its input back. Of seven turns the medians count. What
+is spent in the network and outside of it while the section is worked through is told apart, too: the network alone
+differs by a few per cent from one process to the next, which is as much as a fifth of the rest. On a processor, where
+reading takes the network's own cores, the limit is the bare time and 1.2 times that of the rest. With ``--device cuda``
+it is SD-Turbo's size in bf16, on tiles of 512 px, eager and compiled, beside the device's measured rate of matrix
+products.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Damaged annotations, folders of tiles and stores of other packages, and what is said of each.
 
-``CASES`` holds a name, what makes the damaged input and gives the call that fails, the error, and a pattern of its message.
+``CASES`` holds a name, what makes the damaged input and gives the call that fails, the error, and a pattern of its
+message.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Damaged copies of research data sets, and what is said of each.
 
-``CASES`` holds a name, what damages a fresh copy and gives the call that fails, the error, and a pattern of its message.
+``CASES`` holds a name, what damages a fresh copy and gives the call that fails, the error, and a pattern of its
+message.
 """
 
 from __future__ import annotations

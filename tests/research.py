@@ -271,7 +271,10 @@ def her2st_files(folder: Path, mpp: float = 2.0, name: str = "A1") -> tuple[dict
 
 
 def stnet_files(folder: Path, mpp: float = 2.0, name: str = "BC1_C1") -> tuple[dict[str, Path], pd.DataFrame]:
-    """A section as ST-Net ships it: counts of spots that are not under the tissue, and labels with a header that is shifted."""
+    """A section as ST-Net ships it.
+
+    Counts of spots that are not under the tissue, and labels with a header that is shifted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     spots = legacy_array(mpp)
     names = [f"{x}x{y}" for x, y in zip(spots["x"], spots["y"], strict=True)]

@@ -131,7 +131,8 @@ def test_a_process_that_dies(study, tmp_path, monkeypatch):
     """Killed for memory, say: one row of error, and the rest go on."""
     script = tmp_path / "python"
     script.write_text(
-        f'#!/bin/sh\nread job\ncase "$job" in *doomed*) kill -9 $$;; *) printf \'%s\' "$job" | {sys.executable} "$@";; esac\n'
+        f'#!/bin/sh\nread job\ncase "$job" in *doomed*) kill -9 $$;; *) printf \'%s\' "$job" | {sys.executable} '
+        f'"$@";; esac\n'
     )
     script.chmod(0o755)
     table = write_csv(tmp_path / "t.csv", "sample,path", f"doomed,{study / 's0.zarr'}", f"lives,{study / 's1.zarr'}")

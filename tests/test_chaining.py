@@ -1,7 +1,7 @@
 """Every table that a verb writes goes into scanpy and squidpy as it is.
 
-A verb that writes tables adds a line to ``MAKERS``: a function from a temporary folder to a sample, all tables of which are
-tested.
+A verb that writes tables adds a line to ``MAKERS``: a function from a temporary folder to a sample, all tables of which
+are tested.
 """
 
 from __future__ import annotations

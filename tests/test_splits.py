@@ -56,7 +56,10 @@ def test_no_group_is_on_both_sides(seed, n_groups, folds, n_classes, validation)
     test=st.sampled_from([None, 0.3]),
 )
 def test_blocks_leave_a_gap(seed, block, gap, test):
-    """Squares of one section that are on different sides share no area, and only those that are too near are left out."""
+    """Squares of one section that are on different sides share no area.
+
+    And only those that are too near are left out.
+    """
     rows = units(120, 2, seed)
     codes = np.random.default_rng(seed).integers(2, size=120)
     grouping = group_rows(rows, "block", block_um=block, gap_um=gap)

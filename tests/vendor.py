@@ -59,8 +59,9 @@ def cosmx_folder(
     """One field, seen from the top, cut into fields of view as CosMx exports them.
 
     ``molecules`` and ``cells`` hold ``x`` and ``y`` in pixels of the field, rows downwards; ``labels`` holds the row
-    number + 1 of ``cells``. Global coordinates begin at ``first_px``, with y upwards. Local ones have y upwards from the
-    lower edge of a picture, as in the public data (``y_up``), or downwards from the upper one, as AtoMx exports them.
+    number + 1 of ``cells``. Global coordinates begin at ``first_px``, with y upwards. Local ones have y upwards from
+    the lower edge of a picture, as in the public data (``y_up``), or downwards from the upper one, as AtoMx exports
+    them.
     """
     n_rows, n_columns = grid
     height, width = stain.shape[0] // n_rows, stain.shape[1] // n_columns
@@ -169,7 +170,10 @@ def merscope_folder(
     planes: tuple[int, ...] = (2, 3),
     stains: tuple[str, ...] = ("PolyT", "DAPI", "Cellbound1"),
 ) -> tuple[Path, pd.DataFrame]:
-    """A region with bright squares, each a cell with one molecule per plane in its middle; and these molecules in µm."""
+    """A region with bright squares, each a cell with one molecule per plane in its middle.
+
+    And these molecules in µm.
+    """
     images = path / "images"
     images.mkdir(parents=True)
     matrix = [[1 / mpp, 0, -origin_um[0] / mpp], [0, 1 / mpp, -origin_um[1] / mpp], [0, 0, 1]]
@@ -219,7 +223,10 @@ def visium_folder(
     black_hires: bool = False,
     prefix: str = "",
 ) -> tuple[Path, pd.DataFrame]:
-    """A 6 x 8 lattice of spots with a dark square under each in both pictures; and the positions, rows of which are spots."""
+    """A 6 x 8 lattice of spots with a dark square under each in both pictures.
+
+    And the positions, rows of which are spots.
+    """
     spatial = path / "spatial"
     spatial.mkdir(parents=True)
     array = [(row, column) for row in range(6) for column in range(row % 2, 16, 2)]

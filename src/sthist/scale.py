@@ -116,8 +116,8 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
     """Micrometres per pixel of an image along x and y.
 
     The first of these that exists is returned: the argument, the ``um`` transformation, the image's metadata (OME,
-    vendor, spot pitch) as recorded by the reader, or by LazySlide (``slide_properties``) and sopa. All that exist must agree
-    within 2 %.
+    vendor, spot pitch) as recorded by the reader, or by LazySlide (``slide_properties``) and sopa. All that exist must
+    agree within 2 %.
 
     Parameters
     ----------
@@ -184,7 +184,10 @@ def register(
         raise ValueError(msg)
     systems = list(get_transformation(element, get_all=True))
     if coordinate_system not in systems:
-        msg = f"Image {image!r} is not registered in {coordinate_system!r}, but in {systems}; name one with coordinate_system=."
+        msg = (
+            f"Image {image!r} is not registered in {coordinate_system!r}, but in {systems}; name one with "
+            f"coordinate_system=."
+        )
         raise KeyError(msg)
     if overwrite:
         # Empty, not absent: what other packages state of the image does not count any more either.
@@ -210,7 +213,8 @@ def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: flo
             new = np.diag([factor, factor, 1.0]) @ _place(sdata, name, coordinate_system)
             if not np.allclose(new, there, rtol=TOLERANCE, atol=1.0):
                 msg = (
-                    f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was it aligned?). "
+                    f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was "
+                    f"it aligned?). "
                     "Pass overwrite=True to move it."
                 )
                 raise ValueError(msg)

@@ -13,7 +13,10 @@ RGB_TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.02
 """Responses of the eye's long, middle and short cones to red, green and blue (Reinhard et al. 2001)."""
 
 LMS_TO_LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
-"""Logarithms of the cones' responses to lightness, yellow against blue, and red against green (Ruderman et al. 1998)."""
+"""Logarithms of the cones' responses to lightness, yellow against blue, and red against green (Ruderman et al.
+
+1998).
+"""
 
 
 def optical_density(rgb: np.ndarray, white: float | np.ndarray = 255.0) -> np.ndarray:
@@ -78,7 +81,8 @@ def macenko(rgb: np.ndarray, *, white: float | np.ndarray = 255.0, percentile: f
     density = density[(density > TISSUE_OD).all(1)].astype(np.float64)
     if len(density) < 100:
         msg = (
-            f"Only {len(density)} pixels are stained (optical density above {TISSUE_OD} in all channels); stain vectors "
+            f"Only {len(density)} pixels are stained (optical density above {TISSUE_OD} in all channels); stain "
+            f"vectors "
             "need at least 100. Is this an H&E image with 8-bit RGB pixels?"
         )
         raise ValueError(msg)
@@ -156,7 +160,8 @@ def to_rgb(
 def ruderman_lab(rgb: np.ndarray) -> np.ndarray:
     """The decorrelated colours l, alpha, beta of Ruderman et al. 1998, in which Reinhard et al. 2001 transfer colour.
 
-    They are not CIE's L*a*b*. Logarithms are natural, of responses to grey levels from 0 to 255, as HistomicsTK has them.
+    They are not CIE's L*a*b*. Logarithms are natural, of responses to grey levels from 0 to 255, as HistomicsTK has
+    them.
 
     Parameters
     ----------

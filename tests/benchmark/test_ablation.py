@@ -14,7 +14,10 @@ SPEC = TileSpec(32, 64)
 
 
 def test_frame(tiled, trainer):
-    """One row per variant, seed, method and tile; the tiles are the same for all, also where a variant's own are smaller."""
+    """One row per variant, seed, method and tile.
+
+    The tiles are the same for all, also where a variant's own are smaller.
+    """
     variants = {
         "base": {},
         "one colour": {"mode": "mono"},

@@ -44,7 +44,10 @@ def test_a_copy_is_annotated_as_the_real_tiles(copied, mean_colour):
 
 
 def test_an_image_that_shows_nothing_is_chance(copied, mean_colour):
-    """All its tiles are alike, so that every pair is a tie; the real tiles are as before. One part trains, the other is scored."""
+    """All its tiles are alike, so that every pair is a tie; the real tiles are as before.
+
+    One part trains, the other is scored.
+    """
     copied.images["nothing"] = copied["he"] * 0
     copied["tiles_table"].obs["part"] = np.tile(["train", "test"], 30)
     frame = annotation_transfer(copied, "nothing", label="tone", encoder=mean_colour, split="part", n_boot=20)

@@ -12,7 +12,10 @@ from sthist.benchmark._virtual_he import seam_of
 
 @pytest.mark.parametrize("name", ["merscope_mouse_brain", "xenium_breast_rep1"])
 def test_nuclei_and_seams(name):
-    """Nuclei of the stain are found again, those of other tiles are not; tiles of a model that sees pixels alone do not show."""
+    """Nuclei of the stain are found again, those of other tiles are not.
+
+    Tiles of a model that sees pixels alone do not show.
+    """
     sdata = HIGH_RES[name]()
     sthist.tl.virtual_he(sdata)
     sthist.pp.tissue(sdata)

@@ -125,7 +125,10 @@ def test_fid_of_standardised_features(scored):
 
 
 def test_nuclei_against_what_is_known(scored):
-    """The image was made from the stain, and is nearer to it than to the real H&E; nuclei alone score about the same."""
+    """The image was made from the stain, and is nearer to it than to the real H&E.
+
+    Nuclei alone score about the same.
+    """
     means = {}
     for truth in (True, "stain", "vendor", "nucleus_boundaries"):
         frame = sthist.benchmark.virtual_he(scored, metrics="ssim", nuclei=truth)

@@ -279,6 +279,9 @@ def test_importing_loads_no_framework():
     import subprocess
     import sys
 
-    code = "import sys, sthist; sthist.encoders.available(); print(sorted({'torch', 'timm', 'open_clip'} & set(sys.modules)))"
+    code = (
+        "import sys, sthist; sthist.encoders.available(); print(sorted({'torch', 'timm', 'open_clip'} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

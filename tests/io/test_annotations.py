@@ -174,7 +174,10 @@ class TestQuPath:
         assert sdata["cells"]["type"].tolist() == ["Tumor: Positive"]
 
     def test_as_it_was_written(self, tmp_path):
-        """QuPath 0.2 and 0.3: a list of features, the type as their id, colours as one number, measurements as a list."""
+        """QuPath 0.2 and 0.3: a list of features, the type as their id, colours as one number.
+
+        Measurements as a list.
+        """
         old = feature(classification={"name": "Tumor", "colorRGB": -3670016}, isLocked=False)
         del old["properties"]["objectType"]
         old["id"] = "PathAnnotationObject"
@@ -273,8 +276,8 @@ class TestPlace:
         path = write(tmp_path / "x.geojson", [feature(310, 320), feature(330, 325)])
         with pytest.raises(
             ValueError,
-            match=r"all 2 outlines lie outside of image 'he': .* span x 310 to 340, y 320 to 335 px, the image spans x 0 to 200, "
-            r"y 0 to 100 px. They look like micrometres taken for pixels: pass unit='um'",
+            match=r"all 2 outlines lie outside of image 'he': .* span x 310 to 340, y 320 to 335 px, the image "
+            r"spans x 0 to 200, y 0 to 100 px. They look like micrometres taken for pixels: pass unit='um'",
         ):
             sthist.io.read_annotations(sdata, path)
         sdata.images["large"] = Image2DModel.parse(np.zeros((1, 400, 400), np.uint8))

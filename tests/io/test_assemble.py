@@ -222,7 +222,8 @@ def test_what_ome_files_say(tmp_path):
     xml = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
         'DimensionOrder="XYCZT" Type="uint8" SizeX="40" SizeY="50" SizeZ="1" SizeC="3" SizeT="1" PhysicalSizeX="0.25" '
-        'PhysicalSizeXUnit="\u03bcm"><Channel ID="Channel:0:0" Name="RGB" SamplesPerPixel="3"/><TiffData/></Pixels></Image></OME>'
+        'PhysicalSizeXUnit="\u03bcm"><Channel ID="Channel:0:0" Name="RGB" '
+        'SamplesPerPixel="3"/><TiffData/></Pixels></Image></OME>'
     )
     tifffile.imwrite(tmp_path / "rgb.tif", rgb, photometric="rgb", description=xml.encode(), metadata=None)
     sdata = sthist.io.assemble({"he": tmp_path / "rgb.tif"})

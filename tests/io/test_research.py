@@ -284,7 +284,10 @@ def test_real_xenium_lung_in_the_layout_of_hest(tmp_path):
 
 @pytest.mark.parametrize(("technology", "radius"), [("ST", 50), ("Visium", 27.5)])
 def test_stimage(tmp_path, technology, radius):
-    """Spots lie with their centres at xaxis and yaxis; the scale is that of the lattice, not of Space Ranger's spots of 65 µm."""
+    """Spots lie with their centres at xaxis and yaxis.
+
+    The scale is that of the lattice, not of Space Ranger's spots of 65 µm.
+    """
     coord = research.stimage_copy(tmp_path, technology=technology)
     sdata = sthist.io.stimage(tmp_path, "Human_Breast_ST_A1")
     table = sdata["table"]
@@ -472,7 +475,10 @@ def test_tables_of_counts(tmp_path):
 
 
 def test_rows_of_an_array_that_are_off_their_places(tmp_path):
-    """By as much as in her2st's section A1: a fit to all of them tells how far they are apart, not the nearer neighbours."""
+    """By as much as in her2st's section A1.
+
+    A fit to all of them tells how far they are apart, not the nearer neighbours.
+    """
     x = np.cumsum([20.0, 219, 262, 218, 197])
     research.stimage_copy(tmp_path)
     rows, columns = (axis.ravel() for axis in np.meshgrid(np.arange(5), np.arange(10), indexing="ij"))

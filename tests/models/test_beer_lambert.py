@@ -58,7 +58,10 @@ def test_beats_the_prototype_on_real_histology(name):
 
 
 def test_levels_are_quantiles_over_the_tissue(toy):
-    """Those of all pixels of the true regions, by numpy, to a twentieth; those of the whole field, the null, are not."""
+    """Those of all pixels of the true regions, by numpy, to a twentieth.
+
+    Those of the whole field, the null, are not.
+    """
     elements = sthist._sample.elements.find_high_res(toy)
     facts = BeerLambert().prepare(elements, (0, 0, 400, 400), 0.5).facts
     dapi = toy["morphology_focus"].to_numpy()[0]

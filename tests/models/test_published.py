@@ -33,7 +33,10 @@ def test_is_small_says_what_it_is_and_runs(name, toy):
     ids=["same patient", "another patient"],
 )
 def test_beside_the_built_in_model_on_real_histology(name, corner, least):
-    """Nearer within the patient, not far behind on another: PSNR and SSIM, on simulated data; colours of the other from C4."""
+    """Nearer within the patient, not far behind on another: PSNR and SSIM, on simulated data.
+
+    Colours of the other from C4.
+    """
     real = crop(name, corner)
     sdata = sthist.datasets.simulate_hrst(real, MPP, seed=1)
     sthist.tl.virtual_he(sdata, model="st2he-small", progress=False)

@@ -206,7 +206,8 @@ def test_receptive_field(layers, field):
 
 
 def test_patch_discriminator_has_the_size_of_the_paper():
-    # C64-C128-C256-C512 and one map of logits, on input and output: biases where no norm follows, two per normed channel.
+    # C64-C128-C256-C512 and one map of logits, on input and output: biases where no norm follows, two per normed
+    # channel.
     pairs = [(6, 64), (64, 128), (128, 256), (256, 512), (512, 1)]
     expected = sum(16 * a * b for a, b in pairs) + 64 + 1 + 2 * (128 + 256 + 512)
     with torch.device("meta"):

@@ -144,7 +144,10 @@ def test_polygons_with_holes_and_parts_under_rotations(seed, moved):
 
 @pytest.mark.parametrize("kind", ["circles", "squares", "polygons"])
 def test_regions_that_are_turned_and_stretched(kind):
-    """Squares become parallelograms and circles ellipses: whether a molecule is inside is asked in the regions' own plane."""
+    """Squares become parallelograms and circles ellipses.
+
+    Whether a molecule is inside is asked in the regions' own plane.
+    """
     rng = np.random.default_rng(0)
     own = rng.uniform(0, 100, (2000, 2))
     centres = rng.uniform(0, 100, (30, 2))

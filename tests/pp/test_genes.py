@@ -64,7 +64,10 @@ def log1p_by_hand(counts, total):
 @settings(deadline=None, max_examples=60)
 @given(counts=counts_of_a_sample, kind=st.sampled_from(list(KINDS)), dtype=st.sampled_from(DTYPES))
 def test_expression_is_the_formulas_and_scanpys(counts, kind, dtype):
-    """Whatever stores the counts; they are kept exactly, with their dtype; what was dense stays it, what was sparse too."""
+    """Whatever stores the counts; they are kept exactly, with their dtype.
+
+    What was dense stays it, what was sparse too.
+    """
     adata = table(KINDS[kind](counts.astype(dtype)))
     sthist.pp.genes(adata, target_sum=5000)
     np.testing.assert_allclose(dense(adata.X), log1p_by_hand(counts, 5000), rtol=2e-6)
@@ -304,7 +307,10 @@ class TestCountsAreElsewhere:
     def test_nowhere(self, logged):
         """Said with what X looks like, and where; nothing is changed."""
         before = logged.copy()
-        message = r"no raw counts: X has \d+ values that are not whole, such as [\d.]+ of gene 'G\d' in 'cell0', and looks like"
+        message = (
+            r"no raw counts: X has \d+ values that are not whole, such as [\d.]+ of gene 'G\d' in 'cell0', and looks "
+            r"like"
+        )
         with pytest.raises(ValueError, match=message + r" logarithms of normalised counts \(its largest value is"):
             sthist.pp.genes(logged)
         np.testing.assert_array_equal(dense(logged.X), dense(before.X))

@@ -126,7 +126,10 @@ def test_every_colour_maps_to_itself(method, stained):
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_two_patients_come_closer(her2st_pair, method):
-    """Mean and spread of the tissue's colours in L*a*b*, of sections of two patients, in one reference and in each other's."""
+    """Mean and spread of the tissue's colours in L*a*b*, of sections of two patients.
+
+    In one reference and in each other's.
+    """
     fits = {name: stain_normalize(sdata, method=method) for name, (_, sdata) in her2st_pair.items()}
     crops = {name: pixels[::4, ::4] for name, (pixels, _) in her2st_pair.items()}
 
@@ -172,7 +175,10 @@ def test_no_halo(glass, mixture):
 
 
 def test_known_stain_becomes_the_other(stained):
-    """Amounts of known stains are moved to the reference's vectors, strength and glass: what the formula of both gives."""
+    """Amounts of known stains are moved to the reference's vectors, strength and glass.
+
+    What the formula of both gives.
+    """
     white, other = np.array([240.0, 236, 241]), np.array([250.0, 250, 250])
     theirs = np.array([[0.55, 0.75, 0.36], [0.2, 0.8, 0.56]])
     theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
@@ -336,7 +342,10 @@ def test_files(stained, tmp_path, method):
 
 
 def test_references_of_every_kind(stained):
-    """An array and a sample that hold the same pixels are about the same reference; nothing is drawn anew with a seed."""
+    """An array and a sample that hold the same pixels are about the same reference.
+
+    Nothing is drawn anew with a seed.
+    """
     sdata = slide(stained)
     by_array, by_sample = (stain_normalize(sdata, reference=each).reference for each in (stained, slide(stained)))
     assert degrees(by_array.stains, by_sample.stains).max() < 1

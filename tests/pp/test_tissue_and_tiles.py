@@ -167,7 +167,10 @@ class TestAdaptiveDensity:
         assert density[:5].mean() == pytest.approx(0.05, rel=0.2)
 
     def test_no_single_width_does_as_well(self):
-        """Sparse and even on the left, dense and striped on the right: the worse half is better than with any fixed width."""
+        """Sparse and even on the left, dense and striped on the right.
+
+        The worse half is better than with any fixed width.
+        """
         rng = np.random.default_rng(1)
         rows, columns = np.indices((256, 512))
         dense = 1 / (1 + np.exp(-(columns - 256) / 10))

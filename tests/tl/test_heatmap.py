@@ -303,7 +303,10 @@ class TestDense:
             assert sdata.attrs["sthist"]["results"]["a_heatmap"]["mode"] == mode
 
     def test_a_transformer_sees_much_the_same(self, toy, record_property):
-        """Random weights: the share of the crops' scores that pooled tokens tell is reported, and clearly above none."""
+        """Random weights: the share of the crops' scores that pooled tokens tell is reported.
+
+        And clearly above none.
+        """
         vit = Vit()
         score = np.random.default_rng(0).normal(size=192)
         for mode in ("crop", "dense"):

@@ -172,7 +172,10 @@ def publish_until(patch, last):
 @pytest.mark.parametrize("consolidated", [True, False])
 @pytest.mark.parametrize("taken", ["fresh", "overwrite", "overwrite, no exchange"])
 def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken, consolidated):
-    """Elements and attributes are those of before or the complete result; the next writing verb puts the store in order."""
+    """Elements and attributes are those of before or the complete result.
+
+    The next writing verb puts the store in order.
+    """
     monkeypatch.setattr("sthist.tiles._blocks.canvas.BLOCK_PX", 512)
     first = tmp_path / "first.zarr"
     shutil.copytree(stored[0], first)

@@ -168,7 +168,10 @@ class TestHeatMaps:
     @pytest.mark.parametrize("backed", [False, True])
     @pytest.mark.parametrize("kwargs", [{}, {"chunks": {"c": 1, "y": 7, "x": 11}}, {"scale_factors": [2]}])
     def test_pixels(self, toy, tmp_path, kwargs, backed):
-        """Rotated, flipped and stretched; with chunks of any size, pyramids, on disk; outside and NaN are told apart."""
+        """Rotated, flipped and stretched; with chunks of any size, pyramids, on disk.
+
+        Outside and NaN are told apart.
+        """
         rng = np.random.default_rng(0)
         values = rng.uniform(0, 1, (3, 40, 60)).astype(np.float32)
         values[:, 10:14, 10:20] = np.nan

@@ -22,7 +22,7 @@ def align(
 ) -> dict[str, Any]:
     """Register an image by an alignment, in memory.
 
-    Returns Facts for the provenance: the matrix to µm, µm/px, and the residuals in µm.
+    Returns facts for the provenance: the matrix to µm, µm/px, and the residuals in µm.
     """
     from spatialdata.transformations import Affine, get_transformation, set_transformation
 
@@ -66,7 +66,8 @@ def log_residuals(image: str, facts: dict[str, Any]) -> None:
     if residuals:
         worst = int(np.argmax(residuals))
         logger.info(
-            "%d landmarks of image %r: the median lies %.2f µm from where the alignment puts it, the farthest, index %d, %.2f µm.",
+            "%d landmarks of image %r: the median lies %.2f µm from where the alignment puts it, the farthest, "
+            "index %d, %.2f µm.",
             len(residuals),
             image,
             float(np.median(residuals)),
@@ -102,7 +103,8 @@ def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndar
         return {_sample.UM: np.linalg.inv(from_um), to: np.eye(3)}
     others = [name for name in sdata.images if name != image]
     msg = (
-        f"to={to!r} is no other image ({others}), and no coordinate system in which another element is registered as well as in "
+        f"to={to!r} is no other image ({others}), and no coordinate system in which another element is registered "
+        f"as well as in "
         f"'um' (there are {sdata.coordinate_systems})."
     )
     raise KeyError(msg)

@@ -23,9 +23,9 @@ UNITS: tuple[Units, ...] = ("px", "um")
 DOUBTFUL_UM, CONTRADICTORY_UM = 10.0, 100.0
 """Distance between a matrix and what its own keypoints say, from which it is doubtful and from which it is refused.
 
-10 µm is a nucleus and its cytoplasm: beyond, one of the two lays cells on their neighbours. A fit of another kind (turn and one
-scale in place of an affine) differs by what a section shrinks more along one side than the other, up to 1 % of some 10 mm, hence
-100 µm; beyond, they are of different images.
+10 µm is a nucleus and its cytoplasm: beyond, one of the two lays cells on their neighbours. A fit of another kind (turn
+and one scale in place of an affine) differs by what a section shrinks more along one side than the other, up to 1 % of
+some 10 mm, hence 100 µm; beyond, they are of different images.
 """
 
 
@@ -51,7 +51,8 @@ def own_mpp(sdata: SpatialData, image: str) -> tuple[float, float]:
     system = alone[0] if alone else f"{image}_px"
     first = "" if alone else f"set_transformation(sdata[{image!r}], Identity(), {system!r}) of spatialdata, then "
     msg = (
-        f"units='um' needs the micrometres per pixel of image {image!r}, which neither its metadata nor a transformation to 'um' "
+        f"units='um' needs the micrometres per pixel of image {image!r}, which neither its metadata nor a "
+        f"transformation to 'um' "
         f"state. Give them: {first}pp.set_scale(sdata, {image!r}, mpp=..., coordinate_system={system!r})."
     )
     raise ValueError(msg)
@@ -64,9 +65,12 @@ def require_consistent(alignment: Alignment, unit: float) -> None:
         return
     worst = int(np.argmax(alignment.residuals))
     msg = (
-        f"{files.MATRIX} and {files.KEYPOINTS} of {alignment.what} contradict each other by {gap:.1f} µm: the matrix puts the "
-        f"{len(alignment.residuals)} keypoints a median of {np.median(alignment.residuals) * unit:.1f} µm off (keypoint "
-        f"{worst} by {alignment.residuals[worst] * unit:.1f} µm), an affine fitted to them {np.median(alignment.fitted) * unit:.1f} µm."
+        f"{files.MATRIX} and {files.KEYPOINTS} of {alignment.what} contradict each other by {gap:.1f} µm: the "
+        f"matrix puts the "
+        f"{len(alignment.residuals)} keypoints a median of {np.median(alignment.residuals) * unit:.1f} µm off "
+        f"(keypoint "
+        f"{worst} by {alignment.residuals[worst] * unit:.1f} µm), an affine fitted to them "
+        f"{np.median(alignment.fitted) * unit:.1f} µm."
     )
     if gap >= CONTRADICTORY_UM:
         msg += f" Give the one that is right: {files.MATRIX} unpacked as matrix=, or the archive as landmarks=."
@@ -75,7 +79,10 @@ def require_consistent(alignment: Alignment, unit: float) -> None:
 
 
 def other_reading(sdata: SpatialData, image: str, to_um: np.ndarray, stated: float, unit: float, units: Units) -> str:
-    """Which other reading of an alignment would give the µm/px that the image's metadata state, as a sentence; "" if none."""
+    """Which other reading of an alignment would give the µm/px that the image's metadata state, as a sentence.
+
+    "" if none.
+    """
     excess = np.linalg.svd(to_um[:2, :2], compute_uv=False) / stated
     as_um, as_px = "its side of the image is in µm (units='um')", "its side of the image is in pixels (units='px')"
     image_side, changed = (as_um, stated) if units == "px" else (as_px, 1 / stated)

@@ -77,7 +77,10 @@ def from_matrix(source: Any) -> Alignment:
 
 
 def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
-    """An invertible affine (3, 3) matrix, from an array, a csv file without header, or Xenium Explorer's zip with one."""
+    """An invertible affine (3, 3) matrix, from an array, a csv file without header.
+
+    Or Xenium Explorer's zip with one.
+    """
     if isinstance(source, str | Path):
         csv = _csv(Path(source), files.MATRIX)
         what = csv.what
@@ -96,7 +99,8 @@ def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
         raise ValueError(msg)
     if not np.allclose(matrix[2], [0, 0, 1], atol=1e-9):
         msg = (
-            f"{what} is no affine matrix: its last row is {matrix[2].tolist()}, not [0, 0, 1]. Projective matrices cannot "
+            f"{what} is no affine matrix: its last row is {matrix[2].tolist()}, not [0, 0, 1]. Projective "
+            f"matrices cannot "
             "be undone tile by tile; fit an affine one."
         )
         raise ValueError(msg)
@@ -111,7 +115,7 @@ def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
 def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of points, in the image and in what it is aligned to.
 
-    Returns Points of the image, and of the target; (n, 2) each.
+    Returns points of the image, and of the target; (n, 2) each.
     """
     if isinstance(source, str | Path):
         return _parse_landmarks(_csv(Path(source), files.KEYPOINTS))
@@ -147,7 +151,10 @@ def _landmarks_of_frame(frame: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
 
     columns = next((names for names in LANDMARK_COLUMNS if set(names) <= set(frame.columns)), None)
     if columns is None:
-        msg = f"Landmarks need the columns {LANDMARK_COLUMNS[0]} or {LANDMARK_COLUMNS[1]}; {what} has {list(frame.columns)}."
+        msg = (
+            f"Landmarks need the columns {LANDMARK_COLUMNS[0]} or {LANDMARK_COLUMNS[1]}; {what} has "
+            f"{list(frame.columns)}."
+        )
         raise KeyError(msg)
     points = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     return _require_pairs(points[:, :2], points[:, 2:], what)
@@ -161,7 +168,10 @@ def _require_pairs(moving: np.ndarray, fixed: np.ndarray, what: str) -> tuple[np
         raise ValueError(msg)
     bad = ~(np.isfinite(moving) & np.isfinite(fixed)).all(1)
     if bad.any():
-        msg = f"{int(bad.sum())} landmarks are no finite numbers, the first in row {int(bad.argmax())} of {what}; correct or remove them."
+        msg = (
+            f"{int(bad.sum())} landmarks are no finite numbers, the first in row {int(bad.argmax())} of {what}; "
+            f"correct or remove them."
+        )
         raise ValueError(msg)
     return moving, fixed
 

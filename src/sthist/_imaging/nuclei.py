@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 MIN_AREA_UM2, MAX_AREA_UM2 = 10.0, 400.0
 GRAIN_UM, SPACING_UM, SURROUND_UM = 0.6, 2.6, 14.0
-"""Width of the smoothing, least distance of two nuclei, and width of the surroundings that a nucleus stands out from."""
+"""Width of the smoothing, least distance of two nuclei.
+
+And width of the surroundings that a nucleus stands out from.
+"""
 
 BLOCK_PX, MARGIN_UM = 2048, 30.0
 
@@ -19,8 +22,8 @@ BLOCK_PX, MARGIN_UM = 2048, 30.0
 def segment_nuclei(stain: np.ndarray, mpp: float, *, contrast: float | None = None) -> np.ndarray:
     """Label the nuclei of a nuclear stain, or of the haematoxylin of an H&E.
 
-    A pixel is nucleus where the smoothed stain exceeds its surroundings; touching nuclei are parted by a watershed of the
-    distance to the border. Made for counting, measuring and placing, not for outlines of diagnostic quality.
+    A pixel is nucleus where the smoothed stain exceeds its surroundings; touching nuclei are parted by a watershed of
+    the distance to the border. Made for counting, measuring and placing, not for outlines of diagnostic quality.
 
     Parameters
     ----------

@@ -50,8 +50,8 @@ def register(
     """Find the affine that lays a moving image on a fixed one, coarse to fine.
 
     On small images all turns in steps of 5 degrees, both sides and three scales are tried, their shifts by Fourier
-    correlation; the best few, and the start, are followed: patches of one image are looked for in the other, and an affine is
-    fitted to those that agree (RANSAC), at ever finer levels.
+    correlation; the best few, and the start, are followed: patches of one image are looked for in the other, and an
+    affine is fitted to those that agree (RANSAC), at ever finer levels.
 
     Returns the registration, or None where the images show nothing in common.
     """
@@ -207,7 +207,10 @@ def match_patches(fixed: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _best_shift(template: np.ndarray, window: np.ndarray, reach: int, n: int) -> tuple[float, float] | None:
-    """x, y by which a template lies off the middle of a window, to a part of a pixel; None where nothing resembles it."""
+    """x, y by which a template lies off the middle of a window, to a part of a pixel.
+
+    None where nothing resembles it.
+    """
     from scipy import fft
 
     centred = template - template.mean()

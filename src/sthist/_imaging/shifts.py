@@ -65,8 +65,8 @@ def tile_shifts_um(
     mpp
         µm per pixel.
     mask
-        (n, h, w), true where both were imaged; by default where the H&E is not pure white, with which readers fill. NaN of the
-        nuclear stain is left out as well.
+        (n, h, w), true where both were imaged; by default where the H&E is not pure white, with which readers fill. NaN
+        of the nuclear stain is left out as well.
     vectors
         (2, 3) optical densities of haematoxylin and eosin, such as :func:`sthist.stains.macenko` finds for a section.
     reach_um
@@ -82,8 +82,8 @@ def tile_shifts_um(
     Raises
     ------
     ValueError
-        If the shapes do not agree, the H&E is not 8-bit, the scale or reach makes no sense, or the tiles are less than three
-        times as wide as the reach.
+        If the shapes do not agree, the H&E is not 8-bit, the scale or reach makes no sense, or the tiles are less than
+        three times as wide as the reach.
 
     Examples
     --------
@@ -167,10 +167,16 @@ def _checked(
         raise ValueError(msg)
     mask = (he < 255).any(-1) if mask is None else np.asarray(mask, np.bool_)
     if nuclear.shape != he.shape[:3] or mask.shape != he.shape[:3]:
-        msg = f"H&E tiles have shape {he.shape}, the nuclear stain {nuclear.shape} and its mask {mask.shape}; needed is {he.shape[:3]}."
+        msg = (
+            f"H&E tiles have shape {he.shape}, the nuclear stain {nuclear.shape} and its mask {mask.shape}; needed is "
+            f"{he.shape[:3]}."
+        )
         raise ValueError(msg)
     if not (0 < mpp <= 1.5 and reach_um > mpp):
-        msg = f"mpp is {mpp!r} and reach_um {reach_um!r}: nuclei are told apart up to 1.5 µm per pixel, and a reach is longer than a pixel."
+        msg = (
+            f"mpp is {mpp!r} and reach_um {reach_um!r}: nuclei are told apart up to 1.5 µm per pixel, and a reach is "
+            f"longer than a pixel."
+        )
         raise ValueError(msg)
     if min(he.shape[1:3]) * mpp < 3 * reach_um:
         msg = (
@@ -241,7 +247,7 @@ def _match(fixed: np.ndarray, moving: np.ndarray, mask: np.ndarray, reach: float
 
 
 def _masked_correlation(fixed: np.ndarray, moving: np.ndarray, mask: np.ndarray, far: int) -> np.ndarray:
-    """Correlation of what both show at each shift up to ``far`` px, (2 far + 1, 2 far + 1); NaN where that is too little.
+    """Correlation at each shift up to ``far`` px, (2 far + 1, 2 far + 1); NaN where both show too little.
 
     Padfield 2012, equations 6 to 10, with one mask for both images.
     """

@@ -10,7 +10,7 @@ from sthist.stains import optical_density
 def mask_of_he(rgb: np.ndarray, mpp: float) -> np.ndarray:
     """Tissue in a coarse H&E image, by the optical density of green, which both stains absorb.
 
-    Returns Bool of shape (h, w).
+    Returns bool of shape (h, w).
     """
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
@@ -30,7 +30,7 @@ def mask_of_he(rgb: np.ndarray, mpp: float) -> np.ndarray:
 def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | None = None) -> np.ndarray:
     """Tissue in a coarse nuclear stain: wherever nuclei, or molecules, are near.
 
-    Returns Bool of shape (h, w); gaps of up to 60 µm between nuclei belong to the tissue.
+    Returns bool of shape (h, w); gaps of up to 60 µm between nuclei belong to the tissue.
     """
     from scipy.ndimage import gaussian_filter
     from skimage.filters import threshold_otsu
@@ -51,7 +51,7 @@ def mask_of_nuclear_stain(image: np.ndarray, mpp: float, density: np.ndarray | N
 def mask_of_points(places: np.ndarray, extent_um: tuple[float, float, float, float], mpp: float) -> np.ndarray:
     """Tissue on a coarse grid, by cells or spots alone: wherever they are near.
 
-    Returns Bool of shape (h, w); gaps between points belong to the tissue that are as wide as sparse points are
+    Returns bool of shape (h, w); gaps between points belong to the tissue that are as wide as sparse points are
     apart, 60 µm at least.
     """
     from scipy.spatial import cKDTree

@@ -37,7 +37,10 @@ def present(shapes: GeoDataFrame) -> GeoDataFrame:
 
 
 def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
-    """The geometry, in µm, that a ``within=`` argument stands for; of the cores of a microarray, those that are there."""
+    """The geometry, in µm, that a ``within=`` argument stands for.
+
+    Of the cores of a microarray, those that are there.
+    """
     import shapely
     import spatialdata as sd
 
@@ -60,7 +63,10 @@ def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
 
 
 def is_gene(names: Any, controls: Sequence[str] | None = None) -> np.ndarray:
-    """Which features are genes: no blank, negative control or unassigned codeword, by their prefix, whatever its case."""
+    """Which features are genes.
+
+    No blank, negative control or unassigned codeword, by their prefix, whatever its case.
+    """
     lower = np.char.lower(np.asarray(names, dtype=str))
     prefixes = CONTROL_PREFIXES if controls is None else [prefix.lower() for prefix in controls]
     missing = np.isin(lower, ["", "nan", "none", "<na>"])  # how frames write that there is no name
@@ -126,7 +132,10 @@ def describe(kind: str, keys: Iterable[str]) -> str:
 
 
 def roles(sdata: SpatialData) -> dict[str, Any]:
-    """What the readers recorded of the elements' roles; what LazySlide and sopa recorded where they recorded nothing."""
+    """What the readers recorded of the elements' roles.
+
+    What LazySlide and sopa recorded where they recorded nothing.
+    """
     return other_tools.roles(sdata) | sdata.attrs.get("sthist", {}).get("roles", {})
 
 
@@ -318,7 +327,8 @@ def find_transcripts(sdata: SpatialData, points: str | None = None) -> tuple[str
     if gene is None or gene not in element.columns:
         columns = [str(column) for column in element.columns]
         msg = (
-            f"Points {points!r} name no gene column{'' if gene is None else f' ({gene!r} is not there)'}: their columns "
+            f"Points {points!r} name no gene column{'' if gene is None else f' ({gene!r} is not there)'}: their "
+            f"columns "
             f"are {columns}. Parse them with PointsModel.parse(..., feature_key=...) or "
             "io.assemble(..., gene=...)."
         )
@@ -415,8 +425,10 @@ def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
     if found is None or adata.X is None:
         regions = adata.uns.get("spatialdata_attrs", {}).get("region", "nothing")
         msg = (
-            f"Table {table!r} {'has no counts' if adata.X is None else f'is linked to {regions!r}, and no shapes are its cells'}. "
-            f"{describe('shapes', sdata.shapes)} Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
+            f"Table {table!r} "
+            f"{'has no counts' if adata.X is None else f'is linked to {regions!r}, and no shapes are its cells'}. "
+            f"{describe('shapes', sdata.shapes)} Link it with TableModel.parse(adata, region=, region_key=, "
+            f"instance_key=)."
         )
         raise ValueError(msg)
     key, instances = found

@@ -123,7 +123,8 @@ def stated_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
         mpp, element = slide[0]["mpp"], sdata.images[image]
         if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not (np.isfinite(mpp) and mpp > 0):
             msg = (
-                f"attrs[{SLIDE!r}]['mpp'] of the object is {mpp!r}; it should be a positive number. Give the scale with "
+                f"attrs[{SLIDE!r}]['mpp'] of the object is {mpp!r}; it should be a positive number. Give the "
+                f"scale with "
                 f"pp.set_scale(sdata, {image!r}, mpp=..., overwrite=True)."
             )
             raise ValueError(msg)

@@ -47,8 +47,8 @@ class Sample:
 def samples_of(data: Any, table: Any = None) -> list[Sample]:
     """The samples that an argument holds, checked, each with its patient and batch.
 
-    Those come from ``table``, else from ``attrs["sthist"]["sample"]`` (``uns`` of an AnnData), which readers fill, else from a
-    column ``patient`` or ``batch`` of the observations that has one value.
+    Those come from ``table``, else from ``attrs["sthist"]["sample"]`` (``uns`` of an AnnData), which readers fill, else
+    from a column ``patient`` or ``batch`` of the observations that has one value.
     """
     if not isinstance(data, Mapping):
         data = {str(_facts(data).get("name") or "sample"): data}
@@ -68,8 +68,8 @@ def samples_of(data: Any, table: Any = None) -> list[Sample]:
 def over_samples(verb: Verb) -> Verb:
     """Let a verb take a mapping of sample name to object: it runs on one after the other.
 
-    What it returns is then a mapping, too, or None if it returns nothing. An error says in which sample; those before it
-    keep their results.
+    What it returns is then a mapping, too, or None if it returns nothing. An error says in which sample; those before
+    it keep their results.
     """
 
     @functools.wraps(verb)

@@ -1,11 +1,11 @@
 """Puts an element into a store, together with the metadata that tell of it, so that a reader sees both or neither.
 
-A store's attributes, and the list of its elements where it has one (consolidated metadata), are one file, and an element is a
-folder: no system call changes both. So a new element is moved to its place while a list that lacks it hides it (a store
-without a list is given one for that moment), and replacing the file is what shows it. An element that replaces another
-brings along the file that goes with it, and so does the old one: for the moment of their exchange the store's own file is a
-link to whichever is in place. All that needs room on the disk is written before any of this begins. A kill in between leaves
-the store as it was or complete, and :func:`repair` puts away what is left.
+A store's attributes, and the list of its elements where it has one (consolidated metadata), are one file, and an
+element is a folder: no system call changes both. So a new element is moved to its place while a list that lacks it
+hides it (a store without a list is given one for that moment), and replacing the file is what shows it. An element that
+replaces another brings along the file that goes with it, and so does the old one: for the moment of their exchange the
+store's own file is a link to whichever is in place. All that needs room on the disk is written before any of this
+begins. A kill in between leaves the store as it was or complete, and :func:`repair` puts away what is left.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _list_without(path: Path, place: str, *, consolidated: bool) -> None:
 
 
 def _compose(path: Path, name: str, placed: dict[str, Path], *, consolidated: bool, without: str = "") -> Path:
-    """Write the store's metadata, with elements that are not in place yet or without one, into a file under ``.sthist/``.
+    """Write the store's metadata, as they will be once elements are in place or gone, into a file under ``.sthist/``.
 
     Results that the attributes lack are entered in them; an element that is left out keeps what they say of it.
     """

@@ -85,7 +85,8 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         msg = (
-            f"The disk of {folder} is full ({free / 1e6:.0f} MB are free, or a quota is used up): {error.strerror}. The elements "
+            f"The disk of {folder} is full ({free / 1e6:.0f} MB are free, or a quota is used up): "
+            f"{error.strerror}. The elements "
             "are as they were. Make room and call again: what was done is continued."
         )
         raise OSError(error.errno, msg) from error

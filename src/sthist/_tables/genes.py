@@ -41,10 +41,11 @@ class GeneMatch:
         The genes that all sides have, (n,) text, in the order and spelling of the reference (without one, of the first
         sample).
     index
-        By side, the column of each of these genes, (n,) int64: ``adata[:, match.index["data"]]`` has them in this order.
-        Where a gene is there several times, it is the first.
+        By side, the column of each of these genes, (n,) int64: ``adata[:, match.index["data"]]`` has them in this
+        order. Where a gene is there several times, it is the first.
     positions
-        By side, for each of its columns the place in ``names``, -1 for none, (n_vars,) int64; copies of a gene have one place.
+        By side, for each of its columns the place in ``names``, -1 for none, (n_vars,) int64; copies of a gene have one
+        place.
     columns
         By side, what was matched: ``"var_names"``, a column of ``var``, or ``"names"`` for a list.
     overlap
@@ -239,14 +240,19 @@ def _too_few(picked: Mapping[str, _Column], chosen: Mapping[str, str], anchor: s
     }
     common = len(_common(picked))
     return (
-        f"{common} genes match, {_share(picked):.1%} of the smallest side; at least {min_overlap:.0%} are needed, and one. "
-        f"{shown[worst]}; {shown[anchor]}. Are both of one species, and do both have symbols, or both Ensembl ids? A column of "
+        f"{common} genes match, {_share(picked):.1%} of the smallest side; at least {min_overlap:.0%} are needed, "
+        f"and one. "
+        f"{shown[worst]}; {shown[anchor]}. Are both of one species, and do both have symbols, or both Ensembl "
+        f"ids? A column of "
         "var that has the other names is found by itself, or named with by=."
     )
 
 
 def collect_columns(matrix: Any, positions: np.ndarray, n: int) -> csr_matrix:
-    """A sparse matrix whose column ``positions[j]`` holds column j, zeros where there is none, copies of a gene summed."""
+    """A sparse matrix whose column ``positions[j]`` holds column j, zeros where there is none.
+
+    Copies of a gene summed.
+    """
     from scipy.sparse import csr_matrix
 
     source = csr_matrix(matrix)

@@ -180,12 +180,14 @@ def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, 
         n, total = int(other.sum()), float(shared[other].sum())
         if overlaps == "error":
             msg = (
-                f"{n} pairs of the shapes {key!r} have two labels and overlap, by {total:.0f} µm² in all, such as {i!r} and "
+                f"{n} pairs of the shapes {key!r} have two labels and overlap, by {total:.0f} µm² in all, such as "
+                f"{i!r} and "
                 f"{j!r}. Part them, or pass overlaps='smaller'."
             )
             raise ValueError(msg)
         logger.warning(
-            "%d pairs of the shapes %r have two labels and overlap, such as %r and %r: the smaller one counts there (%.0f µm²).",
+            "%d pairs of the shapes %r have two labels and overlap, such as %r and %r: the smaller one counts "
+            "there (%.0f µm²).",
             n,
             key,
             i,

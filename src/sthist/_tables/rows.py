@@ -53,8 +53,10 @@ def _require_own_names(sdata: SpatialData, shapes: str) -> None:
         twice = index[index.duplicated()][0]
         first, second = np.flatnonzero(index == twice)[:2]
         msg = (
-            f"Shapes {shapes!r} have the name {twice!r} more than once, in rows {first} and {second}, so that it cannot be told which "
-            f"of them a row of a table is. Give each its own: sdata[{shapes!r}] = sdata[{shapes!r}].reset_index(drop=True)."
+            f"Shapes {shapes!r} have the name {twice!r} more than once, in rows {first} and {second}, so that it "
+            f"cannot be told which "
+            f"of them a row of a table is. Give each its own: sdata[{shapes!r}] = "
+            f"sdata[{shapes!r}].reset_index(drop=True)."
         )
         raise ValueError(msg)
 
@@ -109,7 +111,10 @@ def _preferred(sdata: SpatialData, shapes: str, tables: list[str]) -> str:
     ):
         if len(candidates) == 1:
             return candidates[0]
-    msg = f"Several tables annotate the shapes {shapes!r}: {', '.join(map(repr, sorted(tables)))}. Give the key of the one that is meant."
+    msg = (
+        f"Several tables annotate the shapes {shapes!r}: {', '.join(map(repr, sorted(tables)))}. Give the key of the "
+        f"one that is meant."
+    )
     raise ValueError(msg)
 
 

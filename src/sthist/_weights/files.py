@@ -135,7 +135,10 @@ class Files:
         digest = sha256(self.weights)
         published = hub.published_digest(self.weights)
         if published not in (None, digest):
-            msg = f"{str(self.weights)!r} is damaged: its SHA-256 is {digest}, the hub's {published}. Delete it and get it again."
+            msg = (
+                f"{str(self.weights)!r} is damaged: its SHA-256 is {digest}, the hub's {published}. Delete it and get "
+                f"it again."
+            )
             raise ValueError(msg)
         return {"weights": self.weights.name, "revision": self.commit, "sha256": digest, "pretrained": True}
 
@@ -210,9 +213,11 @@ def read(path: Path) -> dict[str, Any]:
 
 def _refusal(path: Path) -> str:
     return (
-        f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is damaged. If you "
+        f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is "
+        f"damaged. If you "
         "trust it, convert it once: `model = torch.load(path, weights_only=False)`, then "
-        f"`safetensors.torch.save_file(model.state_dict(), {path.with_suffix('.safetensors').name!r})`, and pass that file."
+        f"`safetensors.torch.save_file(model.state_dict(), {path.with_suffix('.safetensors').name!r})`, and pass "
+        f"that file."
     )
 
 

@@ -68,7 +68,8 @@ def is_offline() -> bool:
 def by_hand(source: Source, why: str) -> str:
     """Why weights cannot be had, and the ways out."""
     return (
-        f"The weights of {source.hub_id} cannot be had: {why}. Licence: {source.licence}; accept it and get them on {source.page} "
+        f"The weights of {source.hub_id} cannot be had: {why}. Licence: {source.licence}; accept it and get them "
+        f"on {source.page} "
         f"(`hf download {source.hub_id}` on a machine with a network), then pass weights=, their file or folder."
     )
 
@@ -144,7 +145,10 @@ def _download(source: Source, name: str, revision: str | None) -> Path | None:
 
 
 def reachable() -> bool:
-    """Whether the hub, or the proxy on the way to it, takes a connection; looking up its name may hang, so it waits aside."""
+    """Whether the hub, or the proxy on the way to it, takes a connection.
+
+    Looking up its name may hang, so it waits aside.
+    """
     if is_offline():
         return False
     answered = threading.Event()

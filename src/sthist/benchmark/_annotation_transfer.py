@@ -60,8 +60,9 @@ def annotation_transfer(
 ) -> pd.DataFrame:
     """Annotate virtual tiles with a classifier of real ones, and score it beside the real tiles and beside chance.
 
-    Without an annotator a linear one is trained on embeddings of the real tiles, once per fold without the fold's blocks of tissue, and
-    applied to the real and to the virtual tiles of those blocks. The virtual tiles are never trained on.
+    Without an annotator a linear one is trained on embeddings of the real tiles, once per fold without the fold's
+    blocks of tissue, and applied to the real and to the virtual tiles of those blocks. The virtual tiles are never
+    trained on.
 
     Parameters
     ----------
@@ -72,13 +73,13 @@ def annotation_transfer(
     label
         Column of the tiles' table with the classes. Tiles without one are left out.
     annotator
-        An annotator of real tiles (:func:`sthist.tl.train_annotator`) to apply as it is. If it has seen these tiles, the scores of the
-        real ones are too good.
+        An annotator of real tiles (:func:`sthist.tl.train_annotator`) to apply as it is. If it has seen these tiles,
+        the scores of the real ones are too good.
     encoder
         Of the annotator that is trained here: a name, or an encoder.
     reference
-        What counts as true: ``"label"``, the column; or ``"real"``, what is called on the real tile of the same place, as where nobody has
-        labelled the section.
+        What counts as true: ``"label"``, the column; or ``"real"``, what is called on the real tile of the same place,
+        as where nobody has labelled the section.
     classes
         Classes to take, in this order, in place of all of the column.
     he
@@ -86,10 +87,11 @@ def annotation_transfer(
     tiles
         Tiles that :func:`sthist.pp.tiles` has laid. Those that leave either image are left out.
     samples, split, block_um, gap_um
-        Which tiles are trained on together, as of :func:`sthist.tl.train_annotator`. With ``annotator=`` they say only which tiles are drawn
-        together for the intervals.
+        Which tiles are trained on together, as of :func:`sthist.tl.train_annotator`. With ``annotator=`` they say only
+        which tiles are drawn together for the intervals.
     folds
-        How many, as of :func:`cross_validate_virtual_he`: by default one per group where groups have names and are few, else five.
+        How many, as of :func:`cross_validate_virtual_he`: by default one per group where groups have names and are few,
+        else five.
     n_boot
         Draws of the intervals.
     seed
@@ -99,18 +101,19 @@ def annotation_transfer(
 
     Returns
     -------
-    One row per image and class: ``image`` (``"virtual"``; ``"real"``, the ceiling, for ``reference="label"``; ``"shuffled"``, the virtual tile
-    of another place, which is chance), ``class``, ``auc`` of the class against the rest, its 95 % interval ``low`` to ``high`` over whole
-    groups of tiles, and ``support``, its number of tiles. The class ``"weighted mean"`` is their mean, each counted by its support.
-    ``attrs`` say how it was made: ``reference``, ``encoder``, ``split``, ``leaks``, ``n_tiles``, ``n_groups``.
+    One row per image and class: ``image`` (``"virtual"``; ``"real"``, the ceiling, for ``reference="label"``;
+    ``"shuffled"``, the virtual tile of another place, which is chance), ``class``, ``auc`` of the class against the
+    rest, its 95 % interval ``low`` to ``high`` over whole groups of tiles, and ``support``, its number of tiles. The
+    class ``"weighted mean"`` is their mean, each counted by its support. ``attrs`` say how it was made: ``reference``,
+    ``encoder``, ``split``, ``leaks``, ``n_tiles``, ``n_groups``.
 
     Raises
     ------
     KeyError
         If an image, the tiles, the column or a class is missing.
     ValueError
-        If no tile lies on both images, there are fewer than two classes, or too few groups for the folds; if the annotator was
-        trained on tiles of another size.
+        If no tile lies on both images, there are fewer than two classes, or too few groups for the folds; if the
+        annotator was trained on tiles of another size.
     TypeError
         If there is neither ``label`` nor ``annotator``.
 
@@ -154,7 +157,10 @@ def annotation_transfer(
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Tiles of all samples that are scored, in one list: virtual and real images, classes, and by what they can be split."""
+    """Tiles of all samples that are scored, in one list.
+
+    Virtual and real images, classes, and by what they can be split.
+    """
 
     parts: list[Any]
     codes: np.ndarray
@@ -170,7 +176,8 @@ def _require(label: str | None, annotator: Annotator | None, reference: str) -> 
         raise ValueError(msg)
     if label is None and (annotator is None or reference == "label"):
         msg = (
-            "Say which column of the tiles' table holds the classes with label=; without labels, give annotator= and reference='real', and the "
+            "Say which column of the tiles' table holds the classes with label=; without labels, give annotator= "
+            "and reference='real', and the "
             "real tiles are the reference."
         )
         raise TypeError(msg)
@@ -296,7 +303,8 @@ def _cross_fitted(
         untrained = sorted(set(rows.codes[test]) - set(rows.codes[train]))
         if untrained:
             msg = (
-                f"Class {rows.classes[untrained[0]]!r} is in one fold only, which leaves none of it to train on: use fewer folds, or smaller "
+                f"Class {rows.classes[untrained[0]]!r} is in one fold only, which leaves none of it to train on: "
+                f"use fewer folds, or smaller "
                 f"blocks (block_um=), or leave it out with classes=."
             )
             raise ValueError(msg)

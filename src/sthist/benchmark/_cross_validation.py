@@ -53,39 +53,43 @@ def ablate_virtual_he(
 ) -> pd.DataFrame:
     """Train variants of a virtual H&E model on the same tiles, and score them on the same others.
 
-    All variants share split, centres of tiles and seeds; a variant of another tile size is scored on the same tiles as the others.
+    All variants share split, centres of tiles and seeds; a variant of another tile size is scored on the same tiles as
+    the others.
 
     Parameters
     ----------
     data
         As of :func:`cross_validate_virtual_he`.
     variants
-        Arguments of :func:`sthist.tl.train_virtual_he` that a variant changes, by its name; ``{}`` changes nothing. By default those of
-        ST2HE's paper: transcripts in many colours, in one, or none; dots of 0.1, 0.3, 0.5, 0.7 and 0.9; tiles of half the size; a
-        global term of the loss of three times the weight (``"paper"`` and ``"paper-hg"`` where the model has a text term, else the
-        adversarial one); and where ``tissue=`` is given, without it.
+        Arguments of :func:`sthist.tl.train_virtual_he` that a variant changes, by its name; ``{}`` changes nothing. By
+        default those of ST2HE's paper: transcripts in many colours, in one, or none; dots of 0.1, 0.3, 0.5, 0.7 and
+        0.9; tiles of half the size; a global term of the loss of three times the weight (``"paper"`` and ``"paper-hg"``
+        where the model has a text term, else the adversarial one); and where ``tissue=`` is given, without it.
     model
         As of :func:`sthist.tl.train_virtual_he`.
     seeds
         Of the trainings of each variant.
     test
         As of :func:`cross_validate_virtual_he`: by default a fifth of the tiles, once. None tests all, in ``folds``.
-    split, folds, tiles, baselines, metrics, extractor, options, classes, n_max, validation, block_um, gap_um, samples, seed, folder
+    split, folds, tiles, baselines, metrics, extractor, options, classes, n_max, validation, block_um, gap_um, samples,
+    seed, folder
         As of :func:`cross_validate_virtual_he`.
     training
         Of :func:`sthist.tl.train_virtual_he`, for all variants.
 
     Returns
     -------
-    The frame of :func:`cross_validate_virtual_he` with two more columns: ``variant``, and ``factor``, the arguments that it changes
-    (``"base"`` for none, ``"baseline"`` for what is not trained). :func:`over_seeds` summarises it, :func:`sthist.pl.ablation` shows it.
+    The frame of :func:`cross_validate_virtual_he` with two more columns: ``variant``, and ``factor``, the arguments
+    that it changes (``"base"`` for none, ``"baseline"`` for what is not trained). :func:`over_seeds` summarises it,
+    :func:`sthist.pl.ablation` shows it.
 
     Raises
     ------
     KeyError
         As of :func:`cross_validate_virtual_he`.
     ValueError
-        If there is no variant, two are alike, or none is given for a model that is; as of :func:`cross_validate_virtual_he`.
+        If there is no variant, two are alike, or none is given for a model that is; as of
+        :func:`cross_validate_virtual_he`.
 
     Examples
     --------
@@ -94,7 +98,8 @@ def ablate_virtual_he(
     >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=60)
     >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     >>> variants = {"as it is": {}, "not turned": {"augment": False}}
-    >>> training = {"model": sthist.models.Pix2Pix(tiny), "epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
+    >>> training = {"model": sthist.models.Pix2Pix(tiny), "epochs": 1, "steps_per_epoch": 2}
+    >>> training |= {"device": "cpu", "progress": False}
     >>> frame = sthist.benchmark.ablate_virtual_he(
     ...     sdata, variants, seeds=(0,), n_max=8, metrics="ssim", baselines="mean colour", **training
     ... )
@@ -104,7 +109,10 @@ def ablate_virtual_he(
     arguments = locals()  # first of all, so that it is what was given and nothing else
     if variants is None:
         if not isinstance(model, str):
-            msg = "A model that is given cannot change what it sees: name one, such as model='small', or say what varies with variants=."
+            msg = (
+                "A model that is given cannot change what it sees: name one, such as model='small', or say what "
+                "varies with variants=."
+            )
             raise ValueError(msg)
         first = next(iter(data.values())) if isinstance(data, Mapping) else data
         variants = paper_variants(laid_tiles(first, tiles)[1], model, training)
@@ -182,33 +190,37 @@ def cross_validate_virtual_he(
 ) -> pd.DataFrame:
     """Train a virtual H&E model on some tiles, score it on others, and do so with all in turn.
 
-    Each fold is trained without the tiles that it is scored on, once per seed, by :func:`sthist.tl.train_virtual_he`. On the same held-out
-    tiles are scored predictions that have learned little or nothing, without which a score means nothing.
+    Each fold is trained without the tiles that it is scored on, once per seed, by :func:`sthist.tl.train_virtual_he`.
+    On the same held-out tiles are scored predictions that have learned little or nothing, without which a score means
+    nothing.
 
     Parameters
     ----------
     data
-        A SpatialData, or a mapping of sample name to such, with nuclear stain, transcripts, a registered H&E, and laid tiles.
+        A SpatialData, or a mapping of sample name to such, with nuclear stain, transcripts, a registered H&E, and laid
+        tiles.
     model
-        What is trained, as of :func:`sthist.tl.train_virtual_he`. A model that is given is continued in each fold: where it was
-        trained on these tiles before, the scores are too good.
+        What is trained, as of :func:`sthist.tl.train_virtual_he`. A model that is given is continued in each fold:
+        where it was trained on these tiles before, the scores are too good.
     split
-        What is held out: ``"block"`` (squares of tissue with a gap), ``"sample"``, ``"patient"``, ``"tissue"``, ``"platform"``, the name of a
-        column of the tiles' table, or a mapping of sample to ``"train"``, ``"validation"`` or ``"test"``. ``"random"`` leaks, and the result
-        says so. A model that is told the tissue (``tissue=``) cannot be asked for one that it has never seen.
+        What is held out: ``"block"`` (squares of tissue with a gap), ``"sample"``, ``"patient"``, ``"tissue"``,
+        ``"platform"``, the name of a column of the tiles' table, or a mapping of sample to ``"train"``,
+        ``"validation"`` or ``"test"``. ``"random"`` leaks, and the result says so. A model that is told the tissue
+        (``tissue=``) cannot be asked for one that it has never seen.
     test
         Groups that test, or a part of the tiles such as ``0.2``; by default each group tests once, in one of ``folds``.
     folds
-        How many. By default one for each group where groups are samples, patients, tissues, platforms or what a column says, up to ten of
-        them, so that each is left out once; else five.
+        How many. By default one for each group where groups are samples, patients, tissues, platforms or what a column
+        says, up to ten of them, so that each is left out once; else five.
     seeds
         Of the trainings, each of which is scored.
     tiles
-        Tiles that :func:`sthist.pp.tiles` has laid; of their size is what is scored. The model is trained on tiles of that size, too, or of
-        ``size_um=`` and ``px=``, around the same centres.
+        Tiles that :func:`sthist.pp.tiles` has laid; of their size is what is scored. The model is trained on tiles of
+        that size, too, or of ``size_um=`` and ``px=``, around the same centres.
     baselines
-        Among ``"beer-lambert"``, ``"beer-lambert, training colours"`` (its stains fitted to real tiles of the training part), and
-        ``"mean colour"`` (of the same). Empty for none. ``"shuffled"``, the model's image of another tile, is always there.
+        Among ``"beer-lambert"``, ``"beer-lambert, training colours"`` (its stains fitted to real tiles of the training
+        part), and ``"mean colour"`` (of the same). Empty for none. ``"shuffled"``, the model's image of another tile,
+        is always there.
     metrics, options
         As of :func:`sthist.metrics.image.compare`.
     extractor
@@ -216,10 +228,11 @@ def cross_validate_virtual_he(
     classes
         Column of the tiles' table with region classes.
     n_max
-        Held-out tiles that are scored in each fold, at most, drawn at random; all by default. They are in memory at once.
+        Held-out tiles that are scored in each fold, at most, drawn at random; all by default. They are in memory at
+        once.
     validation
-        Part of the training tiles, in whole groups, that training watches. A fold in which no group can be spared has none;
-        ``attrs["folds"]`` says how many tiles each has.
+        Part of the training tiles, in whole groups, that training watches. A fold in which no group can be spared has
+        none; ``attrs["folds"]`` says how many tiles each has.
     block_um, gap_um
         Of ``split="block"``: four tiles, and one, by default.
     samples
@@ -227,16 +240,19 @@ def cross_validate_virtual_he(
     seed
         Of splits and shuffling; ``settings.seed`` by default.
     folder
-        Where the trainings are kept, each in a folder of its own; with ``resume=True`` a call that was stopped goes on from them.
+        Where the trainings are kept, each in a folder of its own; with ``resume=True`` a call that was stopped goes on
+        from them.
     training
-        Of :func:`sthist.tl.train_virtual_he`. Tiles that it finds out of register are not trained on, but they are scored.
+        Of :func:`sthist.tl.train_virtual_he`. Tiles that it finds out of register are not trained on, but they are
+        scored.
 
     Returns
     -------
-    One row per fold, seed, method and tile: ``split``, ``fold``, ``seed``, ``method`` (``"model"``, the baselines, ``"shuffled"``), ``sample``,
-    ``tile`` (the instance id), ``class`` if asked for, and the metrics of tiles. The baselines stand under every seed alike. ``attrs["sets"]``
-    has FID and KID by fold, seed and method, ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not be
-    computed, ``attrs["leaks"]`` why scores are too good, ``attrs["folds"]`` the sizes. :func:`over_seeds` summarises it.
+    One row per fold, seed, method and tile: ``split``, ``fold``, ``seed``, ``method`` (``"model"``, the baselines,
+    ``"shuffled"``), ``sample``, ``tile`` (the instance id), ``class`` if asked for, and the metrics of tiles. The
+    baselines stand under every seed alike. ``attrs["sets"]`` has FID and KID by fold, seed and method,
+    ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not be computed,
+    ``attrs["leaks"]`` why scores are too good, ``attrs["folds"]`` the sizes. :func:`over_seeds` summarises it.
 
     Raises
     ------

@@ -58,8 +58,9 @@ def nucleus_preservation(
     key
         The virtual image.
     against
-        What counts as the truth: ``"stain"``, nuclei segmented in the same way from the nuclear stain; ``"vendor"``, the vendor's
-        outlines of nuclei, or the key of such shapes; ``"real"``, nuclei segmented from the haematoxylin of the real H&E.
+        What counts as the truth: ``"stain"``, nuclei segmented in the same way from the nuclear stain; ``"vendor"``,
+        the vendor's outlines of nuclei, or the key of such shapes; ``"real"``, nuclei segmented from the haematoxylin
+        of the real H&E.
     he
         The real H&E, for ``against="real"``.
     image, channel, z
@@ -69,16 +70,17 @@ def nucleus_preservation(
     min_iou
         Overlap above which two nuclei are one, as of :func:`sthist.metrics.image.nucleus_preservation`.
     nulls
-        Beside each score that of the nuclei of another tile of the same virtual image: what chance gives where nuclei are as dense.
+        Beside each score that of the nuclei of another tile of the same virtual image: what chance gives where nuclei
+        are as dense.
     seed
         Of the shuffling; ``settings.seed`` by default.
 
     Returns
     -------
-    One row per sample, method (``"virtual"``, ``"shuffled"``) and tile: ``sample``, ``method``, ``tile`` (the instance id), ``n_found``,
-    ``n_true``, ``precision``, ``recall``, ``nucleus_f1``, ``nucleus_iou`` (mean over matched nuclei) and ``nucleus_shift_um`` (median over
-    matched nuclei). What has no nuclei to score is NaN. ``attrs["against"]`` says what counted as the truth; of a mapping of samples it is
-    a mapping, too.
+    One row per sample, method (``"virtual"``, ``"shuffled"``) and tile: ``sample``, ``method``, ``tile`` (the instance
+    id), ``n_found``, ``n_true``, ``precision``, ``recall``, ``nucleus_f1``, ``nucleus_iou`` (mean over matched nuclei)
+    and ``nucleus_shift_um`` (median over matched nuclei). What has no nuclei to score is NaN. ``attrs["against"]`` says
+    what counted as the truth; of a mapping of samples it is a mapping, too.
 
     Raises
     ------
@@ -87,8 +89,8 @@ def nucleus_preservation(
     KeyError
         If an element is missing.
     ValueError
-        If no tile lies on the images, tiles differ between samples, several elements could be meant, or the tiles are too coarse to tell
-        nuclei apart.
+        If no tile lies on the images, tiles differ between samples, several elements could be meant, or the tiles are
+        too coarse to tell nuclei apart.
 
     Examples
     --------
@@ -206,7 +208,10 @@ def nucleus_shapes(sdata: SpatialData) -> str:
     if not named:
         msg = f"Found no outlines of nuclei. {_sample.describe('shapes', sdata.shapes)} Name them in place of 'vendor'."
         raise KeyError(msg)
-    msg = f"Several shapes could be the nuclei: {', '.join(map(repr, sorted(named)))}. Name one of them in place of 'vendor'."
+    msg = (
+        f"Several shapes could be the nuclei: {', '.join(map(repr, sorted(named)))}. Name one of them in place of "
+        f"'vendor'."
+    )
     raise ValueError(msg)
 
 

@@ -156,7 +156,10 @@ def find_sections(
     for sample in listed:
         section, own = _section(sample, tiles, he, elements)
         if spec is not None and own != spec:
-            msg = f"Tiles {tiles!r} of sample {sample.name!r} are {own}, those of {listed[0].name!r} {spec}; lay them alike."
+            msg = (
+                f"Tiles {tiles!r} of sample {sample.name!r} are {own}, those of {listed[0].name!r} {spec}; lay them "
+                f"alike."
+            )
             raise ValueError(msg)
         spec = own
         if classes is not None:
@@ -180,7 +183,10 @@ def _section(sample: Any, tiles: str, he: str | None, elements: dict[str, Any]) 
     table, spec = laid_tiles(sdata, tiles)
     target = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
     if target.dtype != np.uint8 or len(target.channels) != 3:
-        msg = f"Image {key!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of uint8 are needed."
+        msg = (
+            f"Image {key!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of "
+            f"uint8 are needed."
+        )
         raise ValueError(msg)
     return Section(sample.name, _sample.find_high_res(sdata, **elements), table, key, target), spec
 
@@ -241,7 +247,8 @@ def _fact(section: Section, what: str, samples: Any) -> str:
         if recorded.get(name):
             return str(recorded[name])
     msg = (
-        f"The {what} of sample {section.name!r} is not known: give samples=, a table with the columns 'sample' and {what!r}, or record it in "
+        f"The {what} of sample {section.name!r} is not known: give samples=, a table with the columns 'sample' "
+        f"and {what!r}, or record it in "
         f"sdata.attrs['sthist']['sample'][{what!r}]."
     )
     raise KeyError(msg)
@@ -288,8 +295,8 @@ def fold_count(grouping: Grouping, folds: int | None) -> int:
 def training_data(sections: Sections, grouping: Grouping, fold: Fold, spec: TileSpec) -> Mapping[str, SpatialData]:
     """Samples as a trainer takes them: the same elements, and a table of tiles whose column says what each is for.
 
-    Neither the user's objects nor their stores are touched. Tiles that the gap between the sides leaves out are not there, nor is a
-    sample without a tile.
+    Neither the user's objects nor their stores are touched. Tiles that the gap between the sides leaves out are not
+    there, nor is a sample without a tile.
     """
     from spatialdata import SpatialData
 

@@ -25,13 +25,13 @@ def over_seeds(frame: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.Da
     frame
         Of :func:`cross_validate_virtual_he` or :func:`ablate_virtual_he`.
     by
-        Columns to group by; by default ``variant``, ``factor`` and ``method``, those that there are. With ``"class"`` among them FID
-        and KID are those of the classes.
+        Columns to group by; by default ``variant``, ``factor`` and ``method``, those that there are. With ``"class"``
+        among them FID and KID are those of the classes.
 
     Returns
     -------
-    One row per group: its columns, ``n_seeds``, ``n_tiles`` (of a seed), and of each score the mean over seeds under its own name and the
-    standard deviation over seeds as ``<score>_sd``, NaN for a single one.
+    One row per group: its columns, ``n_seeds``, ``n_tiles`` (of a seed), and of each score the mean over seeds under
+    its own name and the standard deviation over seeds as ``<score>_sd``, NaN for a single one.
 
     Raises
     ------
@@ -77,10 +77,11 @@ def region_tests(
 
     Returns
     -------
-    One row per score and two classes: ``metric``, ``f`` and ``p`` of ANOVA over all classes; classes ``a`` and ``b``, ``difference`` of their
-    means (a minus b), its simultaneous 95 % interval ``low`` to ``high``, and ``p_pair``, adjusted for the number of pairs. Tiles without a
-    score, such as those without nuclei, are left out; a score that cannot be tested is left out, and ``attrs["not_tested"]`` says
-    why. Neighbouring tiles are alike, so that p-values are smaller than they should be.
+    One row per score and two classes: ``metric``, ``f`` and ``p`` of ANOVA over all classes; classes ``a`` and ``b``,
+    ``difference`` of their means (a minus b), its simultaneous 95 % interval ``low`` to ``high``, and ``p_pair``,
+    adjusted for the number of pairs. Tiles without a score, such as those without nuclei, are left out; a score that
+    cannot be tested is left out, and ``attrs["not_tested"]`` says why. Neighbouring tiles are alike, so that p-values
+    are smaller than they should be.
 
     Raises
     ------

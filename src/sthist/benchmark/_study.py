@@ -293,7 +293,10 @@ def _require_known(arguments: Mapping[str, Any]) -> None:
     }
     unknown = sorted(set(arguments) - (fields | own) | set(arguments) & taken)
     if unknown:
-        msg = f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are {sorted((fields | own) - taken)}."
+        msg = (
+            f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are "
+            f"{sorted((fields | own) - taken)}."
+        )
         raise TypeError(msg)
     TranslationTraining(**{name: value for name, value in arguments.items() if name in fields})
 
@@ -312,7 +315,10 @@ def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
             configs[model](size_um=spec.size_um, px=spec.px)
         elif hasattr(model.config, "spec") and model.config.spec != spec:
             of = f"variant {name!r}" if name else "the tiles"
-            msg = f"The model that is given is for {model.config.spec}, and {of} would be {spec}: name a model, to begin anew."
+            msg = (
+                f"The model that is given is for {model.config.spec}, and {of} would be {spec}: name a model, to "
+                f"begin anew."
+            )
             raise ValueError(msg)
 
 
@@ -338,7 +344,8 @@ def _require_told(sections: Sections, folds: list[Fold], arguments: Mapping[str,
         trained, tested = (set(sections.tissues(tissue, part)) for part in (fold.train, fold.test))  # type: ignore[arg-type]
         if tested - trained:
             msg = (
-                f"Fold {number} tests the tissue {sorted(map(str, tested - trained))[0]!r} and is trained on {sorted(map(str, trained))}: a "
+                f"Fold {number} tests the tissue {sorted(map(str, tested - trained))[0]!r} and is trained on "
+                f"{sorted(map(str, trained))}: a "
                 "model that is told the tissue knows only those. Leave tissue= out, or split by something else."
             )
             raise ValueError(msg)

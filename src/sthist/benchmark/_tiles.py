@@ -51,8 +51,8 @@ def find_extractor(
 class Standardized:
     """Embeddings whose features have mean 0 and variance 1 over the real tiles.
 
-    The features of an encoder may be of different units, such as areas and shares: as they are, the largest numbers would be
-    the distance.
+    The features of an encoder may be of different units, such as areas and shares: as they are, the largest numbers
+    would be the distance.
     """
 
     def __init__(self, encoder: Encoder, real: np.ndarray) -> None:
@@ -210,7 +210,10 @@ def shared_tiles(
             shared = _on_images(sample.data, obs, centres, spec, names)
         if found and spec != found[0][1].spec:
             first, other = found[0]
-            msg = f"Tiles {tiles!r} of sample {sample.name!r} are {spec}, those of {first.name!r} {other.spec}; lay them alike."
+            msg = (
+                f"Tiles {tiles!r} of sample {sample.name!r} are {spec}, those of {first.name!r} {other.spec}; lay "
+                f"them alike."
+            )
             raise ValueError(msg)
         found.append((sample, shared))
     return found
@@ -255,8 +258,10 @@ def _held_out(
     if len(lost):
         x, y = centres[lost[0]]
         msg = (
-            f"{len(lost)} of the {len(centres)} tiles that the model has not seen are not among {tiles!r}, the first at ({x:g}, {y:g}) µm: "
-            f"what {column!r} says of them is not known. Leave classes= out, or lay the tiles that the model was trained on."
+            f"{len(lost)} of the {len(centres)} tiles that the model has not seen are not among {tiles!r}, the "
+            f"first at ({x:g}, {y:g}) µm: "
+            f"what {column!r} says of them is not known. Leave classes= out, or lay the tiles that the model was "
+            f"trained on."
         )
         raise ValueError(msg)
     return rows.assign(**{column: obs[column].to_numpy()[row]}), centres
@@ -267,7 +272,8 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
     tiles: Any = getattr(model, "tiles", None)
     if tiles is None:
         msg = (
-            "of= is a model that does not know its tiles: take the one that tl.train_virtual_he returns, or load it from the folder of "
+            "of= is a model that does not know its tiles: take the one that tl.train_virtual_he returns, or load "
+            "it from the folder of "
             "its training, where tiles.csv is."
         )
         raise ValueError(msg)
@@ -275,13 +281,17 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
     known, wanted = list(dict.fromkeys(names)), [sample.name for sample in samples]
     strange = [name for name in wanted if name not in known]
     if strange:
-        msg = f"The model was trained on the samples {known[:8]}, and on none called {strange[0]!r}: give a mapping of these names to samples."
+        msg = (
+            f"The model was trained on the samples {known[:8]}, and on none called {strange[0]!r}: give a mapping of "
+            f"these names to samples."
+        )
         raise KeyError(msg)
     tested = tiles["part"] == "test"
     unseen = {name: tiles[tested & (names == name)] for name in wanted if (tested & (names == name)).any()}
     if not unseen:
         msg = (
-            f"None of the model's tiles of {wanted[:8]} has the part 'test': train it with test=, such as test=0.2, or leave of= out to "
+            f"None of the model's tiles of {wanted[:8]} has the part 'test': train it with test=, such as "
+            f"test=0.2, or leave of= out to "
             "score all laid tiles."
         )
         raise ValueError(msg)

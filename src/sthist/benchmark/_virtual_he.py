@@ -64,7 +64,10 @@ def seam_of(sdata: SpatialData, key: str, *, seed: int = 0) -> dict[str, Any]:
 
 
 def _repeat(pixels: Any, stride: int) -> float | None:
-    """Spread of the mean tile's profile over that of means at other distances; None where too few tiles lie in a row."""
+    """Spread of the mean tile's profile over that of means at other distances.
+
+    None where too few tiles lie in a row.
+    """
     strengths: list[list[float]] = []
     for axis in (0, 1):
         profile = np.asarray(pixels.mean(axis=(axis, 2)), np.float64)
@@ -138,9 +141,10 @@ def virtual_he(
     key
         The virtual image.
     of
-        A model of :func:`sthist.tl.train_virtual_he`: score the tiles that its training has held out (``test=``), and no others. They are
-        found by sample and place, whether they were laid or spread by the training; samples without such are left out. By default all
-        laid tiles are scored, also those that a model was trained on, whose scores are too good.
+        A model of :func:`sthist.tl.train_virtual_he`: score the tiles that its training has held out (``test=``), and
+        no others. They are found by sample and place, whether they were laid or spread by the training; samples without
+        such are left out. By default all laid tiles are scored, also those that a model was trained on, whose scores
+        are too good.
     he
         The real one.
     tiles
@@ -148,32 +152,35 @@ def virtual_he(
     classes
         Column of the tiles' table that holds the region class of each; :func:`region_tests` compares them.
     metrics
-        As of :func:`sthist.metrics.image.compare`: ``"mse"``, ``"psnr"``, ``"ssim"``, ``"lpips"``, ``"clip"``, ``"fid"``, ``"kid"``.
+        As of :func:`sthist.metrics.image.compare`: ``"mse"``, ``"psnr"``, ``"ssim"``, ``"lpips"``, ``"clip"``,
+        ``"fid"``, ``"kid"``.
     extractor
-        What FID and KID look through: the name of an encoder such as ``"morphology"``, which is built in, or an encoder, whose features
-        are standardised by the real tiles; a function, as of :func:`sthist.metrics.image.fid`; or None for Inception-v3, whose weights
-        have to be there. Values through different ones do not compare.
+        What FID and KID look through: the name of an encoder such as ``"morphology"``, which is built in, or an
+        encoder, whose features are standardised by the real tiles; a function, as of :func:`sthist.metrics.image.fid`;
+        or None for Inception-v3, whose weights have to be there. Values through different ones do not compare.
     options
         Further arguments of metrics, as of :func:`sthist.metrics.image.compare`.
     nuclei
-        Also compare the nuclei that are segmented from the haematoxylin of the virtual image (:func:`sthist.tiles.segment_nuclei`): with
-        those of the real image (True or ``"real"``), of the nuclear stain (``"stain"``), or with the vendor's outlines (``"vendor"``, or the
-        key of shapes). What is segmented counts as the truth, and is none. Where there is no real H&E,
-        :func:`nucleus_preservation` scores nuclei alone.
+        Also compare the nuclei that are segmented from the haematoxylin of the virtual image
+        (:func:`sthist.tiles.segment_nuclei`): with those of the real image (True or ``"real"``), of the nuclear stain
+        (``"stain"``), or with the vendor's outlines (``"vendor"``, or the key of shapes). What is segmented counts as
+        the truth, and is none. Where there is no real H&E, :func:`nucleus_preservation` scores nuclei alone.
     nulls
-        Beside each score that of the mean colour of all real tiles, and of the virtual image of another tile, also of another sample.
+        Beside each score that of the mean colour of all real tiles, and of the virtual image of another tile, also of
+        another sample.
     seed
         Of the shuffling; ``settings.seed`` by default.
 
     Returns
     -------
-    One row per method and tile: ``sample``, ``method``, ``tile`` (the instance id), ``class`` if asked for, one column per metric, and
-    ``nucleus_f1``, ``nucleus_iou``, ``nucleus_shift_um`` (median over matched nuclei). All tiles of all samples are held in memory at once:
-    six bytes per pixel. ``attrs["sets"]`` holds FID and KID, which are of the tiles of all samples together,
-    ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not be computed and why; ``attrs["seam"]`` says
-    how far the tiles show that the image was made of: ``seam``, the score of :func:`sthist.metrics.image.seam_score` on their borders,
-    ``interior``, the same half a tile beside them, and their ``ratio``, about 1 where seams do not show; or the ``reason`` why there are
-    none. Of a mapping of samples it is a mapping, too.
+    One row per method and tile: ``sample``, ``method``, ``tile`` (the instance id), ``class`` if asked for, one column
+    per metric, and ``nucleus_f1``, ``nucleus_iou``, ``nucleus_shift_um`` (median over matched nuclei). All tiles of all
+    samples are held in memory at once: six bytes per pixel. ``attrs["sets"]`` holds FID and KID, which are of the tiles
+    of all samples together, ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not
+    be computed and why; ``attrs["seam"]`` says how far the tiles show that the image was made of: ``seam``, the score
+    of :func:`sthist.metrics.image.seam_score` on their borders, ``interior``, the same half a tile beside them, and
+    their ``ratio``, about 1 where seams do not show; or the ``reason`` why there are none. Of a mapping of samples it
+    is a mapping, too.
 
     Raises
     ------
@@ -182,8 +189,8 @@ def virtual_he(
     KeyError
         If an image, the tiles, shapes or the column is missing, or the model was not trained on the sample.
     ValueError
-        If no tile lies on both images, tiles differ between samples, the model was trained without a test part, or the nuclei cannot be
-        told apart at the tiles' resolution.
+        If no tile lies on both images, tiles differ between samples, the model was trained without a test part, or the
+        nuclei cannot be told apart at the tiles' resolution.
 
     Examples
     --------

@@ -108,7 +108,10 @@ def fetch(source: Source) -> list[Path]:
         needed = sum(file.n_bytes for file in missing)
         free = shutil.disk_usage(source.folder).free
         if needed > free:
-            msg = f"{source.title} needs {needed / 1e9:.1f} GB in {source.folder}, where {free / 1e9:.1f} GB are free; set sthist.settings.cache_dir."
+            msg = (
+                f"{source.title} needs {needed / 1e9:.1f} GB in {source.folder}, where {free / 1e9:.1f} GB are free; "
+                f"set sthist.settings.cache_dir."
+            )
             raise OSError(msg)
     for file in missing:
         _fetch_one(source, file)
@@ -138,7 +141,8 @@ def _fetch_one(source: Source, file: RemoteFile) -> None:
         if found != file.sha256.lower():
             partial.unlink()
             msg = (
-                f"{file.url} has another SHA-256 than it should: {found} in place of {file.sha256}. It was not kept: the file has "
+                f"{file.url} has another SHA-256 than it should: {found} in place of {file.sha256}. It was not "
+                f"kept: the file has "
                 "changed, or was damaged on the way. Try again; if it stays so, do not trust it."
             )
             raise ValueError(msg)
@@ -146,7 +150,10 @@ def _fetch_one(source: Source, file: RemoteFile) -> None:
 
 
 def _transfer(file: RemoteFile, partial: Path) -> None:
-    """Append what is missing to a partial file; begin anew where the host cannot go on, or the file is another by now."""
+    """Append what is missing to a partial file.
+
+    Begin anew where the host cannot go on, or the file is another by now.
+    """
     import requests
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -195,7 +202,10 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _
             members = [member for member in file.infolist() if wanted(member.filename)]
             for member in members:
                 if not (partial / member.filename).resolve().is_relative_to(partial.resolve()):
-                    msg = f"{archive} has a member that leads outside of its folder: {member.filename!r}. It was not unpacked."
+                    msg = (
+                        f"{archive} has a member that leads outside of its folder: {member.filename!r}. It was not "
+                        f"unpacked."
+                    )
                     raise ValueError(msg)
             needed, free = sum(member.file_size for member in members), shutil.disk_usage(archive.parent).free
             if needed > free:
@@ -235,10 +245,16 @@ def fetch_from_hub(repository: str, patterns: list[str], source: Source, **optio
             )
         )
     except GatedRepoError as error:
-        msg = f"{source.title} is given on request: accept its terms ({source.licence}) on {page}, then run `hf auth login`."
+        msg = (
+            f"{source.title} is given on request: accept its terms ({source.licence}) on {page}, then run `hf auth "
+            f"login`."
+        )
         raise PermissionError(msg) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        msg = f"The hub has no data set {repository} in that revision, or you are not logged in (`hf auth login`): {page}."
+        msg = (
+            f"The hub has no data set {repository} in that revision, or you are not logged in (`hf auth login`): "
+            f"{page}."
+        )
         raise FileNotFoundError(msg) from error
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         why = "sthist.settings.offline is set, and it is not in the cache" if settings.offline else str(error)

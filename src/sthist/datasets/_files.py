@@ -68,6 +68,9 @@ def folder_with(root: Path, pattern: str) -> Path:
     """The folder in which a file lies."""
     file = first(root, pattern)
     if file is None:
-        msg = f"{root} has no file {pattern}: it is not the data set, or not all of it. If it lies in the cache, delete it and try again."
+        msg = (
+            f"{root} has no file {pattern}: it is not the data set, or not all of it. If it lies in the cache, delete "
+            f"it and try again."
+        )
         raise FileNotFoundError(msg)
     return file.parent

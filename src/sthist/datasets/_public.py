@@ -38,8 +38,8 @@ def xenium_breast(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     Raises
     ------
     ConnectionError
-        If the network fails, or :attr:`sthist.settings.offline` is set and the files are not in the cache; it says which
-        files to put where by hand.
+        If the network fails, or :attr:`sthist.settings.offline` is set and the files are not in the cache; it says
+        which files to put where by hand.
     OSError
         If there is not enough space.
 
@@ -59,8 +59,8 @@ def xenium_breast(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
 def xenium_lung(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     """Xenium section of human lung cancer: immuno-oncology panel and custom genes (10x Genomics, CC BY 4.0).
 
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where is
-    logged. Result and errors are those of :func:`xenium_breast`.
+    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
+    is logged. Result and errors are those of :func:`xenium_breast`.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def xenium_lung(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
 def xenium_pancreas(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     """Xenium section of human pancreatic ductal adenocarcinoma: immuno-oncology panel (10x Genomics, CC BY 4.0).
 
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where is
-    logged. Result and errors are those of :func:`xenium_breast`.
+    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
+    is logged. Result and errors are those of :func:`xenium_breast`.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def xenium_pancreas(path: str | Path | None = None, **kwargs: Any) -> SpatialDat
 def xenium_brain(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     """Xenium section of human glioblastoma: immuno-oncology panel and custom genes (10x Genomics, CC BY 4.0).
 
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where is
-    logged. Result and errors are those of :func:`xenium_breast`.
+    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
+    is logged. Result and errors are those of :func:`xenium_breast`.
 
     Parameters
     ----------
@@ -122,8 +122,8 @@ def xenium_brain(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
 def xenium_liver(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     """Xenium section of human liver cancer: multi-tissue panel (10x Genomics, CC BY 4.0).
 
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where is
-    logged. Result and errors are those of :func:`xenium_breast`.
+    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
+    is logged. Result and errors are those of :func:`xenium_breast`.
 
     Parameters
     ----------
@@ -146,7 +146,8 @@ def cosmx_nsclc(sample: str = "Lung5_Rep1", path: str | Path | None = None, **kw
     Parameters
     ----------
     sample
-        ``"Lung5_Rep1"`` to ``"Lung5_Rep3"``, ``"Lung6"``, ``"Lung9_Rep1"``, ``"Lung9_Rep2"``, ``"Lung12"`` or ``"Lung13"``.
+        ``"Lung5_Rep1"`` to ``"Lung5_Rep3"``, ``"Lung6"``, ``"Lung9_Rep1"``, ``"Lung9_Rep2"``, ``"Lung12"`` or
+        ``"Lung13"``.
     path
         The folder of flat files and images, if you have it: nothing is downloaded.
     kwargs

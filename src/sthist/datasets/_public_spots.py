@@ -37,8 +37,8 @@ def her2st(
 
     Returns
     -------
-    What :func:`sthist.io.legacy_st` gives if ``sections`` is a text, else a mapping of section to that. Pathologist's labels are
-    in ``obs["label"]`` where the study has them.
+    What :func:`sthist.io.legacy_st` gives if ``sections`` is a text, else a mapping of section to that. Pathologist's
+    labels are in ``obs["label"]`` where the study has them.
 
     Raises
     ------
@@ -90,8 +90,8 @@ def stnet(
 
     Returns
     -------
-    What :func:`sthist.io.legacy_st` gives if ``sections`` is a text, else a mapping of section to that; ``obs["label"]`` is
-    tumour or not.
+    What :func:`sthist.io.legacy_st` gives if ``sections`` is a text, else a mapping of section to that;
+    ``obs["label"]`` is tumour or not.
 
     Raises
     ------
@@ -132,8 +132,8 @@ def hest(
 ) -> SpatialData | dict[str, SpatialData]:
     """Samples of HEST-1k, from the hub (Jaume et al. 2024; CC BY-NC-SA 4.0, given on request).
 
-    It holds sections of other public sets, such as her2st and ST-Net, under other names: do not train on one and evaluate on
-    the other.
+    It holds sections of other public sets, such as her2st and ST-Net, under other names: do not train on one and
+    evaluate on the other.
 
     Parameters
     ----------
@@ -219,8 +219,8 @@ def single_cell_reference(tissue: str, path: str | Path | None = None, *, backed
     Parameters
     ----------
     tissue
-        ``"lung"`` (Madissoon et al. 2022) or ``"breast"`` (Human Breast Cell Atlas, Kumar et al. 2023), the references of
-        Hist2Cell. That of the breast has no lasting address: get it as h5ad from the page that the error names.
+        ``"lung"`` (Madissoon et al. 2022) or ``"breast"`` (Human Breast Cell Atlas, Kumar et al. 2023), the references
+        of Hist2Cell. That of the breast has no lasting address: get it as h5ad from the page that the error names.
     path
         The h5ad file, if you have it: nothing is downloaded.
     backed
@@ -318,7 +318,10 @@ def _walled(name: str, folder: str | Path | None, mpp: float, kwargs: dict[str, 
     source, steps = _sources.WALLED[name]
     if folder is None or not Path(folder).is_dir():
         what = "" if folder is None else f"{folder} is no folder. "
-        msg = f"{what}{source.describe()} It cannot be downloaded without you. {steps} Then: sthist.datasets.{name}(folder)."
+        msg = (
+            f"{what}{source.describe()} It cannot be downloaded without you. {steps} Then: "
+            f"sthist.datasets.{name}(folder)."
+        )
         raise FileNotFoundError(msg)
     return io.tile_folder(folder, mpp=mpp, **kwargs)
 

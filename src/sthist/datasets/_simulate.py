@@ -41,12 +41,13 @@ def simulate_hrst(
 ) -> SpatialData:
     """A nuclear stain and transcripts on a real H&E, so that image translation can be trained and scored.
 
-    **Real** is the H&E alone, its pixels unchanged. **Simulated** is all else: the nuclear stain is the haematoxylin of the
-    H&E above that of the tissue around it, blurred, with haze, background and noise; nuclei are segmented from it; their
-    cell type follows from their size, shape, darkness and crowding by simple rules, and nobody has checked it; transcripts
-    of a panel of 60 genes are drawn by cell type and scattered over nucleus and cytoplasm. So the nuclear stain knows more of
-    the H&E than a real one does (it is of the same section, without any shift), and the transcripts know less (no tissue
-    biology but cell type). Scores on such data compare methods with each other; they do not predict scores on real pairs.
+    **Real** is the H&E alone, its pixels unchanged. **Simulated** is all else: the nuclear stain is the haematoxylin of
+    the H&E above that of the tissue around it, blurred, with haze, background and noise; nuclei are segmented from it;
+    their cell type follows from their size, shape, darkness and crowding by simple rules, and nobody has checked it;
+    transcripts of a panel of 60 genes are drawn by cell type and scattered over nucleus and cytoplasm. So the nuclear
+    stain knows more of the H&E than a real one does (it is of the same section, without any shift), and the transcripts
+    know less (no tissue biology but cell type). Scores on such data compare methods with each other; they do not
+    predict scores on real pairs.
 
     Parameters
     ----------
@@ -215,8 +216,8 @@ class _Section:
 def cell_types(cells: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
     """A cell type per nucleus by simple rules; what the rules leave open is drawn.
 
-    Elongated nuclei are fibroblasts or endothelium, small and round ones in a crowd are T or B cells, large ones in a crowd
-    are epithelial, and what is left is macrophages, fibroblasts or epithelial.
+    Elongated nuclei are fibroblasts or endothelium, small and round ones in a crowd are T or B cells, large ones in a
+    crowd are epithelial, and what is left is macrophages, fibroblasts or epithelial.
 
     Returns names of :data:`CELL_TYPES`, of shape (n,).
     """

@@ -1,7 +1,7 @@
 """Public data sets: where they are, and under which licence.
 
-A size or a SHA-256 stands here only where the source itself publishes it; none does so far. Where an address is from is said at
-each.
+A size or a SHA-256 stands here only where the source itself publishes it; none does so far. Where an address is from is
+said at each.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ XENIUM: dict[str, Source] = {
     ),
 }
 
-# CosMx: openpipeline (Lung5_Rep1), the tutorial of squidpy (Lung5_Rep2), a loader of Open Problems (Lung9_Rep1), and a public
-# script that downloads all eight from this address.
+# CosMx: openpipeline (Lung5_Rep1), the tutorial of squidpy (Lung5_Rep2), a loader of Open Problems (Lung9_Rep1), and a
+# public script that downloads all eight from this address.
 COSMX_SAMPLES = ("Lung5_Rep1", "Lung5_Rep2", "Lung5_Rep3", "Lung6", "Lung9_Rep1", "Lung9_Rep2", "Lung12", "Lung13")
 _NANOSTRING = "https://nanostring-public-share.s3.us-west-2.amazonaws.com/SMI-Compressed"
 COSMX: dict[str, Source] = {
@@ -146,8 +146,8 @@ HUB: dict[str, tuple[str, Source]] = {
     ),
 }
 
-# References of Hist2Cell. Lung: the address in a public retrieval benchmark. Breast: the address of the file changes with each
-# version of the collection, and none is established.
+# References of Hist2Cell. Lung: the address in a public retrieval benchmark. Breast: the address of the file changes
+# with each version of the collection, and none is established.
 REFERENCES: dict[str, Source] = {
     "lung": Source(
         "reference_lung",
@@ -175,7 +175,8 @@ WALLED: dict[str, tuple[Source, str]] = {
             "https://www.bracs.icar.cnr.it/",
             cite="Brancati et al., Database 2022, doi 10.1093/database/baac093",
         ),
-        "1. Register on the homepage. 2. Open Data Collection, Download, Regions of Interest Set: it leads to an FTP server. "
+        "1. Register on the homepage. 2. Open Data Collection, Download, Regions of Interest Set: it leads to an "
+        "FTP server. "
         "3. Download the folder BRACS_RoI/latest_version, with train, val and test and, in each, 0_N to 6_IC.",
     ),
     "spider": (
@@ -186,7 +187,8 @@ WALLED: dict[str, tuple[Source, str]] = {
             "https://github.com/HistAI/SPIDER",
             cite="Nechaev et al. 2025, arXiv 2503.02876",
         ),
-        "1. Accept the terms of the organ on the hub, as https://huggingface.co/datasets/histai/SPIDER-breast, and log in "
+        "1. Accept the terms of the organ on the hub, as https://huggingface.co/datasets/histai/SPIDER-breast, "
+        "and log in "
         "(`hf auth login`). 2. `hf download histai/SPIDER-breast --repo-type dataset --local-dir spider`. "
         "3. `cd spider && cat spider-breast.tar.* | tar -xf -`.",
     ),

@@ -85,9 +85,9 @@ def toy(
     Parameters
     ----------
     kind
-        ``"xenium"``: nuclear stain, transcripts, cells and H&E. ``"visium"``: H&E, and spots with counts. ``"cosmx"``: as
-        Xenium, the nuclear stain in 2 x 2 fields of view, without H&E. ``"tma"``: as Xenium, on a microarray of 3 x 3 cores
-        of which one is missing and one broken.
+        ``"xenium"``: nuclear stain, transcripts, cells and H&E. ``"visium"``: H&E, and spots with counts. ``"cosmx"``:
+        as Xenium, the nuclear stain in 2 x 2 fields of view, without H&E. ``"tma"``: as Xenium, on a microarray of 3 x
+        3 cores of which one is missing and one broken.
     size_um
         Side of the square field in micrometres.
     mpp
@@ -106,10 +106,11 @@ def toy(
       ``overlaps_nucleus``;
     * ``shapes["cell_boundaries"]``, ``shapes["nucleus_boundaries"]``;
     * ``shapes["regions"]``: true polygons with ``label`` (``duct``, ``immune``, ``stroma``);
-    * ``tables["table"]``: counts of transcripts with qv >= 20 in cells, ``obs["cell_type"]``, ``obsm["spatial"]`` in µm;
+    * ``tables["table"]``: counts of transcripts with qv >= 20 in cells, ``obs["cell_type"]``, ``obsm["spatial"]`` in
+      µm;
     * for ``"visium"``, in place of transcripts and cells, ``shapes["spots"]`` and a ``tables["table"]`` of them with
-      ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_cells"]`` and ``obsm["composition"]``, the true shares of the cell
-      types; for ``"tma"`` also ``shapes["cores"]`` with ``row``, ``column`` and ``state``.
+      ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_cells"]`` and ``obsm["composition"]``, the true shares of the
+      cell types; for ``"tma"`` also ``shapes["cores"]`` with ``row``, ``column`` and ``state``.
 
     Raises
     ------
@@ -152,7 +153,10 @@ def toy(
 def _regions(
     size: float, rng: np.random.Generator, cores: dict[tuple[int, int], BaseGeometry] | None
 ) -> dict[str, BaseGeometry]:
-    """Ducts (with their lumina), immune aggregates, stroma and lumina as polygons, on one piece of tissue or on cores."""
+    """Ducts (with their lumina), immune aggregates, stroma and lumina as polygons.
+
+    On one piece of tissue or on cores.
+    """
     import shapely
 
     outline = (

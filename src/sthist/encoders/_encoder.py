@@ -159,7 +159,8 @@ class Encoder(ABC):
         """
         if self.spec is not None and abs(spec.mpp / self.spec.mpp - 1) > SCALE_TOLERANCE:
             msg = (
-                f"The encoder {self.name!r} was trained on {self.spec.mpp:.4g} µm/px, the tiles have {spec.mpp:.4g}. Lay tiles of "
+                f"The encoder {self.name!r} was trained on {self.spec.mpp:.4g} µm/px, the tiles have "
+                f"{spec.mpp:.4g}. Lay tiles of "
                 f"{round(spec.size_um / self.spec.mpp)} px on {spec.size_um:.4g} µm, or pass spec= if you mean it."
             )
             if strict:
@@ -222,7 +223,8 @@ def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
     """Embeddings as they are given, if there is one finite row per tile."""
     if rows.ndim != 2 or len(rows) != n:
         msg = (
-            f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A network that "
+            f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A "
+            f"network that "
             "gives maps or tokens needs pooling first."
         )
         raise ValueError(msg)

@@ -239,7 +239,8 @@ def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple
         close = difflib.get_close_matches(typed, [*CARDS, "morphology", *ZOO_NAMES], n=3)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         msg = (
-            f"There is no encoder {typed!r}.{hint} There are 'morphology', {', '.join(map(repr, CARDS))}, 'timm:<name>', "
+            f"There is no encoder {typed!r}.{hint} There are 'morphology', {', '.join(map(repr, CARDS))}, "
+            f"'timm:<name>', "
             "'open_clip:<model>/<tag>', and those that sthist.encoders.available() lists."
         )
         raise KeyError(msg)

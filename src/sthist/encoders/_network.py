@@ -148,7 +148,10 @@ class NetworkEncoder(Encoder):
                 images = self.transform(pixels.permute(0, 3, 1, 2))
             found = function(images)
             if not isinstance(found, torch.Tensor):
-                msg = f"{self.name!r} gave a {type(found).__name__} in place of a tensor; wrap it in a module that picks one."
+                msg = (
+                    f"{self.name!r} gave a {type(found).__name__} in place of a tensor; wrap it in a module that "
+                    f"picks one."
+                )
                 raise ValueError(msg)
             return found.float()
 

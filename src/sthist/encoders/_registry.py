@@ -1,4 +1,7 @@
-"""Encoders that are known by name: where their weights are, under which licence, and for which tile they were trained."""
+"""Encoders that are known by name.
+
+Where their weights are, under which licence, and for which tile they were trained.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Transform:
     def __call__(self, tiles: Any) -> Any:
         """Prepare tiles for a network, where they are.
 
-        Returns Tensor (n, 3, size, size) of float32, channels last in memory.
+        Returns tensor (n, 3, size, size) of float32, channels last in memory.
         """
         import torch
 

@@ -48,9 +48,9 @@ def assemble(
     Parameters
     ----------
     images
-        Name to path (TIFF, OME-TIFF, SVS, PNG, JPEG) or array: (y, x), (y, x, 3), (c, y, x), or (c, z, y, x) for a stack.
-        TIFF files are read as they are needed.
-        Names like ``"he"`` and ``"dapi"``, or channels named like stains, tell their roles.
+        Name to path (TIFF, OME-TIFF, SVS, PNG, JPEG) or array: (y, x), (y, x, 3), (c, y, x), or (c, z, y, x) for a
+        stack. TIFF files are read as they are needed. Names like ``"he"`` and ``"dapi"``, or channels named like
+        stains, tell their roles.
     mpp
         µm per pixel: one number for all images, or one per image. Not needed where a file states it.
     matrices
@@ -157,7 +157,10 @@ def _add_points(
     columns, found_unit = _find_xy(frame.columns, xy, unit, "points")
     gene = gene if gene is not None else next((name for name in ("gene", "feature_name") if name in frame), None)
     if gene is None or gene not in frame:
-        msg = f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are {list(frame.columns)}; name it with gene=."
+        msg = (
+            f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
+            f"{list(frame.columns)}; name it with gene=."
+        )
         raise KeyError(msg)
     um = _in_um(frame[list(columns)].to_numpy(np.float64), found_unit, px_to_um, "points")
     rest = frame.drop(columns=[name for name in ("x", "y", *columns) if name in frame])
@@ -188,7 +191,8 @@ def _add_table(
         missing = [cell for cell in ids if cell not in outlines.index]
         if missing:
             msg = (
-                f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them {missing[0]!r}; outlines "
+                f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them "
+                f"{missing[0]!r}; outlines "
                 f"are named like {outlines.index[0]!r}."
             )
             raise ValueError(msg)
@@ -243,7 +247,10 @@ def _outlines(cells: Any) -> gpd.GeoDataFrame:
     frame = _frame(cells, "cells")
     missing = [name for name in ("cell_id", "x_um", "y_um") if name not in frame]
     if missing:
-        msg = f"cells have no column {missing}; one row per vertex needs cell_id, x_um and y_um, and has {list(frame.columns)}."
+        msg = (
+            f"cells have no column {missing}; one row per vertex needs cell_id, x_um and y_um, and has "
+            f"{list(frame.columns)}."
+        )
         raise KeyError(msg)
     codes, ids = pd.factorize(frame["cell_id"])
     order = np.argsort(codes, kind="stable")
@@ -291,14 +298,20 @@ def _find_xy(columns: Any, xy: Any, unit: Any, argument: str) -> tuple[tuple[str
             return pair, found
     if {"x", "y"} <= set(columns) and unit is not None:
         return ("x", "y"), unit
-    msg = f"{argument} has no coordinates that are recognised: its columns are {list(columns)}; name them with xy= and unit=."
+    msg = (
+        f"{argument} has no coordinates that are recognised: its columns are {list(columns)}; name them with xy= and "
+        f"unit=."
+    )
     raise KeyError(msg)
 
 
 def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str) -> np.ndarray:
     bad = ~np.isfinite(xy).all(1)
     if bad.any():
-        msg = f"{int(bad.sum())} of {len(xy)} coordinates of {argument} are NaN or infinite, the first in row {int(bad.argmax())}."
+        msg = (
+            f"{int(bad.sum())} of {len(xy)} coordinates of {argument} are NaN or infinite, the first in row "
+            f"{int(bad.argmax())}."
+        )
         raise ValueError(msg)
     if unit == "um":
         return xy

@@ -24,10 +24,10 @@ SMALLEST_LEVEL_PX = 512
 def export_ome_tiff(
     sdata: SpatialData, image: str, path: str | Path, *, compression: str | None = "deflate", overwrite: bool = False
 ) -> None:
-    """Write an image as a pyramidal, tiled OME-TIFF with its µm/px and channel names, as QuPath and Xenium Explorer open it.
+    """Write an image as a pyramidal, tiled OME-TIFF with µm/px and channel names, for QuPath and Xenium Explorer.
 
-    Level after level is written tile by tile: the image never sits in memory. The image's own pixel grid is written; a rotation
-    or flip that registers it in ``um`` is not.
+    Level after level is written tile by tile: the image never sits in memory. The image's own pixel grid is written; a
+    rotation or flip that registers it in ``um`` is not.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def export_ome_tiff(
     path
         File to write, ending in ``.ome.tif`` or ``.ome.tiff``.
     compression
-        ``"deflate"`` (lossless), another one that tifffile knows such as ``"zstd"`` or ``"jpeg"`` (with the extra ``wsi``),
-        or None.
+        ``"deflate"`` (lossless), another one that tifffile knows such as ``"zstd"`` or ``"jpeg"`` (with the extra
+        ``wsi``), or None.
     overwrite
         Replace a file.
 
@@ -69,7 +69,10 @@ def export_ome_tiff(
     element = _sample.get(sdata, "images", image)
     levels = _levels(element)
     if levels[0].ndim != 3:
-        msg = f"Image {image!r} has the axes {levels[0].dims}; an OME-TIFF of (c, y, x) can be written. Choose a plane first."
+        msg = (
+            f"Image {image!r} has the axes {levels[0].dims}; an OME-TIFF of (c, y, x) can be written. Choose a plane "
+            f"first."
+        )
         raise ValueError(msg)
     mpp_x, mpp_y = scale.resolve_mpp(sdata, image)
     names = _sample.channel_names(element)
@@ -159,7 +162,8 @@ def export_geojson(
     image
         The image on which they are to lie; its full-resolution pixels are the unit.
     label
-        Column, of the shapes or of the table that annotates them, that becomes QuPath's classification; NaN and None are none.
+        Column, of the shapes or of the table that annotates them, that becomes QuPath's classification; NaN and None
+        are none.
     columns
         Further columns of numbers, of the shapes or of the table, that become measurements.
     kind
@@ -229,7 +233,10 @@ def _in_pixels(sdata: SpatialData, shapes: str, image: str) -> GeoDataFrame:
         geometry = geometry.buffer(element["radius"])
     bad = geometry.is_empty | ~geometry.is_valid
     if bad.any():
-        msg = f"{int(bad.sum())} of the shapes {shapes!r} are empty or invalid, the first of them {bad.idxmax()!r}; mend them with make_valid()."
+        msg = (
+            f"{int(bad.sum())} of the shapes {shapes!r} are empty or invalid, the first of them {bad.idxmax()!r}; "
+            f"mend them with make_valid()."
+        )
         raise ValueError(msg)
     from_um, to_um = scale.matrix_to(target), scale.matrix_to(element)
     # What was drawn on this image keeps its coordinates to the last digit.

@@ -50,7 +50,8 @@ def auc_ovr(labels: Any, scores: Any, *, classes: Sequence[Any] | None = None, s
 
     Returns
     -------
-    One value per class, float64, in their order. A class that no row has, or that all rows have, is NaN: nothing can be said of it.
+    One value per class, float64, in their order. A class that no row has, or that all rows have, is NaN: nothing can be
+    said of it.
 
     Raises
     ------
@@ -149,8 +150,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of a statistic: rows, or whole groups of rows, are drawn with replacement.
 
-    Rows of one patient, slide or block are alike: drawn one by one they give intervals that are too narrow, drawn by group they
-    do not. Of few groups (less than about ten), an interval is rough.
+    Rows of one patient, slide or block are alike: drawn one by one they give intervals that are too narrow, drawn by
+    group they do not. Of few groups (less than about ten), an interval is rough.
 
     Parameters
     ----------
@@ -169,7 +170,8 @@ def bootstrap_interval(
 
     Returns
     -------
-    The interval; draws in which the statistic is NaN, such as those that have no row of a class, are left out and counted.
+    The interval; draws in which the statistic is NaN, such as those that have no row of a class, are left out and
+    counted.
 
     Raises
     ------
@@ -205,7 +207,10 @@ def bootstrap_interval(
 
 
 def auc_statistic(codes: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of weights that gives each class's AUC and, last, their support-weighted mean; sorted once for all draws."""
+    """A function of weights that gives each class's AUC and, last, their support-weighted mean.
+
+    Sorted once for all draws.
+    """
     ranked = [_ranked(codes == k, scores[:, k]) for k in range(scores.shape[1])]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
@@ -264,7 +269,10 @@ def _checked(labels: Any, scores: Any, classes: Sequence[Any] | None) -> tuple[n
     values = np.asarray(scores, np.float64)
     labels = np.asarray(labels, object)
     if values.ndim != 2 or labels.shape != (len(values),) or not len(values):
-        msg = f"Scores are (n, classes) and labels (n,), n at least 1; these have shapes {values.shape} and {labels.shape}."
+        msg = (
+            f"Scores are (n, classes) and labels (n,), n at least 1; these have shapes {values.shape} and "
+            f"{labels.shape}."
+        )
         raise ValueError(msg)
     names = columns if classes is None and columns else list(range(values.shape[1]) if classes is None else classes)
     if len(names) != values.shape[1]:

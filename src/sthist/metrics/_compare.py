@@ -141,8 +141,8 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
     Returns
     -------
     One row per class and method: ``n`` tiles; the mean of each column of numbers under its own name and its standard
-    deviation as ``<score>_sd``; FID and KID. What could not be computed is the text ``"not available"``, and the reason is in
-    ``attrs["not_available"]``.
+    deviation as ``<score>_sd``; FID and KID. What could not be computed is the text ``"not available"``, and the reason
+    is in ``attrs["not_available"]``.
 
     Raises
     ------
@@ -192,7 +192,10 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
 
 
 def by_seed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """One row per group and seed: the mean of each score of tiles, and of FID and KID, which belong to whole sets, over the folds."""
+    """One row per group and seed.
+
+    The mean of each score of tiles, and of FID and KID, which belong to whole sets, over the folds.
+    """
     import pandas as pd
 
     within = list(dict.fromkeys([*keys, "seed"]))
@@ -217,7 +220,8 @@ def check_column(frame: pd.DataFrame, by: str | None) -> None:
     """Refuse a column that is not there."""
     if by is not None and by not in frame.columns:
         msg = (
-            f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or by=None for one "
+            f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or by=None "
+            f"for one "
             "row per method."
         )
         raise ValueError(msg)

@@ -69,7 +69,8 @@ def inception_extractor(metric: str, weights: Any) -> Any:
     path = locate(metric, INCEPTION, weights, way_out)
     if find_spec("torch_fidelity") is None:
         msg = (
-            f"{metric} looks through the Inception-v3 of the package torch-fidelity, which is not installed; its weights "
+            f"{metric} looks through the Inception-v3 of the package torch-fidelity, which is not installed; its "
+            f"weights "
             f"are at {str(path)!r}. Install it, or give extractor=, a network of your own."
         )
         raise MetricUnavailable(msg)
@@ -112,7 +113,8 @@ def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any]
         from huggingface_hub.constants import HF_HUB_CACHE
 
         msg = (
-            f"CLIP similarity needs the model {name!r}, which is neither a folder with a configuration, image processor "
+            f"CLIP similarity needs the model {name!r}, which is neither a folder with a configuration, image "
+            f"processor "
             f"and weights nor in {HF_HUB_CACHE}. Nothing is downloaded: fetch it with 'hf download {CLIP}', or give "
             "weights=, a folder that transformers wrote, or extractor=, a network of your own."
         )
@@ -144,7 +146,8 @@ def extract(extractor: Any, images: np.ndarray) -> np.ndarray:
             found = torch.as_tensor(found).detach().cpu().double().numpy()
             if found.ndim != 2 or len(found) != part.stop - part.start or not np.isfinite(found).all():
                 msg = (
-                    f"An extractor takes images (n, 3, h, w) and gives finite features (n, d); for {part.stop - part.start} "
+                    f"An extractor takes images (n, 3, h, w) and gives finite features (n, d); for "
+                    f"{part.stop - part.start} "
                     f"images this one gave shape {found.shape}{'' if np.isfinite(found).all() else ', not all finite'}."
                 )
                 raise ValueError(msg)

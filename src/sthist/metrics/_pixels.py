@@ -117,7 +117,8 @@ def ssim(a: Any, b: Any) -> float | np.ndarray:
     >>> image.ssim(tile, 255 - tile) < 0
     True
     """
-    # torchmetrics gives the same numbers inside its frame, at 50 times the time on a CPU: its windows are not separated.
+    # torchmetrics gives the same numbers inside its frame, at 50 times the time on a CPU: its windows are not
+    # separated.
     from skimage.metrics import structural_similarity
 
     one, other, single = pair(a, b)

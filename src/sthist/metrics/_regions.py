@@ -89,7 +89,10 @@ def region_tests(frame: pd.DataFrame, metric: str, by: str = "class", *, method:
         raise ValueError(msg)
     for name, group in values.items():
         if len(group) < 2:
-            msg = f"Class {name!r} has one tile only; each needs at least two. Leave it out of the table, or pass tests=False to a plot."
+            msg = (
+                f"Class {name!r} has one tile only; each needs at least two. Leave it out of the table, or pass "
+                f"tests=False to a plot."
+            )
             raise ValueError(msg)
     if all(np.ptp(group) == 0 for group in values.values()):
         msg = f"{metric} does not vary within any class: there is nothing to test against."

@@ -39,7 +39,9 @@ def alignment(
     axes: Axes | Sequence[Axes] | np.ndarray | None = None,
     save: str | Path | None = None,
 ) -> list[Axes]:
-    """Show how well an H&E lies on the nuclear stain: a checkerboard of both, and nuclei of the stain outlined on the H&E.
+    """Show how well an H&E lies on the nuclear stain.
+
+    A checkerboard shows both; on the H&E, the nuclei of the stain are outlined.
 
     Parameters
     ----------
@@ -48,8 +50,8 @@ def alignment(
     he, to
         Keys of the H&E and of the image with the nuclear stain; found by default.
     within
-        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; all of the stain by default. On a
-        region of up to about 0.7 mm single nuclei are outlined, on a larger one where they are dense.
+        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; all of the stain by default.
+        On a region of up to about 0.7 mm single nuclei are outlined, on a larger one where they are dense.
     panels
         ``"checkerboard"``: squares of the H&E in turn with squares of the stain, its nuclei dark. ``"contours"``.
     squares

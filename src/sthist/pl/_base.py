@@ -46,7 +46,10 @@ def is_rgb(sdata: SpatialData, image: str) -> bool:
 
 
 def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp: float) -> np.ndarray:
-    """One channel of an image at the pixels of a panel, (h, w) float64: the pixel under the centre of each; NaN outside."""
+    """One channel of an image at the pixels of a panel, (h, w) float64: the pixel under the centre of each.
+
+    NaN outside.
+    """
     source = source_from_element(sdata, key, channels=[channel])
     mpp = max(mpp, min(scale.pixel_size(source.to_um)))
     places, shape = _centres(extent, mpp)
@@ -114,7 +117,10 @@ def _painted(polygons: np.ndarray, values: np.ndarray, extent: Extent, shape: tu
 
 
 def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
-    """By sums over corners: each box adds to what lies right of and below its first corner, and takes it away at the others."""
+    """By sums over corners.
+
+    Each box adds to what lies right of and below its first corner, and takes it away at the others.
+    """
     x0, y0, x1, y1 = extent
     height, width = shape
     left, right = (np.clip(np.round((boxes[:, i] - x0) / (x1 - x0) * width), 0, width).astype(int) for i in (0, 2))
@@ -128,7 +134,10 @@ def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape:
 
 
 def colours_of(adata: Any, column: str, values: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Code of each row, -1 for none; names; and (names, 3) colours: those that scanpy keeps of the column, else the usual ones."""
+    """Code of each row, -1 for none; names; and (names, 3) colours.
+
+    Those that scanpy keeps of the column, else the usual ones.
+    """
     import matplotlib as mpl
     from matplotlib.colors import to_rgb
 

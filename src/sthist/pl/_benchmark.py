@@ -37,8 +37,8 @@ def ablation(
 ) -> Axes:
     """Draw a score of each variant: a point per seed, their mean, and its interval.
 
-    Variants stand below each other, grouped by what they change. The interval is Student's, of the mean over seeds; one seed has
-    none. Dashed lines are what was not trained.
+    Variants stand below each other, grouped by what they change. The interval is Student's, of the mean over seeds; one
+    seed has none. Dashed lines are what was not trained.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ def ablation(
     Raises
     ------
     ValueError
-        If the frame has no variants, no such score or method, the score was not available, or ``level`` is out of range.
+        If the frame has no variants, no such score or method, the score was not available, or ``level`` is out of
+        range.
 
     Examples
     --------
@@ -112,12 +113,18 @@ def _scores(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     keys = ["variant", "factor", "method"]
     missing = [name for name in [*keys, "seed"] if name not in frame]
     if missing:
-        msg = f"The table has no column {missing[0]!r}, but {list(frame.columns)}; it comes from benchmark.ablate_virtual_he."
+        msg = (
+            f"The table has no column {missing[0]!r}, but {list(frame.columns)}; it comes from "
+            f"benchmark.ablate_virtual_he."
+        )
         raise ValueError(msg)
     seeds = by_seed(frame, keys)
     reasons = frame.attrs.get("not_available", {})
     if metric not in seeds:
-        msg = f"The table has no score {metric!r}; it has {[name for name in seeds if name not in (*keys, 'seed', 'n_tiles')]}."
+        msg = (
+            f"The table has no score {metric!r}; it has "
+            f"{[name for name in seeds if name not in (*keys, 'seed', 'n_tiles')]}."
+        )
         raise ValueError(msg)
     if seeds[metric].isna().all():
         msg = f"The score {metric!r} is not available: {reasons.get(metric, 'all its values are missing.')}"
@@ -209,8 +216,9 @@ def image_metrics(
 ) -> list[Axes]:
     """Box plots of image scores by class, one panel per score.
 
-    Brackets mark classes that differ by Tukey's test: one star p < 0.05, two p < 0.01, three p < 0.001. Boxes are quartiles and
-    median, whiskers reach 1.5 times the box. A dashed line is the median of a prediction that knows nothing of the tile.
+    Brackets mark classes that differ by Tukey's test: one star p < 0.05, two p < 0.01, three p < 0.001. Boxes are
+    quartiles and median, whiskers reach 1.5 times the box. A dashed line is the median of a prediction that knows
+    nothing of the tile.
 
     Parameters
     ----------

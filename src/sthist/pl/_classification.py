@@ -28,8 +28,8 @@ def roc(
     Parameters
     ----------
     truth
-        True classes, (n,); NaN and None do not count. Or, without ``scores``, the report of an annotator, which keeps no curves: the area of each
-        class is drawn then, with its interval.
+        True classes, (n,); NaN and None do not count. Or, without ``scores``, the report of an annotator, which keeps
+        no curves: the area of each class is drawn then, with its interval.
     scores
         (n, classes): a DataFrame with one column per class, or an array; higher is likelier.
     classes
@@ -55,7 +55,8 @@ def roc(
     Examples
     --------
     >>> import numpy as np, sthist
-    >>> ax = sthist.pl.roc(["a", "a", "b", "b"], np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]), classes=["a", "b"])
+    >>> scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
+    >>> ax = sthist.pl.roc(["a", "a", "b", "b"], scores, classes=["a", "b"])
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['a 1.00 (n=2)', 'b 1.00 (n=2)']
     """

@@ -62,7 +62,8 @@ def embedding(
     table
         Key of the table; by default the only one that has ``basis``.
     thumbnails
-        Show the image of regions on a grid of so many places a side: in each, the one that lies nearest its middle. 0 for points alone.
+        Show the image of regions on a grid of so many places a side: in each, the one that lies nearest its middle. 0
+        for points alone.
     image
         What thumbnails are of; the H&E by default.
     size
@@ -141,7 +142,8 @@ def cells(
     image
         What lies below; the H&E by default, or nothing where there is none.
     within
-        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; cells elsewhere are left out of the embedding, too.
+        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; cells elsewhere are left out
+        of the embedding, too.
     alpha
         Opacity on the slide.
     size
@@ -228,7 +230,10 @@ def _table_of(data: Any, basis: str, table: str | None) -> tuple[AnnData, Rows |
             raise ValueError(msg)
         if not having:
             there = [str(name) for adata in data.tables.values() for name in adata.obsm]
-            msg = f"No table has an embedding {basis!r}; there are {there}. scanpy makes them: sc.pp.neighbors, sc.tl.umap.{closest(basis, there)}"
+            msg = (
+                f"No table has an embedding {basis!r}; there are {there}. scanpy makes them: sc.pp.neighbors, "
+                f"sc.tl.umap.{closest(basis, there)}"
+            )
             raise KeyError(msg)
         table = having[0]
     rows = rows_of(data, table)
@@ -272,7 +277,10 @@ def _bare(basis: str) -> str:
 def _points(adata: AnnData, basis: str) -> np.ndarray:
     key = _key(adata, basis)
     if key is None:
-        msg = f"The table has no obsm[{basis!r}]; it has {list(adata.obsm)}. scanpy makes it: sc.pp.neighbors, sc.tl.umap."
+        msg = (
+            f"The table has no obsm[{basis!r}]; it has {list(adata.obsm)}. scanpy makes it: sc.pp.neighbors, "
+            f"sc.tl.umap."
+        )
         raise KeyError(msg)
     points = np.asarray(adata.obsm[key], np.float64)
     if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points[:, :2]).all(axis=1).any():
@@ -325,7 +333,10 @@ def _legend(ax: Axes, names: list[str], colours: np.ndarray) -> None:
 def _draw_thumbnails(
     ax: Axes, sdata: Any, rows: Rows, points: np.ndarray, color: str | None, n: int, image: str
 ) -> None:
-    """In each place of a grid over the points, the image of the one nearest its middle, framed in the colour of its category."""
+    """In each place of a grid over the points, the image of the one nearest its middle.
+
+    Framed in the colour of its category.
+    """
     from matplotlib.patches import Rectangle
 
     adata = sdata.tables[rows.table]

@@ -36,8 +36,8 @@ def niche_composition(
     key
         Column of the niches; ``obsm[key + "_composition"]`` holds what they are made of.
     groupby
-        Without it, a bar is a niche, and its parts are the mean shares of the classes. With it, a bar is a value of this column, such as a core or a
-        sample, and its parts are the shares of the niches among its cells.
+        Without it, a bar is a niche, and its parts are the mean shares of the classes. With it, a bar is a value of
+        this column, such as a core or a sample, and its parts are the shares of the niches among its cells.
     ax
         Axes to draw on.
     save

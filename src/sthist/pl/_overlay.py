@@ -45,11 +45,11 @@ def overlay(
     sdata
         One sample, registered in ``um``.
     within
-        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; by default 108.8 µm in the middle
-        of the section, one tile of ST2HE.
+        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; by default 108.8 µm in the
+        middle of the section, one tile of ST2HE.
     mpp
-        µm per pixel at which dots are drawn; 0.2125 by default, coarser where the region would have more than 2048 pixels a
-        side.
+        µm per pixel at which dots are drawn; 0.2125 by default, coarser where the region would have more than 2048
+        pixels a side.
     overlay
         One that exists, whose style, transcripts and µm/px are taken.
     genes
@@ -61,8 +61,8 @@ def overlay(
     save
         File to save the figure to.
     kwargs
-        Of :class:`sthist.tiles.Overlay`: ``mode``, ``dot_um``, ``s``, ``dpi``, ``palette``, ``min_qv``, ``z`` ... Here dots
-        are 1 µm wide and the palette is fixed unless given.
+        Of :class:`sthist.tiles.Overlay`: ``mode``, ``dot_um``, ``s``, ``dpi``, ``palette``, ``min_qv``, ``z`` ... Here
+        dots are 1 µm wide and the palette is fixed unless given.
 
     Returns
     -------
@@ -89,7 +89,10 @@ def overlay(
         mpp = max(PAPER_MPP, side / MAX_PX)
     px = int(np.ceil(side / mpp - 1e-6))
     if px > 4 * MAX_PX:
-        msg = f"This region has {px} pixels a side at {mpp:g} µm/px; show less of it with within=, or pass a coarser mpp=."
+        msg = (
+            f"This region has {px} pixels a side at {mpp:g} µm/px; show less of it with within=, or pass a coarser "
+            f"mpp=."
+        )
         raise ValueError(msg)
     spec = TileSpec.from_mpp(mpp, px)
     if overlay is None:
@@ -157,8 +160,8 @@ def tiles(
     n
         How many, drawn at random; all if there are fewer.
     show
-        ``"overlay"`` (nuclear stain with transcripts), ``"he"``, or keys of images; by default overlay and H&E, those that
-        there are.
+        ``"overlay"`` (nuclear stain with transcripts), ``"he"``, or keys of images; by default overlay and H&E, those
+        that there are.
     overlay
         How the overlay is drawn.
     color
@@ -247,6 +250,9 @@ def _shown(
             if show is not None:
                 raise
     if not readers:
-        msg = f"There is nothing to show of these tiles. {_sample.describe('images', sdata.images)} Name images with show=."
+        msg = (
+            f"There is nothing to show of these tiles. {_sample.describe('images', sdata.images)} Name images with "
+            f"show=."
+        )
         raise ValueError(msg)
     return readers

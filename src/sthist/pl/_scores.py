@@ -61,7 +61,8 @@ def score_map(
     sdata
         One sample.
     key
-        A heat map (:func:`sthist.tl.heatmap`); or scores of regions: a DataFrame in ``obsm``, called so or ``<key>_score``, or a column of numbers in ``obs``.
+        A heat map (:func:`sthist.tl.heatmap`); or scores of regions: a DataFrame in ``obsm``, called so or
+        ``<key>_score``, or a column of numbers in ``obs``.
     classes
         Those to show, all by default.
     table
@@ -69,7 +70,8 @@ def score_map(
     image
         What lies below; the H&E by default, or nothing where there is none.
     within
-        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; all of the section by default.
+        A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; all of the section by
+        default.
     cmap, alpha
         Colour map and opacity of the scores. What has none stays clear.
     vmin, vmax
@@ -114,7 +116,10 @@ def score_map(
         values = found.raster(sdata, extent, mpp)
         known = values[np.isfinite(values)]
         if not known.size:
-            msg = f"No score of {name!r} lies in x {extent[0]:g} to {extent[2]:g} and y {extent[1]:g} to {extent[3]:g} µm."
+            msg = (
+                f"No score of {name!r} lies in x {extent[0]:g} to {extent[2]:g} and y {extent[1]:g} to {extent[3]:g} "
+                f"µm."
+            )
             raise ValueError(msg)
         limits = {"vmin": limit(vmin, known, "p0"), "vmax": limit(vmax, known, "p100")}
         opacity = alpha if below is not None else 1.0
@@ -182,7 +187,10 @@ def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Sc
                 for column in values.columns
             }
     there = [*sdata.images, *(str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm))]
-    msg = f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in obs.{closest(key, there)}"
+    msg = (
+        f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in "
+        f"obs.{closest(key, there)}"
+    )
     raise KeyError(msg)
 
 

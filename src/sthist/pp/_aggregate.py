@@ -25,9 +25,10 @@ MANY_SQUARES = 5_000_000
 BINS = re.compile(r"square_(\d+)um$")
 
 
-# spatialdata.aggregate is not used. It holds all points in memory as geometries; it stores each pair of a region and a gene,
-# those without counts, too (a million squares by 300 genes: 300 million entries); it counts a molecule on the corner of four
-# squares four times; its circles are polygons that lack 0.16 % of their area; and it knows no quality and no controls.
+# spatialdata.aggregate is not used. It holds all points in memory as geometries; it stores each pair of a region and a
+# gene, those without counts, too (a million squares by 300 genes: 300 million entries); it counts a molecule on the
+# corner of four squares four times; its circles are polygons that lack 0.16 % of their area; and it knows no quality
+# and no controls.
 @over_samples
 def aggregate(
     sdata: SpatialData,
@@ -44,14 +45,15 @@ def aggregate(
     """Sum transcripts, cells or bins into spots, tiles, nuclei, cores, or squares of a grid.
 
     Each molecule counts once in each region that holds it, so that it counts in several where regions overlap. A circle
-    holds its border. A polygon holds its border to the left and at the top (less x, less y) and not to the right and at the
-    bottom, and a square is [x0, x1) by [y0, y1): of regions that meet, exactly one holds what lies on the line between
-    them, so that a grid, or tiles side by side, count each molecule exactly once.
+    holds its border. A polygon holds its border to the left and at the top (less x, less y) and not to the right and at
+    the bottom, and a square is [x0, x1) by [y0, y1): of regions that meet, exactly one holds what lies on the line
+    between them, so that a grid, or tiles side by side, count each molecule exactly once.
 
     A cell or a bin counts where its centroid lies, with all its counts.
 
-    Transcripts are read a partition at a time; beside the regions and the result, memory holds about one of them. The squares
-    of a grid are polygons: a million of them take about 0.6 GB, and twice that while they are written to a store.
+    Transcripts are read a partition at a time; beside the regions and the result, memory holds about one of them. The
+    squares of a grid are polygons: a million of them take about 0.6 GB, and twice that while they are written to a
+    store.
 
     Parameters
     ----------
@@ -60,18 +62,19 @@ def aggregate(
     regions
         Key of shapes: spots, tiles, nuclei, cores, any circles or polygons.
     bin_um
-        In place of ``regions``: the side in µm of the squares of a grid that begins at (0, 0), so that grids of two samples,
-        or of one side and its double, fit each other.
+        In place of ``regions``: the side in µm of the squares of a grid that begins at (0, 0), so that grids of two
+        samples, or of one side and its double, fit each other.
     within
-        Of a grid, only squares whose centre lies in a box (x0, y0, x1, y1) in µm, a polygon, or shapes such as ``"tissue"``,
-        empty ones too. By default all squares that hold something.
+        Of a grid, only squares whose centre lies in a box (x0, y0, x1, y1) in µm, a polygon, or shapes such as
+        ``"tissue"``, empty ones too. By default all squares that hold something.
     of
-        What is summed. ``"points"``: the transcripts. ``"cells"``: the table of cells. ``"bins"``: the finest bins of Visium HD,
-        or the spots of Visium. Or the key of points or of a table that is linked to shapes.
+        What is summed. ``"points"``: the transcripts. ``"cells"``: the table of cells. ``"bins"``: the finest bins of
+        Visium HD, or the spots of Visium. Or the key of points or of a table that is linked to shapes.
     min_qv
         Least quality value of transcripts that count; of no effect where they have no ``qv``.
     controls
-        Prefixes of features that are no genes, case ignored; by default those of Xenium, CosMx and MERSCOPE. ``()`` keeps all.
+        Prefixes of features that are no genes, case ignored; by default those of Xenium, CosMx and MERSCOPE. ``()``
+        keeps all.
     key_added
         Name of the table; by default ``"<regions>_counts"``, or ``"grid_<bin_um>um"``. The squares of a grid are
         ``"<key_added>_squares"``.
@@ -82,10 +85,11 @@ def aggregate(
     -------
     None. Writes ``sdata.tables[key_added]``, one row per region in its order, those without counts too:
 
-    * ``X``: counts, CSR of integers (int32, unless a sum needs more), (regions, genes); columns are all genes that are known,
-      by name for transcripts, as in the table otherwise;
-    * ``obs``: ``region`` and ``instance_id``, the link to the shapes, and ``n_points``, ``n_cells`` or ``n_bins``, how many of
-      them the region holds, int64; of a grid, whose rows run along x first, also ``array_row`` and ``array_col``;
+    * ``X``: counts, CSR of integers (int32, unless a sum needs more), (regions, genes); columns are all genes that are
+      known, by name for transcripts, as in the table otherwise;
+    * ``obs``: ``region`` and ``instance_id``, the link to the shapes, and ``n_points``, ``n_cells`` or ``n_bins``, how
+      many of them the region holds, int64; of a grid, whose rows run along x first, also ``array_row`` and
+      ``array_col``;
     * ``obsm["spatial"]``: centroids x, y in µm, float64;
     * ``uns["sthist"][key_added]``: the arguments, and ``n_all``, ``n_controls``, ``n_low_quality``, ``n_counted`` and
       ``n_outside``, those in no region.
@@ -97,9 +101,9 @@ def aggregate(
     KeyError
         If there are no such shapes, points or table.
     ValueError
-        If elements are not registered in ``um``, coordinates are no finite numbers, two regions have one name, no molecule
-        passes the filter or lies in a region, a table has no raw counts or no shapes, an argument is out of range, or a name
-        is taken.
+        If elements are not registered in ``um``, coordinates are no finite numbers, two regions have one name, no
+        molecule passes the filter or lies in a region, a table has no raw counts or no shapes, an argument is out of
+        range, or a name is taken.
 
     Examples
     --------
@@ -151,7 +155,8 @@ def aggregate(
 def _require_one_kind(regions: str | None, bin_um: float | None, within: Any) -> None:
     if (regions is None) == (bin_um is None):
         msg = (
-            f"regions is {regions!r} and bin_um {bin_um!r}: give one of them, a key of shapes or the side in µm of the squares of "
+            f"regions is {regions!r} and bin_um {bin_um!r}: give one of them, a key of shapes or the side in µm "
+            f"of the squares of "
             "a grid."
         )
         raise ValueError(msg)
@@ -169,7 +174,10 @@ def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
     if of in sdata.points or (of == "points" and of not in sdata.tables):
         key = _sample.find_transcripts(sdata, of if of in sdata.points else None)[0]
         if key is None:
-            msg = f"This object has no points. {_sample.describe('tables', sdata.tables)} Sum a table: of='cells', 'bins' or its key."
+            msg = (
+                f"This object has no points. {_sample.describe('tables', sdata.tables)} Sum a table: of='cells', "
+                f"'bins' or its key."
+            )
             raise KeyError(msg)
         return "points", key
     if of in sdata.tables:
@@ -218,7 +226,8 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
         bad = (shapely.get_type_id(geometry) == shapely.GeometryType.POINT) & ~(np.isfinite(radius) & (radius > 0))
     if bad.any():
         msg = (
-            f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {names[bad][0]!r}: empty, not finite, or "
+            f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {names[bad][0]!r}: empty, "
+            f"not finite, or "
             "a circle without a radius. Leave them out."
         )
         raise ValueError(msg)
@@ -238,7 +247,8 @@ def _require_some(sums: Sums, finder: SquareGrid | RegionIndex, kind: str, key: 
     else:
         where = f"grid: no centre of a square of {finder.side_um:g} µm lies in within="
     msg = (
-        f"None of the {kind} of {key!r} ({_span(sums.extent_um)}) lies in the {where}. Correct the transformation of one of them "
+        f"None of the {kind} of {key!r} ({_span(sums.extent_um)}) lies in the {where}. Correct the transformation "
+        f"of one of them "
         "to 'um'."
     )
     raise ValueError(msg)

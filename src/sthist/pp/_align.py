@@ -69,14 +69,18 @@ def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int)
     found = register(fixed, moving, step, start=first, seed=seed)
     if found is None:
         msg = (
-            f"Image {image!r} and {', '.join(map(repr, nuclear))} show nothing in common: no affine brings enough of their nuclei "
+            f"Image {image!r} and {', '.join(map(repr, nuclear))} show nothing in common: no affine brings enough "
+            f"of their nuclei "
             "together. Are they of one section? Otherwise give landmarks=."
         )
         raise ValueError(msg)
     before = None if first is None else overlap_score(fixed, moving, first, step)
     after = overlap_score(fixed, moving, found.matrix, step)
     if before is not None and after < before - SLACK:
-        msg = f"The alignment that was found overlaps less ({after:.3f}) than the present one ({before:.3f}); nothing is changed."
+        msg = (
+            f"The alignment that was found overlaps less ({after:.3f}) than the present one ({before:.3f}); nothing "
+            f"is changed."
+        )
         raise ValueError(msg)
     to_um = np.linalg.inv(np.linalg.inv(own) @ found.matrix @ to_corner)
     return Found(to_um, _facts(found, before, after))
@@ -185,27 +189,28 @@ def align(
         ``"um"`` or ``"global"``; the nuclear stain by default.
     matrix
         (3, 3) affine from (x, y, 1) of the image to ``to``: an array, a csv file such as Xenium's
-        ``*_he_imagealignment.csv``, or the zip that Xenium Explorer's "Download alignment file" makes, whose keypoints are
-        then compared with its matrix. Or ``"auto"``: it is found by laying the haematoxylin of the H&E on the nuclear stain
-        ``to``, from where the image lies now or from anywhere: any turn, either side up, a shift, and up to 5 % of scale.
+        ``*_he_imagealignment.csv``, or the zip that Xenium Explorer's "Download alignment file" makes, whose keypoints
+        are then compared with its matrix. Or ``"auto"``: it is found by laying the haematoxylin of the H&E on the
+        nuclear stain ``to``, from where the image lies now or from anywhere: any turn, either side up, a shift, and up
+        to 5 % of scale.
     landmarks
         Point pairs, at least three: a pair of (n, 2) arrays (points of the image, points of ``to``), a frame or csv
         file with the columns ``alignmentX``, ``alignmentY``, ``fixedX``, ``fixedY`` (Xenium Explorer) or ``moving_x``,
         ``moving_y``, ``fixed_x``, ``fixed_y``, or Xenium Explorer's zip. The affine with the least squared distances is
         taken.
     units
-        What the image's side is in: ``"px"`` or ``"um"``. For ``"um"`` the image's µm/px has to be known, from its metadata
-        or, without these, from where it lies now.
+        What the image's side is in: ``"px"`` or ``"um"``. For ``"um"`` the image's µm/px has to be known, from its
+        metadata or, without these, from where it lies now.
     seed
         Of the automatic search; ``settings.seed`` by default.
 
     Returns
     -------
-    None. Writes the image's transformations to ``um`` and to the other coordinate systems of ``to`` and of its own (those
-    that nothing else ties to ``um`` are removed), and ``sdata.attrs["sthist"]["alignment"][image]``: ``matrix_to_um`` from
-    full-resolution pixels, ``mpp``, and ``residuals_um``, the distance in µm of each landmark (also those of a zip) from
-    where the alignment puts it, in their order; or the overlap ``score_before`` and ``score_after`` and the patches that
-    agree. Also to the store of a backed object.
+    None. Writes the image's transformations to ``um`` and to the other coordinate systems of ``to`` and of its own
+    (those that nothing else ties to ``um`` are removed), and ``sdata.attrs["sthist"]["alignment"][image]``:
+    ``matrix_to_um`` from full-resolution pixels, ``mpp``, and ``residuals_um``, the distance in µm of each landmark
+    (also those of a zip) from where the alignment puts it, in their order; or the overlap ``score_before`` and
+    ``score_after`` and the patches that agree. Also to the store of a backed object.
 
     Raises
     ------
@@ -216,9 +221,9 @@ def align(
     ValueError
         If neither or both of ``matrix`` and ``landmarks`` are given; if the matrix is singular or projective; if there
         are fewer than three landmarks, or they lie on a line; if a zip is damaged, lacks what is taken from it, or its
-        matrix lies 100 µm or more from its keypoints (a warning from 10 µm); if the µm/px that follows differs by more than
-        2 % from what the image's metadata state, or is needed and unknown; if an automatic search finds nothing in common,
-        or nothing better than before.
+        matrix lies 100 µm or more from its keypoints (a warning from 10 µm); if the µm/px that follows differs by more
+        than 2 % from what the image's metadata state, or is needed and unknown; if an automatic search finds nothing in
+        common, or nothing better than before.
 
     Examples
     --------

@@ -55,30 +55,32 @@ def embed(
 ) -> None:
     """Embed the tile around each region: what every predictor of sthist stands on.
 
-    Tiles are read once, in the order in which they lie on disk, and normalised on the device; the rows go to disk as they
-    are made, so that memory holds a few hundred tiles, however many there are, until the finished embeddings are put into the
-    table. A run that was stopped is continued by the same call, and one that is finished is not repeated.
+    Tiles are read once, in the order in which they lie on disk, and normalised on the device; the rows go to disk as
+    they are made, so that memory holds a few hundred tiles, however many there are, until the finished embeddings are
+    put into the table. A run that was stopped is continued by the same call, and one that is finished is not repeated.
 
     Parameters
     ----------
     data
         One sample, or a mapping of name to sample; or a folder of tiles (:func:`sthist.io.tile_folder`).
     encoder
-        As of :func:`sthist.encoders.get`: ``"morphology"``, which needs no weights, ``"uni"``, ``"timm:resnet18"``, a function, a
-        list of several, ...
+        As of :func:`sthist.encoders.get`: ``"morphology"``, which needs no weights, ``"uni"``, ``"timm:resnet18"``, a
+        function, a list of several, ...
     image
         The image; by default the H&E, or the virtual H&E where there is no other.
     regions
-        Key of shapes or of their table: tiles, spots, nuclei, cores. By default the tiles of :func:`sthist.pp.tiles`, or the spots.
+        Key of shapes or of their table: tiles, spots, nuclei, cores. By default the tiles of :func:`sthist.pp.tiles`,
+        or the spots.
     spec
-        How much tissue a tile shows, and on how many pixels; by default that of the tiles, else the one that the encoder was trained
-        for.
+        How much tissue a tile shows, and on how many pixels; by default that of the tiles, else the one that the
+        encoder was trained for.
     normalizer
         What :func:`sthist.pp.stain_normalize` returned; applied to each tile before it is embedded.
     weights, revision, precision, compile
         As of :func:`sthist.encoders.get`.
     batch_size
-        Tiles at a time on the device. ``"auto"``: 32 on a processor; on an accelerator it grows until its memory is used.
+        Tiles at a time on the device. ``"auto"``: 32 on a processor; on an accelerator it grows until its memory is
+        used.
     device
         Of torch, or several, which share the work.
     outside
@@ -94,12 +96,12 @@ def embed(
 
     Returns
     -------
-    None. Writes, also to the store of a backed object, to the table of the regions (a new one, ``"<regions>_table"``, where they
-    have none):
+    None. Writes, also to the store of a backed object, to the table of the regions (a new one, ``"<regions>_table"``,
+    where they have none):
 
     * ``obsm[key_added]``: (n, d) float32;
-    * for an encoder whose dimensions have names, such as ``"morphology"``, ``uns[key_added + "_features"]``: a frame with one row per
-      dimension, by name, and its ``meaning``;
+    * for an encoder whose dimensions have names, such as ``"morphology"``, ``uns[key_added + "_features"]``: a frame
+      with one row per dimension, by name, and its ``meaning``;
     * ``uns["sthist"][key_added]``: the encoder with the hash of its weights, image, spec, device.
 
     Raises
@@ -107,8 +109,9 @@ def embed(
     KeyError
         If there is no such image, region or encoder.
     ValueError
-        If it is not clear which image, regions or tile are meant; if the tile's µm/px is not the one that the encoder was
-        trained for (pass ``spec=`` if you mean it); if a region has no place or lies outside the image; if the key is taken.
+        If it is not clear which image, regions or tile are meant; if the tile's µm/px is not the one that the encoder
+        was trained for (pass ``spec=`` if you mean it); if a region has no place or lies outside the image; if the key
+        is taken.
     ConnectionError, PermissionError, FileNotFoundError, ImportError
         If the encoder cannot be had: the message says what to do.
 
@@ -167,7 +170,10 @@ def _embed_sample(
     first = encoders[0]
     key = _sample.safe_key(key_added or first.key)
     if client is not None and source.store is None:
-        msg = "client= needs an object on disk, which the workers open: write it with sdata.write(path), or sd.read_zarr(path)."
+        msg = (
+            "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
+            "sd.read_zarr(path)."
+        )
         raise ValueError(msg)
     reader = source.reader(first, normalizer)
     inside = source.require_inside(reader, outside)

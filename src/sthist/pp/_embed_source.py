@@ -109,7 +109,8 @@ class Source(ABC):
         spec = self.spec or encoder.spec
         if spec is None:
             msg = (
-                f"Nothing says how much tissue a tile of {self.name} shows: pass spec=sthist.tiles.TileSpec(size_um=112, px=224), or lay "
+                f"Nothing says how much tissue a tile of {self.name} shows: pass "
+                f"spec=sthist.tiles.TileSpec(size_um=112, px=224), or lay "
                 f"tiles with pp.tiles. The encoder {encoder.name!r} takes any."
             )
             raise ValueError(msg)
@@ -148,8 +149,10 @@ class RegionSource(Source):
         row = int(np.flatnonzero(~inside)[0])
         x0, y0, x1, y1 = image.bounds
         msg = (
-            f"{int((~inside).sum())} of {len(inside)} regions of {self.name} lie outside the image {self.image!r} (x {x0:.0f} to {x1:.0f}, y "
-            f"{y0:.0f} to {y1:.0f} µm) or have no place, such as {self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. "
+            f"{int((~inside).sum())} of {len(inside)} regions of {self.name} lie outside the image {self.image!r} "
+            f"(x {x0:.0f} to {x1:.0f}, y "
+            f"{y0:.0f} to {y1:.0f} µm) or have no place, such as {self._rows.instances[row]!r} at "
+            f"{np.round(self.places[row], 1).tolist()} µm. "
             "Pass outside='nan' to leave them without an embedding, or mend the transformation of the image to 'um'."
         )
         raise ValueError(msg)
@@ -209,7 +212,8 @@ class FolderSource(Source):
             raise ValueError(msg)
         if "tile_folder" not in tiles.uns.get("sthist", {}):
             msg = (
-                "An AnnData alone has no pixels: pass the SpatialData that holds its image, or a folder of tiles read with "
+                "An AnnData alone has no pixels: pass the SpatialData that holds its image, or a folder of tiles "
+                "read with "
                 "io.tile_folder."
             )
             raise ValueError(msg)
@@ -243,7 +247,10 @@ class FolderSource(Source):
     def require_free(self, key: str, *, overwrite: bool) -> None:
         """See :class:`Source`."""
         if key in self.tiles.obsm and not overwrite:
-            msg = f"The folder of tiles has obsm[{key!r}] already. Pass overwrite=True to replace it, or key_added= for another name."
+            msg = (
+                f"The folder of tiles has obsm[{key!r}] already. Pass overwrite=True to replace it, or key_added= for "
+                f"another name."
+            )
             raise ValueError(msg)
 
     def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:

@@ -43,28 +43,29 @@ def genes(
 ) -> None:
     """Choose genes, bring each cell or spot to the same total, and take the logarithm; the counts are kept.
 
-    The steps are scanpy's (:func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`), in the order in which they stand
-    here: controls and other features are left out, genes of one name are summed, ``genes`` and thresholds choose, and totals
-    are those of the genes that are left. For totals over all genes call this first, and take the genes that you want of
-    the result (``adata[:, genes]``).
+    The steps are scanpy's (:func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`), in the order in which they
+    stand here: controls and other features are left out, genes of one name are summed, ``genes`` and thresholds choose,
+    and totals are those of the genes that are left. For totals over all genes call this first, and take the genes that
+    you want of the result (``adata[:, genes]``).
 
-    Raw counts are looked for in ``layers["counts"]``, ``X`` and ``raw``, in this order, so that a second call, with other
-    arguments too, starts from the counts again; genes that a call has left out do not come back.
+    Raw counts are looked for in ``layers["counts"]``, ``X`` and ``raw``, in this order, so that a second call, with
+    other arguments too, starts from the counts again; genes that a call has left out do not come back.
 
     Parameters
     ----------
     data
         A SpatialData, or one table, or a mapping of sample name to such. Changed in place.
     table
-        Key of the table of a SpatialData; by default the reader's table of cells or spots, else the only one with genes.
+        Key of the table of a SpatialData; by default the reader's table of cells or spots, else the only one with
+        genes.
     layer
         Layer that holds the raw counts where it is none of these, or ``"X"`` for what stands there now.
     genes
-        The ``var_names`` to keep, in this order, controls among them. :func:`sthist.pp.match_genes` finds those that samples
-        or a model have in common, by symbol or Ensembl id.
+        The ``var_names`` to keep, in this order, controls among them. :func:`sthist.pp.match_genes` finds those that
+        samples or a model have in common, by symbol or Ensembl id.
     controls
-        Prefixes of features that are no genes, case ignored; by default those of Xenium, CosMx and MERSCOPE, and all that
-        ``var["feature_types"]`` does not call ``"Gene Expression"``. ``()`` keeps everything.
+        Prefixes of features that are no genes, case ignored; by default those of Xenium, CosMx and MERSCOPE, and all
+        that ``var["feature_types"]`` does not call ``"Gene Expression"``. ``()`` keeps everything.
     min_cells
         Genes seen in fewer cells or spots are left out.
     min_counts
@@ -77,8 +78,8 @@ def genes(
 
     Returns
     -------
-    None. Writes into the table, and into the store of a SpatialData that has one, where ``sdata.tables[table]`` is a new
-    object then:
+    None. Writes into the table, and into the store of a SpatialData that has one, where ``sdata.tables[table]`` is a
+    new object then:
 
     * ``layers["counts"]``: raw counts as CSR, (n_obs, n_genes), of the dtype that they had;
     * ``X``: float32 of the same shape, sparse as CSR, dense if it was dense; rows without counts are 0;
@@ -86,8 +87,8 @@ def genes(
     * ``uns["sthist"]["genes"]``: ``target_sum``, ``log``, ``source`` of the counts, ``n_genes_before``, ``n_genes``,
       ``n_controls``, ``n_empty`` rows, and the other arguments.
 
-    ``obs``, ``obsm``, ``raw`` and the link to the regions stay; ``var``, ``varm`` and other layers keep the genes chosen, and
-    of genes that were summed the first.
+    ``obs``, ``obsm``, ``raw`` and the link to the regions stay; ``var``, ``varm`` and other layers keep the genes
+    chosen, and of genes that were summed the first.
 
     Raises
     ------
@@ -96,8 +97,8 @@ def genes(
     TypeError
         If ``data`` is nothing of that kind.
     ValueError
-        If there are no raw counts, as where ``X`` is log-normalised and nothing else is there; if they have NaN, infinite or
-        negative values; if no gene is left, the table is empty, not in memory, or a number is out of range.
+        If there are no raw counts, as where ``X`` is log-normalised and nothing else is there; if they have NaN,
+        infinite or negative values; if no gene is left, the table is empty, not in memory, or a number is out of range.
 
     Examples
     --------
@@ -216,7 +217,8 @@ def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, 
         faults[source] = fault
     found = "; ".join(f"{source} {fault}" for source, fault in faults.items())
     msg = (
-        f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name their layer "
+        f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name "
+        f"their layer "
         f"with layer= (there are {list(adata.layers)})."
     )
     raise ValueError(msg)
@@ -286,7 +288,8 @@ def _wanted(
 def _say_copies(copies: pd.Index, name: str) -> None:
     if len(copies):
         logger.warning(
-            "%s has %d genes more than once, such as %r: their counts are summed. adata.var_names_make_unique() before keeps "
+            "%s has %d genes more than once, such as %r: their counts are summed. adata.var_names_make_unique() "
+            "before keeps "
             "them apart.",
             name,
             copies.nunique(),
@@ -302,7 +305,8 @@ def _require_genes(adata: AnnData, wanted: pd.Index, name: str) -> None:
     if len(missing):
         msg = (
             f"{name} lacks {len(missing)} of {len(wanted)} genes, such as {missing[0]!r}."
-            f"{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by other columns of var."
+            f"{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by other "
+            f"columns of var."
         )
         raise KeyError(msg)
 
@@ -315,8 +319,10 @@ def _apply_thresholds(
     keep = (n_cells >= min_cells) & (n_counts >= min_counts)
     if not keep.any():
         msg = (
-            f"No gene of {name[0].lower() + name[1:]} is left: of {len(wanted)} genes that are no controls, the commonest is in "
-            f"{n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} counts. Lower min_cells "
+            f"No gene of {name[0].lower() + name[1:]} is left: of {len(wanted)} genes that are no controls, the "
+            f"commonest is in "
+            f"{n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} counts. "
+            f"Lower min_cells "
             f"({min_cells}) or min_counts ({min_counts}), or keep controls with controls=()."
         )
         raise ValueError(msg)

@@ -28,11 +28,11 @@ def label_regions(
     key_added: str = "label",
     overwrite: bool = False,
 ) -> None:
-    """Give tiles, spots or cores the label of most of their area, or of most of their cells, and the share of each class.
+    """Label tiles, spots or cores by most of their area, or most of their cells, with the share of each class.
 
-    Polygons that cross themselves are repaired: all that their outline encloses counts. Where two polygons overlap, the smaller one
-    counts, as a necrosis that is drawn on top of a tumour (of two of one size, the later one). Polygons without a label or without an
-    area are left aside. All of that is logged.
+    Polygons that cross themselves are repaired: all that their outline encloses counts. Where two polygons overlap, the
+    smaller one counts, as a necrosis that is drawn on top of a tumour (of two of one size, the later one). Polygons
+    without a label or without an area are left aside. All of that is logged.
 
     Parameters
     ----------
@@ -41,13 +41,14 @@ def label_regions(
     regions
         Key of the regions that get labels: tiles, spots, cores, any shapes, or their table.
     by
-        What gives the labels. Shapes, such as a pathologist's annotation, count by area. A table, such as that of the cells, counts by
-        row, which belongs to the regions that its centroid lies in, borders included.
+        What gives the labels. Shapes, such as a pathologist's annotation, count by area. A table, such as that of the
+        cells, counts by row, which belongs to the regions that its centroid lies in, borders included.
     label
-        Column with the labels: of the table, or of the shapes (or else the table of them). NaN and blank text are no label.
+        Column with the labels: of the table, or of the shapes (or else the table of them). NaN and blank text are no
+        label.
     min_fraction
-        Regions get no label if the commonest one has less than this share of their area, or of the cells in them, from 0 to 1; what has
-        no label counts as the rest.
+        Regions get no label if the commonest one has less than this share of their area, or of the cells in them, from
+        0 to 1; what has no label counts as the rest.
     overlaps
         ``"error"`` refuses polygons of two classes that overlap.
     key_added
@@ -57,15 +58,16 @@ def label_regions(
 
     Returns
     -------
-    None. Writes into the table of the regions, also in the store of a backed object; regions without a table get one, named
-    ``<regions>_table``:
+    None. Writes into the table of the regions, also in the store of a backed object; regions without a table get one,
+    named ``<regions>_table``:
 
-    * ``obs[key_added]``: categorical, the class of the largest share (the first of equals), under its own name; NaN for none;
+    * ``obs[key_added]``: categorical, the class of the largest share (the first of equals), under its own name; NaN for
+      none;
     * ``obs[key_added + "_fraction"]``: float64, the share of that class in all of the region, 0 for none;
     * ``obs[key_added + "_labelled"]``: float64, the share of the region that has any label;
-    * ``obsm[key_added + "_composition"]``: DataFrame of float64, one column per class, the shares among what is labelled: rows sum to
-      1, or 0 where nothing is. Times ``_labelled`` they are shares of the region. A class whose name cannot be stored as a column has
-      a safe one; ``uns["sthist"][key_added]["classes"]`` has the names by column.
+    * ``obsm[key_added + "_composition"]``: DataFrame of float64, one column per class, the shares among what is
+      labelled: rows sum to 1, or 0 where nothing is. Times ``_labelled`` they are shares of the region. A class whose
+      name cannot be stored as a column has a safe one; ``uns["sthist"][key_added]["classes"]`` has the names by column.
 
     A core that is missing has no label.
 
@@ -74,8 +76,8 @@ def label_regions(
     KeyError
         If there are no such shapes, table or column.
     ValueError
-        If nothing has a label; if nothing lies in the regions; if ``min_fraction`` is out of range, a column is there already, or
-        elements are not registered in ``um``.
+        If nothing has a label; if nothing lies in the regions; if ``min_fraction`` is out of range, a column is there
+        already, or elements are not registered in ``um``.
 
     Examples
     --------
@@ -109,7 +111,10 @@ def label_regions(
         annotation = read_annotation(sdata, by, label, overlaps)
         sums, whole, classes = areas_in(polygons, annotation), _areas(polygons), annotation.classes
     if not sums.any():
-        msg = f"Nothing of {by!r} that has a label lies in the {len(rows)} regions {rows.shapes!r}: are both registered in 'um' rightly?"
+        msg = (
+            f"Nothing of {by!r} that has a label lies in the {len(rows)} regions {rows.shapes!r}: are both registered "
+            f"in 'um' rightly?"
+        )
         raise ValueError(msg)
     obs, shares = _majority(sums, whole, classes, min_fraction)
     _log(rows.shapes, obs["label"].codes, sums, min_fraction)
@@ -144,7 +149,8 @@ def areas_in(polygons: np.ndarray, annotation: Annotation) -> np.ndarray:
     import shapely
 
     tree = shapely.STRtree(polygons)
-    # The annotation is what is looked up: shapely prepares it, and most regions lie wholly inside or outside of a polygon.
+    # The annotation is what is looked up: shapely prepares it, and most regions lie wholly inside or outside of a
+    # polygon.
     drawn, region = tree.query(annotation.polygons, predicate="intersects")
     covered, wholly = tree.query(annotation.polygons, predicate="covers")
     n = len(polygons)

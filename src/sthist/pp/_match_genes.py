@@ -28,26 +28,26 @@ def match_genes(
 ) -> GeneMatch:
     """Match the genes of tables with each other, or with a list, by symbol or Ensembl id, whichever they share.
 
-    Each side may name its genes by ``var_names`` or by any column of ``var`` that is text and mostly different in each row
-    (``gene_ids``, ``feature_name``, ``ensembl_id``, ``symbol``, ...). Those columns are taken that have most genes in
-    common; the log and the result say which. Versions of Ensembl ids (``ENSG00000141510.18``) do not count, nor do control
-    features.
+    Each side may name its genes by ``var_names`` or by any column of ``var`` that is text and mostly different in each
+    row (``gene_ids``, ``feature_name``, ``ensembl_id``, ``symbol``, ...). Those columns are taken that have most genes
+    in common; the log and the result say which. Versions of Ensembl ids (``ENSG00000141510.18``) do not count, nor do
+    control features.
 
     Parameters
     ----------
     data
         One table, or a mapping of sample name to such, whose common genes are wanted.
     reference
-        Another table, or a list of genes, such as that of a model. Its order and spelling are the result's. May be left out
-        for a mapping; then the first sample is the reference.
+        Another table, or a list of genes, such as that of a model. Its order and spelling are the result's. May be left
+        out for a mapping; then the first sample is the reference.
     by
         Column of ``var`` that names the genes, ``"var_names"`` for its index, where it shall not be found: one for all
         tables, or one by side.
     table
         Key of the table of a SpatialData; found by itself where there is one.
     ignore_case
-        Whether ``Gapdh`` is ``GAPDH``. None: if fewer than half of the genes of the smaller side match exactly, and more
-        than twice as many do so without case; a warning then says so, as these are two species.
+        Whether ``Gapdh`` is ``GAPDH``. None: if fewer than half of the genes of the smaller side match exactly, and
+        more than twice as many do so without case; a warning then says so, as these are two species.
     min_overlap
         Least share of the genes of the smallest side that all sides must have, from 0 to 1.
 

@@ -71,7 +71,8 @@ def require_names(key: str, names: pd.Index) -> None:
     twice = names[names.duplicated()]
     if len(twice):
         msg = (
-            f"Shapes {key!r} have {len(twice)} names more than once, such as {twice[0]!r}; a table cannot be linked to them. Give "
+            f"Shapes {key!r} have {len(twice)} names more than once, such as {twice[0]!r}; a table cannot be "
+            f"linked to them. Give "
             "them names of their own, such as shapes.reset_index(drop=True)."
         )
         raise ValueError(msg)
@@ -123,7 +124,8 @@ def sum_points(
             facts["n_outside"] += len(x) - counted
     if not facts["n_counted"] + facts["n_outside"]:
         msg = (
-            f"None of the {facts['n_all']} transcripts in points {key!r} counts: {facts['n_controls']} are controls or have no "
+            f"None of the {facts['n_all']} transcripts in points {key!r} counts: {facts['n_controls']} are "
+            f"controls or have no "
             f"gene, {facts['n_low_quality']} have qv < {min_qv:g}. Lower min_qv, or check the gene column."
         )
         raise ValueError(msg)
@@ -146,7 +148,8 @@ def _iter_genes(
         lost = int((~(np.isfinite(x) & np.isfinite(y))).sum())
         if lost:
             msg = (
-                f"{lost} of the transcripts {facts['n_all']} to {facts['n_all'] + len(x) - 1} of points {key!r} have coordinates "
+                f"{lost} of the transcripts {facts['n_all']} to {facts['n_all'] + len(x) - 1} of points {key!r} "
+                f"have coordinates "
                 "that are no finite numbers. Leave them out: points[points.x.notnull() & points.y.notnull()]."
             )
             raise ValueError(msg)

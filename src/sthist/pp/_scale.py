@@ -32,8 +32,8 @@ def set_scale(
     image
         Key of the image whose scale is known.
     mpp
-        Its micrometres per pixel. Not needed where they are known: from metadata, LazySlide's ``slide_properties``, or Xenium's
-        transcripts in a store of sopa (see :func:`sthist.scale.resolve_mpp`).
+        Its micrometres per pixel. Not needed where they are known: from metadata, LazySlide's ``slide_properties``, or
+        Xenium's transcripts in a store of sopa (see :func:`sthist.scale.resolve_mpp`).
     coordinate_system
         The system in which the sample's elements are registered now.
     overwrite
@@ -49,8 +49,8 @@ def set_scale(
     KeyError
         If there is no such image, or it is not in ``coordinate_system``.
     ValueError
-        If ``mpp`` is not a positive number, or not given and not known; if the image's pixels are not square there, or another source states another
-        scale (and ``overwrite`` is False).
+        If ``mpp`` is not a positive number, or not given and not known; if the image's pixels are not square there, or
+        another source states another scale (and ``overwrite`` is False).
 
     Examples
     --------

@@ -54,7 +54,8 @@ def tiles(
         ``"fps"``: around cells that are spread evenly by farthest point sampling, as ST2HE's training tiles are.
     shapes
         For ``"grid"``, outlines of the tissue (``"tissue"`` by default, see :func:`sthist.pp.tissue`); for
-        ``"regions"``, the regions (the spots by default, where a reader found some); for ``"fps"``, the cells (those of the cell table by default).
+        ``"regions"``, the regions (the spots by default, where a reader found some); for ``"fps"``, the cells (those of
+        the cell table by default).
     overlap
         Part of a tile's side that it shares with the next one on the grid, from 0 to less than 1.
     min_tissue
@@ -76,8 +77,8 @@ def tiles(
     None. Writes ``sdata.shapes[key_added]``, squares in µm, and ``sdata.tables[key_added + "_table"]`` with one row per
     tile, ``obsm["spatial"]`` (centres x, y in µm) and ``uns["tile_spec"]``; in ``obs`` the columns ``region``,
     ``instance_id`` and, for the grid, ``tissue_fraction``, otherwise ``source_id``, the region's name. After
-    :func:`sthist.pp.tma` also ``core``, in which a tile's centre lies (NaN between cores), and ``patient`` where it is known;
-    no tile is made for a core that is missing.
+    :func:`sthist.pp.tma` also ``core``, in which a tile's centre lies (NaN between cores), and ``patient`` where it is
+    known; no tile is made for a core that is missing.
 
     Raises
     ------
@@ -187,7 +188,10 @@ def find_cells(sdata: SpatialData) -> str:
     table = _sample.find_cell_table(sdata)
     found = None if table is None else _sample.cell_shapes(sdata, table)
     if found is None:
-        msg = f"Found no cells to sample. {_sample.describe('shapes', sdata.shapes)} Say which ones they are with shapes=."
+        msg = (
+            f"Found no cells to sample. {_sample.describe('shapes', sdata.shapes)} Say which ones they are with "
+            f"shapes=."
+        )
         raise KeyError(msg)
     return found[0]
 
@@ -248,7 +252,10 @@ def _nuclear_and_he(sdata: SpatialData) -> list[str | tuple[str, ...]]:
         except KeyError:  # there is none
             continue
     if not keys:
-        msg = f"Found neither a nuclear stain nor an H&E. {_sample.describe('images', sdata.images)} Name them with images=."
+        msg = (
+            f"Found neither a nuclear stain nor an H&E. {_sample.describe('images', sdata.images)} Name them with "
+            f"images=."
+        )
         raise KeyError(msg)
     return keys
 

@@ -75,7 +75,10 @@ def tissue(
     mask, extent, keys = tissue_mask(sdata, image, mpp)
     polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), extent[:2], mpp)
     if not polygons:
-        msg = f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too large?"
+        msg = (
+            f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too "
+            f"large?"
+        )
         raise ValueError(msg)
     frame = gpd.GeoDataFrame({"area_um2": [polygon.area for polygon in polygons]}, geometry=polygons)
     element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})

@@ -22,7 +22,10 @@ def laid_tiles(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
         return _laid_by_lazyslide(sdata, tiles)
     table = _sample.get(sdata, "tables", f"{tiles}_table")
     if "tile_spec" not in table.uns or "spatial" not in table.obsm:
-        msg = f"Table '{tiles}_table' holds no tiles: it has no uns['tile_spec'] and obsm['spatial']; lay them with pp.tiles."
+        msg = (
+            f"Table '{tiles}_table' holds no tiles: it has no uns['tile_spec'] and obsm['spatial']; lay them with "
+            f"pp.tiles."
+        )
         raise KeyError(msg)
     spec = table.uns["tile_spec"]
     return table, TileSpec(float(spec["size_um"]), int(spec["px"]))
@@ -41,10 +44,16 @@ def _laid_by_lazyslide(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpe
     try:
         matrix = scale.matrix_to(frame)
     except KeyError:
-        msg = f"Tiles {tiles!r} are not registered in 'um'; add the scale of the image that they are on with pp.set_scale."
+        msg = (
+            f"Tiles {tiles!r} are not registered in 'um'; add the scale of the image that they are on with "
+            f"pp.set_scale."
+        )
         raise ValueError(msg) from None
     if stated.get("width") != stated.get("height") or not stated.get("width"):
-        msg = f"attrs['tile_spec'][{tiles!r}] has width {stated.get('width')} and height {stated.get('height')} px; tiles are squares."
+        msg = (
+            f"attrs['tile_spec'][{tiles!r}] has width {stated.get('width')} and height {stated.get('height')} px; "
+            f"tiles are squares."
+        )
         raise ValueError(msg)
     size = float(np.sqrt(shapely.area(frame.geometry.to_numpy()).mean() * abs(np.linalg.det(matrix[:2, :2]))))
     spec = TileSpec(size, int(stated["width"]))

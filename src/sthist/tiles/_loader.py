@@ -29,7 +29,8 @@ class TileLoader:
     Parameters
     ----------
     readers
-        One reader (of images or of overlays), or several: paired tiles of registered images. Or one of a folder of tiles.
+        One reader (of images or of overlays), or several: paired tiles of registered images. Or one of a folder of
+        tiles.
     centres
         (n, 2): x, y in µm; of a folder of tiles, (n,) numbers of rows.
     batch_size

@@ -112,15 +112,15 @@ def export_pairs(
     sdata, tiles, overlay, he, allow_upsampling, kwargs
         As of :func:`sthist.tiles.paired_loader`.
     folder
-        Is made. ``train_A`` and ``test_A`` hold the overlays, ``train_B`` and ``test_B`` the H&E under the same names, and
-        ``train_prompts.json`` and ``test_prompts.json`` map each name to its prompt.
+        Is made. ``train_A`` and ``test_A`` hold the overlays, ``train_B`` and ``test_B`` the H&E under the same names,
+        and ``train_prompts.json`` and ``test_prompts.json`` map each name to its prompt.
     prompt
         One text for all tiles, such as ``"This is a breast H&E image"``.
     prompt_column
         Column of the tiles' table that holds a prompt per tile, in place of ``prompt``.
     test_fraction
-        Part of the tiles to hold out. They are held out by blocks of the section, and tiles that overlap them are left out:
-        a random split of overlapping tiles leaks.
+        Part of the tiles to hold out. They are held out by blocks of the section, and tiles that overlap them are left
+        out: a random split of overlapping tiles leaks.
     prefix
         Put before each name, so that several samples can share a folder.
     seed
@@ -193,7 +193,10 @@ def _readers(
     he = _sample.find_he(sdata, he)
     target = TileReader(sdata, he, spec, fill=255, allow_upsampling=allow_upsampling)
     if target.dtype != np.uint8 or len(target.channels) != 3:
-        msg = f"Image {he!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of uint8 are needed."
+        msg = (
+            f"Image {he!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of "
+            f"uint8 are needed."
+        )
         raise ValueError(msg)
     if overlay is None:
         return Overlay(sdata, spec, allow_upsampling=allow_upsampling, **kwargs), target

@@ -21,7 +21,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarray:
     """Choose points that are spread evenly: each the farthest from all that were chosen before it.
 
-    The first k of ``n`` points are those of any larger ``n``; turning or shifting the points does not change the choice.
+    The first k of ``n`` points are those of any larger ``n``; turning or shifting the points does not change the
+    choice.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarr
 def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterator[np.ndarray]:
     """All points in the order of :func:`farthest_points`, ``batch`` at a time.
 
-    Yields Indices, int64.
+    Yields indices, int64.
     """
     from sthist.tiles._molecules.dot_kernels import farthest_first
 
@@ -117,7 +118,7 @@ def has_content(tiles: np.ndarray, max_blank: float = MAX_BLANK) -> np.ndarray:
 def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: float) -> np.ndarray:
     """Which tiles lie wholly on images that tile one plane.
 
-    Returns Bool of shape (n,).
+    Returns bool of shape (n,).
     """
     import shapely
 
@@ -153,6 +154,9 @@ def spatial_split(centres: Any, size_um: float, test_fraction: float, *, seed: i
     near, _ = cKDTree(centres[held_out]).query(centres[~held_out], p=np.inf, distance_upper_bound=size_um * (1 - 1e-9))
     split[np.flatnonzero(~held_out)[np.isfinite(near)]] = "dropped"
     if not (split == "train").any():
-        msg = f"A test set of {test_fraction:.0%} by place leaves none of the {len(centres)} tiles to train on; take more tiles or a smaller part."
+        msg = (
+            f"A test set of {test_fraction:.0%} by place leaves none of the {len(centres)} tiles to train on; take "
+            f"more tiles or a smaller part."
+        )
         raise ValueError(msg)
     return split

@@ -67,16 +67,17 @@ def niches(
 ) -> None:
     """Divide cells or tiles into niches, by the labels that they and their neighbours have.
 
-    The composition of a cell's niche is the share of each label among the cell and its neighbours. Compositions are clustered: the same niche can
-    be found in many places, and in many samples.
+    The composition of a cell's niche is the share of each label among the cell and its neighbours. Compositions are
+    clustered: the same niche can be found in many places, and in many samples.
 
     Parameters
     ----------
     data
-        One sample, an AnnData with ``obsm["spatial"]`` in µm, or a mapping of name to such: neighbours are sought within each, and niches are those of all.
+        One sample, an AnnData with ``obsm["spatial"]`` in µm, or a mapping of name to such: neighbours are sought
+        within each, and niches are those of all.
     label
-        Column of ``obs`` with the labels, NaN for none; or key of a DataFrame in ``obsm``, one column per class, such as the composition of
-        spots or the scores of tiles.
+        Column of ``obs`` with the labels, NaN for none; or key of a DataFrame in ``obsm``, one column per class, such
+        as the composition of spots or the scores of tiles.
     table
         Key of the table; by default the only one that has ``label``.
     k
@@ -84,14 +85,15 @@ def niches(
     radius_um
         In place of it, all neighbours that are not farther than that.
     method
-        ``"leiden"``: of scanpy, on the different compositions that there are, each of which counts once. ``"kmeans"``: of scikit-learn, on the cells; the default
-        where ``n_niches`` is given.
+        ``"leiden"``: of scanpy, on the different compositions that there are, each of which counts once. ``"kmeans"``:
+        of scikit-learn, on the cells; the default where ``n_niches`` is given.
     resolution
         Of Leiden: more niches where it is larger; 0.5 by default.
     n_niches
         Of k-means.
     truth
-        Column of ``obs`` with niches that are known: how well those that are found agree with them is logged and kept. NaN does not count.
+        Column of ``obs`` with niches that are known: how well those that are found agree with them is logged and kept.
+        NaN does not count.
     key_added
         Name of the columns.
     overwrite
@@ -103,18 +105,19 @@ def niches(
     -------
     None. Writes into each table, also in the store of a backed object:
 
-    * ``obs[key_added]``: categorical, ``"1"`` for the largest niche, then ``"2"`` ...; NaN for cells without any labelled neighbour;
+    * ``obs[key_added]``: categorical, ``"1"`` for the largest niche, then ``"2"`` ...; NaN for cells without any
+      labelled neighbour;
     * ``obsm[key_added + "_composition"]``: DataFrame of float64, one column per class; rows sum to 1 where labels do;
-    * ``uns["sthist"][key_added]``: what was done; how many cells have no label, and so are in no composition; with ``truth``, the adjusted
-      Rand index ``ari`` and the normalised mutual information ``nmi``, over all samples.
+    * ``uns["sthist"][key_added]``: what was done; how many cells have no label, and so are in no composition; with
+      ``truth``, the adjusted Rand index ``ari`` and the normalised mutual information ``nmi``, over all samples.
 
     Raises
     ------
     KeyError
         If there is no such table or column.
     ValueError
-        If a sample has fewer cells than neighbours, or nothing has a label; if a column is there already, arguments do not go together, or places are not
-        finite.
+        If a sample has fewer cells than neighbours, or nothing has a label; if a column is there already, arguments do
+        not go together, or places are not finite.
 
     Examples
     --------
@@ -178,7 +181,8 @@ def _clustering(method: str | None, resolution: float | None, n_niches: int | No
         msg = f"n_niches is {n_niches!r}; k-means needs a whole number from 1 on."
         raise ValueError(msg)
     msg = (
-        f"method={method!r}, resolution={resolution!r} and n_niches={n_niches!r} do not go together: 'leiden' takes a resolution, 'kmeans' "
+        f"method={method!r}, resolution={resolution!r} and n_niches={n_niches!r} do not go together: 'leiden' "
+        f"takes a resolution, 'kmeans' "
         "n_niches."
     )
     raise ValueError(msg)
@@ -224,7 +228,10 @@ class _Sample:
             msg = f"{self._of} has no column {truth!r}; it has {list(self.adata.obs)}."
             raise KeyError(msg)
         if k is not None and self.adata.n_obs <= k:
-            msg = f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take a smaller k, or radius_um=."
+            msg = (
+                f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take a smaller k, or "
+                f"radius_um=."
+            )
             raise ValueError(msg)
         places = self.adata.obsm.get("spatial")
         if places is None or not np.isfinite(np.asarray(places)).all():
@@ -276,7 +283,10 @@ def _labels(adata: AnnData, label: str, of: str) -> tuple[np.ndarray, list[str]]
         codes, classes = as_classes(adata.obs[label], f"Column {label!r} of {of[0].lower()}{of[1:]}")
         return np.where(codes[:, None] >= 0, np.eye(len(classes))[codes], np.nan), classes
     if label not in adata.obsm or not hasattr(adata.obsm[label], "columns"):
-        msg = f"{of} has no column {label!r} and no such DataFrame in obsm; it has {list(adata.obs)} and {list(adata.obsm)}."
+        msg = (
+            f"{of} has no column {label!r} and no such DataFrame in obsm; it has {list(adata.obs)} and "
+            f"{list(adata.obsm)}."
+        )
         raise KeyError(msg)
     frame = adata.obsm[label]
     values = frame.to_numpy(np.float64)
@@ -358,7 +368,10 @@ def _agreement(samples: list[_Sample], truth: str, codes: np.ndarray) -> dict[st
 
 
 def require_igraph() -> None:
-    """Say what is missing where Leiden cannot run: igraph has another licence, and comes with no package that sthist needs."""
+    """Say what is missing where Leiden cannot run.
+
+    Igraph has another licence, and comes with no package that sthist needs.
+    """
     from importlib.util import find_spec
 
     if find_spec("igraph") is None:

@@ -40,23 +40,25 @@ def pool_topk(
 ) -> None:
     """Score cores or other regions by the mean of their best tiles.
 
-    For each class by itself, a core gets the mean of its ``k`` highest scores; its call is the class where that is highest. A tumour that fills a few
-    tiles of a core is seen so, where the mean over all would not show it.
+    For each class by itself, a core gets the mean of its ``k`` highest scores; its call is the class where that is
+    highest. A tumour that fills a few tiles of a core is seen so, where the mean over all would not show it.
 
     Parameters
     ----------
     sdata
         One sample, or a mapping of name to sample.
     key
-        Scores of tiles (or cells, or spots): a DataFrame in ``obsm``, called so or ``<key>_score``, with one column per class, as :func:`sthist.tl.annotate` writes it; or a
-        column of numbers in ``obs``.
+        Scores of tiles (or cells, or spots): a DataFrame in ``obsm``, called so or ``<key>_score``, with one column per
+        class, as :func:`sthist.tl.annotate` writes it; or a column of numbers in ``obs``.
     by
-        What is scored: a column of ``obs`` that says where each tile belongs (``"core"``, ``"patient"``), or the key of shapes, in which tiles lie by their centroid.
+        What is scored: a column of ``obs`` that says where each tile belongs (``"core"``, ``"patient"``), or the key of
+        shapes, in which tiles lie by their centroid.
     table
         Key of the table of tiles; by default the only one that has ``key``.
     k
-        How many tiles count: a whole number, a part of the tiles of each core (above 0, up to 1; rounded up), or ``"all"``, which gives the mean. A whole
-        number larger than a core's tiles takes all of them, and a warning says in how many cores.
+        How many tiles count: a whole number, a part of the tiles of each core (above 0, up to 1; rounded up), or
+        ``"all"``, which gives the mean. A whole number larger than a core's tiles takes all of them, and a warning says
+        in how many cores.
     min_tiles
         Cores with fewer tiles get no score.
     key_added
@@ -66,10 +68,11 @@ def pool_topk(
 
     Returns
     -------
-    None. Writes, also in the store of a backed object, into the table of the cores or shapes, which is made where there is none; for any other column, into a
-    table ``<by>_table`` of its own, with one row per value:
+    None. Writes, also in the store of a backed object, into the table of the cores or shapes, which is made where there
+    is none; for any other column, into a table ``<by>_table`` of its own, with one row per value:
 
-    * ``obs[key_added]``: the class with the highest score, categorical; NaN where there are too few tiles; for a column of numbers, its score, float64;
+    * ``obs[key_added]``: the class with the highest score, categorical; NaN where there are too few tiles; for a column
+      of numbers, its score, float64;
     * ``obsm[key_added + "_score"]``: DataFrame of float64, one column per class; not for a column of numbers;
     * ``obs[key_added + "_tiles"]``: int64, tiles that have a score.
 
@@ -80,7 +83,8 @@ def pool_topk(
     TypeError
         If scores are not numbers with names.
     ValueError
-        If ``k`` or ``min_tiles`` is out of range, no tile belongs anywhere, several tables could be meant, or a name is taken.
+        If ``k`` or ``min_tiles`` is out of range, no tile belongs anywhere, several tables could be meant, or a name is
+        taken.
 
     Examples
     --------
@@ -186,7 +190,10 @@ def _scores(sdata: SpatialData, table: str, key: str) -> pd.DataFrame | pd.Serie
 
 
 def _groups(sdata: SpatialData, tiles: Rows, table: str, by: str) -> tuple[np.ndarray, Rows | None, list[str]]:
-    """Where each tile belongs, -1 for nowhere; the rows that are scored, None for those of a table of their own; and their names."""
+    """Where each tile belongs, -1 for nowhere; the rows that are scored, None for those of a table of their own.
+
+    And their names.
+    """
     obs = sdata.tables[table].obs
     if by in obs:
         target = _cores(sdata) if by == "core" else None
@@ -225,7 +232,10 @@ def _index(names: list[str], values: pd.Series) -> np.ndarray:
 def _top_means(
     values: np.ndarray, groups: np.ndarray, n_groups: int, k: float | str
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Means of the k highest by group, (groups, classes), NaN for none; tiles by group; and how many have some, but fewer than k."""
+    """Means of the k highest by group, (groups, classes), NaN for none; tiles by group.
+
+    And how many have some, but fewer than k.
+    """
     values, groups = values[groups >= 0], groups[groups >= 0]
     n = np.bincount(groups, minlength=n_groups)
     if k == "all":
@@ -304,7 +314,10 @@ def _require_own_table(sdata: SpatialData, by: str, obs: list[str], obsm: list[s
         raise ValueError(msg)
     taken = [each for each in (*obs, *obsm) if each in adata.obs or each in adata.obsm]
     if taken and not overwrite:
-        msg = f"Table {key!r} has {taken[0]!r} already. Pass overwrite=True to replace it, or key_added= for another name."
+        msg = (
+            f"Table {key!r} has {taken[0]!r} already. Pass overwrite=True to replace it, or key_added= for another "
+            f"name."
+        )
         raise ValueError(msg)
 
 

@@ -53,28 +53,31 @@ def transfer_labels(
     key_added: str = "label",
     overwrite: bool = False,
 ) -> None:
-    """Give cells or spots the labels and scores of what their centroid lies in: tiles, polygons, or the pixels of a heat map.
+    """Label and score cells or spots by the tile, polygon, or heat-map pixel that their centroid lies in.
 
-    A cell in several tiles gets the mean of their scores; where tiles have labels alone, the share of the tiles that vote for
-    each class. Polygons give the score 1 to their class, the smaller one where two overlap (:func:`sthist.pp.label_regions` says how
-    they are mended). Of a heat map the full-resolution pixel under the centroid counts.
+    A cell in several tiles gets the mean of their scores; where tiles have labels alone, the share of the tiles that
+    vote for each class. Polygons give the score 1 to their class, the smaller one where two overlap
+    (:func:`sthist.pp.label_regions` says how they are mended). Of a heat map the full-resolution pixel under the
+    centroid counts.
 
     Parameters
     ----------
     sdata
         One sample, or a mapping of name to sample.
     source
-        Key of the table of the tiles, or of any regions (labels or ``scores``); of polygons (a column of the shapes themselves; shapes
-        without that column stand for their table); or of a heat map registered in ``um``, an image with one channel per class, named
-        by them, or several such images.
+        Key of the table of the tiles, or of any regions (labels or ``scores``); of polygons (a column of the shapes
+        themselves; shapes without that column stand for their table); or of a heat map registered in ``um``, an image
+        with one channel per class, named by them, or several such images.
     to
         Key of the cells or spots: their shapes or their table.
     label
         Column of ``source`` with the labels; ``"label"`` by default. NaN and blank text are no label.
     scores
-        In place of it, key in ``obsm`` of the table of tiles: a DataFrame with one column per class. Rows with NaN are no score.
+        In place of it, key in ``obsm`` of the table of tiles: a DataFrame with one column per class. Rows with NaN are
+        no score.
     min_score
-        Cells get no label if their best score is less; in the unit of the scores, that of labels and polygons is from 0 to 1.
+        Cells get no label if their best score is less; in the unit of the scores, that of labels and polygons is from 0
+        to 1.
     overlaps
         ``"error"`` refuses polygons of two classes that overlap.
     key_added
@@ -84,14 +87,15 @@ def transfer_labels(
 
     Returns
     -------
-    None. Writes into the table of the cells, also in the store of a backed object; shapes without a table get one, named
-    ``<to>_table``:
+    None. Writes into the table of the cells, also in the store of a backed object; shapes without a table get one,
+    named ``<to>_table``:
 
-    * ``obs[key_added]``: categorical, the class with the best score (the first of equals); NaN for cells outside of everything, cells
-      whose tiles have no label, and those below ``min_score``; how many these are is logged and kept in ``uns["sthist"][key_added]``;
+    * ``obs[key_added]``: categorical, the class with the best score (the first of equals); NaN for cells outside of
+      everything, cells whose tiles have no label, and those below ``min_score``; how many these are is logged and kept
+      in ``uns["sthist"][key_added]``;
     * ``obs[key_added + "_score"]``: float64, the best score; NaN outside;
-    * ``obsm[key_added + "_scores"]``: DataFrame of float64, one column per class, NaN outside. Heat maps of integers are divided by the
-      largest number that their type can hold. Column names as in :func:`sthist.pp.label_regions`.
+    * ``obsm[key_added + "_scores"]``: DataFrame of float64, one column per class, NaN outside. Heat maps of integers
+      are divided by the largest number that their type can hold. Column names as in :func:`sthist.pp.label_regions`.
 
     Raises
     ------
@@ -100,8 +104,8 @@ def transfer_labels(
     TypeError
         If ``scores`` is no DataFrame.
     ValueError
-        If nothing has a label; if no cell lies in the source; if a column is there already, two channels have one name, both ``label`` and
-        ``scores`` are given, or elements are not registered in ``um``.
+        If nothing has a label; if no cell lies in the source; if a column is there already, two channels have one name,
+        both ``label`` and ``scores`` are given, or elements are not registered in ``um``.
 
     Examples
     --------
@@ -143,7 +147,8 @@ def transfer_labels(
         "below_min_score": int((~np.isnan(best) & (call.codes < 0)).sum()),
     }
     logger.info(
-        "%d of the %d rows of %r have a label; %d lie outside of %r, %d where nothing has a label, %d are below min_score.",
+        "%d of the %d rows of %r have a label; %d lie outside of %r, %d where nothing has a label, %d are below "
+        "min_score.",
         int((call.codes >= 0).sum()),
         len(places),
         to,
@@ -199,7 +204,10 @@ def _of_heat_maps(sdata: SpatialData, keys: list[str], places: np.ndarray) -> Sc
     classes = [name for image in images for name in image.channels]
     twice = [name for i, name in enumerate(classes) if name in classes[:i]]
     if twice:
-        msg = f"The heat maps {keys} have two channels named {twice[0]!r}: a class has one channel. Rename one (set_channel_names)."
+        msg = (
+            f"The heat maps {keys} have two channels named {twice[0]!r}: a class has one channel. Rename one "
+            f"(set_channel_names)."
+        )
         raise ValueError(msg)
     pixels, on = zip(*(values_at(image, places) for image in images), strict=True)
     values = [
@@ -256,7 +264,8 @@ def _read_scores(sdata: SpatialData, table: str | None, scores: str, key: str) -
     frame = adata.obsm[scores]
     if not hasattr(frame, "columns"):
         msg = (
-            f"obsm[{scores!r}] of {table!r} is a {type(frame).__name__} of {frame.shape[1]} columns without names: make it a DataFrame "
+            f"obsm[{scores!r}] of {table!r} is a {type(frame).__name__} of {frame.shape[1]} columns without "
+            f"names: make it a DataFrame "
             "with one column per class."
         )
         raise TypeError(msg)

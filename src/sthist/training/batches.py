@@ -44,7 +44,10 @@ class Tiles:
     def shuffled(
         self, rows: np.ndarray, batch_size: int, seed: int, epoch: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and their tiles, turned and mirrored, in an order that is a function of seed and epoch; samples are mixed."""
+        """Rows and their tiles, turned and mirrored, in an order that is a function of seed and epoch.
+
+        Samples are mixed.
+        """
         n_readers = len(np.unique(self.reader[rows]))
         piece = max(1, batch_size // n_readers)
         loaders = self._loaders(rows, piece, shuffle=True, seed=seed, epoch=epoch)

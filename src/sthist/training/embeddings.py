@@ -76,7 +76,10 @@ def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
     keys = embeddings_of(adata)
     if embedding is not None:
         if embedding not in adata.obsm:
-            msg = f"{where} has no obsm[{embedding!r}]; it has the embeddings {keys}.{closest(embedding, keys)} Make it with pp.embed."
+            msg = (
+                f"{where} has no obsm[{embedding!r}]; it has the embeddings {keys}.{closest(embedding, keys)} Make it "
+                f"with pp.embed."
+            )
             raise KeyError(msg)
         return embedding
     if len(keys) == 1:
@@ -84,7 +87,10 @@ def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
     if not keys:
         msg = f"{where} has no embedding, obsm['X_<encoder>']; it has obsm {list(adata.obsm)}. Make one with pp.embed."
         raise KeyError(msg)
-    msg = f"{where} has several embeddings: {', '.join(map(repr, keys))}. Say which one is meant with embedding= or encoder=."
+    msg = (
+        f"{where} has several embeddings: {', '.join(map(repr, keys))}. Say which one is meant with embedding= or "
+        f"encoder=."
+    )
     raise ValueError(msg)
 
 
@@ -98,7 +104,8 @@ def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
     if not finite.all():
         row = int(finite.argmin())
         msg = (
-            f"obsm[{key!r}] of {where} is NaN or infinite in {int((~finite).sum())} of {len(rows)} rows, first row {row} "
+            f"obsm[{key!r}] of {where} is NaN or infinite in {int((~finite).sum())} of {len(rows)} rows, first "
+            f"row {row} "
             f"({adata.obs_names[row]!r}). Leave those rows out, or embed them again."
         )
         raise ValueError(msg)
@@ -135,7 +142,8 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
         return FolderReader(adata, spec), np.arange(adata.n_obs)
     if not hasattr(data, "images"):
         msg = (
-            f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of io.tile_folder. Embeddings alone "
+            f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of "
+            f"io.tile_folder. Embeddings alone "
             "serve mode='linear'."
         )
         raise ValueError(msg)
@@ -145,7 +153,10 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
     key = _sample.find_he(data, image)
     reader = TileReader(data, key, spec, fill=255)
     if reader.dtype != np.uint8 or len(reader.channels) != 3:
-        msg = f"Image {key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of uint8 are needed."
+        msg = (
+            f"Image {key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of "
+            f"uint8 are needed."
+        )
         raise ValueError(msg)
     return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
 

@@ -76,7 +76,10 @@ def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, cla
     ]
     for adata, name in zip(tables, names, strict=True):
         if label not in adata.obs:
-            msg = f"{name} has no column {label!r}; it has {list(map(str, adata.obs.columns))}.{closest(label, adata.obs.columns)}"
+            msg = (
+                f"{name} has no column {label!r}; it has "
+                f"{list(map(str, adata.obs.columns))}.{closest(label, adata.obs.columns)}"
+            )
             raise KeyError(msg)
     labels = [adata.obs[label] for adata in tables]
     codes, known = as_classes(labels[0] if len(labels) == 1 else _together(labels), f"Column {label!r}")
@@ -126,7 +129,10 @@ def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str,
     keys = [find_embedding(adata, embedding, name) for adata, name in zip(rows.tables, rows.names, strict=True)]
     if len(set(keys)) > 1:
         other = next(i for i, key in enumerate(keys) if key != keys[0])
-        msg = f"{rows.names[0]} has the embedding {keys[0]!r}, {rows.names[other]} has {keys[other]!r}. Say which with embedding=."
+        msg = (
+            f"{rows.names[0]} has the embedding {keys[0]!r}, {rows.names[other]} has {keys[other]!r}. Say which with "
+            f"embedding=."
+        )
         raise ValueError(msg)
     origins = [origin_of(adata, keys[0]) for adata in rows.tables]
     for origin, name in zip(origins, rows.names, strict=True):
@@ -152,8 +158,10 @@ def pixels_of(rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | 
         seen, meant = effective_mpp(chosen, encoder), effective_mpp(encoder.spec, encoder)
         if abs(seen / meant - 1) > scale.TOLERANCE:
             msg = (
-                f"{encoder.name!r} was trained at {meant:.4g} µm/px (tiles of {encoder.spec.size_um:g} µm), and would see these tiles of "
-                f"{chosen.size_um:g} µm at {seen:.4g} µm/px. Lay tiles of its size, or give spec= if you want it nevertheless."
+                f"{encoder.name!r} was trained at {meant:.4g} µm/px (tiles of {encoder.spec.size_um:g} µm), and "
+                f"would see these tiles of "
+                f"{chosen.size_um:g} µm at {seen:.4g} µm/px. Lay tiles of its size, or give spec= if you want it "
+                f"nevertheless."
             )
             raise ValueError(msg)
     sources = [
@@ -194,7 +202,8 @@ def _require_enough(codes: np.ndarray, classes: list[str], label: str) -> None:
         name = classes[int(counts.argmin())]
         rest = [other for other, n in zip(classes, counts, strict=True) if n > 1]
         msg = (
-            f"Class {name!r} of {label!r} has one row: it cannot be trained on and tested. Add rows, merge it with another class, or leave "
+            f"Class {name!r} of {label!r} has one row: it cannot be trained on and tested. Add rows, merge it "
+            f"with another class, or leave "
             f"it out with classes={rest}."
         )
         raise ValueError(msg)

@@ -18,7 +18,10 @@ INSIDE = ("block", "random")
 """Splits whose groups are parts of a sample."""
 
 MOST_WATCHED = 2
-"""Whole patients or samples may be watched up to so many times the part that was asked for; beyond it squares of sections are."""
+"""Whole patients or samples may be watched up to so many times the part that was asked for.
+
+Beyond it squares of sections are.
+"""
 
 PARTS = {
     "train": "train",
@@ -63,7 +66,7 @@ def kinds_of(grouping: Grouping, tissue: np.ndarray) -> np.ndarray:
 def watched_part(
     units: Units, grouping: Grouping, tissue: np.ndarray, rows: np.ndarray, fraction: float, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Part rows that train into those that do and those that are watched: whole groups or, where one is too much, squares.
+    """Part training rows into those that train and those that validate, by whole groups or by squares.
 
     Returns two arrays of indices, and what the second is groups of; it is empty if none can be spared.
     """
@@ -82,7 +85,10 @@ def _blocks(units: Units, block_um: float | None, gap_um: float | None) -> Group
         msg = "split='block' needs places in µm, obsm['spatial'], of every sample."
         raise ValueError(msg)
     if units.size_um is None and (block_um is None or gap_um is None):
-        msg = "split='block': the size of the tiles is not known. Give block_um= and gap_um=, at least the side of a tile."
+        msg = (
+            "split='block': the size of the tiles is not known. Give block_um= and gap_um=, at least the side of a "
+            "tile."
+        )
         raise ValueError(msg)
     gap = float(units.size_um if gap_um is None else gap_um)  # type: ignore[arg-type]
     side = float(TILES_PER_BLOCK * units.size_um if block_um is None else block_um)  # type: ignore[operator]
@@ -103,7 +109,8 @@ def _blocks(units: Units, block_um: float | None, gap_um: float | None) -> Group
 def _column(units: Units, column: str) -> Grouping:
     if column not in units.obs:
         msg = (
-            f"split={column!r} is no column of all samples; they have {list(map(str, units.obs.columns))}. It is that, 'patient', 'sample', "
+            f"split={column!r} is no column of all samples; they have {list(map(str, units.obs.columns))}. It is "
+            f"that, 'patient', 'sample', "
             "'block', 'random', or a mapping of sample to part."
         )
         raise KeyError(msg)
@@ -153,5 +160,8 @@ def _require_all(values: np.ndarray, what: str) -> None:
     """Refuse rows that belong nowhere."""
     missing = np.array([value is None or value != value for value in values])
     if missing.any():
-        msg = f"{int(missing.sum())} rows have no {what}, first row {int(missing.argmax())}; give them one, or leave their label out."
+        msg = (
+            f"{int(missing.sum())} rows have no {what}, first row {int(missing.argmax())}; give them one, or leave "
+            f"their label out."
+        )
         raise ValueError(msg)

@@ -47,7 +47,8 @@ class Grouping:
     Attributes
     ----------
     by
-        What the groups are: ``"patient"``, ``"sample"``, ``"block"``, ``"random"``, ``"explicit"`` or the name of a column.
+        What the groups are: ``"patient"``, ``"sample"``, ``"block"``, ``"random"``, ``"explicit"`` or the name of a
+        column.
     groups
         (n,) name of the group of each row.
     sample, centres
@@ -74,7 +75,7 @@ def folds_of(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows that train and rows that test, one pair per fold.
 
-    Returns Pairs of indices, sorted. Rows that ``gap_um`` leaves out are in neither.
+    Returns pairs of indices, sorted. Rows that ``gap_um`` leaves out are in neither.
     """
     if grouping.parts is not None:
         if test is not None:
@@ -125,7 +126,8 @@ def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.n
     if len(names) < folds:
         shown = ", ".join(map(repr, names[:8].tolist()))
         msg = (
-            f"There are {len(names)} groups ({shown}) and {folds} folds: each fold needs a group of its own. Lower folds=, split by "
+            f"There are {len(names)} groups ({shown}) and {folds} folds: each fold needs a group of its own. "
+            f"Lower folds=, split by "
             "something finer, such as split='block', or add samples."
         )
         raise ValueError(msg)
@@ -170,7 +172,10 @@ def one_group(by: str, name: str) -> str:
 
 
 def _nearest(sizes: np.ndarray, wanted: float) -> list[int]:
-    """Which of some parts make up about so many rows: at least one, and not all; others are added while that comes nearer."""
+    """Which of some parts make up about so many rows: at least one, and not all.
+
+    Others are added while that comes nearer.
+    """
     chosen: list[int] = []
     while len(chosen) < len(sizes) - 1:
         total = sizes[chosen].sum()

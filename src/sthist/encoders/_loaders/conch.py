@@ -1,4 +1,4 @@
-"""CONCH from the snapshot of its page: a vision transformer with an attentional pooler, and a text tower with its own token.
+"""CONCH from its hub snapshot: a vision transformer with attentional pooling, and a text tower with its own token.
 
 Its own package is not needed: open_clip's text tower computes the same, with one position less of text, as it counts
 that of the added token separately.
@@ -120,7 +120,8 @@ def tokenizer_of(files: Files) -> Any:
                 pad_token="<pad>",
             )
     msg = (
-        f"Texts need the tokenizer of CONCH, which is not on the hub: get {TOKENIZER} from {TOKENIZER_PAGE}, put it beside "
+        f"Texts need the tokenizer of CONCH, which is not on the hub: get {TOKENIZER} from {TOKENIZER_PAGE}, put "
+        f"it beside "
         f"the weights ({files.folder or 'in a folder'}), and pass weights=, that folder."
     )
     raise FileNotFoundError(msg)

@@ -66,7 +66,10 @@ def card_of(name: str, *, needs_tag: bool) -> Card:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not tag:
         if needs_tag:
-            msg = f"Which weights of {architecture!r}? Say 'open_clip:{architecture}/<tag>', with one of {tags}, or pass weights=."
+            msg = (
+                f"Which weights of {architecture!r}? Say 'open_clip:{architecture}/<tag>', with one of {tags}, or "
+                f"pass weights=."
+            )
             raise ValueError(msg)
         return Card(
             "", "see its source", "open_clip", transform=usual, architecture=architecture, files=OPEN_CLIP_NAMES

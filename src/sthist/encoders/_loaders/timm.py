@@ -109,7 +109,10 @@ def card_of(name: str) -> Card:
     try:
         described = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        msg = f"timm has no weights {name!r}; for {name.split('.')[0]!r} it has {timm.list_pretrained(name.split('.')[0] + '.*')}."
+        msg = (
+            f"timm has no weights {name!r}; for {name.split('.')[0]!r} it has "
+            f"{timm.list_pretrained(name.split('.')[0] + '.*')}."
+        )
         raise KeyError(msg) from error
     hub_id = (described.hf_hub_id if described is not None else None) or ""
     tag = described.tag if described is not None else None
@@ -144,10 +147,16 @@ def load(card: Card, files: Files) -> Loaded:
     described = files.config()
     architecture = described.get("architecture", card.architecture)
     if not architecture:
-        msg = f"Nothing says what the architecture of {card.hub_id!r} is: it needs the config.json of its page, or weights=."
+        msg = (
+            f"Nothing says what the architecture of {card.hub_id!r} is: it needs the config.json of its page, or "
+            f"weights=."
+        )
         raise ValueError(msg)
     if not timm.is_model(architecture):
-        msg = f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which {files.folder} asks for."
+        msg = (
+            f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which {files.folder} "
+            f"asks for."
+        )
         raise KeyError(msg)
     arguments = with_layers(card.arguments | described.get("model_args", {})) | {"num_classes": 0}
     trunk = timm.create_model(architecture, pretrained=False, **arguments)

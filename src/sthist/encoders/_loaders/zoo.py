@@ -45,7 +45,10 @@ def load(name: str, weights: Path | None) -> tuple[Card, Loaded]:
         raise ImportError(msg)
     registry = _registry()
     if name not in registry or not _is_encoder(registry[name]):
-        msg = f"lazyslide-models has no encoder of tiles {name!r}; it has {sorted(k for k in registry if _is_encoder(registry[k]))}."
+        msg = (
+            f"lazyslide-models has no encoder of tiles {name!r}; it has "
+            f"{sorted(k for k in registry if _is_encoder(registry[k]))}."
+        )
         raise KeyError(msg)
     card = _card(registry[name])
     card.announce("lazyslide-models loads")

@@ -30,14 +30,14 @@ FAMILIES = {
     "ln(1 + amount / 0.05)",
     r"haematoxylin_share_(mean|sd|q\d\d)": "haematoxylin / (haematoxylin + eosin) of a tissue pixel, 0 to 1",
     r"(haematoxylin|eosin|density|red|green|blue)_skewness": "skewness s over tissue, as sign(s) ln(1 + |s|)",
-    r"(haematoxylin|eosin|density)_centre_to_rim": "mean of tissue in the tile's inner half (a circle) minus that outside, "
-    "both as ln(1 + amount / 0.05)",
+    r"(haematoxylin|eosin|density)_centre_to_rim": "mean of tissue in the tile's inner half (a circle) "
+    "minus that outside, both as ln(1 + amount / 0.05)",
     r"haematoxylin_to_eosin": "haematoxylin_mean minus eosin_mean: about the logarithm of their ratio",
     r"haematoxylin_eosin_correlation": "Pearson, -1 to 1, over tissue",
     r"(red|green|blue)_(mean|sd|q\d\d)": "grey level / 255 over tissue",
     r"(red|green|blue)_mean_with_background": "grey level / 255 over the whole tile",
-    r"texture_\d+um_(haematoxylin|eosin)_contrast": "ln(1 + c / 0.05), c the standard deviation of what a (1, 2, 1) / 4 "
-    "smoothing takes away on a grid of that many µm",
+    r"texture_\d+um_(haematoxylin|eosin)_contrast": "ln(1 + c / 0.05), c the standard deviation of what a "
+    "(1, 2, 1) / 4 smoothing takes away on a grid of that many µm",
     r"texture_\d+um_(haematoxylin|eosin)_sd": "ln(1 + s / 0.05), s the standard deviation on that grid",
     r"texture_\d+um_haematoxylin_skewness": "skewness s of that detail (dark or pale dots), as sign(s) ln(1 + |s|)",
     r"texture_\d+um_haematoxylin_neighbour_correlation": "correlation of neighbours on that grid, -1 to 1",
@@ -98,16 +98,16 @@ def morphology_feature_meaning(name: str) -> str:
 class Morphology(Encoder):
     """Named features of an H&E tile: stains, colours, texture at 1 to 16 µm, and nuclei; no weights, no randomness.
 
-    Every feature reads a tile by itself, is the same for the tile rotated by 90 degrees or flipped (up to rounding), and
-    is finite: a tile without tissue gives 0 except for its background share and the colours with background, one
+    Every feature reads a tile by itself, is the same for the tile rotated by 90 degrees or flipped (up to rounding),
+    and is finite: a tile without tissue gives 0 except for its background share and the colours with background, one
     without nuclei gives 0 for all that is measured of nuclei. Stains and colours are those of tissue pixels, so that a
     gap in the tile changes little but ``background_share``. Skewed numbers are stored as logarithms or square roots, so
     that a linear model can take them; they still want to be standardised.
 
     Textures are measured on grids of 1, 2, 4, 8 and 16 µm. A grid is never finer than the tile's own pixels nor coarser
-    than a fifth of the tile: a scale that a tile cannot show repeats the nearest one that it can. Nuclei are looked for on
-    pixels of 0.75 µm, or the tile's own where those are coarser; above 1.5 µm per pixel they cannot be told apart, and
-    their features are 0.
+    than a fifth of the tile: a scale that a tile cannot show repeats the nearest one that it can. Nuclei are looked for
+    on pixels of 0.75 µm, or the tile's own where those are coarser; above 1.5 µm per pixel they cannot be told apart,
+    and their features are 0.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ class Morphology(Encoder):
     spec
         Tiles that the encoder is meant for where nothing else is said.
     stain_vectors
-        (2, 3) colours of haematoxylin and eosin, such as :func:`sthist.stains.macenko` finds them. The default is a common
-        reference, the same for every slide.
+        (2, 3) colours of haematoxylin and eosin, such as :func:`sthist.stains.macenko` finds them. The default is a
+        common reference, the same for every slide.
     white
         Grey level of unstained glass.
 

@@ -220,7 +220,8 @@ def binary_patterns(plane, weight, tolerance):
     """Shares of the ten rotation-invariant uniform local binary patterns of 8 neighbours, of inner pixels with weight.
 
     A neighbour is a 1 where it exceeds the centre by ``tolerance`` or more. Patterns 0 to 8 have that many ones in one
-    run, pattern 9 has several runs. The ring is the 3 x 3 square itself: no rotation by 90 degrees changes a comparison.
+    run, pattern 9 has several runs. The ring is the 3 x 3 square itself: no rotation by 90 degrees changes a
+    comparison.
     """
     n, m = plane.shape
     counts = np.zeros(10)

@@ -58,7 +58,8 @@ class Frame:
         if image is None:
             if len(sdata.images) != 1:
                 msg = (
-                    f"{path} is in pixels, but of which image? {_sample.describe('images', sdata.images)} Name the one that it was "
+                    f"{path} is in pixels, but of which image? {_sample.describe('images', sdata.images)} Name "
+                    f"the one that it was "
                     'drawn on with image=; or pass unit="um".'
                 )
                 raise ValueError(msg)
@@ -131,7 +132,8 @@ def require_on_image(sdata: SpatialData, path: Path, shapes: Sequence[Any], name
         box = (*bounds[:, :2].min(0).tolist(), *bounds[:, 2:].max(0).tolist())
         unit = "µm" if frame.unit == "um" else "px"
         msg = (
-            f"{path}: all {len(off)} outlines lie outside of {on_what}: their coordinates span {_shown(box)} {unit}, the image spans "
+            f"{path}: all {len(off)} outlines lie outside of {on_what}: their coordinates span {_shown(box)} "
+            f"{unit}, the image spans "
             f"{_shown(frame.box)} {unit}. {_guess(sdata, box, frame)}"
         )
         raise ValueError(msg)
@@ -158,7 +160,10 @@ def _guess(sdata: SpatialData, box: Box, frame: Frame) -> str:
         if (frame.unit == "um" or name != frame.image) and _lies_in(box, _box_px(element))
     ]
     if fitting and frame.unit == "um":
-        return f"They look like pixels taken for micrometres: they would lie on {fitting[0]!r}. Pass unit='px', image={fitting[0]!r}."
+        return (
+            f"They look like pixels taken for micrometres: they would lie on {fitting[0]!r}. Pass unit='px', "
+            f"image={fitting[0]!r}."
+        )
     if fitting:
         return f"They would lie on {fitting[0]!r}: pass image={fitting[0]!r}."
     return "Were they drawn on another image, or on a copy of another size?"

@@ -76,7 +76,10 @@ class Drawn:
 
 
 def read_geojson(path: Path) -> list[Drawn]:
-    """All objects of a file: a feature, a collection or a list of them, or a geometry alone; children after their parents."""
+    """All objects of a file: a feature, a collection or a list of them, or a geometry alone.
+
+    Children after their parents.
+    """
     drawn = [_drawn(path, f"feature {i}", feature) for i, feature in enumerate(_features(path, _load(path)))]
     return [each for each in drawn if each.kind != "root"]
 
@@ -127,7 +130,8 @@ def _features(path: Path, content: Any) -> Iterator[dict[str, Any]]:
     else:
         found = f"'type' {kind!r}" if isinstance(content, dict) else type(content).__name__
         msg = (
-            f"{path} holds no GeoJSON: it has {found} where a 'Feature', a 'FeatureCollection' with 'features' or a geometry "
+            f"{path} holds no GeoJSON: it has {found} where a 'Feature', a 'FeatureCollection' with 'features' or "
+            f"a geometry "
             "should be. Export the objects from QuPath as GeoJSON."
         )
         raise ValueError(msg)
@@ -186,7 +190,10 @@ def _label(path: Path, where: str, stated: Any) -> str | None:
             names = [_label(path, where, parent), _text(stated.get("name"))]
         return ": ".join(name for name in names if name is not None) or None
     if isinstance(stated, list | bool):
-        msg = f"{path}: 'classification' of {where} is {stated!r}; it should be a text, or an object with 'name' or 'names'."
+        msg = (
+            f"{path}: 'classification' of {where} is {stated!r}; it should be a text, or an object with 'name' or "
+            f"'names'."
+        )
         raise ValueError(msg)
     return _text(stated)
 

@@ -36,22 +36,24 @@ def read_annotations(
     point_diameter_um: float | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Read what was drawn in QuPath or selected in Xenium Explorer, as shapes: :func:`sthist.io.export_geojson` the other way round.
+    """Read what was drawn in QuPath or selected in Xenium Explorer, as shapes.
 
-    Outlines that cross themselves are repaired: all that they enclose counts. Those without an area, lines, and points (but see
-    ``point_diameter_um``) are left out. Both is logged, with how many they are.
+    :func:`sthist.io.export_geojson` is the way back.
+
+    Outlines that cross themselves are repaired: all that they enclose counts. Those without an area, lines, and points
+    (but see ``point_diameter_um``) are left out. Both is logged, with how many they are.
 
     Parameters
     ----------
     sdata
         The sample.
     path
-        GeoJSON of QuPath (``.geojson`` or ``.json``, plain, ``.gz`` or ``.zip``): annotations, detections, cells, tiles and cores of
-        a microarray, also nested in each other. Or the coordinates of selections that Xenium Explorer exports (``.csv``), one
-        selection or several.
+        GeoJSON of QuPath (``.geojson`` or ``.json``, plain, ``.gz`` or ``.zip``): annotations, detections, cells, tiles
+        and cores of a microarray, also nested in each other. Or the coordinates of selections that Xenium Explorer
+        exports (``.csv``), one selection or several.
     image
-        The image on which they were drawn: GeoJSON has its full-resolution pixels, whatever its scale is and wherever it lies. May be left
-        out where the sample has one image. For a csv file, only what they have to lie on.
+        The image on which they were drawn: GeoJSON has its full-resolution pixels, whatever its scale is and wherever
+        it lies. May be left out where the sample has one image. For a csv file, only what they have to lie on.
     unit
         ``"px"`` of ``image``, or ``"um"``; GeoJSON is in pixels and csv in micrometres by default.
     kind
@@ -67,17 +69,19 @@ def read_annotations(
 
     Returns
     -------
-    None. Writes ``sdata.shapes[key_added]``, also to the store of a backed object: polygons in the unit of the file, with the
-    transformations of ``image`` (or in ``um``), so that they lie on it in all coordinate systems, also in those that are added
-    later. They are indexed by name where all have one and no two the same, else from 0. Columns:
+    None. Writes ``sdata.shapes[key_added]``, also to the store of a backed object: polygons in the unit of the file,
+    with the transformations of ``image`` (or in ``um``), so that they lie on it in all coordinate systems, also in
+    those that are added later. They are indexed by name where all have one and no two the same, else from 0. Columns:
 
-    * ``label``: the class as it was written, of several levels as ``"Tumor: Positive"``; for a selection, its name if the file has no
-      classes; None for none;
+    * ``label``: the class as it was written, of several levels as ``"Tumor: Positive"``; for a selection, its name if
+      the file has no classes; None for none;
     * ``name``; ``object_type`` (``kind``) and, where there are any, ``id`` of QuPath;
-    * measurements (float64) and metadata (text) under their own names, or with ``_2`` behind them where such a column is there already;
-    * for the cores of a microarray ``row`` and ``column``, from 0, told from names such as ``A-1``, and ``state``: ``"whole"`` or
-      ``"missing"``. Where all are cores, they get the role ``"cores"``: :func:`sthist.pp.tiles` names the core of a tile, and
-      ``within=`` leaves out what is missing. :func:`sthist.pp.tma` takes the shapes as its ``table=``.
+    * measurements (float64) and metadata (text) under their own names, or with ``_2`` behind them where such a column
+      is there already;
+    * for the cores of a microarray ``row`` and ``column``, from 0, told from names such as ``A-1``, and ``state``:
+      ``"whole"`` or ``"missing"``. Where all are cores, they get the role ``"cores"``: :func:`sthist.pp.tiles` names
+      the core of a tile, and ``within=`` leaves out what is missing. :func:`sthist.pp.tma` takes the shapes as its
+      ``table=``.
 
     The nuclei of cells become ``sdata.shapes[key_added + "_nuclei"]``, indexed as their cells.
 
@@ -86,8 +90,8 @@ def read_annotations(
     FileNotFoundError, KeyError
         If there is no such file or image; if an object has no geometry, or a csv file no column X or Y.
     ValueError
-        If the image has to be named; if the file is broken, holds nothing that has an area, or all of it lies outside of the
-        image (the message says what else it may be); if a name is taken.
+        If the image has to be named; if the file is broken, holds nothing that has an area, or all of it lies outside
+        of the image (the message says what else it may be); if a name is taken.
 
     Notes
     -----

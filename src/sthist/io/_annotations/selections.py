@@ -125,7 +125,8 @@ def _compare_area(path: Path, name: str, stated: str, area: float) -> None:
         return
     if abs(area - expected) > SAME_AREA * max(expected, 1.0):
         logger.warning(
-            "%s: the outline of selection %r has %.6g µm², but the file states %.6g. Are vertices lost, or is it not in µm?",
+            "%s: the outline of selection %r has %.6g µm², but the file states %.6g. Are vertices lost, or is it "
+            "not in µm?",
             path,
             name,
             area,

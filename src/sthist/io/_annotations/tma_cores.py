@@ -18,8 +18,8 @@ PLACE = re.compile(r"^\s*([A-Za-z]{1,2}|\d{1,3})([\s_.:-]*)([A-Za-z]{1,2}|\d{1,3
 def core_columns(drawn: list[Drawn]) -> dict[str, Any]:
     """``row``, ``column`` and ``state`` of the cores of a microarray; nothing where there are none.
 
-    Either part of a name may be that of the row: what lies side by side tells. Rows and columns are not given where a name is of
-    another form, or two cores have the same.
+    Either part of a name may be that of the row: what lies side by side tells. Rows and columns are not given where a
+    name is of another form, or two cores have the same.
     """
     import pandas as pd
 

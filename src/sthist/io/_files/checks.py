@@ -143,7 +143,10 @@ def require_columns(path: Path, there: Iterable[Any], columns: Sequence[str]) ->
     missing = [name for name in columns if name not in names]
     if missing:
         shown = f"{names[:12]}{' and more' if len(names) > 12 else ''}"
-        msg = f"{path} has no column {', '.join(map(repr, missing))}; its columns are {shown}. Export the file again, or rename the column."
+        msg = (
+            f"{path} has no column {', '.join(map(repr, missing))}; its columns are {shown}. Export the file again, "
+            f"or rename the column."
+        )
         raise KeyError(msg)
 
 
@@ -164,8 +167,10 @@ def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> 
         if bad.any():
             row = int(bad.argmax())
             msg = (
-                f"{path}: column {name!r} should hold numbers, but {int(bad.sum())} of {len(frame)} are none, the first "
-                f"in row {frame.index[row]}: {str(frame[name].iloc[row])!r}. Is the file truncated, or a column shifted?"
+                f"{path}: column {name!r} should hold numbers, but {int(bad.sum())} of {len(frame)} are none, the "
+                f"first "
+                f"in row {frame.index[row]}: {str(frame[name].iloc[row])!r}. Is the file truncated, or a column "
+                f"shifted?"
             )
             raise ValueError(msg)
 
@@ -197,7 +202,10 @@ def require_matrix(path: Path) -> np.ndarray:
         matrix = file.get("matrix", {})
         missing = [f"matrix/{name}" for name in needed if name not in matrix]
         if missing:
-            msg = f"{path} has no {', '.join(missing)}; a count matrix of 10x has {', '.join(needed)} in the group matrix."
+            msg = (
+                f"{path} has no {', '.join(missing)}; a count matrix of 10x has {', '.join(needed)} in the group "
+                f"matrix."
+            )
             raise KeyError(msg)
         n_features, n_barcodes = matrix["shape"][()].tolist()
         barcodes = matrix["barcodes"][()].astype(str)

@@ -217,7 +217,8 @@ def _require_upright(path: Path, page: Any) -> None:
     tag = page.tags.get("Orientation")
     if tag is not None and int(tag.value) != UPRIGHT and int(tag.value) in ORIENTATIONS:
         msg = (
-            f"{path} has the Orientation {int(tag.value)} (TIFF tag 274): it is stored turned or mirrored. Save it upright, "
+            f"{path} has the Orientation {int(tag.value)} (TIFF tag 274): it is stored turned or mirrored. Save "
+            f"it upright, "
             "with Orientation 1, for example with 'vips autorot' or 'magick -auto-orient'."
         )
         raise ValueError(msg)

@@ -78,7 +78,7 @@ def attach_he(
     to: str | None = None,
     coordinate_system: str | None = None,
 ) -> None:
-    """Add an H&E to a sample, registered by its alignment, in memory; ``attrs`` keep the alignment as ``pp.align`` does.
+    """Add an H&E to a sample in memory, registered by its alignment, which ``attrs`` keep as ``pp.align`` does.
 
     Without an alignment it lies in a system of its own until it gets one.
     """
@@ -95,7 +95,10 @@ def attach_he(
         scale.record_mpp(sdata, name, stated, value)
     if alignment is None and coordinate_system is None:
         _sample.set_role(sdata, "he", {"image": name})
-        said = "Nothing says where the H&E lies, and it has no place in 'um' yet: pp.align(sdata, %r, matrix='auto') finds it."
+        said = (
+            "Nothing says where the H&E lies, and it has no place in 'um' yet: pp.align(sdata, %r, matrix='auto') "
+            "finds it."
+        )
         logger.warning(said, name)
         return
     try:
@@ -117,7 +120,8 @@ def read_he(source: Any, name: str) -> LooseImage:
     if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
         msg = (
             f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'}) is no H&E: it has "
-            f"{loose.pixels.shape[0]} channels{' and several planes' if 'z' in loose.dims else ''} of {loose.pixels.dtype}; three colours of uint8 are needed."
+            f"{loose.pixels.shape[0]} channels{' and several planes' if 'z' in loose.dims else ''} of "
+            f"{loose.pixels.dtype}; three colours of uint8 are needed."
         )
         raise ValueError(msg)
     return loose

@@ -81,7 +81,10 @@ def read_matrix(path: Path) -> Matrix:
 
 
 def _read_plain(path: Path, sep: str, n_columns: int) -> tuple[Any, pd.Index] | None:
-    """Values and names of rows, line by line, which takes a fraction of a csv parser's time; None where one is needed."""
+    """Values and names of rows, line by line, which takes a fraction of a csv parser's time.
+
+    None where one is needed.
+    """
     import pandas as pd
     from scipy import sparse
 
@@ -125,7 +128,10 @@ def _read_any(path: Path, sep: str, names: pd.Index) -> tuple[Any, pd.Index]:
     with checks.reading(path), pd.read_csv(path, chunksize=chunk, **options) as parts:
         for part in parts:
             if part.shape[1] != len(names):
-                msg = f"{path} has {len(names)} names of columns, but {part.shape[1]} values in a row. Export the file again."
+                msg = (
+                    f"{path} has {len(names)} names of columns, but {part.shape[1]} values in a row. Export the file "
+                    f"again."
+                )
                 raise ValueError(msg)
             _require_numbers(path, part, names)
             blocks.append(sparse.csr_matrix(part.to_numpy()))
@@ -161,7 +167,10 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
     from scipy import sparse
 
     if matrix is None or not len(rows) or not len(columns):
-        msg = f"{path} has no counts: {what} is {'missing' if matrix is None else f'{len(rows)} x {len(columns)}'}. Export it again."
+        msg = (
+            f"{path} has no counts: {what} is {'missing' if matrix is None else f'{len(rows)} x {len(columns)}'}. "
+            f"Export it again."
+        )
         raise ValueError(msg)
     counts = sparse.csr_matrix(matrix)
     bad = ~np.isfinite(counts.data) | (counts.data < 0) | (counts.data != np.floor(counts.data))
@@ -171,8 +180,10 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
         row = int(np.searchsorted(counts.indptr, place, side="right")) - 1
         column = int(counts.indices[place])
         msg = (
-            f"{path}: {what} should hold raw counts, whole numbers from 0 to 2147483647, but {int(bad.sum())} values are none; "
-            f"spot {rows[row]!r} has {counts.data[place]:.6g} of {columns[column]!r}. Give the file from before normalisation."
+            f"{path}: {what} should hold raw counts, whole numbers from 0 to 2147483647, but {int(bad.sum())} "
+            f"values are none; "
+            f"spot {rows[row]!r} has {counts.data[place]:.6g} of {columns[column]!r}. Give the file from before "
+            f"normalisation."
         )
         raise ValueError(msg)
     counts = counts.astype(np.int32)

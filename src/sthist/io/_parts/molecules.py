@@ -51,7 +51,8 @@ def require_genes(path: Path, genes: pd.Series) -> None:
     if empty.any():
         row = genes.index[int(empty.to_numpy().argmax())]
         msg = (
-            f"{path}: column {genes.name!r} is empty in {int(empty.sum())} of {len(genes)} rows, the first of them row {row}. "
+            f"{path}: column {genes.name!r} is empty in {int(empty.sum())} of {len(genes)} rows, the first of "
+            f"them row {row}. "
             "Is a column shifted? Correct the rows, or leave them out."
         )
         raise ValueError(msg)
@@ -88,7 +89,8 @@ def _require_values(path: Path, batches: Iterable[Any], gene: str, numeric: Sequ
             row = int(bad.argmax())
             should = "names of genes" if name == gene else "numbers"
             msg = (
-                f"{path}: column {name!r} should hold {should}, but row {n_before + row} has {values[row].as_py()!r}. Is a "
+                f"{path}: column {name!r} should hold {should}, but row {n_before + row} has "
+                f"{values[row].as_py()!r}. Is a "
                 "column shifted? Correct the row, or leave it out."
             )
             raise ValueError(msg)

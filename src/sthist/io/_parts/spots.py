@@ -82,8 +82,8 @@ def fit_lattice(um: np.ndarray, px: np.ndarray) -> Lattice | None:
 def array_pitch(names: pd.Index, px: np.ndarray) -> float | None:
     """Distance in pixels between neighbouring spots of a legacy array that are named by their places, like ``10x13``.
 
-    Whole rows of such an array can lie a fifth of a step off their places, so that distances to neighbours alone mislead;
-    where names are no places, or others than those of these spots, nothing else is left.
+    Whole rows of such an array can lie a fifth of a step off their places, so that distances to neighbours alone
+    mislead; where names are no places, or others than those of these spots, nothing else is left.
 
     Returns the distance; as of :func:`spot_pitch` where the names do not tell it.
     """
@@ -98,7 +98,8 @@ def array_pitch(names: pd.Index, px: np.ndarray) -> float | None:
 def spot_pitch(px: np.ndarray) -> float | None:
     """Mean distance between neighbouring spots in pixels; None where they lie on no lattice.
 
-    The mean over all neighbours, since the distance to the nearest one alone is too short where spots are off their places.
+    The mean over all neighbours, since the distance to the nearest one alone is too short where spots are off their
+    places.
     """
     from scipy.spatial import KDTree
 
@@ -128,7 +129,8 @@ def require_inside(spots: Path, fields: str, px: np.ndarray, image: Path, loose:
     reach = f"({px[:, 0].max():.0f}, {px[:, 1].max():.0f})"
     if outside.mean() > MAX_OUTSIDE:
         msg = (
-            f"{spots}: {outside.mean():.0%} of the spots ({fields}) lie outside of {image}, which has {width} x {height} px; "
+            f"{spots}: {outside.mean():.0%} of the spots ({fields}) lie outside of {image}, which has {width} x "
+            f"{height} px; "
             f"they reach to {reach}. Give the image to whose pixels they refer, not a smaller copy or another section."
         )
         raise ValueError(msg)
@@ -144,7 +146,10 @@ def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.nd
     px = px[:, :2].astype(np.float64)
     bad = ~np.isfinite(px).all(1)
     if bad.any():
-        msg = f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them {names[bad][0]!r}."
+        msg = (
+            f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them "
+            f"{names[bad][0]!r}."
+        )
         raise ValueError(msg)
     return px
 
@@ -229,7 +234,10 @@ def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
         if name not in there:
             close = difflib.get_close_matches(name, there, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            msg = f"{root} has no sample {name!r} ({where.format(name)}); it has {len(there)}, such as {there[0]!r}.{hint}"
+            msg = (
+                f"{root} has no sample {name!r} ({where.format(name)}); it has {len(there)}, such as "
+                f"{there[0]!r}.{hint}"
+            )
             raise FileNotFoundError(msg)
     return wanted
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 COLOURS = ("red", "green", "blue")
 
 # spatialdata_io.cosmx is not called: it fails on what AtoMx exports today (columns cell_ID and cell_id, a slash in the
-# names of stains, compressed tables), on composites of one channel, and on a field of view with fewer than three cells; it
-# holds the counts densely. Names of elements and of coordinate systems are those that it gives.
+# names of stains, compressed tables), on composites of one channel, and on a field of view with fewer than three cells;
+# it holds the counts densely. Names of elements and of coordinate systems are those that it gives.
 
 
 def cosmx(
@@ -54,8 +54,8 @@ def cosmx(
     transcripts
         Whether to read the molecules.
     mpp
-        µm per pixel. Not needed where the positions of the fields in mm, the areas of the cells in µm², or the size of the
-        frames tell it.
+        µm per pixel. Not needed where the positions of the fields in mm, the areas of the cells in µm², or the size of
+        the frames tell it.
     he
         An H&E of the same section: TIFF, OME-TIFF, SVS, PNG or JPEG.
     he_alignment
@@ -65,8 +65,8 @@ def cosmx(
 
     Returns
     -------
-    A SpatialData in memory, registered in ``um`` (the vendor's global pixels times their size; y as there) and, in global
-    pixels, in ``global``:
+    A SpatialData in memory, registered in ``um`` (the vendor's global pixels times their size; y as there) and, in
+    global pixels, in ``global``:
 
     * ``images["<fov>_image"]`` (read when needed), ``labels["<fov>_labels"]``;
     * ``points["transcripts"]``: molecules of all fields, in µm;
@@ -81,8 +81,8 @@ def cosmx(
     KeyError
         If a table has not the columns it should have.
     ValueError
-        If the µm per pixel cannot be told, or two sources contradict each other; if a file is truncated, empty, or has text
-        for numbers; if tables and images do not fit.
+        If the µm per pixel cannot be told, or two sources contradict each other; if a file is truncated, empty, or has
+        text for numbers; if tables and images do not fit.
 
     Examples
     --------
@@ -102,7 +102,10 @@ def cosmx(
     positions = _read_positions(folder, name)
     layout = find_layout(cells_file, cells, positions)
     if not set(images) & set(layout.offset):
-        msg = f"{cells_file} has cells of the fields {sorted(layout.offset)}, but the composites are those of {list(images)}."
+        msg = (
+            f"{cells_file} has cells of the fields {sorted(layout.offset)}, but the composites are those of "
+            f"{list(images)}."
+        )
         raise ValueError(msg)
     warn_of_fields(folder, cells["fov"], images, labels)
     sources = stated_mpp(cells, positions, next(iter(shapes.values()))[-2:])
@@ -141,7 +144,10 @@ def _dataset_id(folder: Path, dataset_id: str | None) -> str:
     checks.require_file(folder, "*exprMat_file.csv", "*exprMat_file.csv.gz", vendor=VENDOR)
     names = sorted({file.name.partition("exprMat_file")[0] for file in folder.glob("*exprMat_file.csv*")})
     if len(names) > 1:
-        msg = f"{folder} has several samples: {', '.join(name.rstrip('_') for name in names)}; choose one with dataset_id=."
+        msg = (
+            f"{folder} has several samples: {', '.join(name.rstrip('_') for name in names)}; choose one with "
+            f"dataset_id=."
+        )
         raise ValueError(msg)
     return names[0]
 
@@ -239,7 +245,10 @@ def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
 
 
 def _is_flipped(files: dict[int, Path], cells: pd.DataFrame) -> bool:
-    """Whether the tables count y from the bottom of the picture, as most exports do: which way cells lie on their labels."""
+    """Whether the tables count y from the bottom of the picture, as most exports do.
+
+    Which way cells lie on their labels.
+    """
     counts = cells["fov"].value_counts()
     known = [number for number in counts.index if number in files]
     if not known:

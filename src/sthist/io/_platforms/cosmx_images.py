@@ -42,7 +42,8 @@ def pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[
     for number, shape in shapes.items():
         if shape[0] != shapes[first][0]:
             msg = (
-                f"The composites show different stains: {files[first]} has {shapes[first][0]} channels, {files[number]} has "
+                f"The composites show different stains: {files[first]} has {shapes[first][0]} channels, "
+                f"{files[number]} has "
                 f"{shape[0]}."
             )
             raise ValueError(msg)
@@ -60,7 +61,10 @@ def label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
     for number, file in files.items():
         shape = checks.require_picture(file)[0]
         if shape[-2:] != shapes[number][-2:]:
-            msg = f"{file} has {shape[-1]} x {shape[-2]} px, but the composite of field {number} has {shapes[number][-1]} x {shapes[number][-2]}."
+            msg = (
+                f"{file} has {shape[-1]} x {shape[-2]} px, but the composite of field {number} has "
+                f"{shapes[number][-1]} x {shapes[number][-2]}."
+            )
             raise ValueError(msg)
     return files
 

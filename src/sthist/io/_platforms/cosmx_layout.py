@@ -69,7 +69,8 @@ def find_layout(path: Path, cells: pd.DataFrame, positions: pd.DataFrame | None)
     worst = max(off, key=off.__getitem__)
     if off[worst] > AGREE_PX:
         logger.warning(
-            "%s: the local and global centres of the cells of field %d differ by more than a shift (%.1f px); its image may "
+            "%s: the local and global centres of the cells of field %d differ by more than a shift (%.1f px); its "
+            "image may "
             "lie wrong.",
             path,
             worst,
@@ -89,7 +90,8 @@ def _linear(path: Path, fov: np.ndarray, local: np.ndarray, there: np.ndarray) -
     solution, _, rank, _ = np.linalg.lstsq(centred[0], centred[1], rcond=1e-6)
     if rank < 2:
         msg = (
-            f"{path}: the cells' {', '.join(LOCAL)} do not tell how the fields of view are turned: a field needs three cells "
+            f"{path}: the cells' {', '.join(LOCAL)} do not tell how the fields of view are turned: a field needs "
+            f"three cells "
             "that are not on one line."
         )
         raise ValueError(msg)
@@ -99,7 +101,8 @@ def _linear(path: Path, fov: np.ndarray, local: np.ndarray, there: np.ndarray) -
     if is_turn and np.abs(linear - snapped).max() <= SNAP:
         return np.asarray(snapped)
     logger.warning(
-        "%s: local and global centres of the cells are related by %s, which is no turn by 90 degrees; the fields may show "
+        "%s: local and global centres of the cells are related by %s, which is no turn by 90 degrees; the fields "
+        "may show "
         "seams.",
         path,
         np.round(linear, 4).tolist(),

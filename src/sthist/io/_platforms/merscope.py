@@ -43,15 +43,16 @@ def merscope(
 ) -> SpatialData:
     """Read a region of a MERSCOPE run, in micrometres.
 
-    :func:`spatialdata_io.merscope` reads molecules, outlines and counts; ``um`` is the vendor's own frame of micrometres.
+    :func:`spatialdata_io.merscope` reads molecules, outlines and counts; ``um`` is the vendor's own frame of
+    micrometres.
 
     Parameters
     ----------
     path
         The folder of a region, with ``images`` and ``detected_transcripts.csv``.
     z_layers
-        Plane of the mosaic, or several, which are stacked: they are counted from 0 in the order given here (those of a set
-        from the lowest one).
+        Plane of the mosaic, or several, which are stacked: they are counted from 0 in the order given here (those of a
+        set from the lowest one).
     mpp
         µm per pixel, to be checked against ``micron_to_mosaic_pixel_transform.csv``.
     he
@@ -75,13 +76,13 @@ def merscope(
     Raises
     ------
     FileNotFoundError
-        If the mosaic, its transformation, the molecules, or the tables of the cells are missing (``transcripts=False`` and
-        ``cells_table=False`` do without the last two).
+        If the mosaic, its transformation, the molecules, or the tables of the cells are missing (``transcripts=False``
+        and ``cells_table=False`` do without the last two).
     KeyError
         If a table has not the columns it should have.
     ValueError
-        If a file is truncated, empty, or has text for numbers, or molecules without a gene; if the pixels of the mosaic are
-        not as wide as high, or contradict ``mpp``; if ``z_layers`` is empty.
+        If a file is truncated, empty, or has text for numbers, or molecules without a gene; if the pixels of the mosaic
+        are not as wide as high, or contradict ``mpp``; if ``z_layers`` is empty.
 
     Examples
     --------
@@ -101,8 +102,8 @@ def merscope(
     _check(folder, outlines, kwargs)
     table = _read_table(counts, cells) if kwargs.get("cells_table", True) else None
     with checks.quietly():
-        # Its reader of images loads a whole plane, of many gigabytes, for each block of it; that of the table fails where
-        # the two files list the cells in different orders, or do not name their first column.
+        # Its reader of images loads a whole plane, of many gigabytes, for each block of it; that of the table fails
+        # where the two files list the cells in different orders, or do not name their first column.
         read = spatialdata_io.merscope(folder, **{**kwargs, "mosaic_images": False, "cells_table": False})
     sdata = SpatialData(attrs=read.attrs)
     sdata.images["mosaic"] = _mosaic(mosaics, planes)
@@ -178,7 +179,10 @@ def _mosaics(folder: Path, planes: list[int]) -> dict[tuple[str, int], Path]:
     first = next(iter(shapes))
     for file, shape in shapes.items():
         if shape != shapes[first]:
-            msg = f"{file} has {shape[-1]} x {shape[-2]} px, but {first.name} has {shapes[first][-1]} x {shapes[first][-2]}."
+            msg = (
+                f"{file} has {shape[-1]} x {shape[-2]} px, but {first.name} has {shapes[first][-1]} x "
+                f"{shapes[first][-2]}."
+            )
             raise ValueError(msg)
     return wanted
 

@@ -42,8 +42,8 @@ def visium(
 ) -> SpatialData:
     """Read the output folder of Space Ranger for Visium, in micrometres.
 
-    :func:`spatialdata_io.visium` reads it. The scale comes from the lattice of the spots, which are 100 µm apart; the spots
-    are circles of 55 µm.
+    :func:`spatialdata_io.visium` reads it. The scale comes from the lattice of the spots, which are 100 µm apart; the
+    spots are circles of 55 µm.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ def visium(
     -------
     A SpatialData in memory, registered in ``um`` and, in full-resolution pixels, in ``<dataset_id>``:
 
-    * ``images["<dataset_id>_hires_image"]``, ``images["<dataset_id>_lowres_image"]``, and ``images["he"]`` if it was given;
+    * ``images["<dataset_id>_hires_image"]``, ``images["<dataset_id>_lowres_image"]``, and ``images["he"]`` if it was
+      given;
     * ``shapes["<dataset_id>"]``: the spots;
     * ``tables["table"]``: raw counts, linked to them, with ``obsm["spatial"]`` in µm.
 
@@ -80,7 +81,8 @@ def visium(
         If a file has not the columns or entries it should have.
     ValueError
         If a spot of the matrix has no position, or several; if the spots do not lie on the lattice, or it contradicts
-        ``mpp``; if more than 5 % of them lie outside of ``image``; if a file is truncated, empty, or has text for numbers.
+        ``mpp``; if more than 5 % of them lie outside of ``image``; if a file is truncated, empty, or has text for
+        numbers.
 
     Examples
     --------
@@ -152,8 +154,10 @@ def _require_spots_on(sdata: SpatialData, image: Any) -> None:
         if outside > MAX_OUTSIDE:
             shown = image if isinstance(image, str | Path) else "the array"
             msg = (
-                f"image=: {outside:.0%} of the spots lie outside of {shown}, which has {width} x {height} px; they reach to "
-                f"({x.max():.0f}, {y.max():.0f}). Give the full-resolution image that Space Ranger was given, not a smaller "
+                f"image=: {outside:.0%} of the spots lie outside of {shown}, which has {width} x {height} px; "
+                f"they reach to "
+                f"({x.max():.0f}, {y.max():.0f}). Give the full-resolution image that Space Ranger was given, not "
+                f"a smaller "
                 "copy (tissue_hires_image.png); one of another size needs he= and he_alignment=."
             )
             raise ValueError(msg)
@@ -180,7 +184,10 @@ def finish(sdata: SpatialData, dataset_id: str, mpp: float, source: str, shapes_
         places = centres.index.get_indexer(adata.obs[adata.uns["spatialdata_attrs"]["instance_key"]])
         if (places < 0).any():
             lost = adata.obs_names[int((places < 0).argmax())]
-            msg = f"{int((places < 0).sum())} of {len(places)} rows of table {table!r} have no shape in {shapes!r}, such as {lost!r}."
+            msg = (
+                f"{int((places < 0).sum())} of {len(places)} rows of table {table!r} have no shape in {shapes!r}, "
+                f"such as {lost!r}."
+            )
             raise ValueError(msg)
         adata.obsm["spatial"] = np.c_[centres.x, centres.y][places] * mpp
 
@@ -228,7 +235,10 @@ def _read_positions(path: Path) -> pd.DataFrame:
         first = file.readline()
     own = {} if "in_tissue" in first else {"header": None, "names": COLUMNS}
     if own and first and len(first.split(",")) != len(COLUMNS):
-        msg = f"{path} has {len(first.split(','))} columns without names; it should have {len(COLUMNS)}: {', '.join(COLUMNS)}."
+        msg = (
+            f"{path} has {len(first.split(','))} columns without names; it should have {len(COLUMNS)}: "
+            f"{', '.join(COLUMNS)}."
+        )
         raise KeyError(msg)
     frame = checks.read_csv(path, COLUMNS, numeric=COLUMNS[1:], **own)
     require_once(path, frame["barcode"])
@@ -266,11 +276,15 @@ def _lattice_mpp(path: Path, positions: pd.DataFrame) -> float:
         raise ValueError(msg)
     if lattice.anisotropy > scale.TOLERANCE:
         msg = (
-            f"{path}: the spots are {50 / lattice.mpp_x:.4g} px apart per array_col and {50 / lattice.mpp_y:.4g} px per 50 µm of array_row, "
+            f"{path}: the spots are {50 / lattice.mpp_x:.4g} px apart per array_col and {50 / lattice.mpp_y:.4g} "
+            f"px per 50 µm of array_row, "
             "which should be equal. Are the columns of rows and columns exchanged?"
         )
         raise ValueError(msg)
     if lattice.off_um > OFF_LATTICE_UM:
-        msg = f"{path}: the spots lie {lattice.off_um:.3g} µm off the lattice of Visium (median); are positions and barcodes exchanged?"
+        msg = (
+            f"{path}: the spots lie {lattice.off_um:.3g} µm off the lattice of Visium (median); are positions and "
+            f"barcodes exchanged?"
+        )
         raise ValueError(msg)
     return lattice.mpp

@@ -48,8 +48,8 @@ def visium_hd(
     bin_size
         Side of the bins in µm: one, several, or None for all that the folder has.
     image
-        The full-resolution H&E that Space Ranger was given: TIFF, OME-TIFF, SVS, PNG or JPEG. Read when needed. By default
-        what lies in ``microscope_image``, if anything.
+        The full-resolution H&E that Space Ranger was given: TIFF, OME-TIFF, SVS, PNG or JPEG. Read when needed. By
+        default what lies in ``microscope_image``, if anything.
     dataset_id
         What the elements are named after; by default what stands before ``_feature_slice.h5``, else ``"visium_hd"``.
     mpp
@@ -65,8 +65,8 @@ def visium_hd(
     Returns
     -------
     A SpatialData in memory, registered in ``um`` and, in full-resolution pixels, in ``<dataset_id>``: images,
-    ``shapes["<dataset_id>_square_008um"]``, and ``tables["square_008um"]`` linked to them, with ``obsm["spatial"]`` in µm;
-    and so on for each size of bins. Cells are there if Space Ranger has segmented them.
+    ``shapes["<dataset_id>_square_008um"]``, and ``tables["square_008um"]`` linked to them, with ``obsm["spatial"]`` in
+    µm; and so on for each size of bins. Cells are there if Space Ranger has segmented them.
 
     Raises
     ------
@@ -75,9 +75,9 @@ def visium_hd(
     KeyError
         If a file has not the columns or entries it should have.
     ValueError
-        If ``microns_per_pixel`` differs between sizes of bins, from ``mpp``, or from what the full-resolution image states; if
-        a bin of the matrix has no position, or several; if more than 5 % of the bins lie outside of ``image``; if a file is
-        truncated, empty, or has text for numbers.
+        If ``microns_per_pixel`` differs between sizes of bins, from ``mpp``, or from what the full-resolution image
+        states; if a bin of the matrix has no position, or several; if more than 5 % of the bins lie outside of
+        ``image``; if a file is truncated, empty, or has text for numbers.
 
     Examples
     --------
@@ -180,7 +180,8 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     mpp, side, diameter, *_ = (checks.require_number(file, factors, name) for name in names)
     if side != bin_um or not np.isclose(side / diameter, mpp):
         msg = (
-            f"{file}: bin_size_um is {side:g} and spot_diameter_fullres {diameter:g} px, which are {side / diameter:.4g} µm per "
+            f"{file}: bin_size_um is {side:g} and spot_diameter_fullres {diameter:g} px, which are "
+            f"{side / diameter:.4g} µm per "
             f"pixel; in {folder.name}, with microns_per_pixel {mpp:g}, they should be {bin_um} and {bin_um / mpp:.6g}."
         )
         raise ValueError(msg)
@@ -194,7 +195,10 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     require_once(positions, known)
     missing = barcodes[~barcodes.isin(known)]
     if len(missing):
-        msg = f"{len(missing)} of {len(barcodes)} bins of {matrix} have no position in {positions}, the first of them {missing[0]!r}."
+        msg = (
+            f"{len(missing)} of {len(barcodes)} bins of {matrix} have no position in {positions}, the first of them "
+            f"{missing[0]!r}."
+        )
         raise ValueError(msg)
     check_pictures(spatial)
     return mpp

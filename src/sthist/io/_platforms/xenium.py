@@ -66,14 +66,14 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder, it has no ``experiment.xenium``, or one of its files is missing; if it has an aligned
-        image without its alignment (``aligned_images=False`` leaves such images out).
+        If there is no such folder, it has no ``experiment.xenium``, or one of its files is missing; if it has an
+        aligned image without its alignment (``aligned_images=False`` leaves such images out).
     KeyError
         If a file has not the columns or entries it should have.
     ValueError
-        If the pixel size of ``experiment.xenium`` is none, or an image's metadata contradict it or the image's alignment; if
-        a file is truncated, empty, or has text for coordinates; if counts and cells do not fit; if ``he_alignment`` is given
-        alone, or left out where the folder has it.
+        If the pixel size of ``experiment.xenium`` is none, or an image's metadata contradict it or the image's
+        alignment; if a file is truncated, empty, or has text for coordinates; if counts and cells do not fit; if
+        ``he_alignment`` is given alone, or left out where the folder has it.
 
     Examples
     --------
@@ -134,7 +134,8 @@ def _aligned_files(folder: Path) -> dict[str, Path]:
             alignment = file.with_name(file.name.replace("image.ome.tif", "imagealignment.csv"))
             if not alignment.is_file():
                 msg = (
-                    f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that file, or leave the "
+                    f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that "
+                    f"file, or leave the "
                     "image out with aligned_images=False."
                 )
                 raise FileNotFoundError(msg)
@@ -189,7 +190,8 @@ def _require_same_cells(cells: Path, matrix: Path) -> None:
     if other.any():
         row = int(other.argmax())
         msg = (
-            f"{cells}: cell_id is {str(ids[row])!r} in row {row}, but {matrix.name} has {str(barcodes[row])!r} there. Export both "
+            f"{cells}: cell_id is {str(ids[row])!r} in row {row}, but {matrix.name} has {str(barcodes[row])!r} "
+            f"there. Export both "
             "again."
         )
         raise ValueError(msg)

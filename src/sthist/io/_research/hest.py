@@ -77,40 +77,41 @@ def hest(
 ) -> SpatialData | dict[str, SpatialData]:
     """Read samples of HEST-1k, in micrometres.
 
-    The scale is HEST's ``pixel_size_um_estimated``, measured on the spots or taken from the vendor's alignment, which its
-    authors use, too. ``pixel_size_um_embedded`` is what the original file stated, often a printer's 72 dpi or a thumbnail's;
-    where it differs by more than 2 %, both are said.
+    The scale is HEST's ``pixel_size_um_estimated``, measured on the spots or taken from the vendor's alignment, which
+    its authors use, too. ``pixel_size_um_embedded`` is what the original file stated, often a printer's 72 dpi or a
+    thumbnail's; where it differs by more than 2 %, both are said.
 
     Parameters
     ----------
     path
-        A local copy of HEST-1k, with ``st``, ``wsis`` and ``metadata``, complete or not; a folder in which these files of a
-        sample lie side by side; the folder of a sample that the HEST library has saved (``aligned_adata.h5ad``); or the
-        ``.h5ad`` file of a sample.
+        A local copy of HEST-1k, with ``st``, ``wsis`` and ``metadata``, complete or not; a folder in which these files
+        of a sample lie side by side; the folder of a sample that the HEST library has saved (``aligned_adata.h5ad``);
+        or the ``.h5ad`` file of a sample.
     ids
-        One sample or several, as ``"TENX95"``; by default all that ``path`` has. :func:`sthist.io.hest_table` helps to choose.
+        One sample or several, as ``"TENX95"``; by default all that ``path`` has. :func:`sthist.io.hest_table` helps to
+        choose.
     mpp
         µm per pixel in place of HEST's, one for all or by sample. Where it contradicts HEST's, both are said.
     image
         Whether to read the H&E; without it, the spots alone are there.
     parts
-        Which of ``"nuclei"``, ``"tissue"``, ``"transcripts"``, ``"cell_boundaries"`` and ``"nucleus_boundaries"`` to read; by
-        default those that the sample has.
+        Which of ``"nuclei"``, ``"tissue"``, ``"transcripts"``, ``"cell_boundaries"`` and ``"nucleus_boundaries"`` to
+        read; by default those that the sample has.
 
     Returns
     -------
-    A SpatialData for one sample (``ids`` is a text, or ``path`` is of one sample), else a mapping of id to SpatialData. In
-    memory; H&E and transcripts are read as they are needed. All of it is registered in ``um`` and, in full-resolution
-    pixels, in ``global``:
+    A SpatialData for one sample (``ids`` is a text, or ``path`` is of one sample), else a mapping of id to SpatialData.
+    In memory; H&E and transcripts are read as they are needed. All of it is registered in ``um`` and, in
+    full-resolution pixels, in ``global``:
 
     * ``images["he"]``, with the pyramid of the file;
-    * ``tables["table"]``: raw counts (int32), linked to ``shapes["spots"]``, with ``obsm["spatial"]``, (n, 2), the centres in
-      µm. Spots are circles; where HEST has pooled molecules or bins (Xenium, Visium HD), they are squares as large as they
-      are apart. Rows of such a sample that lie on no lattice are cells: ``shapes["cells"]``;
-    * ``shapes["nuclei"]``: CellViT's nuclei with their ``class``; ``shapes["tissue"]``; ``shapes["cell_boundaries"]`` and
-      ``shapes["nucleus_boundaries"]``: the vendor's; ``points["transcripts"]`` with ``feature_name``;
-    * ``attrs["sthist"]["sample"]``: name, patient, batch (the study), organ, technology, species, preservation, disease,
-      licence, as of :func:`sthist.io.hest_table`.
+    * ``tables["table"]``: raw counts (int32), linked to ``shapes["spots"]``, with ``obsm["spatial"]``, (n, 2), the
+      centres in µm. Spots are circles; where HEST has pooled molecules or bins (Xenium, Visium HD), they are squares as
+      large as they are apart. Rows of such a sample that lie on no lattice are cells: ``shapes["cells"]``;
+    * ``shapes["nuclei"]``: CellViT's nuclei with their ``class``; ``shapes["tissue"]``; ``shapes["cell_boundaries"]``
+      and ``shapes["nucleus_boundaries"]``: the vendor's; ``points["transcripts"]`` with ``feature_name``;
+    * ``attrs["sthist"]["sample"]``: name, patient, batch (the study), organ, technology, species, preservation,
+      disease, licence, as of :func:`sthist.io.hest_table`.
 
     Raises
     ------
@@ -121,14 +122,14 @@ def hest(
     KeyError
         If a file has not the columns or entries it should have.
     ValueError
-        If there is no scale; if the spots are so far apart that they contradict it (Visium, Spatial Transcriptomics); if
-        more than 5 % of them lie outside of the image; if the counts are not raw; if a barcode is there twice; if a file is
-        truncated or empty.
+        If there is no scale; if the spots are so far apart that they contradict it (Visium, Spatial Transcriptomics);
+        if more than 5 % of them lie outside of the image; if the counts are not raw; if a barcode is there twice; if a
+        file is truncated or empty.
 
     Notes
     -----
-    The layout is that of HEST-1k 1.0 to 1.3 (Jaume et al., NeurIPS 2024; hub id MahmoodLab/hest). The data are licensed by
-    those who made them, the collection CC BY-NC-SA 4.0.
+    The layout is that of HEST-1k 1.0 to 1.3 (Jaume et al., NeurIPS 2024; hub id MahmoodLab/hest). The data are licensed
+    by those who made them, the collection CC BY-NC-SA 4.0.
 
     Examples
     --------
@@ -172,7 +173,10 @@ def _samples(path: Path) -> tuple[Path, list[str], bool]:
             return path.parent, [path.resolve().parent.name], True
         return path.parent.parent if path.parent.name == "st" else path.parent, [path.stem], True
     if not path.is_dir():
-        msg = f"There is no folder {path}. Give a local copy of HEST-1k, with st, wsis and metadata, or a sample's .h5ad file."
+        msg = (
+            f"There is no folder {path}. Give a local copy of HEST-1k, with st, wsis and metadata, or a sample's "
+            f".h5ad file."
+        )
         raise FileNotFoundError(msg)
     if (path / SAVED).is_file():
         return path, [path.resolve().name], True
@@ -221,7 +225,10 @@ def _scale(path: Path, record: dict[str, Any], mpp: float | None) -> tuple[float
         others = [ESTIMATED, EMBEDDED]
     else:
         if ESTIMATED in record and record[ESTIMATED] is None:
-            msg = f"{path}: {ESTIMATED!r} is empty ({EMBEDDED!r} is {record.get(EMBEDDED)!r}); give the µm per pixel with mpp=."
+            msg = (
+                f"{path}: {ESTIMATED!r} is empty ({EMBEDDED!r} is {record.get(EMBEDDED)!r}); give the µm per pixel "
+                f"with mpp=."
+            )
             raise ValueError(msg)
         size, source = checks.require_number(path, record, ESTIMATED), f"{ESTIMATED} of {path.name}"
     for name in others:
@@ -274,7 +281,8 @@ def _form(
     diameter, step = _spot_size(metadata, record)
     if pitch is not None and abs(pitch * mpp / step - 1) > scale.TOLERANCE:
         found = (
-            f"{path}: neighbouring spots of obsm['spatial'] are {pitch:.4g} px apart, which should be {step:g} µm; that is "
+            f"{path}: neighbouring spots of obsm['spatial'] are {pitch:.4g} px apart, which should be {step:g} "
+            f"µm; that is "
             f"{step / pitch:.4g} µm/px"
         )
         if given is None:

@@ -59,14 +59,14 @@ def hest_table(path: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    A DataFrame indexed by the id of the sample, with these columns where HEST has them: ``patient``, ``batch`` (the title of
-    the study), ``organ``, ``tissue``, ``technology`` (``"Visium"``, ``"Visium HD"``, ``"Xenium"``,
-    ``"Spatial Transcriptomics"``), ``species``, ``preservation``, ``disease``, ``disease_comment``, ``oncotree``, ``mpp`` (µm
-    per pixel, HEST's ``pixel_size_um_estimated``), ``mpp_embedded``, ``licence``; then HEST's further columns as they are.
+    A DataFrame indexed by the id of the sample, with these columns where HEST has them: ``patient``, ``batch`` (the
+    title of the study), ``organ``, ``tissue``, ``technology`` (``"Visium"``, ``"Visium HD"``, ``"Xenium"``, ``"Spatial
+    Transcriptomics"``), ``species``, ``preservation``, ``disease``, ``disease_comment``, ``oncotree``, ``mpp`` (µm per
+    pixel, HEST's ``pixel_size_um_estimated``), ``mpp_embedded``, ``licence``; then HEST's further columns as they are.
 
-    HEST counts the patients of each study from 1. They are named ``"<study>: Patient 1"`` here, so that no two are taken for
-    one, and are missing where HEST does not say; a study without patients should be kept together (``batch``). Verbs
-    that take a table of samples take this one.
+    HEST counts the patients of each study from 1. They are named ``"<study>: Patient 1"`` here, so that no two are
+    taken for one, and are missing where HEST does not say; a study without patients should be kept together
+    (``batch``). Verbs that take a table of samples take this one.
 
     Raises
     ------
@@ -152,7 +152,10 @@ def read_record(root: Path, name: str, file: Path | None) -> tuple[Path, dict[st
         return file, _known(checks.read_json(file))
     table = _newest_table(root)
     if table is None:
-        msg = f"{root} has no metadata of sample {name!r}: neither metadata/{name}.json nor a table such as HEST_v1_1_0.csv."
+        msg = (
+            f"{root} has no metadata of sample {name!r}: neither metadata/{name}.json nor a table such as "
+            f"HEST_v1_1_0.csv."
+        )
         raise FileNotFoundError(msg)
     frame = _read_table(table)
     if name not in frame.index:

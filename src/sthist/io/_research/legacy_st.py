@@ -54,12 +54,13 @@ def legacy_st(
     Parameters
     ----------
     counts
-        tsv or csv, plain or ``.gz``: spots x genes or genes x spots, whichever fits ``spots``. Spots are named by their place
-        on the array, like ``10x13``; a text in front of it (``A1_10x13``) does not count.
+        tsv or csv, plain or ``.gz``: spots x genes or genes x spots, whichever fits ``spots``. Spots are named by their
+        place on the array, like ``10x13``; a text in front of it (``A1_10x13``) does not count.
     spots
-        Where the spots are in the picture. Either the columns ``x``, ``y`` (place on the array), ``pixel_x``, ``pixel_y`` and,
-        if need be, ``selected`` (her2st: ``A1_selection.tsv``); or spots named like ``10x13`` and the columns ``X`` and ``Y``
-        in pixels (ST-Net: ``spots_BC23209_C1.csv.gz``). Pixels are those of ``image``, from its upper left corner.
+        Where the spots are in the picture. Either the columns ``x``, ``y`` (place on the array), ``pixel_x``,
+        ``pixel_y`` and, if need be, ``selected`` (her2st: ``A1_selection.tsv``); or spots named like ``10x13`` and the
+        columns ``X`` and ``Y`` in pixels (ST-Net: ``spots_BC23209_C1.csv.gz``). Pixels are those of ``image``, from its
+        upper left corner.
     image
         The H&E: JPEG, PNG or TIFF. Without it, the spots alone are there.
     mpp
@@ -78,10 +79,10 @@ def legacy_st(
 
     Returns
     -------
-    A SpatialData in memory, registered in ``um`` and, in pixels, in ``global``: ``images["he"]``; ``shapes["spots"]``, circles;
-    ``tables["table"]``: raw counts (int32), linked to them, with ``obsm["spatial"]``, (n, 2), the centres in µm, and ``obs``
-    with ``array_x``, ``array_y`` and, if given, ``label``; ``attrs["sthist"]["sample"]`` with name, patient and batch. Spots that
-    are not selected, or that one of the two files lacks, are left out and counted.
+    A SpatialData in memory, registered in ``um`` and, in pixels, in ``global``: ``images["he"]``; ``shapes["spots"]``,
+    circles; ``tables["table"]``: raw counts (int32), linked to them, with ``obsm["spatial"]``, (n, 2), the centres in
+    µm, and ``obs`` with ``array_x``, ``array_y`` and, if given, ``label``; ``attrs["sthist"]["sample"]`` with name,
+    patient and batch. Spots that are not selected, or that one of the two files lacks, are left out and counted.
 
     Raises
     ------
@@ -90,15 +91,15 @@ def legacy_st(
     KeyError
         If the spots or the labels have not the columns they should have.
     ValueError
-        If no spot is in both files, or one is there twice; if the counts are not raw; if the scale cannot be told or ``mpp``
-        contradicts the spots, or the scales along x and y differ, by more than 2 %; if more than 5 % of the spots lie
-        outside of the image; if a file is truncated or empty, or has text for numbers.
+        If no spot is in both files, or one is there twice; if the counts are not raw; if the scale cannot be told or
+        ``mpp`` contradicts the spots, or the scales along x and y differ, by more than 2 %; if more than 5 % of the
+        spots lie outside of the image; if a file is truncated or empty, or has text for numbers.
 
     Notes
     -----
-    Formats: her2st (Andersson et al., Nat Commun 2021; github.com/almaan/her2st), ST-Net (He et al., Nat Biomed Eng 2020;
-    doi 10.17632/29ntw7sh4r), and GEO's ``*_stdata.tsv.gz`` with ``*_spot_data-selection-*.tsv.gz``. The first two leave out
-    genes that a section has no counts of: where another section has such a gene, it is a zero.
+    Formats: her2st (Andersson et al., Nat Commun 2021; github.com/almaan/her2st), ST-Net (He et al., Nat Biomed Eng
+    2020; doi 10.17632/29ntw7sh4r), and GEO's ``*_stdata.tsv.gz`` with ``*_spot_data-selection-*.tsv.gz``. The first two
+    leave out genes that a section has no counts of: where another section has such a gene, it is a zero.
 
     Examples
     --------
@@ -150,7 +151,10 @@ def _require(path: str | Path, argument: str) -> Path:
 
 
 def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
-    """Place on the array (x, y) and in the picture (pixel_x, pixel_y) of the selected spots, by their key; and the file's columns of the latter."""
+    """Place on the array (x, y) and in the picture (pixel_x, pixel_y) of the selected spots, by their key.
+
+    And the file's columns of the latter.
+    """
     import pandas as pd
 
     with checks.reading(path):
@@ -195,24 +199,30 @@ def _resolve_scale(
     """The µm per pixel: given, and checked against the array, or of the array."""
     pitch = np.broadcast_to(np.asarray(pitch_um, np.float64), 2)
     if not (np.isfinite(pitch) & (pitch > 0)).all():
-        msg = f"pitch_um is {pitch_um!r}; the distance between spots is a positive number of µm, or one each along x and y."
+        msg = (
+            f"pitch_um is {pitch_um!r}; the distance between spots is a positive number of µm, or one each along x "
+            f"and y."
+        )
         raise ValueError(msg)
     lattice = fit_lattice(places[["x", "y"]].to_numpy(np.float64) * pitch, _pixels(places))
     if lattice is None:
         nobody = (
-            f"{path}: the scale needs at least 3 spots that are not on one line of the array; it has {len(places)} spots. "
+            f"{path}: the scale needs at least 3 spots that are not on one line of the array; it has "
+            f"{len(places)} spots. "
             "Give it with mpp=."
         )
         return scale.agreed_mpp(str(path), {}, mpp, nobody)
     if lattice.off_um > OFF_LATTICE * pitch.min():
         msg = (
-            f"{path}: the spots lie {lattice.off_um / lattice.mpp:.0f} px (median) from where x and y put them on the array. Are the columns "
+            f"{path}: the spots lie {lattice.off_um / lattice.mpp:.0f} px (median) from where x and y put them on "
+            f"the array. Are the columns "
             f"{fields} those of these spots?"
         )
         raise ValueError(msg)
     if lattice.anisotropy > scale.TOLERANCE:
         found = (
-            f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart give {lattice.mpp_x:.4g} µm/px along x of the array "
+            f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart give {lattice.mpp_x:.4g} µm/px along "
+            f"x of the array "
             f"and {lattice.mpp_y:.4g} along y ({lattice.anisotropy:.1%})"
         )
         if mpp is None:
@@ -263,7 +273,8 @@ def _read_labels(path: Path) -> pd.Series:
         x, y, label = (header.index(field) + shift for field in ("xcoord", "ycoord", "tumor"))
     else:
         msg = (
-            f"{path} has no column 'label' beside 'x' and 'y', and no 'tumor' beside 'xcoord' and 'ycoord'; its columns are "
+            f"{path} has no column 'label' beside 'x' and 'y', and no 'tumor' beside 'xcoord' and 'ycoord'; its "
+            f"columns are "
             f"{header}. Rename its columns."
         )
         raise KeyError(msg)

@@ -39,30 +39,30 @@ def stimage(
 ) -> SpatialData | dict[str, SpatialData]:
     r"""Read slides of STimage-1K4M, in micrometres.
 
-    The files state no scale. It comes from the distance between neighbouring spots, 100 µm for Visium and 200 µm for ST;
-    for ST, the radius ``r`` of a spot (50 µm) has to agree within 2 %. Bins of Visium HD may be of 2, 8 or 16 µm, which
-    nothing says: there, ``mpp`` is needed.
+    The files state no scale. It comes from the distance between neighbouring spots, 100 µm for Visium and 200 µm for
+    ST; for ST, the radius ``r`` of a spot (50 µm) has to agree within 2 %. Bins of Visium HD may be of 2, 8 or 16 µm,
+    which nothing says: there, ``mpp`` is needed.
 
     Parameters
     ----------
     path
-        A local copy, complete or not, with ``ST``, ``Visium`` and ``VisiumHD``, each with ``coord``, ``gene_exp`` and ``image``;
-        or one of these three.
+        A local copy, complete or not, with ``ST``, ``Visium`` and ``VisiumHD``, each with ``coord``, ``gene_exp`` and
+        ``image``; or one of these three.
     ids
         One slide or several, as ``"Human_Breast_Andersson_10142021_ST_A1"``; by default all that ``path`` has.
     mpp
-        µm per pixel of the image, one for all or by slide, in place of what the spots say; where they contradict it, both
-        are said.
+        µm per pixel of the image, one for all or by slide, in place of what the spots say; where they contradict it,
+        both are said.
     image
         Whether to read the H&E, which is a PNG and read whole; without it, the spots alone are there.
 
     Returns
     -------
-    A SpatialData if ``ids`` is a text, else a mapping of slide to SpatialData. In memory, registered in ``um`` and, in pixels,
-    in ``global``: ``images["he"]``; ``shapes["spots"]``, circles (squares for Visium HD); ``tables["table"]``: raw counts (int32),
-    linked to them, with ``obsm["spatial"]``, (n, 2), the centres in µm, and ``obs["label"]`` where ``annotation`` has the slide;
-    ``attrs["sthist"]["sample"]`` with name, technology, species, tissue and, as ``batch``, the publication. STimage names no
-    patients: give them with a table of samples before you split.
+    A SpatialData if ``ids`` is a text, else a mapping of slide to SpatialData. In memory, registered in ``um`` and, in
+    pixels, in ``global``: ``images["he"]``; ``shapes["spots"]``, circles (squares for Visium HD); ``tables["table"]``:
+    raw counts (int32), linked to them, with ``obsm["spatial"]``, (n, 2), the centres in µm, and ``obs["label"]`` where
+    ``annotation`` has the slide; ``attrs["sthist"]["sample"]`` with name, technology, species, tissue and, as
+    ``batch``, the publication. STimage names no patients: give them with a table of samples before you split.
 
     Raises
     ------
@@ -71,9 +71,9 @@ def stimage(
     KeyError
         If a file has not the columns it should have.
     ValueError
-        If the scale cannot be told, or two disagree by more than 2 %; if no spot is in both files, or one is there twice; if
-        the counts are not raw; if more than 5 % of the spots lie outside of the image; if a file is truncated or empty, or has
-        text for numbers.
+        If the scale cannot be told, or two disagree by more than 2 %; if no spot is in both files, or one is there
+        twice; if the counts are not raw; if more than 5 % of the spots lie outside of the image; if a file is truncated
+        or empty, or has text for numbers.
 
     Notes
     -----
@@ -109,7 +109,8 @@ def _slides(root: Path) -> dict[str, Path]:
     }
     if not found:
         msg = (
-            f"{root} has no slides: none of {', '.join(f'{technology}/coord' for technology in TECHNOLOGIES)} has a file "
+            f"{root} has no slides: none of {', '.join(f'{technology}/coord' for technology in TECHNOLOGIES)} has "
+            f"a file "
             f"*{COORD}. Give a local copy of STimage-1K4M."
         )
         raise FileNotFoundError(msg)
@@ -149,7 +150,8 @@ def _read_slide(folder: Path, name: str, mpp: float | None, image: bool, facts: 
     rows = matrix.rows.get_indexer(places.index)
     if not (rows >= 0).any():
         msg = (
-            f"{counts} and {coord} have no spot in common: they are named like {matrix.rows[0]!r} and {places.index[0]!r}. "
+            f"{counts} and {coord} have no spot in common: they are named like {matrix.rows[0]!r} and "
+            f"{places.index[0]!r}. "
             "Are both files of one slide?"
         )
         raise ValueError(msg)
@@ -198,7 +200,10 @@ def _scale(
     """µm per pixel, who states it, size of the spots in pixels, and their form."""
     pitch = spots.array_pitch(places.index, px) if technology == "ST" else spots.spot_pitch(px)
     if technology not in SIZES_UM:
-        nobody = f"{path}: bins of Visium HD may be of 2, 8 or 16 µm, and no column says so. Give the µm per pixel with mpp=."
+        nobody = (
+            f"{path}: bins of Visium HD may be of 2, 8 or 16 µm, and no column says so. Give the µm per pixel with "
+            f"mpp=."
+        )
         size = scale.agreed_mpp(str(path), {}, mpp, nobody)
         side = 2 * float(places["r"].median()) if pitch is None else pitch
         return size, "the argument mpp=", side, "squares"

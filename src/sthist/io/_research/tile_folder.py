@@ -39,28 +39,28 @@ def tile_folder(
 ) -> AnnData:
     r"""List a folder of tiles that come without their slide, as BRACS, SPIDER, NCT-CRC or MHIST do.
 
-    Pixels stay in their files: :class:`sthist.tiles.FolderReader` reads them, at any µm/px and size. Here, all headers are read, so that
-    what is broken is found before anything expensive begins.
+    Pixels stay in their files: :class:`sthist.tiles.FolderReader` reads them, at any µm/px and size. Here, all headers
+    are read, so that what is broken is found before anything expensive begins.
 
     Parameters
     ----------
     path
-        The folder. Images are PNG, JPEG, TIFF, BMP or WebP at any depth; hidden files and folders are passed over, and so are files
-        of other kinds, which are counted.
+        The folder. Images are PNG, JPEG, TIFF, BMP or WebP at any depth; hidden files and folders are passed over, and
+        so are files of other kinds, which are counted.
     mpp
-        µm per pixel of all images, which the files do not state: 0.25 for BRACS, 0.5 for SPIDER and NCT-CRC. May be left out where
-        the table has a column ``mpp``; both have to agree within 2 %.
+        µm per pixel of all images, which the files do not state: 0.25 for BRACS, 0.5 for SPIDER and NCT-CRC. May be
+        left out where the table has a column ``mpp``; both have to agree within 2 %.
     labels
-        ``"folder"``: by folder, see ``levels``. Or a table, a frame or a file (csv, tsv, json with a list of objects), with one row per
-        image: then, images that it does not list are left out. None for no labels.
+        ``"folder"``: by folder, see ``levels``. Or a table, a frame or a file (csv, tsv, json with a list of objects),
+        with one row per image: then, images that it does not list are left out. None for no labels.
     levels
-        What the folders from ``path`` on to an image mean, ``"split"``, ``"label"``, ``"patient"``, ``"slide"`` or None for nothing, as
-        in ``("patient", "label")``. By default ``("label",)``, or ``("split", "label")`` where the upper ones are called train, val and
-        test; folders around all of that do not count.
+        What the folders from ``path`` on to an image mean, ``"split"``, ``"label"``, ``"patient"``, ``"slide"`` or None
+        for nothing, as in ``("patient", "label")``. By default ``("label",)``, or ``("split", "label")`` where the
+        upper ones are called train, val and test; folders around all of that do not count.
     columns
-        Which columns of the table hold ``"file"``, ``"label"``, ``"patient"``, ``"slide"``, ``"split"`` and ``"mpp"``, as in
-        ``{"label": "Majority Vote Label", "patient": "slide_id"}``. By default those that are called so or nearly so. Files are named by their
-        path in ``path`` or by their name, with or without the ending.
+        Which columns of the table hold ``"file"``, ``"label"``, ``"patient"``, ``"slide"``, ``"split"`` and ``"mpp"``,
+        as in ``{"label": "Majority Vote Label", "patient": "slide_id"}``. By default those that are called so or nearly
+        so. Files are named by their path in ``path`` or by their name, with or without the ending.
     patient
         A regular expression whose first group is the patient in a path, such as ``r"BRACS_(\d+)_"``.
     broken
@@ -68,9 +68,10 @@ def tile_folder(
 
     Returns
     -------
-    An AnnData with one row per image, sorted by path, and no genes. ``obs``, indexed by path: ``file`` (in ``path``), ``height`` and
-    ``width`` (int64, pixels), ``mpp`` (float64) and, where they are known, ``label``, ``patient``, ``slide`` and ``split``, categorical, NaN for
-    none. ``uns["sthist"]["tile_folder"]`` has the ``root`` and what made it.
+    An AnnData with one row per image, sorted by path, and no genes. ``obs``, indexed by path: ``file`` (in ``path``),
+    ``height`` and ``width`` (int64, pixels), ``mpp`` (float64) and, where they are known, ``label``, ``patient``,
+    ``slide`` and ``split``, categorical, NaN for none. ``uns["sthist"]["tile_folder"]`` has the ``root`` and what made
+    it.
 
     Raises
     ------
@@ -79,14 +80,14 @@ def tile_folder(
     KeyError
         If the table has no such column.
     ValueError
-        If the µm/px is not known; if images are broken, or are not three colours of 8 bits (CMYK and palettes are converted, and what
-        is transparent is white); if it cannot be told what the folders mean; if the table names an image that is not there, twice, or
-        by a name that several have; if a patient has two spellings.
+        If the µm/px is not known; if images are broken, or are not three colours of 8 bits (CMYK and palettes are
+        converted, and what is transparent is white); if it cannot be told what the folders mean; if the table names an
+        image that is not there, twice, or by a name that several have; if a patient has two spellings.
 
     Notes
     -----
-    Layouts: BRACS, Brancati et al., Database 2022; SPIDER, Nechaev et al., arXiv 2503.02876; NCT-CRC-HE-100K, Kather et al., Zenodo 2018;
-    MHIST, Wei et al., AIME 2021.
+    Layouts: BRACS, Brancati et al., Database 2022; SPIDER, Nechaev et al., arXiv 2503.02876; NCT-CRC-HE-100K, Kather et
+    al., Zenodo 2018; MHIST, Wei et al., AIME 2021.
 
     Examples
     --------
@@ -194,12 +195,16 @@ def _scales(facts: Facts, mpp: float | None) -> dict[str, float]:
         stated = row.get("mpp", mpp)
         if stated is None:
             msg = (
-                f"The µm per pixel of {file!r} is not known: give it for all images with mpp=, or in a column 'mpp' of a table with "
+                f"The µm per pixel of {file!r} is not known: give it for all images with mpp=, or in a column "
+                f"'mpp' of a table with "
                 "labels=. It is stated where the tiles come from: 0.25 is about 40x, 0.5 about 20x."
             )
             raise ValueError(msg)
         if mpp is not None and abs(stated / mpp - 1) > SAME_MPP:
-            msg = f"{facts.source} states {stated:.4g} µm/px for {file!r} in its column 'mpp', but mpp={mpp:.4g}. Leave out the wrong one."
+            msg = (
+                f"{facts.source} states {stated:.4g} µm/px for {file!r} in its column 'mpp', but mpp={mpp:.4g}. Leave "
+                f"out the wrong one."
+            )
             raise ValueError(msg)
         scales[file] = float(stated)
     return scales
@@ -212,9 +217,15 @@ def _sizes(root: Path, files: list[str], broken: str) -> dict[str, tuple[int, in
     wrong = {file: header for file, header in zip(files, headers, strict=True) if isinstance(header, str)}
     if wrong:
         first = next(iter(wrong))
-        told = f"{len(wrong)} of {len(files)} images in {root} cannot be used: {_few(list(wrong))}. The first: {wrong[first]}"
+        told = (
+            f"{len(wrong)} of {len(files)} images in {root} cannot be used: {_few(list(wrong))}. The first: "
+            f"{wrong[first]}"
+        )
         if broken == "error" or len(wrong) == len(files):
-            msg = f"{told} Mend or remove them{', or pass broken=' + repr('leave out') if len(wrong) < len(files) else ''}."
+            msg = (
+                f"{told} Mend or remove "
+                f"them{', or pass broken=' + repr('leave out') if len(wrong) < len(files) else ''}."
+            )
             raise ValueError(msg)
         logger.warning("%s They are left out.", told)
     return {file: header for file, header in zip(files, headers, strict=True) if not isinstance(header, str)}
@@ -227,7 +238,10 @@ def _header(path: Path) -> tuple[int, int] | str:
     except (ValueError, ImportError) as error:
         return str(error)
     if n_channels != 3 or dtype != np.uint8:
-        return f"{path} has {n_channels} channel{'s' if n_channels > 1 else ''} of {dtype}; three colours of 8 bits are needed."
+        return (
+            f"{path} has {n_channels} channel{'s' if n_channels > 1 else ''} of {dtype}; three colours of 8 bits are "
+            f"needed."
+        )
     return height, width
 
 
@@ -246,7 +260,8 @@ def _say(root: Path, obs: pd.DataFrame, n_others: int) -> None:
     if len(twice):
         same = obs["file"][names == twice.iloc[0]].tolist()
         logger.warning(
-            "%d names of images are in several folders, such as %s: are they the same image? That leaks from training to test.",
+            "%d names of images are in several folders, such as %s: are they the same image? That leaks from "
+            "training to test.",
             twice.nunique(),
             _few(same),
         )

@@ -53,7 +53,8 @@ def by_folder(root: Path, files: list[str], levels: Sequence[str | None] | None)
     if len(depths) > 1:
         shallow, deep = depths[min(depths)], depths[max(depths)]
         msg = (
-            f"{root}: images lie at several depths, such as {shallow!r} and {deep!r}: their folders cannot be labels. Give a table "
+            f"{root}: images lie at several depths, such as {shallow!r} and {deep!r}: their folders cannot be "
+            f"labels. Give a table "
             "with labels=, or labels=None."
         )
         raise ValueError(msg)
@@ -74,20 +75,25 @@ def _meanings(
         named = [level for level in levels if level]
         if len(levels) != depth or len(set(named)) < len(named) or not set(named) <= set(MEANINGS):
             msg = (
-                f"levels is {tuple(levels)!r}; it names each of the {depth} folders in {example!r}, as one of {', '.join(map(repr, MEANINGS))} "
+                f"levels is {tuple(levels)!r}; it names each of the {depth} folders in {example!r}, as one of "
+                f"{', '.join(map(repr, MEANINGS))} "
                 "or None, and none twice."
             )
             raise ValueError(msg)
         return list(levels), 0
     if depth == 0:
-        msg = f"{root}: the images lie in no folders that could be labels, such as {example!r}. Give a table with labels=, or labels=None."
+        msg = (
+            f"{root}: the images lie in no folders that could be labels, such as {example!r}. Give a table with "
+            f"labels=, or labels=None."
+        )
         raise ValueError(msg)
     names = [{parts[level] for parts in folders} for level in range(depth)]
     inner = ["split", "label"] if depth > 1 and {name.casefold() for name in names[-2]} <= SPLITS else ["label"]
     around = names[: depth - len(inner)]
     if any(len(there) > 1 for there in around):
         msg = (
-            f"{root}: what do the {depth} folders in {example!r} mean? Name them with levels=, such as levels=('patient', 'label'), or give a "
+            f"{root}: what do the {depth} folders in {example!r} mean? Name them with levels=, such as "
+            f"levels=('patient', 'label'), or give a "
             "table with labels=."
         )
         raise ValueError(msg)
@@ -161,7 +167,8 @@ def _columns(frame: pd.DataFrame, source: str, columns: Mapping[str, str] | None
             found[name] = column
         elif name in {"file", "label"}:
             msg = (
-                f"{source} has no column {name!r} (nor {', '.join(map(repr, spellings[1:4]))}); its columns are {there[:12]}. Say which one "
+                f"{source} has no column {name!r} (nor {', '.join(map(repr, spellings[1:4]))}); its columns are "
+                f"{there[:12]}. Say which one "
                 f"it is with columns={{{name!r}: ...}}."
             )
             raise KeyError(msg)
@@ -196,7 +203,8 @@ def _paths(root: Path, files: list[str], named: pd.Series, source: str, column: 
         candidates = _candidates(str(value), set(files), known)
         if len(candidates) > 1:
             msg = (
-                f"{source}: {str(value)!r} in column {column!r}, row {row}, may be {candidates[0]!r} or {candidates[1]!r}: name images by "
+                f"{source}: {str(value)!r} in column {column!r}, row {row}, may be {candidates[0]!r} or "
+                f"{candidates[1]!r}: name images by "
                 f"their path in {root}."
             )
             raise ValueError(msg)
@@ -213,7 +221,8 @@ def _paths(root: Path, files: list[str], named: pd.Series, source: str, column: 
         paths.append(path)
     if lost:
         msg = (
-            f"{source}: {len(lost)} of {len(named)} images in column {column!r} are not in {root}, such as {str(lost[0])!r}; files there are "
+            f"{source}: {len(lost)} of {len(named)} images in column {column!r} are not in {root}, such as "
+            f"{str(lost[0])!r}; files there are "
             f"called like {files[0]!r}. Leave out those rows, or name another column with columns={{'file': ...}}."
         )
         raise ValueError(msg)

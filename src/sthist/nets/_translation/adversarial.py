@@ -26,7 +26,10 @@ def hinge_generator_loss(fake: Any) -> torch.Tensor:
 
 
 def sigmoid_discriminator_loss(real: Any, fake: Any, *, target: float = REAL_TARGET) -> torch.Tensor:
-    """Cross-entropy of a discriminator (Goodfellow et al. 2014), as vision-aided training has it (Kumari et al. 2022)."""
+    """Cross-entropy of a discriminator (Goodfellow et al. 2014), as vision-aided training has it (Kumari et al.
+
+    2022).
+    """
     return _over_levels(real, lambda x: functional.softplus(x) - target * x) + _over_levels(fake, functional.softplus)
 
 

@@ -105,7 +105,10 @@ class MultilevelDiscriminator(nn.Module):
 
 
 class Blur(nn.Module):
-    """A binomial filter of 4 x 4 before a stride, so that it does not alias (Zhang 2019); 1 px smaller than its input."""
+    """A binomial filter of 4 x 4 before a stride, so that it does not alias (Zhang 2019).
+
+    1 px smaller than its input.
+    """
 
     weights: torch.Tensor
 
@@ -138,8 +141,9 @@ def augment(
 ) -> torch.Tensor:
     """Change images at random, differentiably, so that a discriminator cannot learn few images by heart.
 
-    Differentiable augmentation after Zhao et al. 2020: brightness, saturation and contrast (``"color"``), a shift of up to
-    1/8 of the side (``"translation"``), and a square of half the side set to 0 (``"cutout"``), each image on its own.
+    Differentiable augmentation after Zhao et al. 2020: brightness, saturation and contrast (``"color"``), a shift of up
+    to 1/8 of the side (``"translation"``), and a square of half the side set to 0 (``"cutout"``), each image on its
+    own.
     """
     _require_known(names)
     for name in names:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and spread of red, green and blue, from 0 to 1, to which CLIP's image towers were trained (Radford et al. 2021)."""
+"""Mean and spread of red, green and blue, from 0 to 1, to which CLIP's image towers were trained (Radford et al.
+
+2021).
+"""
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_K = (0.01, 0.03)
@@ -23,8 +26,8 @@ SSIM_K = (0.01, 0.03)
 class Frozen(nn.Module):
     """A network that is looked through and never trained.
 
-    It moves along with the module that holds it, but is neither among its parameters nor in its state: no optimiser meets
-    it, no checkpoint carries it, and ``train()`` leaves it as it is. Gradients pass through to what is put in.
+    It moves along with the module that holds it, but is neither among its parameters nor in its state: no optimiser
+    meets it, no checkpoint carries it, and ``train()`` leaves it as it is. Gradients pass through to what is put in.
 
     Parameters
     ----------
@@ -112,9 +115,9 @@ class StructuralLoss(nn.Module):
     """A perceptual loss without weights: structure and edges at several scales.
 
     The mean over scales of ``1 - SSIM + gradient_weight * |differences of gradients|``. Scales are those of multi-scale
-    SSIM (Wang, Simoncelli and Bovik 2003), means over 2 x 2 pixels; they are averaged in place of multiplied, because the
-    derivative of a product of powers is unbounded where a factor is 0. Gradients keep edges sharp where SSIM's window
-    forgives a blur (Mathieu, Couprie and LeCun 2016).
+    SSIM (Wang, Simoncelli and Bovik 2003), means over 2 x 2 pixels; they are averaged in place of multiplied, because
+    the derivative of a product of powers is unbounded where a factor is 0. Gradients keep edges sharp where SSIM's
+    window forgives a blur (Mathieu, Couprie and LeCun 2016).
 
     Parameters
     ----------
@@ -140,7 +143,10 @@ class StructuralLoss(nn.Module):
     def __init__(self, levels: int = 3, *, gradient_weight: float = 1.0) -> None:
         super().__init__()
         if levels < 1 or not gradient_weight >= 0:
-            msg = f"levels={levels} and gradient_weight={gradient_weight}; needed are at least one level and a weight from 0."
+            msg = (
+                f"levels={levels} and gradient_weight={gradient_weight}; needed are at least one level and a weight "
+                f"from 0."
+            )
             raise ValueError(msg)
         self.levels, self.gradient_weight = levels, gradient_weight
 
@@ -149,7 +155,10 @@ class StructuralLoss(nn.Module):
         _require_alike(fake, real)
         least = SSIM_WINDOW * 2 ** (self.levels - 1)
         if min(fake.shape[-2:]) < least:
-            msg = f"{self.levels} levels need images of at least {least} x {least} px; these are {tuple(fake.shape[-2:])}."
+            msg = (
+                f"{self.levels} levels need images of at least {least} x {least} px; these are "
+                f"{tuple(fake.shape[-2:])}."
+            )
             raise ValueError(msg)
         one, other = (_precise(images) / 2 + 0.5 for images in (fake, real))
         total = one.new_zeros(())
@@ -191,16 +200,16 @@ class PerceptualLoss(nn.Module):
 class ImageTextLoss(nn.Module):
     """How little images resemble their own texts: 1 less the mean cosine of their embeddings.
 
-    The global-context loss of ST2HE (equation 3). Each image is compared with its own text alone, the diagonal of CLIP's
-    matrix: the mean over the whole matrix draws images to the texts of others as well, once texts differ.
+    The global-context loss of ST2HE (equation 3). Each image is compared with its own text alone, the diagonal of
+    CLIP's matrix: the mean over the whole matrix draws images to the texts of others as well, once texts differ.
 
     Parameters
     ----------
     image_tower
         Takes images as CLIP does and gives embeddings (n, d); frozen.
     text_tower
-        Takes tokens and gives embeddings (n, d), such as ``Frozen(clip, "encode_text")``; frozen. None where texts come as
-        embeddings.
+        Takes tokens and gives embeddings (n, d), such as ``Frozen(clip, "encode_text")``; frozen. None where texts come
+        as embeddings.
     size
         Side to which images are scaled, in pixels.
     mean, std

@@ -14,9 +14,9 @@ DROPPED_LEVELS = 3
 class Pix2Pix(nn.Module):
     """Image to image by an encoder and a decoder with skips between their levels (Isola et al. 2017, appendix 6.1).
 
-    C64-C128-C256-C512-C512-C512-C512-C512 down and, by its mirror image, up again for the default sizes, which take images
-    of 256 px and multiples. Other than in the paper, dropout and the statistics of batches are used in training alone: an
-    image comes out the same each time, whatever else is in its batch.
+    C64-C128-C256-C512-C512-C512-C512-C512 down and, by its mirror image, up again for the default sizes, which take
+    images of 256 px and multiples. Other than in the paper, dropout and the statistics of batches are used in training
+    alone: an image comes out the same each time, whatever else is in its batch.
 
     Parameters
     ----------
@@ -78,7 +78,10 @@ class Pix2Pix(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, out_channels, h, w) from -1 to 1, of images (n, in_channels, h, w) from -1 to 1."""
         if any(side % 2**self.depth or not side for side in images.shape[-2:]):
-            msg = f"Images are {tuple(images.shape[-2:])} px; with {self.depth} levels, sides are multiples of {2**self.depth}."
+            msg = (
+                f"Images are {tuple(images.shape[-2:])} px; with {self.depth} levels, sides are multiples of "
+                f"{2**self.depth}."
+            )
             raise ValueError(msg)
         skips = []
         for level in self.down:

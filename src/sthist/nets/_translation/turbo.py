@@ -112,7 +112,8 @@ class Turbo(nn.Module):
         """The clean latent that a latent is taken to in one step."""
         keep, remove = self.coefficients
         noise = self.unet(latent, self.config.timestep, encoder_hidden_states=prompt.expand(len(latent), -1, -1)).sample
-        # Both terms are fifteen times their difference, at the last of the steps: in 16 bits little of it would be left.
+        # Both terms are fifteen times their difference, at the last of the steps: in 16 bits little of it would be
+        # left.
         return keep * latent.float() - remove * noise.float()
 
     def latent_shape(self, image: torch.Tensor) -> tuple[int, int, int, int]:

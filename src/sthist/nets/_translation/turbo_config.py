@@ -50,8 +50,8 @@ class TurboConfig:
     skip_init
         Value of all weights of the skip connections at the start; None for random ones.
     padding
-        What convolutions see beyond the border: ``"zeros"``, as the published weights were trained, or ``"replicate"``, the border
-        itself, with which the output depends less on the place in the tile.
+        What convolutions see beyond the border: ``"zeros"``, as the published weights were trained, or ``"replicate"``,
+        the border itself, with which the output depends less on the place in the tile.
     trained
         ``"adapters"`` (with the skip connections and the U-Net's first layer), or ``"all"`` weights.
 
@@ -108,7 +108,10 @@ class TurboConfig:
             raise ValueError(msg)
 
         if self.padding != "zeros" and (self.rank_unet or self.rank_vae):
-            msg = f"padding is {self.padding!r}, and adapters are for weights that were trained with zeros beyond the border."
+            msg = (
+                f"padding is {self.padding!r}, and adapters are for weights that were trained with zeros beyond the "
+                f"border."
+            )
             raise ValueError(msg)
 
     @property

@@ -74,7 +74,8 @@ class StainNormalizer:
     def __post_init__(self) -> None:
         if self.source.method != self.reference.method:
             msg = (
-                f"The slide was measured by method {self.source.method!r}, and the reference by {self.reference.method!r} "
+                f"The slide was measured by method {self.source.method!r}, and the reference by "
+                f"{self.reference.method!r} "
                 f"({self.reference.origin}); pass method={self.reference.method!r}, or another reference."
             )
             raise ValueError(msg)
@@ -188,8 +189,8 @@ def _with_residual(vectors: np.ndarray) -> np.ndarray:
 def _ramp(brighter: np.ndarray) -> tuple[np.float32, np.float32]:
     """From which optical density on a pixel changes, and from which on in full.
 
-    A smooth step is nowhere steeper than 1.5 over its width. Over three times what glass itself would be brightened by, it
-    brightens no faster than stain darkens (eosin in the mean of the three colours, as the stain that absorbs the
+    A smooth step is nowhere steeper than 1.5 over its width. Over three times what glass itself would be brightened by,
+    it brightens no faster than stain darkens (eosin in the mean of the three colours, as the stain that absorbs the
     least of red): tissue has no bright rim.
     """
     width = float(np.clip(3.0 * np.abs(brighter).max(), *RAMP_OD))

@@ -30,7 +30,10 @@ GLASS_FROM = 180
 
 @dataclass(frozen=True)
 class StainPixels:
-    """Pixels of tissue, (n, 3) uint8, with glass among them; the grey level of clear glass; and where they come from."""
+    """Pixels of tissue, (n, 3) uint8, with glass among them; the grey level of clear glass.
+
+    And where they come from.
+    """
 
     pixels: np.ndarray
     white: tuple[float, float, float]
@@ -163,7 +166,10 @@ def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
 
 
 def _spread(low: float, high: float, spec: TileSpec) -> np.ndarray:
-    """Centres of tiles that leave no gap from low to high, at least one, on whole pixels: between them, they are blurred."""
+    """Centres of tiles that leave no gap from low to high, at least one, on whole pixels.
+
+    Between them, they are blurred.
+    """
     n = max(1, int(np.ceil((high - low) / spec.size_um)))
     middles = (high - low) * (np.arange(n) + 0.5) / n
     return low + np.round((middles - spec.size_um / 2) / spec.mpp) * spec.mpp + spec.size_um / 2

@@ -85,7 +85,10 @@ class StainReference:
         for name, shape in FIELDS[self.method].items():
             values = _numbers(self, name, shape)
             if values.min() < 0 and name != "mean" or name in POSITIVE and values.min() == 0:
-                msg = f"StainReference: {name} is {getattr(self, name)!r}; it is {'positive' if name in POSITIVE else 'not negative'}."
+                msg = (
+                    f"StainReference: {name} is {getattr(self, name)!r}; it is "
+                    f"{'positive' if name in POSITIVE else 'not negative'}."
+                )
                 raise ValueError(msg)
             object.__setattr__(self, name, _plain(values))
         if self.method == "macenko" and np.abs(np.linalg.norm(self.stains, axis=1) - 1).max() > 0.01:
@@ -243,7 +246,8 @@ def _macenko(stained: np.ndarray, sample: StainPixels) -> StainReference:
     amounts = np.percentile(stains.optical_density(stained, white) @ np.linalg.pinv(vectors), STRONG, axis=0)
     if angle < MIN_ANGLE or amounts.min() <= 0:
         msg = (
-            f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and at least "
+            f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and "
+            f"at least "
             f"{MIN_ANGLE:g} are needed. Is this an H&E image in colour? method='reinhard' needs no two stains."
         )
         raise ValueError(msg)
@@ -255,7 +259,10 @@ def _reinhard(stained: np.ndarray, sample: StainPixels) -> StainReference:
     colours = stains.ruderman_lab(stained)
     mean, spread = colours.mean(0), colours.std(0)
     if spread.min() < 1e-3:
-        msg = f"{sample.origin} is of one colour, or grey: its spread is {spread.round(4).tolist()}. Is this an H&E image?"
+        msg = (
+            f"{sample.origin} is of one colour, or grey: its spread is {spread.round(4).tolist()}. Is this an H&E "
+            f"image?"
+        )
         raise ValueError(msg)
     return StainReference(
         "reinhard", sample.white, mean=tuple(mean.tolist()), spread=tuple(spread.tolist()), origin=sample.origin

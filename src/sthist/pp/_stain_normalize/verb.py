@@ -40,9 +40,9 @@ def stain_normalize(
 ) -> StainNormalizer:
     """Measure the stain of an H&E image, and make what brings it to that of a reference.
 
-    One fit for the whole slide, on tiles drawn from its tissue (``shapes["tissue"]`` if there, else found in the image);
-    glass does not count. Nothing is written unless there is ``key_added``: the normaliser is applied to tiles as they
-    are read, by ``TileReader(..., transform=normalizer)``.
+    One fit for the whole slide, on tiles drawn from its tissue (``shapes["tissue"]`` if there, else found in the
+    image); glass does not count. Nothing is written unless there is ``key_added``: the normaliser is applied to tiles
+    as they are read, by ``TileReader(..., transform=normalizer)``.
 
     Vahadane's method (sparse dictionaries) is not here: the libraries that have it are archived, experimental, or have
     changed colours with the version of their solver.
@@ -64,9 +64,11 @@ def stain_normalize(
     n_tiles
         How many tiles, 128 pixels wide, to measure at most.
     mpp
-        µm per pixel at which they are read; an image that is coarser is read as it is. Compare slides at one resolution.
+        µm per pixel at which they are read; an image that is coarser is read as it is. Compare slides at one
+        resolution.
     white
-        Grey level of clear glass; by default the median of what is bright outside the tissue, 255 where there is no glass.
+        Grey level of clear glass; by default the median of what is bright outside the tissue, 255 where there is no
+        glass.
     key_added
         Write the normalised image under this name, whole, upright in ``um``; nothing is written by default.
     overwrite
@@ -78,18 +80,19 @@ def stain_normalize(
 
     Returns
     -------
-    The normaliser; of several samples, a mapping of name to normaliser. With ``key_added`` it writes ``sdata.images[key_added]``
-    ((3, y, x) uint8, a pyramid, in the coordinate systems of the image) and ``sdata.attrs["sthist"]["results"][key_added]``,
-    also to the store of a backed object; a run that was stopped is continued by the same call. The sample's H&E is still
-    the one that was measured: name the other with ``image=`` to have it used.
+    The normaliser; of several samples, a mapping of name to normaliser. With ``key_added`` it writes
+    ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, in the coordinate systems of the image) and
+    ``sdata.attrs["sthist"]["results"][key_added]``, also to the store of a backed object; a run that was stopped is
+    continued by the same call. The sample's H&E is still the one that was measured: name the other with ``image=`` to
+    have it used.
 
     Raises
     ------
     KeyError
         If there is no such image, or none that could be meant.
     ValueError
-        If the image is not RGB of 8 bits, has no scale, or shows no tissue, too few stained pixels or one stain alone; if the
-        reference is of another kind or method; if the name is taken.
+        If the image is not RGB of 8 bits, has no scale, or shows no tissue, too few stained pixels or one stain alone;
+        if the reference is of another kind or method; if the name is taken.
 
     References
     ----------

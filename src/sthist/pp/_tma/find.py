@@ -22,10 +22,16 @@ LEAST_PIECE = 0.01
 """Smaller pieces of tissue, as parts of a core's disc, are specks."""
 
 LEAST_SOLIDITY, DISC_SHARE = 0.92, 0.3
-"""A piece of tissue is one core if it fills so much of its convex hull; the diameter is theirs if they are so much of all."""
+"""A piece of tissue is one core if it fills so much of its convex hull.
+
+The diameter is theirs if they are so much of all.
+"""
 
 OWN_REACH, SMALL_REACH, SMALL_PIECE = 1.5, 1.05, 0.05
-"""How far from the middle of a core, in radii, its pieces may lie, and small ones, which are less than this part of its disc."""
+"""How far from the middle of a core, in radii, its pieces may lie, and small ones.
+
+Which are less than this part of its disc.
+"""
 
 OVERHANG = 0.15
 """A piece of tissue is cut where more of it than this part of a core's disc is nearer to other cores than its own."""
@@ -76,7 +82,8 @@ def find_cores(
     peaks, coverage = _peaks(mask, radius)
     if len(peaks) == 0:
         msg = (
-            f"Found no core of {2 * radius * mpp:.0f} µm: there is tissue, but no piece is nearly as large. Give the diameter of "
+            f"Found no core of {2 * radius * mpp:.0f} µm: there is tissue, but no piece is nearly as large. Give "
+            f"the diameter of "
             "the cores with diameter_um=."
         )
         raise ValueError(msg)
@@ -94,7 +101,10 @@ def find_cores(
 
 
 def measure_radius(mask: np.ndarray) -> float:
-    """Radius of a typical core, in pixels: by the area of pieces that look like one, else by the discs that fit into them."""
+    """Radius of a typical core, in pixels.
+
+    By the area of pieces that look like one, else by the discs that fit into them.
+    """
     if not mask.any():
         msg = "There is no tissue."
         raise ValueError(msg)

@@ -91,8 +91,10 @@ class Lines:
             made = [lines for lines in made if fits(lines)]
         if len(made) != 1:
             msg = (
-                f"Found {len(slim.rows)} rows and {len(slim.columns)} columns of cores; the array has {grid[0]} and {grid[1]}, and "
-                f"{'none' if not made else 'more than one'} of the places for those that are empty fits the image. Say with first= "
+                f"Found {len(slim.rows)} rows and {len(slim.columns)} columns of cores; the array has {grid[0]} "
+                f"and {grid[1]}, and "
+                f"{'none' if not made else 'more than one'} of the places for those that are empty fits the "
+                f"image. Say with first= "
                 "which core the first row and column that were found meet in, such as first='A1'."
             )
             raise ValueError(msg)
@@ -112,7 +114,10 @@ class Lines:
         return replace(self, rows=rows, columns=columns, on_row=on_row, on_column=on_column)
 
     def _without_surplus(self, grid: tuple[int, int]) -> Lines:
-        """Lines without the empty ones inside that are too many, and the sparse ones at the ends, such as a marker core."""
+        """Lines without the empty ones inside that are too many, and the sparse ones at the ends.
+
+        Such as a marker core.
+        """
         kept = []
         for kind, lines, count, wanted in zip(
             ("rows", "columns"), (self.rows, self.columns), (self.on_row, self.on_column), grid, strict=True
@@ -122,7 +127,8 @@ class Lines:
                 keep = keep[(count > 0) | (np.cumsum(count == 0) > len(keep) - wanted)]
                 if (count[keep] == 0).any():
                     logger.warning(
-                        "The array has %d empty %s inside, more than grid= allows: the first are taken for gaps. Check the numbering.",
+                        "The array has %d empty %s inside, more than grid= allows: the first are taken for gaps. "
+                        "Check the numbering.",
                         (count == 0).sum(),
                         kind,
                     )
@@ -130,7 +136,8 @@ class Lines:
                 end = keep[0] if count[keep[0]] < count[keep[-1]] else keep[-1]
                 if count[end] > 0.5 * np.median(count[keep]):
                     msg = (
-                        f"Found {len(keep)} {kind} of cores, with {', '.join(str(n) for n in count[keep])} cores; the array has "
+                        f"Found {len(keep)} {kind} of cores, with {', '.join(str(n) for n in count[keep])} cores; "
+                        f"the array has "
                         f"{wanted} (grid=). Correct grid=, or look at the tissue: debris may be as large as a core."
                     )
                     raise ValueError(msg)

@@ -122,7 +122,8 @@ def _places_of_names(names: pd.Series, what: str) -> list[tuple[int, int]]:
     unread = [i for i, place in enumerate(places) if place is None]
     if unread:
         msg = (
-            f"{what} has {len(unread)} cores whose name is not a letter and a number, such as {names.iloc[unread[0]]!r} in row "
+            f"{what} has {len(unread)} cores whose name is not a letter and a number, such as "
+            f"{names.iloc[unread[0]]!r} in row "
             f"{unread[0]}. Call them 'A1', or give the columns 'row' and 'column'."
         )
         raise ValueError(msg)
@@ -148,7 +149,10 @@ def _whole_numbers(values: pd.Series, column: Any, what: str) -> np.ndarray:
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
     wrong = np.flatnonzero(~(numbers == np.floor(numbers)) | (numbers < 0))
     if len(wrong):
-        msg = f"{what} has {values.iloc[wrong[0]]!r} in column {str(column)!r}, row {wrong[0]}: it is no number of a row or column."
+        msg = (
+            f"{what} has {values.iloc[wrong[0]]!r} in column {str(column)!r}, row {wrong[0]}: it is no number of a "
+            f"row or column."
+        )
         raise ValueError(msg)
     return numbers.astype(int)
 
@@ -168,8 +172,10 @@ def _counted_from(rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int], 
     if rows.max() >= grid[0] or columns.max() >= grid[1]:
         return 1
     msg = (
-        f"{what} has rows {rows.min()} to {rows.max()} and columns {columns.min()} to {columns.max()}, on an array of {grid[0]} x "
-        f"{grid[1]} cores: they may count from 0 or from 1. Name the cores in a column 'core' ('A1', 'A2', ...) in place of them, "
+        f"{what} has rows {rows.min()} to {rows.max()} and columns {columns.min()} to {columns.max()}, on an "
+        f"array of {grid[0]} x "
+        f"{grid[1]} cores: they may count from 0 or from 1. Name the cores in a column 'core' ('A1', 'A2', ...) "
+        f"in place of them, "
         "or write the rows as letters."
     )
     raise ValueError(msg)
@@ -179,7 +185,8 @@ def _require_on_array(places: list[tuple[int, int]], names: list[str], grid: tup
     off = [name for name, (row, column) in zip(names, places, strict=True) if row >= grid[0] or column >= grid[1]]
     if off:
         msg = (
-            f"{what} has {len(off)} cores that are not on the array of {grid[0]} x {grid[1]} (rows A to {core_name(grid[0] - 1, 0)[:-1]}): "
+            f"{what} has {len(off)} cores that are not on the array of {grid[0]} x {grid[1]} (rows A to "
+            f"{core_name(grid[0] - 1, 0)[:-1]}): "
             f"{_few(off)}. If a whole row or column is empty on the slide, give the size of the array with grid=."
         )
         raise ValueError(msg)
@@ -216,7 +223,10 @@ def _with_safe_columns(facts: pd.DataFrame, what: str, own: Sequence[str]) -> tu
 
 
 def _tidy(facts: pd.DataFrame) -> pd.DataFrame:
-    """Columns as they can be stored, also with gaps: text as categories, dates as text, yes and no with a third value for neither."""
+    """Columns as they can be stored, also with gaps.
+
+    Text as categories, dates as text, yes and no with a third value for neither.
+    """
     import pandas as pd
 
     if "patient" in facts:

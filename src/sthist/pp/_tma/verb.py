@@ -59,30 +59,34 @@ def tma(
 ) -> None:
     """Find the cores of a tissue microarray, number them, and join what is known of each.
 
-    Cores are looked for where a disc of their size lies on tissue, and rows and columns through them, which may be turned by
-    up to 15 degrees and need not be evenly spaced. Pieces of a broken core belong to one core; cores that touch are parted half-way;
-    specks belong to none. A place of the grid without tissue is a missing core: it has a row in shapes and table, so that it is
-    seen, and is left out wherever ``"cores"`` says where to work (``within="cores"``, :func:`sthist.pp.tiles`).
+    Cores are looked for where a disc of their size lies on tissue, and rows and columns through them, which may be
+    turned by up to 15 degrees and need not be evenly spaced. Pieces of a broken core belong to one core; cores that
+    touch are parted half-way; specks belong to none. A place of the grid without tissue is a missing core: it has a row
+    in shapes and table, so that it is seen, and is left out wherever ``"cores"`` says where to work
+    (``within="cores"``, :func:`sthist.pp.tiles`).
 
-    Cores are called ``A1``, ``A2``, ... along the first row. Look at the result before patients are joined by it: which way round the
-    section lies on the slide cannot be seen in the tissue.
+    Cores are called ``A1``, ``A2``, ... along the first row. Look at the result before patients are joined by it: which
+    way round the section lies on the slide cannot be seen in the tissue.
 
     Parameters
     ----------
     sdata
         One sample, or a mapping of name to sample: a slide with one array.
     image
-        Key of the image in which the tissue is looked for; by default as :func:`sthist.pp.tissue` does, or ``cells`` where they are
-        given or there is no such image.
+        Key of the image in which the tissue is looked for; by default as :func:`sthist.pp.tissue` does, or ``cells``
+        where they are given or there is no such image.
     cells
-        Key of the cells or spots (their table or shapes) from which the tissue is told if no ``image`` is given, and which are counted.
+        Key of the cells or spots (their table or shapes) from which the tissue is told if no ``image`` is given, and
+        which are counted.
     grid
-        Rows and columns of the array; by default those that are found, which are fewer where all cores at an end are missing.
+        Rows and columns of the array; by default those that are found, which are fewer where all cores at an end are
+        missing.
     table
-        Map of the array: a csv file (commas, semicolons or tabs) or a frame with one row per core, which has the columns ``row``
-        (letters or numbers) and ``column`` (or ``col``), or ``core`` (or ``name``) such as ``A1``; and whatever is known, such as
-        ``patient`` and ``label``. Numbers count from 0 if there is a 0, else from 1. Columns whose names cannot be stored get
-        others (``"Tumour grade"`` becomes ``Tumour_grade``): what they were called stands in the provenance, as ``renamed``.
+        Map of the array: a csv file (commas, semicolons or tabs) or a frame with one row per core, which has the
+        columns ``row`` (letters or numbers) and ``column`` (or ``col``), or ``core`` (or ``name``) such as ``A1``; and
+        whatever is known, such as ``patient`` and ``label``. Numbers count from 0 if there is a 0, else from 1. Columns
+        whose names cannot be stored get others (``"Tumour grade"`` becomes ``Tumour_grade``): what they were called
+        stands in the provenance, as ``renamed``.
     first
         Name of the core at the first row and column that are found, such as ``"B1"`` where all of row A is missing.
     corner, rows_run
@@ -102,14 +106,16 @@ def tma(
     -------
     None. Writes, also to the store of a backed object:
 
-    * ``sdata.shapes[key_added]``: polygons in µm, by name: the convex hull of a core's tissue and 10 µm around it, no two of which
-      overlap; for a missing core, a circle where it would be; with ``row`` and ``column`` (int64, from 0) and ``state``:
-      ``"whole"``; ``"broken"`` (torn deeper than half its radius, or with less than half of the usual tissue; a tear of less than
-      60 µm between nuclei is seen in an H&E alone); ``"missing"``;
-    * ``sdata.tables[key_added + "_table"]``: the same columns, ``tissue_area_um2`` (float64), ``n_cells`` (``n_spots`` for spots) where
-      there are any, and the columns of ``table``, NaN where it says nothing (text and dates categorical, yes and no nullable); ``obsm["spatial"]``, centroids x, y in µm;
-    * in each other table whose rows are shapes (cells, spots, tiles): ``obs["core"]``, categorical, in which core the centroid lies, NaN in
-      none; and ``obs["patient"]``, where ``table`` names patients. Tiles that are made later get both;
+    * ``sdata.shapes[key_added]``: polygons in µm, by name: the convex hull of a core's tissue and 10 µm around it, no
+      two of which overlap; for a missing core, a circle where it would be; with ``row`` and ``column`` (int64, from 0)
+      and ``state``: ``"whole"``; ``"broken"`` (torn deeper than half its radius, or with less than half of the usual
+      tissue; a tear of less than 60 µm between nuclei is seen in an H&E alone); ``"missing"``;
+    * ``sdata.tables[key_added + "_table"]``: the same columns, ``tissue_area_um2`` (float64), ``n_cells`` (``n_spots``
+      for spots) where there are any, and the columns of ``table``, NaN where it says nothing (text and dates
+      categorical, yes and no nullable); ``obsm["spatial"]``, centroids x, y in µm;
+    * in each other table whose rows are shapes (cells, spots, tiles): ``obs["core"]``, categorical, in which core the
+      centroid lies, NaN in none; and ``obs["patient"]``, where ``table`` names patients. Tiles that are made later get
+      both;
     * the role ``"cores"``.
 
     Raises
@@ -117,8 +123,9 @@ def tma(
     FileNotFoundError, KeyError
         If there is no such image, element or file; if ``table`` lacks columns.
     ValueError
-        If no core is found; if they make no such grid, or it is not clear where its empty ends are; if ``table`` has a core
-        twice or one that is not on the array, a patient in two spellings, or cannot be read; if a name is taken or an argument out of range.
+        If no core is found; if they make no such grid, or it is not clear where its empty ends are; if ``table`` has a
+        core twice or one that is not on the array, a patient in two spellings, or cannot be read; if a name is taken or
+        an argument out of range.
 
     Examples
     --------
@@ -188,7 +195,8 @@ def _require_arguments(
         raise ValueError(msg)
     if corner not in {"top left", "top right", "bottom left", "bottom right"} or rows_run not in {"across", "down"}:
         msg = (
-            f"corner is {corner!r} and rows_run {rows_run!r}; they are 'top left', 'top right', 'bottom left' or 'bottom right', "
+            f"corner is {corner!r} and rows_run {rows_run!r}; they are 'top left', 'top right', 'bottom left' or "
+            f"'bottom right', "
             "and 'across' or 'down'."
         )
         raise ValueError(msg)
@@ -222,7 +230,10 @@ def _rows_to_count(sdata: SpatialData, cells: str | None) -> Rows | None:
 def _tissue(
     sdata: SpatialData, image: str | None, cells: str | None, counted: Rows | None, mpp: float
 ) -> tuple[np.ndarray, tuple[float, float, float, float], list[str], bool]:
-    """Where the tissue is, the box in µm that is shown, what it was told from, and whether all of the array is shown."""
+    """Where the tissue is, the box in µm that is shown, what it was told from.
+
+    And whether all of the array is shown.
+    """
     if cells is None or image is not None:
         try:
             return (*tissue_mask(sdata, image, mpp), True)

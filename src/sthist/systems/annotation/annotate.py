@@ -41,9 +41,10 @@ def annotate(
 ) -> None:
     """Give tiles classes: those that prompts describe, without any training, or those of an annotator.
 
-    With prompts, a class is the mean direction of all its phrases in all templates, and a tile is as likely of a class as the two
-    are alike: cosine similarity, divided by the model's temperature, through a softmax. Probabilities are shares among the classes that
-    were given: a tile that shows none of them still gets one, so describe the rest, too ("stroma", "background").
+    With prompts, a class is the mean direction of all its phrases in all templates, and a tile is as likely of a class
+    as the two are alike: cosine similarity, divided by the model's temperature, through a softmax. Probabilities are
+    shares among the classes that were given: a tile that shows none of them still gets one, so describe the rest, too
+    ("stroma", "background").
 
     Parameters
     ----------
@@ -81,16 +82,16 @@ def annotate(
     * ``obs[key_added]``: categorical, the likeliest class, under its own name;
     * ``obsm[key_added + "_score"]``: DataFrame of float32, probabilities, one column per class, rows sum to 1;
     * ``obsm[key_added + "_similarity"]``: DataFrame of float32, cosine similarities, where there are texts;
-    * ``uns["sthist"][key_added]``: model, encoder, prompts, temperature; ``classes`` has the names of the classes by column, where a
-      class has a name that no column can have.
+    * ``uns["sthist"][key_added]``: model, encoder, prompts, temperature; ``classes`` has the names of the classes by
+      column, where a class has a name that no column can have.
 
     Raises
     ------
     KeyError
         If there is no such table or embedding, or no image.
     ValueError
-        If several could be meant; if embeddings are NaN, or of another encoder, tile size or µm/px than the model; if a class
-        has no prompt; if the encoder knows no texts; if a column is there already.
+        If several could be meant; if embeddings are NaN, or of another encoder, tile size or µm/px than the model; if a
+        class has no prompt; if the encoder knows no texts; if a column is there already.
     TypeError
         If ``model`` is nothing of that kind.
 

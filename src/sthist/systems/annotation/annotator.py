@@ -34,7 +34,8 @@ class AnnotatorConfig:
     label
         Column that it was trained on.
     mode
-        ``"linear"`` on the embeddings of an encoder as it is, ``"finetune"`` or ``"text"`` with an encoder that was trained along.
+        ``"linear"`` on the embeddings of an encoder as it is, ``"finetune"`` or ``"text"`` with an encoder that was
+        trained along.
     encoder, encoder_sha256
         Name of the encoder, and the checksum of its weights where it is known.
     embedding
@@ -69,8 +70,8 @@ class Annotator(Model):
     config
         What it is.
     weights
-        Arrays by name: ``mean``, ``scale``, ``weight`` and ``bias`` of a linear layer, or ``texts`` and ``logit_scale``; and
-        those of the encoder, if it was trained along.
+        Arrays by name: ``mean``, ``scale``, ``weight`` and ``bias`` of a linear layer, or ``texts`` and
+        ``logit_scale``; and those of the encoder, if it was trained along.
 
     Attributes
     ----------
@@ -121,11 +122,11 @@ class Annotator(Model):
         Parameters
         ----------
         data
-            Embeddings (n, d) of the encoder that it was trained on, for ``mode="linear"``; or tiles (n, px, px, 3) of uint8, of the
-            physical size of ``spec``.
+            Embeddings (n, d) of the encoder that it was trained on, for ``mode="linear"``; or tiles (n, px, px, 3) of
+            uint8, of the physical size of ``spec``.
         encoder
-            The encoder, or where it is not loaded by its name alone; of an encoder that was trained along, the architecture
-            counts.
+            The encoder, or where it is not loaded by its name alone; of an encoder that was trained along, the
+            architecture counts.
         batch_size
             Tiles per batch.
 
@@ -152,7 +153,8 @@ class Annotator(Model):
             return self.classify(np.concatenate(rows) if rows else np.empty((0, self.config.dim), np.float32))
         if self.needs_tiles:
             msg = (
-                f"This annotator has trained its encoder ({self.config.mode!r}), so that embeddings of {self.config.encoder!r} are of no "
+                f"This annotator has trained its encoder ({self.config.mode!r}), so that embeddings of "
+                f"{self.config.encoder!r} are of no "
                 f"use: give tiles (n, px, px, 3), not an array of shape {array.shape}."
             )
             raise ValueError(msg)
@@ -225,11 +227,15 @@ class Annotator(Model):
             If one of them differs.
         """
         if name is not None and name != self.config.encoder:
-            msg = f"This annotator was trained with the encoder {self.config.encoder!r}; these are embeddings of {name!r}."
+            msg = (
+                f"This annotator was trained with the encoder {self.config.encoder!r}; these are embeddings of "
+                f"{name!r}."
+            )
             raise ValueError(msg)
         if None not in (sha256, self.config.encoder_sha256) and sha256 != self.config.encoder_sha256:
             msg = (
-                f"The weights of {name!r} are not those that this annotator was trained with: their SHA-256 is {str(sha256)[:12]}…, "
+                f"The weights of {name!r} are not those that this annotator was trained with: their SHA-256 is "
+                f"{str(sha256)[:12]}…, "
                 f"not {str(self.config.encoder_sha256)[:12]}…."
             )
             raise ValueError(msg)
@@ -251,7 +257,8 @@ class Annotator(Model):
         """
         if spec is not None and self.spec is not None and not same_scale(spec, self.spec):
             msg = (
-                f"This annotator was trained on tiles of {self.spec.size_um:g} µm at {self.spec.mpp:.4g} µm/px; {what} show "
+                f"This annotator was trained on tiles of {self.spec.size_um:g} µm at {self.spec.mpp:.4g} µm/px; "
+                f"{what} show "
                 f"{spec.size_um:g} µm at {spec.mpp:.4g} µm/px."
             )
             raise ValueError(msg)

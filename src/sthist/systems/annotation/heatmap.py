@@ -60,41 +60,45 @@ def heatmap(
 ) -> None:
     """Score a slide class by class with a small kernel that slides over it, and write the scores as an image.
 
-    A kernel of 64 px stops every 16 px; what it sees is embedded and scored. A place of the size of one stride gets the mean of
-    the scores of all kernels that cover it, and a Gaussian smooths these. So the map is finer than the kernel, and needs no
-    segmentation.
+    A kernel of 64 px stops every 16 px; what it sees is embedded and scored. A place of the size of one stride gets the
+    mean of the scores of all kernels that cover it, and a Gaussian smooths these. So the map is finer than the kernel,
+    and needs no segmentation.
 
     Parameters
     ----------
     sdata
         One sample, or a mapping of name to sample.
     model
-        What scores an embedding: a mapping of class to a phrase or several, such as ``{"tumour": "an H&E image of tumour"}``, scored
-        by cosine similarity to the mean direction of the phrases (``encoder`` must embed texts); a trained classifier, with ``predict`` and
-        ``classes``; or a function of embeddings (n, d) that returns (n, classes).
+        What scores an embedding: a mapping of class to a phrase or several, such as ``{"tumour": "an H&E image of
+        tumour"}``, scored by cosine similarity to the mean direction of the phrases (``encoder`` must embed texts); a
+        trained classifier, with ``predict`` and ``classes``; or a function of embeddings (n, d) that returns (n,
+        classes).
     encoder
         Name of an encoder, or an encoder; the model's own by default, where it has one.
     image
         Key of the image, of 8-bit RGB; the H&E by default.
     kernel_px, stride_px
-        Sides of kernel and stride in pixels at ``mpp``; 64 by default, and a quarter of the kernel. The kernel is a whole number of strides.
+        Sides of kernel and stride in pixels at ``mpp``; 64 by default, and a quarter of the kernel. The kernel is a
+        whole number of strides.
     kernel_um, stride_um
-        The same in µm, in place of them. A model that was trained on tiles of a size (``model.spec``) takes a kernel of that size by default.
+        The same in µm, in place of them. A model that was trained on tiles of a size (``model.spec``) takes a kernel of
+        that size by default.
     mpp
-        µm per pixel at which the kernel sees the image; the image's own by default, or that of ``model.spec``. It is changed a little where a
-        stride in µm would not be whole pixels.
+        µm per pixel at which the kernel sees the image; the image's own by default, or that of ``model.spec``. It is
+        changed a little where a stride in µm would not be whole pixels.
     classes
         Those to write, all by default; for a function, their names.
     within
         Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes.
     tissue
-        Key of the outlines of the tissue; by default ``"tissue"``, or what :func:`sthist.pp.tissue` would find. False: all is scored.
+        Key of the outlines of the tissue; by default ``"tissue"``, or what :func:`sthist.pp.tissue` would find. False:
+        all is scored.
     smooth_um
         Standard deviation of the Gaussian; one stride by default, 0 for none. What is not tissue counts nowhere.
     mode
-        ``"crop"`` embeds each kernel by itself. ``"dense"`` embeds large tiles once, and pools the tokens that lie in the kernel: much faster, and
-        not the same: tokens see their surroundings, and a model of embeddings need not understand them. ``"auto"`` is dense where the encoder has tokens of
-        the size of its embeddings.
+        ``"crop"`` embeds each kernel by itself. ``"dense"`` embeds large tiles once, and pools the tokens that lie in
+        the kernel: much faster, and not the same: tokens see their surroundings, and a model of embeddings need not
+        understand them. ``"auto"`` is dense where the encoder has tokens of the size of its embeddings.
     batch_size
         Crops or tiles per batch.
     allow_upsampling
@@ -108,9 +112,10 @@ def heatmap(
 
     Returns
     -------
-    None. Writes, also to the store of a backed object, ``sdata.images[key_added]``: (classes, y, x) float32, one pixel per stride, registered in
-    ``um``; NaN where there is no tissue, which plots leave clear and :func:`sthist.tl.transfer_labels` takes for "nothing known". Channels are the classes, by names that can be
-    stored; what they were called stands in ``sdata.attrs["sthist"]["results"][key_added]["classes"]``.
+    None. Writes, also to the store of a backed object, ``sdata.images[key_added]``: (classes, y, x) float32, one pixel
+    per stride, registered in ``um``; NaN where there is no tissue, which plots leave clear and
+    :func:`sthist.tl.transfer_labels` takes for "nothing known". Channels are the classes, by names that can be stored;
+    what they were called stands in ``sdata.attrs["sthist"]["results"][key_added]["classes"]``.
 
     Raises
     ------
@@ -119,8 +124,8 @@ def heatmap(
     TypeError
         If ``model`` is nothing that scores, or there is no encoder.
     ValueError
-        If sizes do not fit each other; if the image has no scale, is not RGB, or is too coarse; if there is no tissue; if scores are not finite; if
-        the name is taken; if ``mode="dense"`` and the encoder has no tokens.
+        If sizes do not fit each other; if the image has no scale, is not RGB, or is too coarse; if there is no tissue;
+        if scores are not finite; if the name is taken; if ``mode="dense"`` and the encoder has no tokens.
 
     Examples
     --------
@@ -131,7 +136,8 @@ def heatmap(
     ...     def embed(self, tiles):
     ...         return tiles.mean((1, 2), dtype=np.float32) / 255
     >>> sdata = sthist.datasets.toy(size_um=300)
-    >>> sthist.tl.heatmap(sdata, lambda rows: rows[:, 2] - rows[:, 0], encoder=Blueness(), classes=["blue"], progress=False)
+    >>> score = lambda rows: rows[:, 2] - rows[:, 0]
+    >>> sthist.tl.heatmap(sdata, score, encoder=Blueness(), classes=["blue"], progress=False)
     >>> sdata["blue_heatmap"].dims, str(sdata["blue_heatmap"].dtype)
     (('c', 'y', 'x'), 'float32')
     """
@@ -268,7 +274,10 @@ def _map(
     *,
     dense: bool,
 ) -> tuple[np.ndarray, int]:
-    """Smoothed means by class, (classes, rows, columns) in a file that lies in the folder; and how many kernels were scored."""
+    """Smoothed means by class, (classes, rows, columns) in a file that lies in the folder.
+
+    And how many kernels were scored.
+    """
     active = grid.kernels_on(inside)
     n_scored = int(active.sum())
     spec = large_tiles(grid, encoder.spec, DENSE_PX) if dense else TileSpec.from_mpp(grid.mpp, 256)

@@ -205,7 +205,10 @@ class TextNet(Net):
 
 
 def prompt_contrastive_loss(logits: Any, image_class: Any, text_class: Any, class_weights: Any) -> Any:
-    """CLIP's loss where several images share a text: all that belong together are positives, none of them a negative."""
+    """CLIP's loss where several images share a text.
+
+    All that belong together are positives, none of them a negative.
+    """
     positive = (image_class[:, None] == text_class[None]).to(logits.dtype)
     weights = class_weights[image_class].to(logits.dtype)
     to_texts = -(log_softmax(logits, dim=1) * positive).sum(dim=1) / positive.sum(dim=1)

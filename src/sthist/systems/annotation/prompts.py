@@ -35,7 +35,10 @@ CLIP_TEMPERATURE = 0.01
 def checked_prompts(prompts: Mapping[Any, Any], classes: Sequence[Any] | None = None) -> dict[str, list[str]]:
     """Phrases by class, as text, in the order of ``classes`` if that is given."""
     if not isinstance(prompts, Mapping) or not prompts:
-        msg = f"Prompts are a mapping of class to phrases that is not empty, such as {{'tumour': ['invasive carcinoma']}}, not {prompts!r}."
+        msg = (
+            f"Prompts are a mapping of class to phrases that is not empty, such as {{'tumour': ['invasive "
+            f"carcinoma']}}, not {prompts!r}."
+        )
         raise ValueError(msg)
     known = {str(name): [value] if isinstance(value, str) else list(value) for name, value in prompts.items()}
     for name, phrases in known.items():
@@ -67,7 +70,10 @@ def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
     listed = (templates,) if isinstance(templates, str) else tuple(templates)
     for template in listed or ("",):
         if not isinstance(template, str) or template.count("{}") != 1:
-            msg = f"A template is a sentence with one {{}} for the phrase, such as 'an H&E image of {{}}.', not {template!r}."
+            msg = (
+                f"A template is a sentence with one {{}} for the phrase, such as 'an H&E image of {{}}.', not "
+                f"{template!r}."
+            )
             raise ValueError(msg)
     return listed
 
@@ -87,11 +93,17 @@ def text_vectors(encoder: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings of texts, (n, d) float32, as the encoder gives them."""
     embed_text = getattr(encoder, "embed_text", None)
     if embed_text is None:
-        msg = f"{getattr(encoder, 'name', encoder)!r} embeds images only: prompts need an image-text model, such as 'conch'."
+        msg = (
+            f"{getattr(encoder, 'name', encoder)!r} embeds images only: prompts need an image-text model, such as "
+            f"'conch'."
+        )
         raise ValueError(msg)
     vectors = np.asarray(embed_text(list(texts)), np.float32)
     if vectors.shape[:1] != (len(texts),) or vectors.ndim != 2 or not np.isfinite(vectors).all():
-        msg = f"{encoder.name!r} gave shape {vectors.shape}, or NaN, for {len(texts)} texts; one finite row each is needed."
+        msg = (
+            f"{encoder.name!r} gave shape {vectors.shape}, or NaN, for {len(texts)} texts; one finite row each is "
+            f"needed."
+        )
         raise ValueError(msg)
     return vectors
 

@@ -30,7 +30,8 @@ class AnnotatorReport:
     weighted_auc, weighted_auc_low, weighted_auc_high
         Their mean, each counted by its support.
     shuffled_auc, shuffled_auc_low, shuffled_auc_high
-        The same of models trained in the same way on shuffled labels: what is reached by chance. NaN if it was not asked for.
+        The same of models trained in the same way on shuffled labels: what is reached by chance. NaN if it was not
+        asked for.
     confusion
         Counts: true classes are the rows.
     split, leaks

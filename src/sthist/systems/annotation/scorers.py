@@ -75,7 +75,8 @@ def scorer_of(model: Any, encoder: Any, classes: Sequence[str] | None) -> ImageS
         return _of_model(model, classes)
     if not callable(model):
         msg = (
-            f"model is a {type(model).__name__}; it is a mapping of class to phrases, a model with predict and classes, or a function "
+            f"model is a {type(model).__name__}; it is a mapping of class to phrases, a model with predict and "
+            f"classes, or a function "
             "of embeddings (n, d) that returns scores (n, classes)."
         )
         raise TypeError(msg)
@@ -105,7 +106,8 @@ def _of_prompts(prompts: Mapping[str, Any], encoder: Any, classes: Sequence[str]
     def similarity(embeddings: np.ndarray) -> np.ndarray:
         if embeddings.shape[1] != towards.shape[1]:
             msg = (
-                f"Images have embeddings of {embeddings.shape[1]} numbers, the prompts of {towards.shape[1]}: these cannot be compared. "
+                f"Images have embeddings of {embeddings.shape[1]} numbers, the prompts of {towards.shape[1]}: "
+                f"these cannot be compared. "
                 "Tokens of an image-text model often lie in a space of their own: use mode='crop'."
             )
             raise ValueError(msg)
@@ -133,7 +135,10 @@ def _checked(score: Score, classes: list[str]) -> Score:
         if scores.ndim == 1 and len(classes) == 1:
             scores = scores[:, None]
         if scores.shape != (len(embeddings), len(classes)):
-            msg = f"The model gave scores of shape {scores.shape} for {len(embeddings)} embeddings and the classes {classes}."
+            msg = (
+                f"The model gave scores of shape {scores.shape} for {len(embeddings)} embeddings and the classes "
+                f"{classes}."
+            )
             raise ValueError(msg)
         if not np.isfinite(scores).all():
             msg = "The model gave NaN or infinity for an embedding: a score is a finite number."
@@ -216,7 +221,10 @@ class FromPrompts(ClassScorer):
         _require_same_encoder(encoder, origin, key, where)
         rows, texts = rows_of_embedding(adata, key, where), self._vectors(encoder)
         if rows.shape[1] != texts.shape[1]:
-            msg = f"obsm[{key!r}] of {where} has {rows.shape[1]} dimensions, texts of {encoder.name!r} have {texts.shape[1]}."
+            msg = (
+                f"obsm[{key!r}] of {where} has {rows.shape[1]} dimensions, texts of {encoder.name!r} have "
+                f"{texts.shape[1]}."
+            )
             raise ValueError(msg)
         temperature = chosen_temperature(self.temperature, encoder)
         similarity = normalised(rows) @ texts.T
@@ -324,5 +332,8 @@ def _require_same_encoder(encoder: Any, origin: Origin, key: str, where: str) ->
         raise ValueError(msg)
     own = weight_hash(encoder.provenance)
     if None not in (own, origin.sha256) and own != origin.sha256:
-        msg = f"obsm[{key!r}] of {where} was made by other weights of {encoder.name!r}: the checksums differ. Embed again."
+        msg = (
+            f"obsm[{key!r}] of {where} was made by other weights of {encoder.name!r}: the checksums differ. Embed "
+            f"again."
+        )
         raise ValueError(msg)

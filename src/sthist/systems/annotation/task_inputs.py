@@ -53,7 +53,10 @@ def linear_task(
 def task_with_tiles(
     rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | None, words: Any, options: Options
 ) -> tuple[FinetuneTask | TextTask, dict[str, Any]]:
-    """A task that trains an encoder, and what an annotator's config says of it; ``words`` are prompts and templates, if any."""
+    """A task that trains an encoder, and what an annotator's config says of it.
+
+    ``words`` are prompts and templates, if any.
+    """
     if words is not None:
         prompts = checked_prompts(words[0] or {name: name for name in rows.classes}, rows.classes)
         templates = checked_templates(words[1])

@@ -69,22 +69,23 @@ def train_annotator(
 ) -> Annotator:
     """Train a classifier of tiles on labels, and report how well it does on tiles that it has not seen.
 
-    Rows are split by whole patients, samples, blocks of tissue or planes. Each fold is trained without the rows that it is scored on,
-    stops by a validation part of the others, and the scores of all folds are taken together. The same is done with the labels
-    shuffled: what is reached then is chance. The annotator that is returned is trained on all folds' rows where each was tested
-    once, and without the test part where ``test`` or ``split`` names one.
+    Rows are split by whole patients, samples, blocks of tissue or planes. Each fold is trained without the rows that it
+    is scored on, stops by a validation part of the others, and the scores of all folds are taken together. The same is
+    done with the labels shuffled: what is reached then is chance. The annotator that is returned is trained on all
+    folds' rows where each was tested once, and without the test part where ``test`` or ``split`` names one.
 
     Parameters
     ----------
     data
-        A SpatialData, an AnnData (embeddings, or tiles of :func:`sthist.io.tile_folder`), or a mapping of sample name to such.
+        A SpatialData, an AnnData (embeddings, or tiles of :func:`sthist.io.tile_folder`), or a mapping of sample name
+        to such.
     label
         Column of ``obs`` with the classes. Rows without one are left out.
     mode
-        ``"linear"``: a linear layer on stored embeddings (:func:`sthist.pp.embed`), in seconds. ``"finetune"``: that layer, and then
-        the encoder with it, on tiles that are turned and mirrored. ``"text"``: an image-text encoder on pairs of tile and prompt, with
-        CLIP's contrastive loss, in which all pairs of one class are positives; a tile's class is then the one whose prompts it is
-        most like.
+        ``"linear"``: a linear layer on stored embeddings (:func:`sthist.pp.embed`), in seconds. ``"finetune"``: that
+        layer, and then the encoder with it, on tiles that are turned and mirrored. ``"text"``: an image-text encoder on
+        pairs of tile and prompt, with CLIP's contrastive loss, in which all pairs of one class are positives; a tile's
+        class is then the one whose prompts it is most like.
     encoder
         Name of the encoder, or an encoder. It is left as it is: training works on a copy.
     embedding
@@ -104,25 +105,25 @@ def train_annotator(
     samples
         Table of samples (a frame or a csv file) with the patient of each.
     split
-        ``"patient"``, ``"sample"``, ``"block"`` (squares of ``block_um`` on each section; rows that are nearer than ``gap_um`` to a
-        row of the other side are not trained on), the name of a column of ``obs``, such as ``"slide"`` or the plane ``"z"``, or a
-        mapping of sample to ``"train"``, ``"validation"`` or ``"test"``, which a column may hold as well. ``"random"`` leaks, and the
-        report says so.
+        ``"patient"``, ``"sample"``, ``"block"`` (squares of ``block_um`` on each section; rows that are nearer than
+        ``gap_um`` to a row of the other side are not trained on), the name of a column of ``obs``, such as ``"slide"``
+        or the plane ``"z"``, or a mapping of sample to ``"train"``, ``"validation"`` or ``"test"``, which a column may
+        hold as well. ``"random"`` leaks, and the report says so.
     test
-        Groups that test, such as ``["2"]`` of the planes, or a part of the rows such as ``0.2``; by default each group tests once, in one
-        of ``folds``.
+        Groups that test, such as ``["2"]`` of the planes, or a part of the rows such as ``0.2``; by default each group
+        tests once, in one of ``folds``.
     folds
         How many.
     validation
-        Part of the training rows, in whole groups, that says when to stop. Where no group can be spared, training runs for
-        ``epochs``.
+        Part of the training rows, in whole groups, that says when to stop. Where no group can be spared, training runs
+        for ``epochs``.
     block_um, gap_um
         Of ``split="block"``: four tiles, and one, by default.
     class_weights
         ``"balanced"``: rare classes count as much as common ones. None: each row counts alike.
     epochs, lr, encoder_lr, weight_decay, batch_size
-        Of training; by default 200, 1e-2, none, 1e-2 and 1024 for ``"linear"``, 20, 1e-3, 1e-5, 1e-2 and 32 for ``"finetune"``, and
-        20, 1e-5, none, 1e-2 and 64 for ``"text"``.
+        Of training; by default 200, 1e-2, none, 1e-2 and 1024 for ``"linear"``, 20, 1e-3, 1e-5, 1e-2 and 32 for
+        ``"finetune"``, and 20, 1e-5, none, 1e-2 and 64 for ``"text"``.
     patience
         Epochs without improvement after which training stops.
     baseline
@@ -136,23 +137,23 @@ def train_annotator(
 
     Returns
     -------
-    The annotator. Its ``report`` has the AUC of each class and their support-weighted mean with 95 % intervals that resample groups, the
-    same for shuffled labels, and the confusion matrix, all of held-out rows.
+    The annotator. Its ``report`` has the AUC of each class and their support-weighted mean with 95 % intervals that
+    resample groups, the same for shuffled labels, and the confusion matrix, all of held-out rows.
 
     Raises
     ------
     KeyError
         If there is no such table, column, embedding or group.
     ValueError
-        If embeddings are NaN, or of different encoders or scales; if labels are missing, or a class has one row or is in one
-        part only; if there are fewer groups than folds; if a patient has two spellings; if prompts miss a class, or the encoder has no texts
-        or cannot be trained.
+        If embeddings are NaN, or of different encoders or scales; if labels are missing, or a class has one row or is
+        in one part only; if there are fewer groups than folds; if a patient has two spellings; if prompts miss a class,
+        or the encoder has no texts or cannot be trained.
 
     Notes
     -----
-    Fine-tuning begins with the layer alone (Kumar et al., ICLR 2022). Labels are shuffled over all rows, for training and scoring
-    alike. Tiles of one section are alike whatever lies between them: ``"block"`` says how well the rest of a section is annotated,
-    ``"patient"`` how well a new patient is.
+    Fine-tuning begins with the layer alone (Kumar et al., ICLR 2022). Labels are shuffled over all rows, for training
+    and scoring alike. Tiles of one section are alike whatever lies between them: ``"block"`` says how well the rest of
+    a section is annotated, ``"patient"`` how well a new patient is.
 
     Examples
     --------
@@ -281,8 +282,10 @@ def _require_classes(rows: Labelled, pairs: list[tuple[np.ndarray, np.ndarray]],
             where = np.unique(grouping.groups[rows.codes == untrained[0]])
             rest = [other for k, other in enumerate(rows.classes) if k not in untrained]
             msg = (
-                f"Class {name!r} would be tested and not trained on: its {int((rows.codes == untrained[0]).sum())} rows are in {len(where)} "
-                f"of the groups ({grouping.by}), such as {where[0]!r}. Use fewer folds, another split=, or leave it out with classes={rest}."
+                f"Class {name!r} would be tested and not trained on: its "
+                f"{int((rows.codes == untrained[0]).sum())} rows are in {len(where)} "
+                f"of the groups ({grouping.by}), such as {where[0]!r}. Use fewer folds, another split=, or leave "
+                f"it out with classes={rest}."
             )
             raise ValueError(msg)
     tested = {int(code) for _, test in pairs for code in rows.codes[test]}

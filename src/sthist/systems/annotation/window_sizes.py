@@ -34,7 +34,10 @@ def box_of(sdata: SpatialData, image: str, within: Any) -> tuple[float, float, f
     left, top, right, bottom = region_geometry(sdata, within).bounds
     box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
     if not (box[0] < box[2] and box[1] < box[3]):
-        msg = f"within={within!r} does not lie on the image {image!r}, which shows x {x0:g} to {x1:g} and y {y0:g} to {y1:g} µm."
+        msg = (
+            f"within={within!r} does not lie on the image {image!r}, which shows x {x0:g} to {x1:g} and y {y0:g} to "
+            f"{y1:g} µm."
+        )
         raise ValueError(msg)
     return box
 
@@ -68,7 +71,8 @@ def kernel_sizes(
     span = max(1, round(kernel / stride))
     if abs(kernel / stride - span) > 1e-3:
         msg = (
-            f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number of them: take a stride of "
+            f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number "
+            f"of them: take a stride of "
             f"{kernel / span:.6g} µm ({kernel / span / base:.6g} px)."
         )
         raise ValueError(msg)
@@ -91,7 +95,10 @@ def cells_inside(
     elif known is not False:
         inside &= _seen_tissue(sdata, image, grid)
     if not inside.any():
-        msg = f"There is no tissue in what is to be scored of {image!r}. Name its outlines with tissue=, or score all with tissue=False."
+        msg = (
+            f"There is no tissue in what is to be scored of {image!r}. Name its outlines with tissue=, or score all "
+            f"with tissue=False."
+        )
         raise ValueError(msg)
     return inside
 

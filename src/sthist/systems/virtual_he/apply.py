@@ -74,7 +74,8 @@ def virtual_he(
         One sample, or a mapping of name to sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`,
         :func:`sthist.io.assemble`, or :func:`sthist.pp.set_scale`).
     model
-        ``"beer-lambert"``, ``"st2he-small"``, the folder of a saved model, or a model (:func:`sthist.tl.train_virtual_he`).
+        ``"beer-lambert"``, ``"st2he-small"``, the folder of a saved model, or a model
+        (:func:`sthist.tl.train_virtual_he`).
     image, channel
         The nuclear stain: key (several keys that tile one plane) and channel.
     points
@@ -106,8 +107,8 @@ def virtual_he(
     overwrite
         Replace an image of that name.
     client
-        A ``dask.distributed.Client``: the blocks run on its workers, which see the store under the same path. The result
-        is the same as without.
+        A ``dask.distributed.Client``: the blocks run on its workers, which see the store under the same path. The
+        result is the same as without.
     dry_run
         Write nothing; measure the section, try a few tiles, and return what the run takes.
     progress
@@ -115,18 +116,19 @@ def virtual_he(
 
     Returns
     -------
-    None; with ``dry_run=True`` a :class:`sthist.tiles.Plan`, or one per sample. Writes ``sdata.images[key_added]`` ((3, y, x) uint8, a pyramid, registered in ``um`` and in the coordinate
-    systems of the nuclear stain) and ``sdata.attrs["sthist"]["results"][key_added]``; also to the store of a backed
-    object.
+    None; with ``dry_run=True`` a :class:`sthist.tiles.Plan`, or one per sample. Writes ``sdata.images[key_added]`` ((3,
+    y, x) uint8, a pyramid, registered in ``um`` and in the coordinate systems of the nuclear stain) and
+    ``sdata.attrs["sthist"]["results"][key_added]``; also to the store of a backed object.
 
     Raises
     ------
     KeyError
-        If an element or channel that was named, or is needed, is missing; if the tissue of a sample is missing, or unknown to the model.
+        If an element or channel that was named, or is needed, is missing; if the tissue of a sample is missing, or
+        unknown to the model.
     ValueError
         If several elements could be meant; if the name is taken; if the stain has no scale, is too coarse, or shows no
-        tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one; if there is a ``client``, and
-        the object is not backed by a store.
+        tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one; if there is a ``client``,
+        and the object is not backed by a store.
     PermissionError, RuntimeError
         If the store is read-only; if another process is writing to it, or workers do not see it or run other versions.
     OSError
@@ -206,7 +208,10 @@ def _of_sample(
     region = None if within is None else region_geometry(sdata, within)
     canvas_um = section_um if region is None else _snap(region.bounds, section_um, mpp)
     if client is not None and _store.store_path(sdata) is None:
-        msg = "client= needs an object on disk, which the workers open: write it with sdata.write(path), or sd.read_zarr(path)."
+        msg = (
+            "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
+            "sd.read_zarr(path)."
+        )
         raise ValueError(msg)
     options: dict[str, Any] = {
         "batch_size": batch_size,

@@ -28,7 +28,8 @@ class TranslationConfig:
     size_um, px
         Tile that it was made for: side in µm and in pixels.
     mode, palette, color, dot_s, dot_dpi, dot_um, min_qv
-        How transcripts are drawn, as of :class:`sthist.tiles.Overlay` (``dot_s`` and ``dot_dpi`` are its ``s`` and ``dpi``).
+        How transcripts are drawn, as of :class:`sthist.tiles.Overlay` (``dot_s`` and ``dot_dpi`` are its ``s`` and
+        ``dpi``).
     input_low
         Value of black in the input; white is 1. The output lies between -1 and 1.
     prompts
@@ -91,7 +92,10 @@ class TranslationConfig:
 
 
 def make_plain(settings: Any) -> None:
-    """Take numbers of numpy, and paths, as what JSON knows: after a training is too late to find that it cannot be kept."""
+    """Take numbers of numpy, and paths, as what JSON knows.
+
+    After a training is too late to find that it cannot be kept.
+    """
     for field_ in dataclasses.fields(settings):
         value = getattr(settings, field_.name)
         if isinstance(value, np.generic):
@@ -159,8 +163,9 @@ LOSSES = {
     "small": LossWeights(l2=4.0, perceptual=1.0, text=0.0, adversarial=0.1, adversarial_from=0.2),
     "pix2pix": LossWeights(l2=25.0, perceptual=0.0, text=0.0, adversarial=1.0),
 }
-"""Presets. ``"upstream"`` is img2img-turbo's default. ST2HE names weights of its global-context loss alone, 0.1 and a high
-one of 0.3, and neither is a weight of upstream's code; the ``"paper"`` presets put them on the term of that name."""
+"""Presets. ``"upstream"`` is img2img-turbo's default. ST2HE names weights of its global-context loss alone, 0.1 and a
+high one of 0.3, and neither is a weight of upstream's code; the ``"paper"`` presets put them on the term of that
+name."""
 
 
 WHOLE = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "accumulate": 1, "images_every": 0, "seed": 0}
@@ -181,7 +186,8 @@ class TranslationTraining:
     Attributes
     ----------
     losses
-        Name of a preset (``"upstream"``, ``"paper"``, ``"paper-hg"``, ``"small"``, ``"pix2pix"``), or :class:`LossWeights`.
+        Name of a preset (``"upstream"``, ``"paper"``, ``"paper-hg"``, ``"small"``, ``"pix2pix"``), or
+        :class:`LossWeights`.
     epochs, steps_per_epoch, batch_size
         An epoch is a fixed number of batches, which are counted as steps; after each, the training can be resumed.
     lr, lr_discriminator, beta1, weight_decay, clip_norm
@@ -247,7 +253,10 @@ class TranslationTraining:
                 msg = f"{name} is {getattr(self, name)!r}; a positive number is needed."
                 raise ValueError(msg)
         if self.steps_per_epoch % self.accumulate:
-            msg = f"steps_per_epoch is {self.steps_per_epoch}, no multiple of accumulate={self.accumulate}: some batches would be left over."
+            msg = (
+                f"steps_per_epoch is {self.steps_per_epoch}, no multiple of accumulate={self.accumulate}: some "
+                f"batches would be left over."
+            )
             raise ValueError(msg)
         if not 0 <= self.ema < 1:
             msg = f"ema is {self.ema!r}; a decay from 0 (none) to less than 1 is needed."

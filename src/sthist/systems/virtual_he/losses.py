@@ -92,7 +92,10 @@ class Judge(nn.Module):
         super().__init__()
         self.sees_input = training.discriminator == "patch"
         if self.sees_input and px < LEAST_JUDGED_PX:
-            msg = f"Tiles of {px} px are too small for the patch discriminator; it needs {LEAST_JUDGED_PX} px. Take larger tiles, or adversarial=0."
+            msg = (
+                f"Tiles of {px} px are too small for the patch discriminator; it needs {LEAST_JUDGED_PX} px. Take "
+                f"larger tiles, or adversarial=0."
+            )
             raise ValueError(msg)
         if self.sees_input:
             self.network: nn.Module = PatchDiscriminator(6, width=32, layers=3, norm="instance")

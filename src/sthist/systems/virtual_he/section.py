@@ -97,7 +97,7 @@ def find_tissue(
 ) -> tuple[np.ndarray, Grid]:
     """Tissue on a coarse grid: the shapes named "tissue", else found in stain and molecules.
 
-    Returns Part of each cell that is tissue, 0 to 1, and where the cells lie.
+    Returns part of each cell that is tissue, 0 to 1, and where the cells lie.
     """
     import spatialdata as sd
     from scipy.ndimage import gaussian_filter
@@ -116,7 +116,8 @@ def find_tissue(
         mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
     if not mask.any():
         msg = (
-            f"Found no tissue in the nuclear stain {elements.nuclear[0]!r}, channel {elements.nuclear_channel!r}: it is "
+            f"Found no tissue in the nuclear stain {elements.nuclear[0]!r}, channel {elements.nuclear_channel!r}: "
+            f"it is "
             "empty or constant. Choose another with image= and channel=, or put outlines in shapes['tissue']."
         )
         raise ValueError(msg)

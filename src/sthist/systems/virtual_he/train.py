@@ -44,7 +44,10 @@ def checked_training(training: dict[str, Any]) -> dict[str, Any]:
     fields = [field.name for field in dataclasses.fields(TranslationTraining)]
     for name in training:
         if name not in fields:
-            msg = f"train_virtual_he has no argument {name!r}, and a training no such setting; there are {fields}.{closest(name, fields)}"
+            msg = (
+                f"train_virtual_he has no argument {name!r}, and a training no such setting; there are "
+                f"{fields}.{closest(name, fields)}"
+            )
             raise TypeError(msg)
     settled = {"seed": settings.seed, **training}
     TranslationTraining(**settled)  # its checks
@@ -112,7 +115,8 @@ def require_split(sections: Sequence[Section], split: Any, test: Any) -> None:
         known = list(map(str, columns))
         if split not in known:
             msg = (
-                f"split={split!r} is no column of the tiles of sample {section.name!r}; they have {known}. It is that, {', '.join(map(repr, NAMED_SPLITS))}, "
+                f"split={split!r} is no column of the tiles of sample {section.name!r}; they have {known}. It is "
+                f"that, {', '.join(map(repr, NAMED_SPLITS))}, "
                 f"or a mapping of sample to part.{closest(split, [*known, *NAMED_SPLITS])}"
             )
             raise KeyError(msg)
@@ -133,7 +137,10 @@ def _patients(sections: Sequence[Section]) -> set[Any]:
 def require_batch(n: int, batch_size: int) -> None:
     """Refuse fewer tiles than a batch."""
     if n < batch_size:
-        msg = f"{n} tiles to train on are fewer than a batch of {batch_size}. Lay more or smaller tiles, hold fewer out, or lower batch_size=."
+        msg = (
+            f"{n} tiles to train on are fewer than a batch of {batch_size}. Lay more or smaller tiles, hold fewer "
+            f"out, or lower batch_size=."
+        )
         raise ValueError(msg)
 
 
@@ -179,25 +186,26 @@ def train_virtual_he(
 ) -> Translator:
     """Train a model to make H&E out of nuclear stain and transcripts, on sections that have all three.
 
-    Tiles are those that :func:`sthist.pp.tiles` has laid or, where there are none, lie around cells that are spread evenly. Tiles that
-    leave an image or show next to nothing are left out, and so are those whose H&E does not lie on the nuclear stain: each is
-    measured (:func:`sthist.tiles.tile_shifts_um`). Tiles of a test part are never trained on, nor looked at while training. The sections
-    themselves are not changed.
+    Tiles are those that :func:`sthist.pp.tiles` has laid or, where there are none, lie around cells that are spread
+    evenly. Tiles that leave an image or show next to nothing are left out, and so are those whose H&E does not lie on
+    the nuclear stain: each is measured (:func:`sthist.tiles.tile_shifts_um`). Tiles of a test part are never trained
+    on, nor looked at while training. The sections themselves are not changed.
 
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample that are trained on together, each with an H&E and a nuclear stain registered in ``um``.
+        One sample, or a mapping of name to sample that are trained on together, each with an H&E and a nuclear stain
+        registered in ``um``.
     model
-        ``"small"``: an :class:`sthist.models.ST2HE` that starts from nothing; ``"sd-turbo"``: the paper's, adapters on SD-Turbo;
-        ``"pix2pix"``: :class:`sthist.models.Pix2Pix`; or a model, which is trained on.
+        ``"small"``: an :class:`sthist.models.ST2HE` that starts from nothing; ``"sd-turbo"``: the paper's, adapters on
+        SD-Turbo; ``"pix2pix"``: :class:`sthist.models.Pix2Pix`; or a model, which is trained on.
     folder
         Where checkpoints, pictures, figures, the model and ``tiles.csv`` go.
     tiles
         Key of laid tiles; by default ``"tiles"``, where all samples have such.
     size_um, px
-        Of the tiles, where none are laid. By default 128 px as fine as the coarser of H&E and stain is; for ``"sd-turbo"`` 108.8 µm on
-        512 px.
+        Of the tiles, where none are laid. By default 128 px as fine as the coarser of H&E and stain is; for
+        ``"sd-turbo"`` 108.8 µm on 512 px.
     n_tiles
         Per sample, where none are laid.
     image, channel, points
@@ -207,35 +215,38 @@ def train_virtual_he(
     z
         A plane, or the first and the last of several, of the stain and of the transcripts together.
     mode, palette, dot_um, min_qv
-        How transcripts are drawn, as of :class:`sthist.tiles.Overlay`: by default in many colours (``"multi"``, ``"permuted"``), from a
-        quality of 20 on. The model keeps it, and draws its input so from then on.
+        How transcripts are drawn, as of :class:`sthist.tiles.Overlay`: by default in many colours (``"multi"``,
+        ``"permuted"``), from a quality of 20 on. The model keeps it, and draws its input so from then on.
     dot_s
-        Size of the dots, as ``s`` of the overlay, by default 0.3; of several, one is drawn for each tile, and the first is that of predictions.
+        Size of the dots, as ``s`` of the overlay, by default 0.3; of several, one is drawn for each tile, and the first
+        is that of predictions.
     tissue
-        What the model is told of a tile: the name of a column of the tiles' table, a mapping of sample to tissue, or one tissue for all.
-        By default the tissue is not said.
+        What the model is told of a tile: the name of a column of the tiles' table, a mapping of sample to tissue, or
+        one tissue for all. By default the tissue is not said.
     prompts
-        Template with ``{tissue}`` in it, by default ``"This is a {tissue} H&E image"``; or a mapping of tissue to prompt, or a JSON file
-        with one. A mapping of tile file to prompt, as :func:`sthist.tiles.export_pairs` writes it, takes the place of ``tissue``; laid tiles
-        that it does not name are left out.
+        Template with ``{tissue}`` in it, by default ``"This is a {tissue} H&E image"``; or a mapping of tissue to
+        prompt, or a JSON file with one. A mapping of tile file to prompt, as :func:`sthist.tiles.export_pairs` writes
+        it, takes the place of ``tissue``; laid tiles that it does not name are left out.
     split
-        What validates and tests: whole squares of each section (``"block"``), a ``"sample"``, a ``"patient"``, or groups by a column of the tiles'
-        table; or a mapping of sample to ``"train"``, ``"validation"`` or ``"test"``. ``"random"`` leaks, and the model says so.
+        What validates and tests: whole squares of each section (``"block"``), a ``"sample"``, a ``"patient"``, or
+        groups by a column of the tiles' table; or a mapping of sample to ``"train"``, ``"validation"`` or ``"test"``.
+        ``"random"`` leaks, and the model says so.
     test
         Names of the groups that test, or the part of the tiles that do; by default none, or what ``split`` says.
     validation
-        Part of the other tiles that is looked at while training: whole groups, or squares of the sections where one group would be more than
-        twice as much.
+        Part of the other tiles that is looked at while training: whole groups, or squares of the sections where one
+        group would be more than twice as much.
     block_um, gap_um
-        Of ``split="block"``. By default four tiles, fewer on sections so small that little would be left to train on, and one.
+        Of ``split="block"``. By default four tiles, fewer on sections so small that little would be left to train on,
+        and one.
     samples
         Table of samples (a frame or a csv file) with the patient of each.
     max_shift_um
-        Tiles whose H&E lies further off the stain are left out, and so are those with nuclei that match nowhere within 10 µm. Tiles with
-        too few nuclei to tell stay. None to measure nothing.
+        Tiles whose H&E lies further off the stain are left out, and so are those with nuclei that match nowhere within
+        10 µm. Tiles with too few nuclei to tell stay. None to measure nothing.
     augment
-        Turn and mirror pairs, and vary brightness and haze of the stain; the colours of the H&E are never changed. Palettes and sizes of
-        dots are drawn anew in any case.
+        Turn and mirror pairs, and vary brightness and haze of the stain; the colours of the H&E are never changed.
+        Palettes and sizes of dots are drawn anew in any case.
     backbone
         For ``"sd-turbo"``: hub id or folder of SD-Turbo.
     allow_upsampling
@@ -247,24 +258,26 @@ def train_virtual_he(
     progress
         Show a progress bar; ``settings.progress`` by default.
     **training
-        Fields of :class:`sthist.models.TranslationTraining`: ``epochs``, ``steps_per_epoch``, ``batch_size``, ``losses``, ``seed`` and others.
+        Fields of :class:`sthist.models.TranslationTraining`: ``epochs``, ``steps_per_epoch``, ``batch_size``,
+        ``losses``, ``seed`` and others.
 
     Returns
     -------
-    The model. Its ``tiles`` is a frame of all tiles that were considered: sample, instance_id, x_um, y_um, part (``"train"``,
-    ``"validation"``, ``"test"`` or ``"dropped"``), reason, shift_x_um, shift_y_um, shift_um, confidence, tissue. ``config.training`` says how it
-    was trained, and how its tiles were split.
+    The model. Its ``tiles`` is a frame of all tiles that were considered: sample, instance_id, x_um, y_um, part
+    (``"train"``, ``"validation"``, ``"test"`` or ``"dropped"``), reason, shift_x_um, shift_y_um, shift_um, confidence,
+    tissue. ``config.training`` says how it was trained, and how its tiles were split.
 
     Raises
     ------
     TypeError
         If there is no such setting of a training.
     KeyError
-        If an element, column, sample or group is missing, or a tissue has no prompt; if there are neither laid tiles nor cells.
+        If an element, column, sample or group is missing, or a tissue has no prompt; if there are neither laid tiles
+        nor cells.
     ValueError
-        If an image is not registered in ``um``, too coarse, or lies elsewhere; if tiles do not go through the network, or are of other sizes than
-        the model's; if a prompt is blank, or of two tissues; if too few tiles are left, or the split is not possible; if the folder's
-        training was on other tiles.
+        If an image is not registered in ``um``, too coarse, or lies elsewhere; if tiles do not go through the network,
+        or are of other sizes than the model's; if a prompt is blank, or of two tissues; if too few tiles are left, or
+        the split is not possible; if the folder's training was on other tiles.
     FileExistsError
         If the folder holds a training, and ``resume`` is not set.
     FileNotFoundError, ConnectionError, PermissionError
@@ -272,7 +285,8 @@ def train_virtual_he(
 
     References
     ----------
-    Tiles, prompts and overlays are ST2HE's, which splits tiles at random; neighbours overlap, so that scores of such tests are too good.
+    Tiles, prompts and overlays are ST2HE's, which splits tiles at random; neighbours overlap, so that scores of such
+    tests are too good.
 
     Examples
     --------
@@ -423,14 +437,20 @@ def _continued(model: Translator, spec: TileSpec, style: dict[str, Any], said: P
         raise ValueError(msg)
     for name, value in style.items():
         if value != getattr(config, name) or (name == "dot_s" and config.dot_um is not None):
-            msg = f"{name}={value!r}, and the model was trained with {getattr(config, name)!r}: leave it out, or begin a new model."
+            msg = (
+                f"{name}={value!r}, and the model was trained with {getattr(config, name)!r}: leave it out, or begin "
+                f"a new model."
+            )
             raise ValueError(msg)
     if set(said.texts) == {""} and "" not in config.prompts:
         msg = f"The model was trained on the tissues {sorted(config.prompts)}: say with tissue= which one this is."
         raise ValueError(msg)
     for name, text in said.texts.items():
         if config.prompts.get(name, text) != text:
-            msg = f"The model knows tissue {name!r} by the prompt {config.prompts[name]!r}, not {text!r}; give that one with prompts=."
+            msg = (
+                f"The model knows tissue {name!r} by the prompt {config.prompts[name]!r}, not {text!r}; give that one "
+                f"with prompts=."
+            )
             raise ValueError(msg)
     texts = {**{name: text for name, text in config.prompts.items() if name or "" in said.texts}, **said.texts}
     require_prompts(texts)
@@ -457,7 +477,10 @@ def _write_tiles(frame: pd.DataFrame, folder: Path, *, resume: bool) -> None:
     path = folder / TILES
     before = read_tiles(folder) if resume else None
     if before is not None and not _told_apart(before).equals(_told_apart(frame)):
-        msg = f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go on with them."
+        msg = (
+            f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go "
+            f"on with them."
+        )
         raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)

@@ -29,8 +29,9 @@ NOISE, OURS = 2, "sthist"
 class Translation(lightning.LightningModule):
     """A generator and its judge, trained in turn on one forward pass of the generator per batch.
 
-    Order, augmentation and noise are functions of seed, epoch and place; the random states that all else draws from are set
-    anew when an epoch begins. A training that is resumed at the end of an epoch goes on as if it had not been stopped.
+    Order, augmentation and noise are functions of seed, epoch and place; the random states that all else draws from are
+    set anew when an epoch begins. A training that is resumed at the end of an epoch goes on as if it had not been
+    stopped.
 
     Parameters
     ----------

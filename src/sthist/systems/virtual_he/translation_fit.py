@@ -152,7 +152,10 @@ def _run(trainer: lightning.Trainer, module: Translation, start: Path | None) ->
 def _require_pairs(model: Translator, pairs: Pairs, training: TranslationTraining) -> None:
     _require_alike(model, pairs)
     if len(pairs) < training.batch_size:
-        msg = f"There are {len(pairs)} pairs to train on, fewer than a batch of {training.batch_size}. Lay more tiles, or lower batch_size=."
+        msg = (
+            f"There are {len(pairs)} pairs to train on, fewer than a batch of {training.batch_size}. Lay more tiles, "
+            f"or lower batch_size=."
+        )
         raise ValueError(msg)
     if training.checkpoint_gradients and not hasattr(model.trainable(), "checkpoint_gradients"):
         msg = "checkpoint_gradients=True is for ST2HE; this generator is small enough without."
@@ -166,7 +169,10 @@ def _require_alike(model: Translator, pairs: Pairs) -> None:
         raise ValueError(msg)
     unknown = set(pairs.prompts) - set(model.config.prompts.values()) if model.takes_prompts else set()
     if unknown:
-        msg = f"Pairs have the prompt {sorted(unknown)[0]!r}, and the model would never be told it; config.prompts is {model.config.prompts}."
+        msg = (
+            f"Pairs have the prompt {sorted(unknown)[0]!r}, and the model would never be told it; config.prompts is "
+            f"{model.config.prompts}."
+        )
         raise ValueError(msg)
 
 
@@ -203,12 +209,18 @@ def _start(checkpoint: Path | None, facts: dict[str, Any], *, resume: bool) -> P
     try:
         kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]["KeepLast"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        msg = f"{checkpoint} is no checkpoint of this package, or damaged: {type(error).__name__}. Remove it to begin anew."
+        msg = (
+            f"{checkpoint} is no checkpoint of this package, or damaged: {type(error).__name__}. Remove it to begin "
+            f"anew."
+        )
         raise ValueError(msg) from error
     different = [name for name, value in facts.items() if kept.get(name) != value]
     if different:
         said = ", ".join(f"{name} {kept.get(name)!r}, not {facts[name]!r}" for name in different[:3])
-        longer = " Schedule and losses depend on its end: to go on for longer, load the model and train it on in another folder."
+        longer = (
+            " Schedule and losses depend on its end: to go on for longer, load the model and train it on in another "
+            "folder."
+        )
         msg = f"{checkpoint} is of another training, with {said}.{longer if 'epochs' in different else ''}"
         raise ValueError(msg)
     return checkpoint
@@ -240,7 +252,10 @@ def _what_fits(module: Translation, px: int, batch_size: int) -> str:
             return f"{said} batch_size={batch} fits; accumulate={-(-batch_size // batch)} makes steps of as many tiles."
     for side in _halves(px // 2):
         if _fits(module, 1, side):
-            return f"{said} Not one tile of that size fits; one of {side} px does. checkpoint_gradients=True saves memory, too."
+            return (
+                f"{said} Not one tile of that size fits; one of {side} px does. checkpoint_gradients=True saves "
+                f"memory, too."
+            )
     return f"{said} Nothing smaller fits either: something else fills it."
 
 

@@ -146,8 +146,8 @@ class Translator(VirtualStainModel):
         validation
             Pairs that are looked at after each epoch.
         folder
-            Is made. After each epoch: ``checkpoints/last.ckpt``, the model so far in ``checkpoints/model``, ``metrics.csv`` and
-            ``images/epoch_0001.png`` (input, output and real, side by side); at the end the model.
+            Is made. After each epoch: ``checkpoints/last.ckpt``, the model so far in ``checkpoints/model``,
+            ``metrics.csv`` and ``images/epoch_0001.png`` (input, output and real, side by side); at the end the model.
         training
             How; by default that of :meth:`training`.
         resume
@@ -159,14 +159,14 @@ class Translator(VirtualStainModel):
 
         Returns
         -------
-        The model, trained. On a CPU the same seed gives the same weights, also when it was resumed. A training that is stopped leaves the
-        model as it was at that step.
+        The model, trained. On a CPU the same seed gives the same weights, also when it was resumed. A training that is
+        stopped leaves the model as it was at that step.
 
         Raises
         ------
         ValueError
-            If the pairs are of another size, have prompts that the config has not, or are fewer than a batch; if the checkpoint is of
-            another training.
+            If the pairs are of another size, have prompts that the config has not, or are fewer than a batch; if the
+            checkpoint is of another training.
         FileExistsError
             If there is a checkpoint, and ``resume`` is not set.
         FloatingPointError

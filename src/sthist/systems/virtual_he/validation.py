@@ -43,8 +43,8 @@ class Collapsed(RuntimeError):
 class Sanity(lightning.Callback):
     """Stops a run whose outputs have collapsed, in the mean, the spread, or the histogram of their colours.
 
-    What never looked right has not collapsed, but has yet to learn: it is watched from the first check that it passes on, and said at
-    the end where there was none. Several checks in a row decide, so that one odd batch does not.
+    What never looked right has not collapsed, but has yet to learn: it is watched from the first check that it passes
+    on, and said at the end where there was none. Several checks in a row decide, so that one odd batch does not.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,10 @@ class Sanity(lightning.Callback):
         self.passed = self.passed or not self.wrong
         self.failed = self.failed + 1 if self.wrong and self.passed else 0
         if self.failed >= PATIENCE:
-            msg = f"Stopped at step {pl_module.step}: {self.wrong}, in {PATIENCE} checks in a row. Lower lr= or the adversarial weight."
+            msg = (
+                f"Stopped at step {pl_module.step}: {self.wrong}, in {PATIENCE} checks in a row. Lower lr= or the "
+                f"adversarial weight."
+            )
             raise Collapsed(msg)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -92,7 +95,10 @@ def complaint(fake: torch.Tensor, real: torch.Tensor) -> str:
 
 
 def _histogram(images: torch.Tensor) -> torch.Tensor:
-    """Part of the pixels in each of 8 x 8 x 8 colours, smoothed by their neighbours: a slight shift is no other colour."""
+    """Part of the pixels in each of 8 x 8 x 8 colours, smoothed by their neighbours.
+
+    A slight shift is no other colour.
+    """
     bins = ((images.clamp(-1, 1) + 1) * 3.9999).long()
     index = (bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]).flatten()
     counts = torch.bincount(index, minlength=512).float().reshape(1, 1, 8, 8, 8)
@@ -156,8 +162,8 @@ class Record(lightning.Callback):
 class KeepLast(Checkpoint):
     """Writes a checkpoint and the model at the end of each epoch, in place of those before.
 
-    Where the last check found the outputs wrong, what is kept is left: a collapse shall not take the place of what was good. The end of
-    a training is kept in any case.
+    Where the last check found the outputs wrong, what is kept is left: a collapse shall not take the place of what was
+    good. The end of a training is kept in any case.
 
     Parameters
     ----------

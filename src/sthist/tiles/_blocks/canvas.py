@@ -192,7 +192,10 @@ class Canvas(Resumable):
                 list(pool.map(reduce, corners))
 
     def _is_of(self, identity: str) -> bool:
-        """Whether the image here is that of the marks: a kill while publishing can leave none, or the one that was replaced."""
+        """Whether the image here is that of the marks.
+
+        A kill while publishing can leave none, or the one that was replaced.
+        """
         try:
             element = json.loads((self.store / "images" / self.name / "zarr.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):

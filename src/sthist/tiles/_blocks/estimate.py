@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 PROBE_CHUNKS = 24
 PROBE_SECONDS = 3.0
 LIBRARIES_BYTES = 400_000_000
-"""What allocators and the pools of zarr and pyarrow keep beside what is worked on, as measured by ``bench/memory.py``."""
+"""What allocators and the pools of zarr and pyarrow keep beside what is worked on.
+
+As measured by ``bench/memory.py``.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Plan:
         minutes, seconds = divmod(round(self.seconds), 60)
         return (
             f"{width} x {height} pixels of {self.mpp:.4g} µm: {self.tiles} tiles in {self.blocks} blocks; about "
-            f"{_gigabytes(self.disk_bytes)} on disk ({_gigabytes(self.free_bytes)} free), {_gigabytes(self.memory_bytes)} of "
+            f"{_gigabytes(self.disk_bytes)} on disk ({_gigabytes(self.free_bytes)} free), "
+            f"{_gigabytes(self.memory_bytes)} of "
             f"memory, {f'{minutes} min ' if minutes else ''}{seconds} s on this machine."
         )
 
@@ -176,7 +180,8 @@ def require_space(painter: BlockPainter, canvas: Canvas) -> None:
     needed = raw * Probe(painter, pending).compression
     if free < needed:
         msg = (
-            f"{canvas.name} needs about {_gigabytes(needed)} more in {canvas.folder}, where {_gigabytes(free)} are free. Make "
+            f"{canvas.name} needs about {_gigabytes(needed)} more in {canvas.folder}, where {_gigabytes(free)} "
+            f"are free. Make "
             "room, or make it smaller with within= or mpp=. Nothing was written; blocks of an earlier call are kept."
         )
         raise OSError(errno.ENOSPC, msg)

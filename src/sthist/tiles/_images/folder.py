@@ -24,8 +24,8 @@ WHITE = 255
 class FolderReader:
     """Reads the images of :func:`sthist.io.tile_folder` as tiles of one :class:`TileSpec`, by row.
 
-    A tile is cut out of the middle of its image, upright, and resampled with anti-aliasing from the image's µm per pixel: one tile
-    pixel always shows ``spec.mpp`` micrometres, however large the images are.
+    A tile is cut out of the middle of its image, upright, and resampled with anti-aliasing from the image's µm per
+    pixel: one tile pixel always shows ``spec.mpp`` micrometres, however large the images are.
 
     Parameters
     ----------
@@ -79,7 +79,10 @@ class FolderReader:
     ) -> None:
         made = tiles.uns.get("sthist", {}).get("tile_folder")
         if made is None or not {"file", "height", "width", "mpp"} <= set(tiles.obs):
-            msg = "This table is no folder of tiles: it has no uns['sthist']['tile_folder'], or obs lacks file, height, width or mpp."
+            msg = (
+                "This table is no folder of tiles: it has no uns['sthist']['tile_folder'], or obs lacks file, height, "
+                "width or mpp."
+            )
             raise KeyError(msg)
         self.spec, self.fill, self._transform = spec, WHITE if fill is None else fill, transform
         self.root = Path(made["root"] if root is None else root)
@@ -92,15 +95,18 @@ class FolderReader:
             row = int(small.argmax())
             height, width = (self._sizes[row] * self._mpp[row]).tolist()
             msg = (
-                f"{int(small.sum())} of {len(self)} images are smaller than a tile of {spec.size_um:g} µm, such as {self._files[row]!r} of "
-                f"{width:.4g} x {height:.4g} µm. Choose smaller tiles, or say with fill= what is around them, such as fill=255."
+                f"{int(small.sum())} of {len(self)} images are smaller than a tile of {spec.size_um:g} µm, such "
+                f"as {self._files[row]!r} of "
+                f"{width:.4g} x {height:.4g} µm. Choose smaller tiles, or say with fill= what is around them, "
+                f"such as fill=255."
             )
             raise ValueError(msg)
         coarse = self._mpp > MAX_UPSAMPLING * spec.mpp
         if coarse.any() and not allow_upsampling:
             row = int(coarse.argmax())
             msg = (
-                f"{int(coarse.sum())} of {len(self)} images are coarser than tiles of {spec.mpp:.4g} µm/px, such as {self._files[row]!r} of "
+                f"{int(coarse.sum())} of {len(self)} images are coarser than tiles of {spec.mpp:.4g} µm/px, such "
+                f"as {self._files[row]!r} of "
                 f"{self._mpp[row]:.4g} µm/px: more than {MAX_UPSAMPLING} times. Pass allow_upsampling=True to go on."
             )
             raise ValueError(msg)
@@ -143,7 +149,10 @@ class FolderReader:
         height, width = pixels.shape[1:]
         if (height, width) != tuple(self._sizes[row]):
             was = " x ".join(map(str, self._sizes[row][::-1]))
-            msg = f"{self.root / file} has {width} x {height} px, and had {was} when it was listed; call io.tile_folder again."
+            msg = (
+                f"{self.root / file} has {width} x {height} px, and had {was} when it was listed; call io.tile_folder "
+                f"again."
+            )
             raise ValueError(msg)
         reader = TileReader.from_array(
             pixels, np.diag([mpp, mpp, 1.0]), self.spec, fill=self.fill, transform=self._transform

@@ -177,7 +177,10 @@ class Planes:
                 block = block.compute(scheduler="synchronous")
         except RuntimeError as error:  # what codecs raise
             where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
-            msg = f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, or write it again."
+            msg = (
+                f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, "
+                f"or write it again."
+            )
             raise OSError(msg) from error
         block = self._project(np.asarray(block))
         parts = np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)

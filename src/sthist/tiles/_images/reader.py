@@ -61,16 +61,17 @@ class TileReader:
     cache_bytes
         Memory for decoded chunks.
     transform
-        What is done to RGB tiles as they are read, after filling, such as :func:`sthist.pp.stain_normalize` returns: takes
-        uint8 of shape (n, h, w, 3) and returns such, each tile as if it were alone; it is called in several threads.
+        What is done to RGB tiles as they are read, after filling, such as :func:`sthist.pp.stain_normalize` returns:
+        takes uint8 of shape (n, h, w, 3) and returns such, each tile as if it were alone; it is called in several
+        threads.
 
     Raises
     ------
     KeyError
         If there is no such image or channel.
     ValueError
-        If an image has no scale, no plane ``z``, or is coarser than asked; if there is a ``transform``, and the image has not three
-        channels of uint8; while reading, if pixels are NaN.
+        If an image has no scale, no plane ``z``, or is coarser than asked; if there is a ``transform``, and the image
+        has not three channels of uint8; while reading, if pixels are NaN.
 
     Examples
     --------
@@ -175,12 +176,16 @@ class TileReader:
         for source in sources[1:]:
             if source.channels != self.channels or source.dtype != self.dtype:
                 msg = (
-                    f"Images {sources[0].name!r} and {source.name!r} do not tile one plane: channels {self.channels} of "
+                    f"Images {sources[0].name!r} and {source.name!r} do not tile one plane: channels "
+                    f"{self.channels} of "
                     f"{self.dtype} against {source.channels} of {source.dtype}."
                 )
                 raise ValueError(msg)
         if transform is not None and (self.dtype != np.uint8 or len(self.channels) != 3):
-            msg = f"transform= is for three channels of uint8 (RGB); image {sources[0].name!r} has {len(self.channels)} of {self.dtype}."
+            msg = (
+                f"transform= is for three channels of uint8 (RGB); image {sources[0].name!r} has {len(self.channels)} "
+                f"of {self.dtype}."
+            )
             raise ValueError(msg)
         finest = max(max(scale.pixel_size(source.to_um)) for source in sources)
         if finest > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
@@ -272,7 +277,8 @@ class TileReader:
             view.paste(window.origins[i], window.lows[i], window.highs[i], tile, covered, self._cache, position)
         if tile.dtype.kind == "f" and np.isnan(tile).any():
             msg = (
-                f"Image {self.sources[0].name!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; fill them "
+                f"Image {self.sources[0].name!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; "
+                f"fill them "
                 "before reading tiles."
             )
             raise ValueError(msg)

@@ -142,7 +142,8 @@ def require_same_plane(
             and (low - origin < 0.1 * mpp * extent).all()
         ):
             warnings.warn(
-                f"The transcripts {elements.points!r} fill just the first {mpp:.0%} of the nuclear stain along x and y: are "
+                f"The transcripts {elements.points!r} fill just the first {mpp:.0%} of the nuclear stain along x "
+                f"and y: are "
                 f"they µm that were taken for pixels of {mpp:.4g} µm?",
                 stacklevel=2,
             )
@@ -150,9 +151,12 @@ def require_same_plane(
     in_pixels = told_apart and np.allclose(spans * mpp, 1, atol=0.15)
     hint = f" They look like pixels of {mpp:.4g} µm declared as µm." if in_pixels else ""
     msg = (
-        f"{1 - inside:.0%} of the transcripts {elements.points!r} lie outside the nuclear stain {elements.nuclear[0]!r}: "
-        f"they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x {origin[0]:.0f} to "
-        f"{origin[0] + extent[0]:.0f}, y {origin[1]:.0f} to {origin[1] + extent[1]:.0f} µm.{hint} Correct the transformation "
+        f"{1 - inside:.0%} of the transcripts {elements.points!r} lie outside the nuclear stain "
+        f"{elements.nuclear[0]!r}: "
+        f"they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x "
+        f"{origin[0]:.0f} to "
+        f"{origin[0] + extent[0]:.0f}, y {origin[1]:.0f} to {origin[1] + extent[1]:.0f} µm.{hint} Correct the "
+        f"transformation "
         "of the points to 'um'."
     )
     raise ValueError(msg)
@@ -224,7 +228,7 @@ def _smooth_band(
     first: int,
     out: np.ndarray,
 ) -> None:
-    """Rows of one level of the pyramid, from ``first`` on: what it sees itself, and the next wider level where that is too little.
+    """Rows of a pyramid level from ``first`` on, with the next wider level where it sees too few points itself.
 
     Read with as many rows around them as the Gaussian reaches, they are what the whole level would give.
     """
@@ -254,7 +258,10 @@ def _smooth_band(
 
 
 def _double(cruder: np.ndarray, first: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Rows ``first`` on, ``shape`` of them, of a level at twice its resolution, linear between the centres of its cells."""
+    """Rows ``first`` on, ``shape`` of them, of a level at twice its resolution.
+
+    Linear between the centres of its cells.
+    """
     from skimage.transform import resize
 
     low, high = max(0, first // 2 - 1), min(len(cruder), (first + shape[0] + 1) // 2 + 1)

@@ -123,7 +123,8 @@ class PointIndex:
             inside = len(self) / self._n_wanted
             require_same_plane(elements, np.array([x0, y0]), np.array([x1, y1]), self._low, self._high, inside)
         logger.info(
-            "%d transcripts are drawn; %d are of controls, of low quality, of other genes or planes, and %d lie off the image.",
+            "%d transcripts are drawn; %d are of controls, of low quality, of other genes or planes, and %d lie "
+            "off the image.",
             len(self),
             self._n_all - self._n_wanted,
             self._n_wanted - len(self),
@@ -192,7 +193,10 @@ class PointIndex:
         return (*low.tolist(), *high.tolist())
 
     def _placed(self, *, survey: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """By partition: the cell of each transcript (-1 for those left out), its place in the cell, its gene's number."""
+        """By partition: the cell of each transcript (-1 for those left out), its place in the cell.
+
+        Its gene's number.
+        """
         number = {name: i for i, name in enumerate(self.genes)}
         for x, y, part in iter_points(self._elements, self._columns):
             categories = part[self._gene].astype("category").cat
@@ -206,7 +210,10 @@ class PointIndex:
                 keep &= np.isin(plane, self._keep.planes)
             lost = ~(np.isfinite(x) & np.isfinite(y))
             if lost.any():
-                msg = f"{int(lost.sum())} transcripts of points {self._elements.points!r} have coordinates that are no finite numbers."
+                msg = (
+                    f"{int(lost.sum())} transcripts of points {self._elements.points!r} have coordinates that are no "
+                    f"finite numbers."
+                )
                 raise ValueError(msg)
             column, row = (
                 np.floor((values - origin) / self.cell_um).astype(np.int64)

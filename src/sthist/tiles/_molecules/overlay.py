@@ -52,9 +52,9 @@ class Overlay:
     dot_um
         Diameter of a dot in µm; in place of ``s``.
     s, dpi
-        Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels; 0.3
-        where neither this nor ``dot_um`` is given.
-        The paper draws ``s=0.3`` at 64 dpi, half a pixel: at that size, s acts as an opacity.
+        Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels;
+        0.3 where neither this nor ``dot_um`` is given. The paper draws ``s=0.3`` at 64 dpi, half a pixel: at that size,
+        s acts as an opacity.
     min_qv
         Transcripts of less quality are left out; 20 itself is kept.
     genes
@@ -68,8 +68,9 @@ class Overlay:
     background
         ``"stain"``, or ``"black"``.
     limits
-        Intensities of the stain that become black and white; by default its 1 and 99.8 % quantiles over up to 64 tiles of
-        64 µm on tissue, wherever a coarse view of it is bright. Give those of :attr:`limits` to draw another sample alike.
+        Intensities of the stain that become black and white; by default its 1 and 99.8 % quantiles over up to 64 tiles
+        of 64 µm on tissue, wherever a coarse view of it is bright. Give those of :attr:`limits` to draw another sample
+        alike.
     image, channel, points
         Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`.
     seed
@@ -225,7 +226,7 @@ class Overlay:
         return other
 
     def at(self, spec: TileSpec) -> Overlay:
-        """The same transcripts and style in tiles of another size; where dots overlap, the order is that of the first size.
+        """The same transcripts and style in tiles of another size; overlapping dots keep the order of the first size.
 
         Parameters
         ----------
@@ -253,14 +254,20 @@ class Overlay:
         points2 = PAPER_S if s is None else max(s, 0.0)
         self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(points2) * dpi / 72)
         if not 0 < self.dot_px <= MAX_DOT_PX:
-            msg = f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change dot_um= or s=."
+            msg = (
+                f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change "
+                f"dot_um= or s=."
+            )
             raise ValueError(msg)
         n_offsets = 32 if self.dot_px < 4 else 16
         coverage = disc_coverage(self.dot_px / 2, n_offsets, 64)
         # Eight bits, cut off as matplotlib's rasteriser does; so what a dot covers does not depend on its colour.
         self._table = (np.floor(coverage * 255) / 255).astype(np.float32)
         if self._table.max() == 0:
-            msg = f"A dot of {self.dot_px:.3g} pixels is too small to leave a trace in 8 bits; from about 0.08 on it does."
+            msg = (
+                f"A dot of {self.dot_px:.3g} pixels is too small to leave a trace in 8 bits; from about 0.08 on it "
+                f"does."
+            )
             raise ValueError(msg)
         self._mono = np.array(to_rgb(color), np.float32) * 255
         self._fixed = gene_colours(palette, self.genes)

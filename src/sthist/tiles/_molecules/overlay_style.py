@@ -67,7 +67,8 @@ def gene_colours(palette: Any, genes: tuple[str, ...]) -> np.ndarray:
         missing = [gene for gene in genes if gene not in palette]
         if missing:
             msg = (
-                f"{len(missing)} of {len(genes)} genes have no colour in palette=, the first of them {missing[0]!r}; add "
+                f"{len(missing)} of {len(genes)} genes have no colour in palette=, the first of them "
+                f"{missing[0]!r}; add "
                 "them, or name the genes to draw with genes=."
             )
             raise KeyError(msg)

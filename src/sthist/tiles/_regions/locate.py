@@ -136,7 +136,10 @@ class SquareGrid:
             self._first = np.floor(low / self.side_um).astype(np.int64)
             n = np.floor(high / self.side_um).astype(np.int64) + 1 - self._first
             if n.prod() > 4 * MAX_CELLS:
-                msg = f"within= spans {n.prod():.3g} squares of {self.side_um:g} µm; make them larger, or within= smaller."
+                msg = (
+                    f"within= spans {n.prod():.3g} squares of {self.side_um:g} µm; make them larger, or within= "
+                    f"smaller."
+                )
                 raise ValueError(msg)
             self._mask = rasterize([within], self._first * self.side_um, self.side_um, (int(n[1]), int(n[0]))) > 0
 
@@ -175,7 +178,8 @@ class SquareGrid:
         reach = float(np.abs([low, high]).max())
         if reach >= (SPAN // 2 - 1) * self.side_um:
             msg = (
-                f"Coordinates reach {reach:.4g} µm, more than a million squares of {self.side_um:g} µm from (0, 0). Is that the "
+                f"Coordinates reach {reach:.4g} µm, more than a million squares of {self.side_um:g} µm from (0, "
+                f"0). Is that the "
                 "right unit? Correct the transformation to 'um', or make the squares larger."
             )
             raise ValueError(msg)
@@ -207,7 +211,8 @@ class BoxHash:
         origin, end = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         sides = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)
         cell = max(float(np.median(sides)), float(np.sqrt((end - origin).prod() / MAX_CELLS)), 1e-6)
-        # Small regions beside some that cover them all: a cell of the small ones' size would list the large ones too often.
+        # Small regions beside some that cover them all: a cell of the small ones' size would list the large ones too
+        # often.
         while ((bounds[:, 2:] - bounds[:, :2]) / cell + 2).prod(axis=1).sum() > 8 * len(bounds) + MAX_CELLS:
             cell *= 2
         columns, rows = (int(n) + 1 for n in (end - origin) / cell)
@@ -236,9 +241,9 @@ class BoxHash:
 class RegionIndex:
     """The regions of a shapes element, and which of them hold a point. They may overlap; their numbers are their rows.
 
-    A circle holds the points on its border. A polygon, with its holes and parts, holds those on the border to the left and
-    at the top (less x, less y) and not those to the right and at the bottom: of polygons that meet, exactly one holds a
-    point on the line between them, and a square is [x0, x1) by [y0, y1).
+    A circle holds the points on its border. A polygon, with its holes and parts, holds those on the border to the left
+    and at the top (less x, less y) and not those to the right and at the bottom: of polygons that meet, exactly one
+    holds a point on the line between them, and a square is [x0, x1) by [y0, y1).
 
     Parameters
     ----------

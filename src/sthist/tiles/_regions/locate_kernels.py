@@ -112,8 +112,8 @@ def list_edges(vertex_y, rings, region_rings, bounds, bands, starts, edges):
 def is_inside(px, py, vertices, starts, edges, band):
     """Whether an odd number of a region's edges lies to the right of a point.
 
-    An edge is [low, high) in y, and its crossing is computed from its lower end whichever way the ring runs: of two regions
-    that share an edge, exactly one holds a point on it.
+    An edge is [low, high) in y, and its crossing is computed from its lower end whichever way the ring runs: of two
+    regions that share an edge, exactly one holds a point on it.
     """
     inside = False
     for e in range(starts[band], starts[band + 1]):

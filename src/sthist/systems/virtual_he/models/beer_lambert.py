@@ -277,7 +277,8 @@ class BeerLambert(VirtualStainModel):
         low, high = quantiles[channels[0]]
         if not high > low:
             msg = (
-                f"The nuclear stain {elements.nuclear[0]!r}, channel {channels[0]!r}, is flat over the tissue (both its "
+                f"The nuclear stain {elements.nuclear[0]!r}, channel {channels[0]!r}, is flat over the tissue "
+                f"(both its "
                 f"quantiles {self.config.nuclear_quantiles} are {low:g})."
             )
             raise ValueError(msg)

@@ -73,10 +73,10 @@ class ST2HEConfig(TranslationConfig):
 class ST2HE(Translator):
     """H&E from a nuclear stain with one dot per transcript, in one step of a diffusion model.
 
-    An autoencoder with skip connections, a U-Net that sees a prompt, and one step of the noise schedule: Pix2Pix-Turbo. With
-    the ``SD_TURBO`` config, weights are those of SD-Turbo (fetched on request; Stability AI's Community License), and adapters
-    of 9.5 million weights are trained. The default config, ``SMALL``, is the same architecture at 1.8 million weights, all of
-    which are trained from nothing; its text tower tells prompts apart and understands none.
+    An autoencoder with skip connections, a U-Net that sees a prompt, and one step of the noise schedule: Pix2Pix-Turbo.
+    With the ``SD_TURBO`` config, weights are those of SD-Turbo (fetched on request; Stability AI's Community License),
+    and adapters of 9.5 million weights are trained. The default config, ``SMALL``, is the same architecture at 1.8
+    million weights, all of which are trained from nothing; its text tower tells prompts apart and understands none.
 
     Parameters
     ----------
@@ -215,12 +215,12 @@ class ST2HE(Translator):
         backbone
             The SD-Turbo that it is for.
         input_low
-            Value of black in training, which the file does not say: 0 in img2img-turbo. The release's own inference puts black
-            at -1; if results look washed out, try the other.
+            Value of black in training, which the file does not say: 0 in img2img-turbo. The release's own inference
+            puts black at -1; if results look washed out, try the other.
         released
-            Take the tiles that the code of the release renders, 512 µm on 512 px, in place of the paper's 108.8 µm. It also deals hues in
-            the order in which genes appear, stretches the stain from its least to its largest value, and turns tiles upside down, which is not
-            imitated.
+            Take the tiles that the code of the release renders, 512 µm on 512 px, in place of the paper's 108.8 µm. It
+            also deals hues in the order in which genes appear, stretches the stain from its least to its largest value,
+            and turns tiles upside down, which is not imitated.
         **fields
             Of :class:`ST2HEConfig`, such as ``prompts``.
 
@@ -252,7 +252,10 @@ class ST2HE(Translator):
         state, turbo, facts = read_trained(path)
         made = ST2HEConfig(**config)
         if turbo != made.turbo:
-            msg = f"{str(path)!r} holds weights of another generator than its config.json names; they do not belong together."
+            msg = (
+                f"{str(path)!r} holds weights of another generator than its config.json names; they do not belong "
+                f"together."
+            )
             raise ValueError(msg)
         model = cls(made)
         _require_same(facts.get("backbone"), model.backbone, path)
@@ -272,5 +275,8 @@ def _require_same(trained_on: dict[str, Any] | None, backbone: dict[str, Any] | 
     now = _checksums(backbone)
     for name, digest in _checksums(trained_on).items():
         if name in now and now[name] != digest:
-            msg = f"{str(path)!r} was trained on another {name} than that of the backbone {backbone['source']!r}: their checksums differ."
+            msg = (
+                f"{str(path)!r} was trained on another {name} than that of the backbone {backbone['source']!r}: their "
+                f"checksums differ."
+            )
             raise ValueError(msg)

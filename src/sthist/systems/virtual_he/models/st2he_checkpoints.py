@@ -60,7 +60,7 @@ def convert_upstream(
 
     It is read without running any code of it, and compared with the generator before anything is written.
 
-    Returns Config of the generator, with the checkpoint's ranks and adapted layers.
+    Returns config of the generator, with the checkpoint's ranks and adapted layers.
     """
     import torch
 

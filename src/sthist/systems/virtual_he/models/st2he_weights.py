@@ -84,7 +84,10 @@ class Backbone:
     def _local(self, name: str) -> Path:
         folder = Path(self.source).expanduser()
         if not folder.is_dir():
-            msg = f"There is no backbone {str(folder)!r}: a folder with {sorted(_FILES)}, or an id of the hub, is expected."
+            msg = (
+                f"There is no backbone {str(folder)!r}: a folder with {sorted(_FILES)}, or an id of the hub, is "
+                f"expected."
+            )
             raise FileNotFoundError(msg)
         if not (folder / name).is_dir():
             have = sorted(path.name for path in folder.iterdir() if path.is_dir())

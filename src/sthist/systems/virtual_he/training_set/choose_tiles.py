@@ -199,7 +199,10 @@ def _stain_vectors(tiles: np.ndarray) -> np.ndarray:
 
 
 def _report(section: Section, spec: TileSpec, frame: pd.DataFrame, max_shift_um: float | None) -> None:
-    """Say how many tiles are left of a section; refuse one of which there are none, or none that is known to be in register."""
+    """Say how many tiles are left of a section.
+
+    Refuse one of which there are none, or none that is known to be in register.
+    """
     kept = frame[frame["part"] != "dropped"]
     dropped = frame["reason"][frame["part"] == "dropped"].value_counts().to_dict()
     said = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
@@ -208,13 +211,16 @@ def _report(section: Section, spec: TileSpec, frame: pd.DataFrame, max_shift_um:
     aligning = f"pp.align(sdata, {section.he!r}, matrix='auto')"
     if n_moved and not n_near:
         msg = (
-            f"The H&E {section.he!r} of sample {section.name!r} lies off the nuclear stain: of {len(frame)} tiles, none is in register "
-            f"to {max_shift_um:g} µm; left out are: {said}. Register it with {aligning}, or pass max_shift_um=None to take it as it is."
+            f"The H&E {section.he!r} of sample {section.name!r} lies off the nuclear stain: of {len(frame)} "
+            f"tiles, none is in register "
+            f"to {max_shift_um:g} µm; left out are: {said}. Register it with {aligning}, or pass "
+            f"max_shift_um=None to take it as it is."
         )
         raise ValueError(msg)
     if not len(kept):
         msg = (
-            f"No tile of {spec.size_um:g} µm of sample {section.name!r} can be trained on: each has to lie wholly on both images, and to show "
+            f"No tile of {spec.size_um:g} µm of sample {section.name!r} can be trained on: each has to lie wholly "
+            f"on both images, and to show "
             f"something. Left out are: {said}. Make tiles smaller, or look whether H&E and stain lie on each other."
         )
         raise ValueError(msg)

@@ -1,4 +1,7 @@
-"""Pairs that a translation is trained on: tiles of the nuclear stain with transcripts, and the H&E of the same places."""
+"""Pairs that a translation is trained on.
+
+Tiles of the nuclear stain with transcripts, and the H&E of the same places.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class Pairs(Protocol):
 
     Notes
     -----
-    With a further attribute ``fingerprint``, a text, a training is resumed on the same pairs only; without it their number decides.
+    With a further attribute ``fingerprint``, a text, a training is resumed on the same pairs only; without it their
+    number decides.
     """
 
     px: int
@@ -180,9 +184,10 @@ BRIGHTNESS = 1.3
 """The stain of an augmented tile is up to so many times as bright, or as dim, as it is."""
 
 HAZE, KNOTS = 0.1, 4
-"""Haze of an augmented tile, as a part of white: up to so much is added to all of it, or taken away, and up to so much again to each of so
-many places along its sides, and in between as much as lies between. Haze differs from one microscope to the next, and from thick tissue to
-thin; where the stain is dark but for that, tissue shall not be told from glass by it."""
+"""Haze of an augmented tile, as a part of white: up to so much is added to all of it, or taken away, and up to so much
+again to each of so many places along its sides, and in between as much as lies between. Haze differs from one
+microscope to the next, and from thick tissue to thin; where the stain is dark but for that, tissue shall not be told
+from glass by it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,9 +234,9 @@ def open_section(
 class SectionPairs:
     """Pairs of tiles of one or several sections, read when they are asked for.
 
-    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, brightness and haze of its stain) follows
-    from seed, epoch and row alone, whatever else is in the batch. The H&E is turned as its input is; its colours are left as they
-    are. Several threads may read at once.
+    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, brightness and haze of
+    its stain) follows from seed, epoch and row alone, whatever else is in the batch. The H&E is turned as its input is;
+    its colours are left as they are. Several threads may read at once.
 
     Parameters
     ----------
@@ -244,7 +249,8 @@ class SectionPairs:
     prompts
         (n,) text of each tile.
     augment
-        Turn and mirror the tiles, and vary brightness and haze of the stain. Palettes and sizes of dots are drawn in any case.
+        Turn and mirror the tiles, and vary brightness and haze of the stain. Palettes and sizes of dots are drawn in
+        any case.
     """
 
     def __init__(
@@ -286,7 +292,7 @@ class SectionPairs:
     def read(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read pairs.
 
-        Returns Inputs and targets, both uint8 of shape (n, px, px, 3).
+        Returns inputs and targets, both uint8 of shape (n, px, px, 3).
         """
         rows = np.asarray(rows, np.int64).ravel()
         inputs = np.empty((len(rows), self.px, self.px, 3), np.uint8)

@@ -33,7 +33,8 @@ class Prompts:
     texts
         Prompt by tissue; under ``""`` the one where the tissue is not said.
     tissues
-        By section, the tissue of each laid tile, (n,), or the one of all its tiles; None in an array where a tile has no prompt.
+        By section, the tissue of each laid tile, (n,), or the one of all its tiles; None in an array where a tile has
+        no prompt.
     """
 
     texts: dict[str, str]
@@ -74,7 +75,10 @@ def _read(prompts: Any) -> str | dict[str, Any] | None:
         msg = f"{path} is no JSON file: {error}."
         raise ValueError(msg) from None
     if not isinstance(content, dict) or not content:
-        msg = f"{path} holds {type(content).__name__}; a mapping of tissue, or of tile file, to prompt is needed, and it may not be empty."
+        msg = (
+            f"{path} holds {type(content).__name__}; a mapping of tissue, or of tile file, to prompt is needed, and "
+            f"it may not be empty."
+        )
         raise ValueError(msg)
     return content
 
@@ -91,7 +95,10 @@ def _unconditioned(given: Any) -> str:
 def _prompt_of(tissue: str, given: Any) -> str:
     if isinstance(given, Mapping):
         if tissue not in given:
-            msg = f"prompts= has none for the tissue {tissue!r}; it has {list(given)[:8]}.{closest(tissue, map(str, given))}"
+            msg = (
+                f"prompts= has none for the tissue {tissue!r}; it has "
+                f"{list(given)[:8]}.{closest(tissue, map(str, given))}"
+            )
             raise KeyError(msg)
         return given[tissue]
     return (CONDITIONED if given is None else given).replace(PLACE, tissue)
@@ -126,13 +133,19 @@ def _of_column(section: Section, column: str) -> np.ndarray:
     values = section.laid.obs[column].to_numpy(object)
     for row, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
-            msg = f"Column {column!r} of the tiles of sample {section.name!r} has {value!r} in row {row}; each tile needs a tissue."
+            msg = (
+                f"Column {column!r} of the tiles of sample {section.name!r} has {value!r} in row {row}; each tile "
+                f"needs a tissue."
+            )
             raise ValueError(msg)
     return values
 
 
 def _by_tile(sections: Sequence[Section], given: dict[str, Any]) -> Prompts:
-    """Prompts by the names of files that :func:`sthist.tiles.export_pairs` gives tiles; each prompt is a tissue of its own."""
+    """Prompts by the names of files that :func:`sthist.tiles.export_pairs` gives tiles.
+
+    Each prompt is a tissue of its own.
+    """
     texts: dict[str, str] = {}
     tissues: list[str | np.ndarray] = []
     for section in sections:
@@ -148,7 +161,10 @@ def _by_tile(sections: Sequence[Section], given: dict[str, Any]) -> Prompts:
                 mine[row] = _tissue_in(text)
                 texts[mine[row]] = text
         if (mine == None).all():  # noqa: E711  # elementwise
-            msg = f"prompts= has none for the tiles of sample {section.name!r}: they would be called {names[0]!r}, and it has {next(iter(given))!r}."
+            msg = (
+                f"prompts= has none for the tiles of sample {section.name!r}: they would be called {names[0]!r}, and "
+                f"it has {next(iter(given))!r}."
+            )
             raise KeyError(msg)
         tissues.append(mine)
     return Prompts(texts, tissues)

@@ -116,7 +116,10 @@ def find_sections(
             sections.append(_find_section(sample, tiles, he, image, channel, points, z, with_points=with_points))
     without = [section.name for section in sections if section.laid is None]
     if 0 < len(without) < len(sections):
-        msg = f"{len(without)} of {len(sections)} samples have no laid tiles, such as {without[0]!r}, and the others have. Call pp.tiles for these, too."
+        msg = (
+            f"{len(without)} of {len(sections)} samples have no laid tiles, such as {without[0]!r}, and the others "
+            f"have. Call pp.tiles for these, too."
+        )
         raise ValueError(msg)
     return sections
 
@@ -136,7 +139,8 @@ def common_spec(sections: Sequence[Section], size_um: float | None, px: int | No
     asked = TileSpec(spec.size_um if size_um is None else size_um, spec.px if px is None else px)
     if not same_spec(asked, spec):
         msg = (
-            f"Tiles of {_in_words(spec)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= out, or lay others with "
+            f"Tiles of {_in_words(spec)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= "
+            f"out, or lay others with "
             "pp.tiles(..., key_added=...) and name them with tiles=."
         )
         raise ValueError(msg)
@@ -157,7 +161,10 @@ def _find_section(
 ) -> Section:
     sdata = sample.data
     if not hasattr(sdata, "images"):
-        msg = f"Sample {sample.name!r} is a {type(sdata).__name__}; a SpatialData with an H&E and a nuclear stain is needed."
+        msg = (
+            f"Sample {sample.name!r} is a {type(sdata).__name__}; a SpatialData with an H&E and a nuclear stain is "
+            f"needed."
+        )
         raise TypeError(msg)
     _sample.require_one_sample(sdata)
     he_key = _find_he(sdata, he)
@@ -173,7 +180,10 @@ def _find_section(
     section = Section(sample, he_key, nuclear, nuclear_channel, transcripts, z, mpp, _laid(sdata, tiles))
     reader = section.histology(TileSpec.from_mpp(mpp, 1))
     if reader.dtype != np.uint8 or len(reader.channels) != 3:
-        msg = f"Image {he_key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of uint8 are needed."
+        msg = (
+            f"Image {he_key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of "
+            f"uint8 are needed."
+        )
         raise ValueError(msg)
     return section
 
@@ -191,7 +201,8 @@ def _require_registered(sdata: SpatialData, key: str) -> None:
         scale.matrix_to(sdata.images[key])
     except KeyError:
         msg = (
-            f"Image {key!r} is not registered in {_sample.UM!r}: H&E and nuclear stain have to share it. Give its scale with "
+            f"Image {key!r} is not registered in {_sample.UM!r}: H&E and nuclear stain have to share it. Give its "
+            f"scale with "
             f"pp.set_scale, or lay it on the other one with pp.align(sdata, {key!r}, ...)."
         )
         raise ValueError(msg) from None
@@ -203,7 +214,10 @@ def _require_meeting(sdata: SpatialData, he: str, nuclear: Sequence[str]) -> Non
     high = np.minimum(boxes[0][2:], boxes[1][2:])
     if not (low < high).all():
         he_box, stain_box = (f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm" for x0, y0, x1, y1 in boxes)
-        msg = f"The H&E {he!r} ({he_box}) and the nuclear stain {nuclear[0]!r} ({stain_box}) do not meet. Align them with pp.align."
+        msg = (
+            f"The H&E {he!r} ({he_box}) and the nuclear stain {nuclear[0]!r} ({stain_box}) do not meet. Align them "
+            f"with pp.align."
+        )
         raise ValueError(msg)
 
 

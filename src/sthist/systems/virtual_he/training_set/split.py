@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sthist.training.splits import Grouping
 
 LEAST_TRAINED, TILES_PER_BLOCK = 0.6, (4, 3, 2, 1.5, 1)
-"""Sides of the blocks in tiles. On a small section large ones are few, and one of them is most of it: where a smaller part
-than this is left to train on, the next is tried."""
+"""Sides of the blocks in tiles. On a small section large ones are few, and one of them is most of it: where a smaller
+part than this is left to train on, the next is tried."""
 
 
 def split_tiles(
@@ -36,7 +36,7 @@ def split_tiles(
 ) -> tuple[str, str]:
     """Put each tile that is not dropped into a part: train, validation or test; those between two parts are dropped.
 
-    Returns Why scores of the held-out tiles will be too good, empty if nothing is known to; and what the watched
+    Returns why scores of the held-out tiles will be too good, empty if nothing is known to; and what the watched
     tiles are groups of.
     """
     rows = np.flatnonzero(frame["part"] != "dropped")
@@ -67,7 +67,10 @@ def split_tiles(
 
 
 def _first_with_enough(divided: Any, sides: Sequence[float | None], n: int, *, watched: bool) -> tuple[Grouping, Parts]:
-    """Groups and parts by the first side of the blocks that leaves enough to train on and to watch, or by the next best."""
+    """Groups and parts by the first side of the blocks that leaves enough to train on and to watch.
+
+    Or by the next best.
+    """
     best, most, refused = None, (False, 0), None
     for side in sides:
         try:
