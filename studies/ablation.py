@@ -2,7 +2,7 @@
 
 Compared are the colours of the dots, their size, and the prompt.
 
-Run ``PYTHONPATH=tests python bench/ablation.py FOLDER [--json FILE] [--figure FILE]``. Sections C4 and B4 of her2st
+Run ``PYTHONPATH=tests python studies/ablation.py FOLDER [--json FILE] [--figure FILE]``. Sections C4 and B4 of her2st
 (two patients with HER2-positive breast cancer, stained on different days), 0.688 µm/px, nuclear stain and transcripts
 by ``datasets.simulate_hrst``. Each variant of ``small`` is trained with three seeds on the same blocks of both sections
 and scored on the others. There is one tissue here, so the prompt says the patient. What is trained stays in FOLDER; a
@@ -76,7 +76,7 @@ def main() -> None:
     if arguments.json:
         used = resource.getrusage(resource.RUSAGE_SELF)
         results = {
-            "command": "PYTHONPATH=tests python bench/ablation.py FOLDER",
+            "command": "PYTHONPATH=tests python studies/ablation.py FOLDER",
             "machine": f"{platform.machine()}, 2 cores, Python {platform.python_version()}",
             "what": __doc__,
             "training": TRAINING | {"seeds": SEEDS} | SIZE,

@@ -1,6 +1,6 @@
 """The learned virtual H&E on real sections of other platforms, organs and species than it was trained on.
 
-Run ``PYTHONPATH=tests python bench/real_virtual_he.py [--model st2he-small] [--json FILE] [--figure FILE]``. CosMx
+Run ``PYTHONPATH=tests python studies/real_virtual_he.py [--model st2he-small] [--json FILE] [--figure FILE]``. CosMx
 (human lung), MERSCOPE (mouse brain) and Xenium (human breast) as ``tests/realdata.py`` opens them. Both models run over
 each section; nuclei found in the virtual H&E are held against those of the nuclear stain, beside those of another tile,
 and the seams against the interior of the tiles. On the breast section the virtual H&E is also held against the real one
@@ -118,7 +118,7 @@ def main() -> None:
         figure(shown, arguments.figure)
     if arguments.json:
         results = {
-            "command": "PYTHONPATH=tests python bench/real_virtual_he.py",
+            "command": "PYTHONPATH=tests python studies/real_virtual_he.py",
             "machine": f"{platform.machine()}, 2 cores, Python {platform.python_version()}",
             "what": __doc__,
             "min_iou": LEAST_IOU,

@@ -1,6 +1,6 @@
 """The built-in encoder ``morphology`` against colour features on real sections: expression, and annotation.
 
-Run ``PYTHONPATH=tests python bench/her2st.py [--json FILE]``. Needs the her2st sections (see ``tests/realdata.py``):
+Run ``PYTHONPATH=tests python studies/her2st.py [--json FILE]``. Needs the her2st sections (see ``tests/realdata.py``):
 C3, C4 and C5 of one patient, B4 of another, and the annotated A1 at low resolution. All settings of models (ridge
 penalty, logistic penalty) are chosen by cross-validation inside the training sections, with the same grid for all
 feature sets.
@@ -350,7 +350,7 @@ def main() -> None:
     samples = {name: section(name) for name in SECTIONS}
     small = {name: section(name, SMALL_SPEC) for name in SECTIONS}
     result = {
-        "command": "PYTHONPATH=tests python bench/her2st.py",
+        "command": "PYTHONPATH=tests python studies/her2st.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "tiles": SPEC.to_dict(),
         "tiles_A1": LOW_SPEC.to_dict(),

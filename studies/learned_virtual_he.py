@@ -1,6 +1,6 @@
 """Trained models of virtual H&E beside the built-in one, on transcriptomics simulated over real histology.
 
-Run ``PYTHONPATH=tests python bench/learned_virtual_he.py FOLDER [--json FILE] [--figure FILE]``. Whole sections of
+Run ``PYTHONPATH=tests python studies/learned_virtual_he.py FOLDER [--json FILE] [--figure FILE]``. Whole sections of
 her2st (HER2-positive breast cancer, 0.688 µm/px): ``datasets.simulate_hrst`` makes nuclear stain and transcripts from
 the H&E. ``small`` and ``Pix2Pix`` are trained on C3, C4 and the left half of C5 (one patient), and tested on the right
 half of C5 and on B4 (another patient), beside ``beer_lambert`` with its own colours and with those of C4, the mean
@@ -183,7 +183,7 @@ def main() -> None:
         configs = {name: json.loads((arguments.folder / name / "config.json").read_text()) for name in TRAINING}
         took = {name: json.loads((arguments.folder / name / "took.json").read_text()) for name in TRAINING}
         results = {
-            "command": "PYTHONPATH=tests python bench/learned_virtual_he.py FOLDER",
+            "command": "PYTHONPATH=tests python studies/learned_virtual_he.py FOLDER",
             "machine": f"{platform.machine()}, 2 cores, Python {platform.python_version()}",
             "what": __doc__,
             "training_took": took,

@@ -1,6 +1,6 @@
 """The built-in virtual H&E on transcriptomics simulated over real histology, by region class.
 
-Run ``PYTHONPATH=tests python bench/simulated_hrst.py [--json FILE] [--figure FILE]``. Whole sections C4 and B4 of
+Run ``PYTHONPATH=tests python studies/simulated_hrst.py [--json FILE] [--figure FILE]``. Whole sections C4 and B4 of
 her2st (HER2-positive breast cancer, 0.688 µm/px): ``datasets.simulate_hrst`` makes nuclear stain and transcripts from
 the H&E, ``tl.virtual_he`` an H&E from those, and ``benchmark.virtual_he`` compares it with the real one on a tile of
 110 µm around each spot. The class of a tile is the cell type that dominates the spot (stereoscope's estimate from its
@@ -104,7 +104,7 @@ def main() -> None:
         sthist.pl.image_metrics(shown, metrics=["ssim", "psnr", "nucleus_f1"], method="default", save=arguments.figure)
     if arguments.json:
         results = {
-            "command": "PYTHONPATH=tests python bench/simulated_hrst.py",
+            "command": "PYTHONPATH=tests python studies/simulated_hrst.py",
             "machine": f"{platform.machine()}, 2 cores, Python {platform.python_version()}",
             "what": "her2st C4 and B4, whole sections, simulate_hrst seed 0; tiles of 110 µm around spots",
             "table": json.loads(table.round(4).to_json(orient="records")),
