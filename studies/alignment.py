@@ -1,7 +1,7 @@
 """Automatic alignment of an H&E with a nuclear stain, from 50 random places each.
 
-Run ``PYTHONPATH=tests python studies/alignment.py [--json FILE] [--runs N]``. Each run moves the H&E: by any angle, up to
-500 µm along x and y (12.8 µm, a tenth of the field, for the small pair), up to 5 % of scale, every other one mirrored;
+Run ``PYTHONPATH=tests python studies/alignment.py [--json FILE] [--runs N]``. Each run moves the H&E: by any angle, up
+to 500 µm along x and y (12.8 µm, a tenth of the field, for the small pair), up to 5 % of scale, every other mirrored;
 ``pp.align(matrix="auto")`` then looks for it. The error of a run is the distance in µm from where a place belongs: the
 median, and the largest, over places of the tissue.
 

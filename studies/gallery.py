@@ -1,7 +1,7 @@
 """The figures of docs/gallery.md, from the real data sets whose licence allows it, and others to look at.
 
-Run ``PYTHONPATH=tests python studies/gallery.py [--all FOLDER]``. Reads the real data from ``../shared/data`` or from the
-folder that ``STHIST_TEST_DATA`` names. Without ``--all``, writes JPEG files under ``docs/_static/gallery/``.
+Run ``PYTHONPATH=tests python studies/gallery.py [--all FOLDER]``. Reads the real data from ``../shared/data`` or from
+the folder that ``STHIST_TEST_DATA`` names. Without ``--all``, writes JPEG files under ``docs/_static/gallery/``.
 """
 
 from __future__ import annotations
