@@ -111,8 +111,7 @@ def assemble(
     ):
         for name in mapping or {}:
             if name not in images:
-                msg = f"{argument}= names the image {name!r}; images= has {sorted(images)}."
-                raise KeyError(msg)
+                raise KeyError(f"{argument}= names the image {name!r}; images= has {sorted(images)}.")
     sdata = SpatialData()
     to_um: dict[str, np.ndarray] = {}
     for name, source in images.items():
@@ -157,11 +156,10 @@ def _add_points(
     columns, found_unit = _find_xy(frame.columns, xy, unit, "points")
     gene = gene if gene is not None else next((name for name in ("gene", "feature_name") if name in frame), None)
     if gene is None or gene not in frame:
-        msg = (
+        raise KeyError(
             f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
             f"{list(frame.columns)}; name it with gene=."
         )
-        raise KeyError(msg)
     um = _in_um(frame[list(columns)].to_numpy(np.float64), found_unit, px_to_um, "points")
     rest = frame.drop(columns=[name for name in ("x", "y", *columns) if name in frame])
     rest = rest.assign(x=um[:, 0], y=um[:, 1])
@@ -190,12 +188,10 @@ def _add_table(
         outlines = _outlines(cells)
         missing = [cell for cell in ids if cell not in outlines.index]
         if missing:
-            msg = (
-                f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them "
-                f"{missing[0]!r}; outlines "
-                f"are named like {outlines.index[0]!r}."
+            raise ValueError(
+                f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them {missing[0]!r}; "
+                f"outlines are named like {outlines.index[0]!r}."
             )
-            raise ValueError(msg)
         outlines = outlines.loc[ids]
         _add_cells(sdata, outlines)
         centroids = outlines.geometry.centroid
@@ -207,8 +203,9 @@ def _add_table(
             and not any(set(pair) <= set(table.obs) for pair in UM_COLUMNS + PX_COLUMNS)
         ):
             if unit is None:
-                msg = 'The table has obsm["spatial"] but does not say its unit; give unit="px" or unit="um".'
-                raise ValueError(msg)
+                raise ValueError(
+                    'The table has obsm["spatial"] but does not say its unit; give unit="px" or unit="um".'
+                )
             raw, found_unit = np.asarray(table.obsm["spatial"], np.float64)[:, :2], unit
         else:
             columns, found_unit = _find_xy(table.obs.columns, xy, unit, "table.obs")
@@ -247,11 +244,10 @@ def _outlines(cells: Any) -> gpd.GeoDataFrame:
     frame = _frame(cells, "cells")
     missing = [name for name in ("cell_id", "x_um", "y_um") if name not in frame]
     if missing:
-        msg = (
+        raise KeyError(
             f"cells have no column {missing}; one row per vertex needs cell_id, x_um and y_um, and has "
             f"{list(frame.columns)}."
         )
-        raise KeyError(msg)
     codes, ids = pd.factorize(frame["cell_id"])
     order = np.argsort(codes, kind="stable")
     coordinates, codes = frame[["x_um", "y_um"]].to_numpy(np.float64)[order], codes[order]
@@ -276,12 +272,10 @@ def _frame(source: Any, argument: str) -> pd.DataFrame:
     else:
         path = Path(source)
         if not path.exists():
-            msg = f"{argument}: there is no file {path}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"{argument}: there is no file {path}.")
         frame = pd.read_parquet(path)
     if frame.empty:
-        msg = f"{argument} has no rows."
-        raise ValueError(msg)
+        raise ValueError(f"{argument} has no rows.")
     return frame
 
 
@@ -290,37 +284,34 @@ def _find_xy(columns: Any, xy: Any, unit: Any, argument: str) -> tuple[tuple[str
     if xy is not None and set(xy) <= set(columns):
         found_unit = unit or next((found for pair, found in known if pair == tuple(xy)), None)
         if found_unit is None:
-            msg = f'The unit of {argument} columns {tuple(xy)} cannot be told; give unit="px" or unit="um".'
-            raise ValueError(msg)
+            raise ValueError(f'The unit of {argument} columns {tuple(xy)} cannot be told; give unit="px" or unit="um".')
         return (xy[0], xy[1]), found_unit
     for pair, found in known:
         if set(pair) <= set(columns):
             return pair, found
     if {"x", "y"} <= set(columns) and unit is not None:
         return ("x", "y"), unit
-    msg = (
+    raise KeyError(
         f"{argument} has no coordinates that are recognised: its columns are {list(columns)}; name them with xy= and "
-        f"unit=."
+        "unit=."
     )
-    raise KeyError(msg)
 
 
 def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str) -> np.ndarray:
     bad = ~np.isfinite(xy).all(1)
     if bad.any():
-        msg = (
+        raise ValueError(
             f"{int(bad.sum())} of {len(xy)} coordinates of {argument} are NaN or infinite, the first in row "
             f"{int(bad.argmax())}."
         )
-        raise ValueError(msg)
     if unit == "um":
         return xy
     if unit != "px":
-        msg = f'unit is {unit!r}; it is "px" or "um".'
-        raise ValueError(msg)
+        raise ValueError(f'unit is {unit!r}; it is "px" or "um".')
     if px_to_um is None:
-        msg = f"{argument} is in pixels, but there is no image to tell their size; give images=, or coordinates in µm."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{argument} is in pixels, but there is no image to tell their size; give images=, or coordinates in µm."
+        )
     return np.c_[xy, np.ones(len(xy))] @ px_to_um[:2].T
 
 

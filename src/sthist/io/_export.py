@@ -63,17 +63,17 @@ def export_ome_tiff(
 
     path = Path(path)
     if not path.name.endswith((".ome.tif", ".ome.tiff")):
-        msg = f"{path.name} should end in .ome.tif or .ome.tiff: viewers tell by it that there are metadata."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path.name} should end in .ome.tif or .ome.tiff: viewers tell by it that there are metadata."
+        )
     _require_free(path, overwrite=overwrite)
     element = _sample.get(sdata, "images", image)
     levels = _levels(element)
     if levels[0].ndim != 3:
-        msg = (
+        raise ValueError(
             f"Image {image!r} has the axes {levels[0].dims}; an OME-TIFF of (c, y, x) can be written. Choose a plane "
-            f"first."
+            "first."
         )
-        raise ValueError(msg)
     mpp_x, mpp_y = scale.resolve_mpp(sdata, image)
     names = _sample.channel_names(element)
     rgb = len(names) == 3 and levels[0].dtype == np.uint8
@@ -110,8 +110,7 @@ def export_ome_tiff(
 
 def _require_free(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        msg = f"{path} exists; pass overwrite=True to replace it."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
 
 
 def _levels(element: Any) -> list[Any]:
@@ -194,8 +193,7 @@ def export_geojson(
     import shapely
 
     if kind not in {"annotation", "detection", "cell"}:
-        msg = f"kind is {kind!r}; QuPath has 'annotation', 'detection' and 'cell'."
-        raise ValueError(msg)
+        raise ValueError(f"kind is {kind!r}; QuPath has 'annotation', 'detection' and 'cell'.")
     path = Path(path)
     _require_free(path, overwrite=overwrite)
     frame = _in_pixels(sdata, shapes, image)
@@ -223,21 +221,18 @@ def _in_pixels(sdata: SpatialData, shapes: str, image: str) -> GeoDataFrame:
         try:
             scale.matrix_to(part)
         except KeyError:
-            msg = f"{key!r} has no scale: give it once with pp.set_scale."
-            raise ValueError(msg) from None
+            raise ValueError(f"{key!r} has no scale: give it once with pp.set_scale.") from None
     geometry = element.geometry
     if len(geometry) == 0:
-        msg = f"Shapes {shapes!r} are empty; there is nothing to write."
-        raise ValueError(msg)
+        raise ValueError(f"Shapes {shapes!r} are empty; there is nothing to write.")
     if "radius" in element:
         geometry = geometry.buffer(element["radius"])
     bad = geometry.is_empty | ~geometry.is_valid
     if bad.any():
-        msg = (
-            f"{int(bad.sum())} of the shapes {shapes!r} are empty or invalid, the first of them {bad.idxmax()!r}; "
-            f"mend them with make_valid()."
+        raise ValueError(
+            f"{int(bad.sum())} of the shapes {shapes!r} are empty or invalid, the first of them {bad.idxmax()!r}; mend "
+            "them with make_valid()."
         )
-        raise ValueError(msg)
     from_um, to_um = scale.matrix_to(target), scale.matrix_to(element)
     # What was drawn on this image keeps its coordinates to the last digit.
     to_px = np.eye(3) if np.array_equal(from_um, to_um) else np.linalg.inv(from_um) @ to_um
@@ -261,11 +256,11 @@ def _column(sdata: SpatialData, shapes: str, frame: GeoDataFrame, name: str) -> 
         if name in rows:
             places = pd.Index(rows[link["instance_key"]].to_numpy()).get_indexer(frame.index)
             if (places < 0).any():
-                msg = f"Column {name!r} has no value for {int((places < 0).sum())} of the shapes {shapes!r}."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"Column {name!r} has no value for {int((places < 0).sum())} of the shapes {shapes!r}."
+                )
             return rows[name].to_numpy()[places]
-    msg = f"There is no column {name!r} on the shapes {shapes!r} or a table of theirs; there are {known}."
-    raise KeyError(msg)
+    raise KeyError(f"There is no column {name!r} on the shapes {shapes!r} or a table of theirs; there are {known}.")
 
 
 def export_xenium_explorer(
@@ -308,12 +303,10 @@ def export_xenium_explorer(
     _require_free(path, overwrite=overwrite)
     key = _sample.find_cell_table(sdata, table)
     if key is None:
-        msg = f"Found no table of cells. {_sample.describe('tables', sdata.tables)} Name it with table=."
-        raise KeyError(msg)
+        raise KeyError(f"Found no table of cells. {_sample.describe('tables', sdata.tables)} Name it with table=.")
     obs = sdata.tables[key].obs
     if group not in obs:
-        msg = f"Table {key!r} has no column {group!r}; it has {list(obs.columns)}."
-        raise KeyError(msg)
+        raise KeyError(f"Table {key!r} has no column {group!r}; it has {list(obs.columns)}.")
     cells = obs.get("cell_id", obs.index)
     partial = path.with_name(path.name + ".partial")
     pd.DataFrame({"cell_id": np.asarray(cells), "group": np.asarray(obs[group])}).dropna().to_csv(partial, index=False)

@@ -57,12 +57,11 @@ class Frame:
             return cls("um", image, _box_um(sdata, image), {_sample.UM: Identity()}, np.eye(3))
         if image is None:
             if len(sdata.images) != 1:
-                msg = (
-                    f"{path} is in pixels, but of which image? {_sample.describe('images', sdata.images)} Name "
-                    f"the one that it was "
+                raise ValueError(
+                    f"{path} is in pixels, but of which image? {_sample.describe('images', sdata.images)} Name the one "
+                    "that it was "
                     'drawn on with image=; or pass unit="um".'
                 )
-                raise ValueError(msg)
             image = next(iter(sdata.images))
         element = sdata.images[image]
         matrices = {name: scale.matrix_to(element, name) for name in get_transformation(element, get_all=True)}
@@ -81,8 +80,9 @@ class Frame:
         if diameter_um is None:
             return None
         if self.to_um is None:
-            msg = f"Image {self.image!r} has no scale, which point_diameter_um needs: give it once with pp.set_scale."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Image {self.image!r} has no scale, which point_diameter_um needs: give it once with pp.set_scale."
+            )
         linear = np.linalg.inv(self.to_um[:2, :2])
         round_one = shapely.transform(shapely.Point(0, 0).buffer(diameter_um / 2), lambda xy: xy @ linear.T)
         return lambda point: shapely.transform(round_one, lambda xy: xy + [point.x, point.y])
@@ -131,20 +131,14 @@ def require_on_image(sdata: SpatialData, path: Path, shapes: Sequence[Any], name
     if off.all():
         box = (*bounds[:, :2].min(0).tolist(), *bounds[:, 2:].max(0).tolist())
         unit = "µm" if frame.unit == "um" else "px"
-        msg = (
-            f"{path}: all {len(off)} outlines lie outside of {on_what}: their coordinates span {_shown(box)} "
-            f"{unit}, the image spans "
-            f"{_shown(frame.box)} {unit}. {_guess(sdata, box, frame)}"
+        raise ValueError(
+            f"{path}: all {len(off)} outlines lie outside of {on_what}: their coordinates span {_shown(box)} {unit}, "
+            f"the image spans {_shown(frame.box)} {unit}. {_guess(sdata, box, frame)}"
         )
-        raise ValueError(msg)
     if off.any():
         logger.warning(
-            "%s: %d of %d outlines lie outside of %s, such as %r.",
-            path,
-            int(off.sum()),
-            len(off),
-            on_what,
-            names[int(off.argmax())],
+            f"{path}: {off.sum()} of {len(off)} outlines lie outside of {on_what}, such as "
+            f"{names[int(off.argmax())]!r}."
         )
 
 

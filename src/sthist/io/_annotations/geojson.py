@@ -104,8 +104,7 @@ def _only_member(path: Path, content: bytes) -> bytes:
         if len(names) == 1:
             return archive.read(names[0])
     held = f"{len(names)} GeoJSON files, such as {names[:3]}" if names else "no file that ends in .geojson or .json"
-    msg = f"{path} holds {held}; one is needed. Unpack it, and name the one that is meant."
-    raise ValueError(msg)
+    raise ValueError(f"{path} holds {held}; one is needed. Unpack it, and name the one that is meant.")
 
 
 def _features(path: Path, content: Any) -> Iterator[dict[str, Any]]:
@@ -129,12 +128,10 @@ def _features(path: Path, content: Any) -> Iterator[dict[str, Any]]:
         yield {"geometry": content}
     else:
         found = f"'type' {kind!r}" if isinstance(content, dict) else type(content).__name__
-        msg = (
-            f"{path} holds no GeoJSON: it has {found} where a 'Feature', a 'FeatureCollection' with 'features' or "
-            f"a geometry "
-            "should be. Export the objects from QuPath as GeoJSON."
+        raise ValueError(
+            f"{path} holds no GeoJSON: it has {found} where a 'Feature', a 'FeatureCollection' with 'features' or a "
+            "geometry should be. Export the objects from QuPath as GeoJSON."
         )
-        raise ValueError(msg)
 
 
 def _drawn(path: Path, where: str, feature: dict[str, Any]) -> Drawn:
@@ -142,11 +139,9 @@ def _drawn(path: Path, where: str, feature: dict[str, Any]) -> Drawn:
 
     properties = feature.get("properties") or {}
     if not isinstance(properties, dict):
-        msg = f"{path}: 'properties' of {where} is {type(properties).__name__}; it should be an object."
-        raise ValueError(msg)
+        raise ValueError(f"{path}: 'properties' of {where} is {type(properties).__name__}; it should be an object.")
     if "geometry" not in feature:
-        msg = f"{path}: {where} has no 'geometry'. Is the file truncated, or no GeoJSON?"
-        raise KeyError(msg)
+        raise KeyError(f"{path}: {where} has no 'geometry'. Is the file truncated, or no GeoJSON?")
     nucleus = feature.get("nucleusGeometry") or properties.get("nucleusGeometry")
     stated = feature["geometry"]
     metadata = properties.get("metadata")
@@ -190,11 +185,10 @@ def _label(path: Path, where: str, stated: Any) -> str | None:
             names = [_label(path, where, parent), _text(stated.get("name"))]
         return ": ".join(name for name in names if name is not None) or None
     if isinstance(stated, list | bool):
-        msg = (
+        raise ValueError(
             f"{path}: 'classification' of {where} is {stated!r}; it should be a text, or an object with 'name' or "
-            f"'names'."
+            "'names'."
         )
-        raise ValueError(msg)
     return _text(stated)
 
 
@@ -204,19 +198,22 @@ def _measurements(path: Path, where: str, stated: Any) -> dict[str, float]:
         return {}
     if isinstance(stated, list):
         if not all(isinstance(each, dict) and {"name", "value"} <= set(each) for each in stated):
-            msg = f"{path}: 'measurements' of {where} is a list whose items have not all a 'name' and a 'value'."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{path}: 'measurements' of {where} is a list whose items have not all a 'name' and a 'value'."
+            )
         stated = {str(each["name"]): each["value"] for each in stated}
     if not isinstance(stated, dict):
-        msg = f"{path}: 'measurements' of {where} is {type(stated).__name__}; it should be an object of numbers."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path}: 'measurements' of {where} is {type(stated).__name__}; it should be an object of numbers."
+        )
     numbers = {}
     for name, value in stated.items():
         try:
             numbers[name] = np.nan if value is None else float(value)
         except (TypeError, ValueError):
-            msg = f"{path}: the measurement {name!r} of {where} is {value!r}; it should be a number."
-            raise ValueError(msg) from None
+            raise ValueError(
+                f"{path}: the measurement {name!r} of {where} is {value!r}; it should be a number."
+            ) from None
     return numbers
 
 
@@ -230,9 +227,9 @@ def _geometry(path: Path, what: str, stated: Any) -> BaseGeometry:
             geometry = shapely.force_2d(shape(stated))
     except (ShapelyError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         kind = stated.get("type") if isinstance(stated, dict) else type(stated).__name__
-        msg = f"{path}: {what} ({kind}) cannot be read: {error}. Are its 'coordinates' complete, and numbers?"
-        raise ValueError(msg) from None
+        raise ValueError(
+            f"{path}: {what} ({kind}) cannot be read: {error}. Are its 'coordinates' complete, and numbers?"
+        ) from None
     if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        msg = f"{path}: {what} has 'coordinates' that are NaN or infinite."
-        raise ValueError(msg)
+        raise ValueError(f"{path}: {what} has 'coordinates' that are NaN or infinite.")
     return geometry

@@ -137,36 +137,28 @@ def read_annotations(
 
 def _require_arguments(path: Path, unit: Any, kind: Any, label: str, diameter: float | None) -> None:
     if unit not in {None, "px", "um"}:
-        msg = f"unit is {unit!r}; it is 'px' or 'um'."
-        raise ValueError(msg)
+        raise ValueError(f"unit is {unit!r}; it is 'px' or 'um'.")
     if kind is not None and kind not in KINDS:
-        msg = f"kind is {kind!r}; QuPath has {', '.join(map(repr, KINDS))}."
-        raise ValueError(msg)
+        raise ValueError(f"kind is {kind!r}; QuPath has {', '.join(map(repr, KINDS))}.")
     if label in OWN:
-        msg = f"label is {label!r}, which is a column of its own; choose another name for the class."
-        raise ValueError(msg)
+        raise ValueError(f"label is {label!r}, which is a column of its own; choose another name for the class.")
     if diameter is not None and not (np.isfinite(diameter) and diameter > 0):
-        msg = f"point_diameter_um is {diameter!r}; it is a positive number of µm."
-        raise ValueError(msg)
+        raise ValueError(f"point_diameter_um is {diameter!r}; it is a positive number of µm.")
     if not path.is_file():
-        msg = f"There is no file {path}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no file {path}.")
     if not path.name.lower().endswith(GEOJSON + SELECTIONS):
-        msg = (
+        raise ValueError(
             f"{path} is neither GeoJSON ({', '.join(GEOJSON)}) nor a csv file of selections ({', '.join(SELECTIONS)})."
         )
-        raise ValueError(msg)
 
 
 def _chosen(path: Path, drawn: list[Drawn], kind: str | None) -> list[Drawn]:
     if not drawn:
-        msg = f"{path} holds no objects: 'features' is empty."
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no objects: 'features' is empty.")
     kept = [each for each in drawn if kind in {None, each.kind}]
     if not kept:
         there = sorted({str(each.kind) for each in drawn})
-        msg = f"{path} holds no objects whose 'objectType' is {kind!r}; it has {', '.join(there)}."
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no objects whose 'objectType' is {kind!r}; it has {', '.join(there)}.")
     return kept
 
 
@@ -192,12 +184,11 @@ def _areas(path: Path, drawn: list[Drawn], circle: Any) -> list[Drawn]:
     n_points, n_lines = (0 if circle is not None else int(is_point.sum())), int(is_line.sum())
     if n_empty:
         told = (
-            f"{n_points} are points, {n_lines} lines, and {n_empty - n_points - n_lines} are empty or have no area"
-            f"{'; points are read with point_diameter_um=' if n_points else ''}"
+            f"{n_points} are points, {n_lines} lines, and {n_empty - n_points - n_lines} are empty or have no "
+            f"area{'; points are read with point_diameter_um=' if n_points else ''}"
         )
         if not kept:
-            msg = f"{path} holds no outline that has an area: of its {len(drawn)} objects, {told}."
-            raise ValueError(msg)
+            raise ValueError(f"{path} holds no outline that has an area: of its {len(drawn)} objects, {told}.")
         logger.warning("%s: %d of %d objects are left out: %s.", path, n_empty, len(drawn), told)
     return kept
 

@@ -34,8 +34,9 @@ def read_selections(path: Path) -> list[Drawn]:
     for names, areas, rows in _blocks(text):
         drawn += _outlines(path, _table(path, rows), names, areas)
     if not drawn:
-        msg = f"{path} has no rows with X and Y. Export the selection's coordinates from Xenium Explorer again."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} has no rows with X and Y. Export the selection's coordinates from Xenium Explorer again."
+        )
     return drawn
 
 
@@ -125,10 +126,6 @@ def _compare_area(path: Path, name: str, stated: str, area: float) -> None:
         return
     if abs(area - expected) > SAME_AREA * max(expected, 1.0):
         logger.warning(
-            "%s: the outline of selection %r has %.6g µm², but the file states %.6g. Are vertices lost, or is it "
-            "not in µm?",
-            path,
-            name,
-            area,
-            expected,
+            f"{path}: the outline of selection {name!r} has {area:.6g} µm², but the file states {expected:.6g}. Are "
+            "vertices lost, or is it not in µm?"
         )

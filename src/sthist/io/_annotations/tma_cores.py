@@ -51,10 +51,8 @@ def _parts(names: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
     read = [match is not None and (bool(match[2]) or match[1].isdigit() != match[3].isdigit()) for match in matches]
     if not all(read):
         logger.warning(
-            "%d of %d cores have names that are not like 'A-1', such as %r: none has a row and a column.",
-            len(read) - sum(read),
-            len(read),
-            names[read.index(False)],
+            f"{len(read) - sum(read)} of {len(read)} cores have names that are not like 'A-1', such as "
+            f"{names[read.index(False)]!r}: none has a row and a column."
         )
         return None
     sides = [[match[i] for match in matches if match is not None] for i in (1, 3)]

@@ -50,8 +50,7 @@ def reading(path: Path) -> Iterator[None]:
         ParserError,
         ArrowInvalid,
     ) as error:
-        msg = f"{path} cannot be read: {error}. Is it truncated, or of another format?"
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} cannot be read: {error}. Is it truncated, or of another format?") from None
 
 
 @contextlib.contextmanager
@@ -71,8 +70,7 @@ def require_file(folder: str | Path, *names: str, vendor: str) -> Path:
         shown = f"It has {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}." if there else "It is empty."
         if not Path(folder).is_dir():
             shown = "There is no such folder."
-        msg = f"{folder} is no {vendor} folder: it has no {' and no '.join(names)}. {shown}"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{folder} is no {vendor} folder: it has no {' and no '.join(names)}. {shown}")
     return path
 
 
@@ -86,20 +84,17 @@ def read_json(path: Path) -> dict[str, Any]:
     with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        msg = f"{path} holds no JSON object with names and values, but {type(content).__name__}."
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no JSON object with names and values, but {type(content).__name__}.")
     return content
 
 
 def require_number(path: Path, content: dict[str, Any], key: str) -> float:
     """A positive number of a JSON object."""
     if key not in content:
-        msg = f"{path} has no {key!r}; it has {sorted(content)}."
-        raise KeyError(msg)
+        raise KeyError(f"{path} has no {key!r}; it has {sorted(content)}.")
     value = content[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not (np.isfinite(value) and value > 0):
-        msg = f"{path}: {key!r} is {value!r}; it should be a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"{path}: {key!r} is {value!r}; it should be a positive number.")
     return float(value)
 
 
@@ -143,18 +138,16 @@ def require_columns(path: Path, there: Iterable[Any], columns: Sequence[str]) ->
     missing = [name for name in columns if name not in names]
     if missing:
         shown = f"{names[:12]}{' and more' if len(names) > 12 else ''}"
-        msg = (
-            f"{path} has no column {', '.join(map(repr, missing))}; its columns are {shown}. Export the file again, "
-            f"or rename the column."
+        raise KeyError(
+            f"{path} has no column {', '.join(map(repr, missing))}; its columns are {shown}. Export the file again, or "
+            "rename the column."
         )
-        raise KeyError(msg)
 
 
 def require_rows(path: Path, n: int, what: str = "rows") -> None:
     """Refuse a table that is empty."""
     if n == 0:
-        msg = f"{path} has no {what}. Export it again."
-        raise ValueError(msg)
+        raise ValueError(f"{path} has no {what}. Export it again.")
 
 
 def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -166,13 +159,11 @@ def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> 
         bad = ~np.isfinite(numbers)
         if bad.any():
             row = int(bad.argmax())
-            msg = (
+            raise ValueError(
                 f"{path}: column {name!r} should hold numbers, but {int(bad.sum())} of {len(frame)} are none, the "
-                f"first "
-                f"in row {frame.index[row]}: {str(frame[name].iloc[row])!r}. Is the file truncated, or a column "
-                f"shifted?"
+                f"first in row {frame.index[row]}: {str(frame[name].iloc[row])!r}. Is the file truncated, or a column "
+                "shifted?"
             )
-            raise ValueError(msg)
 
 
 def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = ()) -> None:
@@ -188,8 +179,7 @@ def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str
     for name in numeric:
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            msg = f"{path}: column {name!r} holds {kind}; it should hold numbers."
-            raise ValueError(msg)
+            raise ValueError(f"{path}: column {name!r} holds {kind}; it should hold numbers.")
     require_rows(path, n_rows)
 
 
@@ -202,11 +192,10 @@ def require_matrix(path: Path) -> np.ndarray:
         matrix = file.get("matrix", {})
         missing = [f"matrix/{name}" for name in needed if name not in matrix]
         if missing:
-            msg = (
+            raise KeyError(
                 f"{path} has no {', '.join(missing)}; a count matrix of 10x has {', '.join(needed)} in the group "
-                f"matrix."
+                "matrix."
             )
-            raise KeyError(msg)
         n_features, n_barcodes = matrix["shape"][()].tolist()
         barcodes = matrix["barcodes"][()].astype(str)
     require_rows(path, n_barcodes, "barcodes")
@@ -229,8 +218,7 @@ def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 1024))  # some writers leave padding behind the end
         if PICTURE_ENDS.get(path.suffix.lower(), b"") not in file.read():
-            msg = f"{path} cannot be read: the picture ends before it is complete. Is it truncated?"
-            raise ValueError(msg)
+            raise ValueError(f"{path} cannot be read: the picture ends before it is complete. Is it truncated?")
     return (1 if mode in {"L", "I;16"} else 3, height, width), np.dtype(np.uint16 if mode == "I;16" else np.uint8)
 
 

@@ -54,15 +54,13 @@ def read_image(source: Any, name: str) -> LooseImage:
         return _from_array(source if hasattr(source, "shape") else np.asarray(source), name)
     path = Path(source)
     if not path.is_file():
-        msg = f"Image {name!r}: there is no file {path}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"Image {name!r}: there is no file {path}.")
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return _from_array(_read_picture(path, name), name)
     try:
         levels, dims, mpp, channels = open_tiff(path)
     except ValueError as error:
-        msg = f"Image {name!r}: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"Image {name!r}: {error}") from None
     return LooseImage(levels[0], dims, mpp, channels, tuple(levels[1:]))
 
 
@@ -78,8 +76,7 @@ def _from_array(array: Any, name: str) -> LooseImage:
         return LooseImage(array, ("c", "y", "x"), {})
     if len(shape) == 4:
         return LooseImage(array, ("c", "z", "y", "x"), {})
-    msg = f"Image {name!r} has shape {shape}; it should be (y, x), (y, x, 3), (c, y, x) or (c, z, y, x)."
-    raise ValueError(msg)
+    raise ValueError(f"Image {name!r} has shape {shape}; it should be (y, x), (y, x, 3), (c, y, x) or (c, z, y, x).")
 
 
 def _read_picture(path: Path, name: str) -> np.ndarray:
@@ -93,11 +90,9 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
                 return np.asarray(picture)
             return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
     except UnidentifiedImageError:
-        msg = f"Image {name!r}: {path} is no picture that Pillow can read."
-        raise ValueError(msg) from None
+        raise ValueError(f"Image {name!r}: {path} is no picture that Pillow can read.") from None
     except (OSError, SyntaxError) as error:  # Pillow's two ways to say that a known format is broken
-        msg = f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?"
-        raise ValueError(msg) from None
+        raise ValueError(f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?") from None
 
 
 _guards = threading.Lock()
@@ -164,8 +159,7 @@ def _channel_names(loose: LooseImage, channels: Sequence[str] | None, name: str)
     if names is None:
         names = ["r", "g", "b"] if n_channels == 3 else [name] if n_channels == 1 else None
     if names is not None and len(names) != n_channels:
-        msg = f"Image {name!r} has {n_channels} channels; {len(names)} names are given: {names}."
-        raise ValueError(msg)
+        raise ValueError(f"Image {name!r} has {n_channels} channels; {len(names)} names are given: {names}.")
     return names
 
 

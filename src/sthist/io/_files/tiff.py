@@ -68,8 +68,9 @@ class TiffLevel:
         kept = [i for i, (axis, n) in enumerate(zip(axes, self._stored, strict=True)) if n > 1 or axis in "YX"]
         names = [TIFF_AXES.get(axes[i], axes[i]) for i in kept]
         if len(set(names)) < len(names) or not {"y", "x"} <= set(names) <= {"c", "z", "y", "x"}:
-            msg = f"the axes of {path} are {axes} {self._stored}; one each of channels, z, y and x can be read."
-            raise ValueError(msg)
+            raise ValueError(
+                f"the axes of {path} are {axes} {self._stored}; one each of channels, z, y and x can be read."
+            )
         self.dims = ("c", "z", "y", "x") if "z" in names else ("c", "y", "x")
         self._axis = {name: kept[names.index(name)] for name in names}
         n_colours = self._stored[self._axis["c"]] if "c" in names else 1
@@ -122,12 +123,12 @@ class TiffLevel:
                     return np.array(pixels[box], self.dtype)
         except (ValueError, RuntimeError, zlib.error, struct.error) as error:  # imagecodecs' errors are RuntimeErrors
             y, x = (box[self._axis[dim]].start for dim in "yx")
-            msg = (
+            raise ValueError(
                 f"{self._path} cannot be decoded at (x, y) = ({x}, {y}) of level {self._level}: {error}. Is it damaged?"
-            )
-            raise ValueError(msg) from None
-        msg = f"{self._path} has been replaced by an image of another size since it was opened; read it again."
-        raise ValueError(msg)
+            ) from None
+        raise ValueError(
+            f"{self._path} has been replaced by an image of another size since it was opened; read it again."
+        )
 
 
 def _box_and_rest(index: slice | int, length: int) -> tuple[slice, slice | int]:
@@ -168,8 +169,7 @@ def open_tiff(
             mpp, channels = stated_scale(file, number), ome_scale_and_channels(file, number)[1]
             n_levels = len(series.levels)
     except (tifffile.TiffFileError, IndexError, struct.error) as error:
-        msg = f"{path} is no TIFF file that can be read: {error}. Is it truncated?"
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} is no TIFF file that can be read: {error}. Is it truncated?") from None
     levels = [TiffLevel(path, level, number) for level in range(n_levels)]
     arrays = list(_arrays(levels, read))
     same = [array for array in arrays if array.shape[:-2] == arrays[0].shape[:-2]]
@@ -192,8 +192,9 @@ def _require_codec(path: Path, compression: int) -> None:
     if compression in {1, 8, 32946}:  # none, deflate: what tifffile decodes by itself
         return
     if find_spec("imagecodecs") is None:
-        msg = f'{path} is compressed as slide scanners do; to read it, install the extra: pip install "sthist[wsi]".'
-        raise ImportError(msg)
+        raise ImportError(
+            f'{path} is compressed as slide scanners do; to read it, install the extra: pip install "sthist[wsi]".'
+        )
 
 
 def _require_whole(path: Path, series: Any) -> None:
@@ -208,17 +209,16 @@ def _require_whole(path: Path, series: Any) -> None:
             stored = page.parent.filehandle  # an OME-TIFF may be spread over several files
             if end > stored.size:
                 where = path if stored.name == Path(path).name else stored.path
-                msg = f"{where} is truncated: it has {stored.size} bytes, but its pixels should end at {end}."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{where} is truncated: it has {stored.size} bytes, but its pixels should end at {end}."
+                )
 
 
 def _require_upright(path: Path, page: Any) -> None:
     """Refuse a picture that is to be shown turned: coordinates would not fit what is stored."""
     tag = page.tags.get("Orientation")
     if tag is not None and int(tag.value) != UPRIGHT and int(tag.value) in ORIENTATIONS:
-        msg = (
-            f"{path} has the Orientation {int(tag.value)} (TIFF tag 274): it is stored turned or mirrored. Save "
-            f"it upright, "
-            "with Orientation 1, for example with 'vips autorot' or 'magick -auto-orient'."
+        raise ValueError(
+            f"{path} has the Orientation {int(tag.value)} (TIFF tag 274): it is stored turned or mirrored. Save it "
+            "upright, with Orientation 1, for example with 'vips autorot' or 'magick -auto-orient'."
         )
-        raise ValueError(msg)

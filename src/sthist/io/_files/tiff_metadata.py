@@ -25,13 +25,8 @@ def main_series(file: Any) -> int:
     if len(large) > 1:
         name, (height, width) = file.series[best].name, sides[best]
         logger.info(
-            "%s has %d large images; number %d (%r, %d x %d px) is taken, which has the most pixels.",
-            file.filename,
-            len(large),
-            best,
-            name,
-            width,
-            height,
+            f"{file.filename} has {len(large)} large images; number {best} ({name!r}, {width} x {height} px) is taken, "
+            "which has the most pixels."
         )
     return best
 

@@ -86,8 +86,7 @@ def attach_he(
 
     found = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
     if name in sdata.images:
-        msg = f"There is an image {name!r} already; register it with pp.align, or give another name."
-        raise ValueError(msg)
+        raise ValueError(f"There is an image {name!r} already; register it with pp.align, or give another name.")
     loose = read_he(source, name)
     # A system of its own until it is aligned: an element is always registered somewhere.
     sdata.images[name] = image_element(loose, {f"{name}_px": Identity()}, name=name)
@@ -118,10 +117,9 @@ def read_he(source: Any, name: str) -> LooseImage:
     """An image file or array that is three colours of 8 bits."""
     loose = read_image(source, name)
     if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
-        msg = (
+        raise ValueError(
             f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'}) is no H&E: it has "
             f"{loose.pixels.shape[0]} channels{' and several planes' if 'z' in loose.dims else ''} of "
             f"{loose.pixels.dtype}; three colours of uint8 are needed."
         )
-        raise ValueError(msg)
     return loose

@@ -128,11 +128,10 @@ def _read_any(path: Path, sep: str, names: pd.Index) -> tuple[Any, pd.Index]:
     with checks.reading(path), pd.read_csv(path, chunksize=chunk, **options) as parts:
         for part in parts:
             if part.shape[1] != len(names):
-                msg = (
+                raise ValueError(
                     f"{path} has {len(names)} names of columns, but {part.shape[1]} values in a row. Export the file "
-                    f"again."
+                    "again."
                 )
-                raise ValueError(msg)
             _require_numbers(path, part, names)
             blocks.append(sparse.csr_matrix(part.to_numpy()))
             rows.append(part.index.astype(str).rename(None))
@@ -167,11 +166,10 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
     from scipy import sparse
 
     if matrix is None or not len(rows) or not len(columns):
-        msg = (
+        raise ValueError(
             f"{path} has no counts: {what} is {'missing' if matrix is None else f'{len(rows)} x {len(columns)}'}. "
-            f"Export it again."
+            "Export it again."
         )
-        raise ValueError(msg)
     counts = sparse.csr_matrix(matrix)
     bad = ~np.isfinite(counts.data) | (counts.data < 0) | (counts.data != np.floor(counts.data))
     bad |= counts.data > np.iinfo(np.int32).max
@@ -179,13 +177,11 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
         place = int(bad.argmax())
         row = int(np.searchsorted(counts.indptr, place, side="right")) - 1
         column = int(counts.indices[place])
-        msg = (
-            f"{path}: {what} should hold raw counts, whole numbers from 0 to 2147483647, but {int(bad.sum())} "
-            f"values are none; "
-            f"spot {rows[row]!r} has {counts.data[place]:.6g} of {columns[column]!r}. Give the file from before "
-            f"normalisation."
+        raise ValueError(
+            f"{path}: {what} should hold raw counts, whole numbers from 0 to 2147483647, but {int(bad.sum())} values "
+            f"are none; spot {rows[row]!r} has {counts.data[place]:.6g} of {columns[column]!r}. Give the file from "
+            "before normalisation."
         )
-        raise ValueError(msg)
     counts = counts.astype(np.int32)
     counts.eliminate_zeros()
     return counts
@@ -195,8 +191,9 @@ def require_unique(path: Path, names: pd.Index, what: str) -> None:
     """Refuse names of which one is there twice."""
     again = names.duplicated()
     if again.any():
-        msg = f"{path} has {what} {names[again][0]!r} more than once. Remove the wrong one, or export the file again."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} has {what} {names[again][0]!r} more than once. Remove the wrong one, or export the file again."
+        )
 
 
 def position_key(name: str) -> str:
@@ -223,9 +220,6 @@ def unique_genes(path: Path, genes: pd.Index) -> pd.Index:
     if not again.any():
         return genes
     logger.warning(
-        "%s has %d genes more than once, such as %r; a number is added to their names.",
-        path,
-        int(again.sum()),
-        genes[again][0],
+        f"{path} has {again.sum()} genes more than once, such as {genes[again][0]!r}; a number is added to their names."
     )
     return make_index_unique(genes)

@@ -28,8 +28,7 @@ def require_last_line(path: Path) -> None:
     last = tail.rstrip(b"\r\n").rsplit(b"\n", 1)[-1]
     if len(last.split(b",")) < n_fields:
         shown = last[:60].decode(errors="replace")
-        msg = f"{path} ends within a line: {shown!r} has fewer than {n_fields} fields. Is it truncated?"
-        raise ValueError(msg)
+        raise ValueError(f"{path} ends within a line: {shown!r} has fewer than {n_fields} fields. Is it truncated?")
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
@@ -50,12 +49,10 @@ def require_genes(path: Path, genes: pd.Series) -> None:
     empty = genes.isna()
     if empty.any():
         row = genes.index[int(empty.to_numpy().argmax())]
-        msg = (
-            f"{path}: column {genes.name!r} is empty in {int(empty.sum())} of {len(genes)} rows, the first of "
-            f"them row {row}. "
-            "Is a column shifted? Correct the rows, or leave them out."
+        raise ValueError(
+            f"{path}: column {genes.name!r} is empty in {int(empty.sum())} of {len(genes)} rows, the first of them row "
+            f"{row}. Is a column shifted? Correct the rows, or leave them out."
         )
-        raise ValueError(msg)
 
 
 def require_csv_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None:
@@ -88,12 +85,10 @@ def _require_values(path: Path, batches: Iterable[Any], gene: str, numeric: Sequ
         for name, bad, values in _bad_values(batch, gene, numeric):
             row = int(bad.argmax())
             should = "names of genes" if name == gene else "numbers"
-            msg = (
-                f"{path}: column {name!r} should hold {should}, but row {n_before + row} has "
-                f"{values[row].as_py()!r}. Is a "
-                "column shifted? Correct the row, or leave it out."
+            raise ValueError(
+                f"{path}: column {name!r} should hold {should}, but row {n_before + row} has {values[row].as_py()!r}. "
+                "Is a column shifted? Correct the row, or leave it out."
             )
-            raise ValueError(msg)
         n_before += batch.num_rows
 
 

@@ -23,8 +23,7 @@ def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) 
     if he is None and alignment is None:
         return
     if he is None:
-        msg = "he_alignment= says where an H&E lies; give the image, too, with he=."
-        raise ValueError(msg)
+        raise ValueError("he_alignment= says where an H&E lies; give the image, too, with he=.")
     if alignment is None:
         found = sorted({*folder.glob("*imagealignment*.csv"), *folder.glob("*_he_*alignment*.csv")})
         found = [file for file in found if "if_imagealignment" not in file.name]  # of the immunofluorescence
@@ -35,8 +34,7 @@ def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) 
     else:
         _alignment.read_alignment(alignment)
     if isinstance(he, str | Path) and not Path(he).is_file():
-        msg = f"he=: there is no file {he}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"he=: there is no file {he}.")
 
 
 def record_high_res(sdata: SpatialData, stain: str) -> None:
@@ -65,15 +63,15 @@ def match_cells(
     """Rows of the counts by cell of the metadata, -1 where it has none; what one of the files lacks is said."""
     for file, names in ((counts, counted), (metadata, wanted)):
         if not names.is_unique:
-            msg = f"{file} has cell {names[names.duplicated()][0]!r} ({by}) more than once. Export it again."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{file} has cell {names[names.duplicated()][0]!r} ({by}) more than once. Export it again."
+            )
     rows = counted.get_indexer(wanted)
     if not (rows >= 0).any():
-        msg = (
+        raise ValueError(
             f"{counts} has no counts of the cells in {metadata.name}, by {by}: their names are like {counted[0]!r} and "
             f"{wanted[0]!r}. Are both files of one sample?"
         )
-        raise ValueError(msg)
     if (rows < 0).any():
         n = int((rows < 0).sum())
         logger.warning("%d of %d cells of %s have no counts in %s; they are left out.", n, len(rows), metadata, counts)
@@ -81,11 +79,6 @@ def match_cells(
     if surplus.any():
         n, example = int(surplus.sum()), counted[surplus][0]
         logger.warning(
-            "%d of %d cells of %s are not in %s, such as %r; they are left out.",
-            n,
-            len(counted),
-            counts,
-            metadata,
-            example,
+            f"{n} of {len(counted)} cells of {counts} are not in {metadata}, such as {example!r}; they are left out."
         )
     return np.asarray(rows)

@@ -128,12 +128,11 @@ def require_inside(spots: Path, fields: str, px: np.ndarray, image: Path, loose:
         return
     reach = f"({px[:, 0].max():.0f}, {px[:, 1].max():.0f})"
     if outside.mean() > MAX_OUTSIDE:
-        msg = (
+        raise ValueError(
             f"{spots}: {outside.mean():.0%} of the spots ({fields}) lie outside of {image}, which has {width} x "
-            f"{height} px; "
-            f"they reach to {reach}. Give the image to whose pixels they refer, not a smaller copy or another section."
+            f"{height} px; they reach to {reach}. Give the image to whose pixels they refer, not a smaller copy or "
+            "another section."
         )
-        raise ValueError(msg)
     logger.warning("%s: %d of %d spots lie outside of %s.", spots, int(outside.sum()), len(px), image)
 
 
@@ -141,16 +140,16 @@ def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.nd
     """Positions as (n, 2) float64, refused where they are none."""
     px = np.asarray(px)
     if px.ndim != 2 or px.shape[1] < 2 or px.dtype.kind not in "iuf":
-        msg = f"{path}: {field} is {px.dtype} of shape {px.shape}; it should hold x and y of each spot in pixels."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path}: {field} is {px.dtype} of shape {px.shape}; it should hold x and y of each spot in pixels."
+        )
     px = px[:, :2].astype(np.float64)
     bad = ~np.isfinite(px).all(1)
     if bad.any():
-        msg = (
+        raise ValueError(
             f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them "
             f"{names[bad][0]!r}."
         )
-        raise ValueError(msg)
     return px
 
 
@@ -228,17 +227,17 @@ def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
     """The samples that are to be read."""
     wanted = list(there) if ids is None else [ids] if isinstance(ids, str) else [str(name) for name in ids]
     if not there or not wanted:
-        msg = f"{root} has no samples ({where.format('<id>')})." if not there else f"ids= names no sample of {root}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"{root} has no samples ({where.format('<id>')})." if not there else f"ids= names no sample of {root}."
+        )
     for name in wanted:
         if name not in there:
             close = difflib.get_close_matches(name, there, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            msg = (
+            raise FileNotFoundError(
                 f"{root} has no sample {name!r} ({where.format(name)}); it has {len(there)}, such as "
                 f"{there[0]!r}.{hint}"
             )
-            raise FileNotFoundError(msg)
     return wanted
 
 
@@ -248,6 +247,5 @@ def by_sample(mpp: float | Mapping[str, float] | None, names: list[str]) -> Mapp
         return dict.fromkeys(names, mpp)
     unknown = [name for name in mpp if name not in names]
     if unknown:
-        msg = f"mpp= names {unknown[0]!r}, which is none of the samples that are read: {names[:8]}."
-        raise ValueError(msg)
+        raise ValueError(f"mpp= names {unknown[0]!r}, which is none of the samples that are read: {names[:8]}.")
     return mpp

@@ -102,11 +102,10 @@ def cosmx(
     positions = _read_positions(folder, name)
     layout = find_layout(cells_file, cells, positions)
     if not set(images) & set(layout.offset):
-        msg = (
+        raise ValueError(
             f"{cells_file} has cells of the fields {sorted(layout.offset)}, but the composites are those of "
             f"{list(images)}."
         )
-        raise ValueError(msg)
     warn_of_fields(folder, cells["fov"], images, labels)
     sources = stated_mpp(cells, positions, next(iter(shapes.values()))[-2:])
     nobody = (
@@ -144,11 +143,10 @@ def _dataset_id(folder: Path, dataset_id: str | None) -> str:
     checks.require_file(folder, "*exprMat_file.csv", "*exprMat_file.csv.gz", vendor=VENDOR)
     names = sorted({file.name.partition("exprMat_file")[0] for file in folder.glob("*exprMat_file.csv*")})
     if len(names) > 1:
-        msg = (
+        raise ValueError(
             f"{folder} has several samples: {', '.join(name.rstrip('_') for name in names)}; choose one with "
-            f"dataset_id=."
+            "dataset_id=."
         )
-        raise ValueError(msg)
     return names[0]
 
 
@@ -164,8 +162,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
     cells.index = _names(cells)
     if not cells.index.is_unique:
         twice = cells.index[cells.index.duplicated()][0]
-        msg = f"{path} has cell {twice!r} (cell_ID and fov) more than once. Export it again."
-        raise ValueError(msg)
+        raise ValueError(f"{path} has cell {twice!r} (cell_ID and fov) more than once. Export it again.")
     return cells
 
 
@@ -261,11 +258,8 @@ def _is_flipped(files: dict[int, Path], cells: pd.DataFrame) -> bool:
     upwards, downwards = (float((array[rows, columns] == names).mean()) for array in (labels[::-1], labels))
     if max(upwards, downwards) < 0.5:
         logger.warning(
-            "%s: %.0f %% of the cells lie on their labels (%.0f %% with the picture turned upside down); do image and "
-            "tables fit?",
-            files[known[0]],
-            100 * upwards,
-            100 * downwards,
+            f"{files[known[0]]}: {100 * upwards:.0f} % of the cells lie on their labels ({100 * downwards:.0f} % with "
+            "the picture turned upside down); do image and tables fit?"
         )
     return upwards >= downwards
 

@@ -35,21 +35,21 @@ def pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[
     directory = checks.require_file(folder, "CellComposite", vendor=VENDOR)
     files = _by_fov(directory)
     if not files:
-        msg = f"{directory} has no pictures that are named like CellComposite_F001.jpg, with the number of their field."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"{directory} has no pictures that are named like CellComposite_F001.jpg, with the number of their field."
+        )
     shapes = {number: checks.require_picture(file)[0] for number, file in files.items()}
     first = next(iter(shapes))
     for number, shape in shapes.items():
         if shape[0] != shapes[first][0]:
-            msg = (
+            raise ValueError(
                 f"The composites show different stains: {files[first]} has {shapes[first][0]} channels, "
-                f"{files[number]} has "
-                f"{shape[0]}."
+                f"{files[number]} has {shape[0]}."
             )
-            raise ValueError(msg)
     if shapes[first][0] > 1 and not 0 <= nuclear_channel < shapes[first][0]:
-        msg = f"nuclear_channel is {nuclear_channel}; {files[first]} has the channels 0 to {shapes[first][0] - 1}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"nuclear_channel is {nuclear_channel}; {files[first]} has the channels 0 to {shapes[first][0] - 1}."
+        )
     return files, shapes
 
 
@@ -61,11 +61,10 @@ def label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
     for number, file in files.items():
         shape = checks.require_picture(file)[0]
         if shape[-2:] != shapes[number][-2:]:
-            msg = (
+            raise ValueError(
                 f"{file} has {shape[-1]} x {shape[-2]} px, but the composite of field {number} has "
                 f"{shapes[number][-1]} x {shapes[number][-2]}."
             )
-            raise ValueError(msg)
     return files
 
 

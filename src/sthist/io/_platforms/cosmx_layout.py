@@ -69,12 +69,8 @@ def find_layout(path: Path, cells: pd.DataFrame, positions: pd.DataFrame | None)
     worst = max(off, key=off.__getitem__)
     if off[worst] > AGREE_PX:
         logger.warning(
-            "%s: the local and global centres of the cells of field %d differ by more than a shift (%.1f px); its "
-            "image may "
-            "lie wrong.",
-            path,
-            worst,
-            off[worst],
+            f"{path}: the local and global centres of the cells of field {worst} differ by more than a shift "
+            f"({off[worst]:.1f} px); its image may lie wrong."
         )
     return Layout(linear, _stated_offsets(offset, positions))
 
@@ -89,23 +85,18 @@ def _linear(path: Path, fov: np.ndarray, local: np.ndarray, there: np.ndarray) -
         centred.append(xy - means[which])
     solution, _, rank, _ = np.linalg.lstsq(centred[0], centred[1], rcond=1e-6)
     if rank < 2:
-        msg = (
-            f"{path}: the cells' {', '.join(LOCAL)} do not tell how the fields of view are turned: a field needs "
-            f"three cells "
-            "that are not on one line."
+        raise ValueError(
+            f"{path}: the cells' {', '.join(LOCAL)} do not tell how the fields of view are turned: a field needs three "
+            "cells that are not on one line."
         )
-        raise ValueError(msg)
     linear = solution.T
     snapped = np.round(linear)
     is_turn = (np.abs(snapped).sum(0) == 1).all() and (np.abs(snapped).sum(1) == 1).all()
     if is_turn and np.abs(linear - snapped).max() <= SNAP:
         return np.asarray(snapped)
     logger.warning(
-        "%s: local and global centres of the cells are related by %s, which is no turn by 90 degrees; the fields "
-        "may show "
-        "seams.",
-        path,
-        np.round(linear, 4).tolist(),
+        f"{path}: local and global centres of the cells are related by {np.round(linear, 4).tolist()}, which is no "
+        "turn by 90 degrees; the fields may show seams."
     )
     return np.asarray(linear)
 

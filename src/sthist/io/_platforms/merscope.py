@@ -131,8 +131,9 @@ def _planes(z_layers: Any) -> list[int]:
     wanted = sorted(z_layers) if isinstance(z_layers, set | frozenset) else z_layers
     numbers = np.atleast_1d(list(wanted) if np.iterable(wanted) and not isinstance(wanted, str) else wanted)
     if numbers.ndim != 1 or len(numbers) == 0 or numbers.dtype.kind not in "iu":
-        msg = f"z_layers is {z_layers!r}; it is the number of a plane, such as 3, or several, such as range(7)."
-        raise ValueError(msg)
+        raise ValueError(
+            f"z_layers is {z_layers!r}; it is the number of a plane, such as 3, or several, such as range(7)."
+        )
     return [int(number) for number in numbers]
 
 
@@ -145,8 +146,7 @@ def _read_transform(folder: Path, mpp: float | None) -> tuple[np.ndarray, float]
     try:
         matrix = read_matrix([[float(value) for value in row] for row in rows])
     except ValueError as error:
-        msg = f"{file} should hold a 3 x 3 matrix from µm to pixels: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{file} should hold a 3 x 3 matrix from µm to pixels: {error}") from None
     along_x, along_y = scale.pixel_size(np.linalg.inv(matrix))
     scale.agreed_mpp(str(file), {"along x": along_x, "along y": along_y}, mpp, "it states none")
     return matrix, along_x
@@ -161,29 +161,29 @@ def _mosaics(folder: Path, planes: list[int]) -> dict[tuple[str, int], Path]:
         if match:
             found[match["stain"], int(match["z"])] = file
     if not found:
-        msg = f"{images} has no files that are named like mosaic_DAPI_z3.tif."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{images} has no files that are named like mosaic_DAPI_z3.tif.")
     stains = sorted({stain for stain, _ in found})
     if not any(NUCLEAR_NAMES.search(stain) for stain in stains):
-        msg = f"{images} has no mosaic of a nuclear stain such as mosaic_DAPI_z3.tif; it has those of {stains}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"{images} has no mosaic of a nuclear stain such as mosaic_DAPI_z3.tif; it has those of {stains}."
+        )
     there = sorted({z for _, z in found})
     wanted = {}
     for stain in stains:
         for z in planes:
             if (stain, z) not in found:
-                msg = f"{images} has no mosaic_{stain}_z{z}.tif; it has the planes {there}: choose with z_layers=."
-                raise FileNotFoundError(msg)
+                raise FileNotFoundError(
+                    f"{images} has no mosaic_{stain}_z{z}.tif; it has the planes {there}: choose with z_layers=."
+                )
             wanted[stain, z] = found[stain, z]
     shapes = {file: checks.require_picture(file)[0] for file in wanted.values()}
     first = next(iter(shapes))
     for file, shape in shapes.items():
         if shape != shapes[first]:
-            msg = (
+            raise ValueError(
                 f"{file} has {shape[-1]} x {shape[-2]} px, but {first.name} has {shapes[first][-1]} x "
                 f"{shapes[first][-2]}."
             )
-            raise ValueError(msg)
     return wanted
 
 
@@ -223,8 +223,7 @@ def _check(folder: Path, outlines: Path, kwargs: dict[str, Any]) -> None:
         if outlines.exists():
             checks.require_parquet(outlines, ["EntityID", "ZIndex"], numeric=["ZIndex"])
         elif kwargs.get("vpt_outputs") is not None:  # spatialdata-io insists on them
-            msg = f"vpt_outputs=: there is no file {outlines}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"vpt_outputs=: there is no file {outlines}.")
         else:
             logger.warning("There is no file %s; the cells have no outlines.", outlines)
 
@@ -236,8 +235,9 @@ def _read_table(counts: Path, cells: Path) -> AnnData:
 
     for file in (counts, cells):
         if not file.exists():
-            msg = f"There is no file {file}. Add it, or read the sample without its table of cells: cells_table=False."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(
+                f"There is no file {file}. Add it, or read the sample without its table of cells: cells_table=False."
+            )
     obs = checks.read_csv(cells, CENTRE, numeric=CENTRE)
     obs = obs.set_index(obs.columns[0])
     obs.index = obs.index.astype(str)
@@ -265,11 +265,10 @@ def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray) -> None:
     if "cells" in sdata.shapes:
         outlined = table.obs_names.isin(sdata.shapes["cells"].index)
         if not outlined.any():
-            msg = (
-                f"No cell of cell_by_gene.csv has an outline in cell_boundaries.parquet: their names are like "
+            raise ValueError(
+                "No cell of cell_by_gene.csv has an outline in cell_boundaries.parquet: their names are like "
                 f"{table.obs_names[0]!r} and {sdata.shapes['cells'].index[0]!r}."
             )
-            raise ValueError(msg)
         if not outlined.all():
             logger.warning("%d of %d cells have no valid outline; they are left out.", (~outlined).sum(), len(outlined))
         table, spatial = table[outlined].copy(), spatial[outlined]

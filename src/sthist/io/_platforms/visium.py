@@ -120,11 +120,9 @@ def visium(
 def require_one_he(folder: Path, image: Any, he: Any, he_alignment: Any) -> None:
     """Refuse two H&E images, and one that is not there."""
     if image is not None and he is not None:
-        msg = "image= and he= are both given; give the one that is to be used."
-        raise ValueError(msg)
+        raise ValueError("image= and he= are both given; give the one that is to be used.")
     if isinstance(image, str | Path) and not Path(image).is_file():
-        msg = f"image=: there is no file {image}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"image=: there is no file {image}.")
     sample.require_he(folder, he, he_alignment, aligned=True)
 
 
@@ -153,14 +151,11 @@ def _require_spots_on(sdata: SpatialData, image: Any) -> None:
         outside = float(np.mean((x < 0) | (y < 0) | (x > width) | (y > height)))
         if outside > MAX_OUTSIDE:
             shown = image if isinstance(image, str | Path) else "the array"
-            msg = (
-                f"image=: {outside:.0%} of the spots lie outside of {shown}, which has {width} x {height} px; "
-                f"they reach to "
-                f"({x.max():.0f}, {y.max():.0f}). Give the full-resolution image that Space Ranger was given, not "
-                f"a smaller "
-                "copy (tissue_hires_image.png); one of another size needs he= and he_alignment=."
+            raise ValueError(
+                f"image=: {outside:.0%} of the spots lie outside of {shown}, which has {width} x {height} px; they "
+                f"reach to ({x.max():.0f}, {y.max():.0f}). Give the full-resolution image that Space Ranger was given, "
+                "not a smaller copy (tissue_hires_image.png); one of another size needs he= and he_alignment=."
             )
-            raise ValueError(msg)
 
 
 def check_pictures(spatial: Path) -> None:
@@ -184,11 +179,10 @@ def finish(sdata: SpatialData, dataset_id: str, mpp: float, source: str, shapes_
         places = centres.index.get_indexer(adata.obs[adata.uns["spatialdata_attrs"]["instance_key"]])
         if (places < 0).any():
             lost = adata.obs_names[int((places < 0).argmax())]
-            msg = (
-                f"{int((places < 0).sum())} of {len(places)} rows of table {table!r} have no shape in {shapes!r}, "
-                f"such as {lost!r}."
+            raise ValueError(
+                f"{int((places < 0).sum())} of {len(places)} rows of table {table!r} have no shape in {shapes!r}, such "
+                f"as {lost!r}."
             )
-            raise ValueError(msg)
         adata.obsm["spatial"] = np.c_[centres.x, centres.y][places] * mpp
 
 
@@ -235,11 +229,10 @@ def _read_positions(path: Path) -> pd.DataFrame:
         first = file.readline()
     own = {} if "in_tissue" in first else {"header": None, "names": COLUMNS}
     if own and first and len(first.split(",")) != len(COLUMNS):
-        msg = (
+        raise KeyError(
             f"{path} has {len(first.split(','))} columns without names; it should have {len(COLUMNS)}: "
             f"{', '.join(COLUMNS)}."
         )
-        raise KeyError(msg)
     frame = checks.read_csv(path, COLUMNS, numeric=COLUMNS[1:], **own)
     require_once(path, frame["barcode"])
     return frame.set_index("barcode")
@@ -250,18 +243,18 @@ def require_once(path: Path, barcodes: Any) -> None:
     again = barcodes.duplicated()
     if again.any():
         twice = str(barcodes[again].tolist()[0])
-        msg = f"{path} has barcode {twice!r} more than once. Remove the wrong row, or export the file again."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} has barcode {twice!r} more than once. Remove the wrong row, or export the file again."
+        )
 
 
 def _require_positions(matrix: Path, barcodes: np.ndarray, path: Path, positions: pd.DataFrame) -> None:
     missing = barcodes[~np.isin(barcodes, positions.index.to_numpy().astype(str))]
     if len(missing):
-        msg = (
+        raise ValueError(
             f"{len(missing)} of {len(barcodes)} spots of {matrix} have no position in {path}, the first of them "
             f"{str(missing[0])!r}. Are both files of one sample?"
         )
-        raise ValueError(msg)
 
 
 def _lattice_mpp(path: Path, positions: pd.DataFrame) -> float:
@@ -270,21 +263,17 @@ def _lattice_mpp(path: Path, positions: pd.DataFrame) -> float:
     px = positions[PIXELS].to_numpy(np.float64)
     lattice = fit_lattice(um, px)
     if lattice is None:
-        msg = (
+        raise ValueError(
             f"{path}: the scale needs at least 3 spots that are not on one line of the lattice; it has {len(um)} spots."
         )
-        raise ValueError(msg)
     if lattice.anisotropy > scale.TOLERANCE:
-        msg = (
-            f"{path}: the spots are {50 / lattice.mpp_x:.4g} px apart per array_col and {50 / lattice.mpp_y:.4g} "
-            f"px per 50 µm of array_row, "
-            "which should be equal. Are the columns of rows and columns exchanged?"
+        raise ValueError(
+            f"{path}: the spots are {50 / lattice.mpp_x:.4g} px apart per array_col and {50 / lattice.mpp_y:.4g} px "
+            "per 50 µm of array_row, which should be equal. Are the columns of rows and columns exchanged?"
         )
-        raise ValueError(msg)
     if lattice.off_um > OFF_LATTICE_UM:
-        msg = (
+        raise ValueError(
             f"{path}: the spots lie {lattice.off_um:.3g} µm off the lattice of Visium (median); are positions and "
-            f"barcodes exchanged?"
+            "barcodes exchanged?"
         )
-        raise ValueError(msg)
     return lattice.mpp

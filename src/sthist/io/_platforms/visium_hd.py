@@ -145,8 +145,9 @@ def _check_slice(folder: Path, dataset_id: str | None) -> str:
             metadata = json.loads(content.attrs["metadata_json"]) if "metadata_json" in content.attrs else None
         layout = json.loads(metadata["hd_layout_json"]) if metadata and "hd_layout_json" in metadata else {}
     if "file_format" not in layout:
-        msg = f"{file} has no attribute metadata_json with hd_layout_json and its file_format; copy the file again."
-        raise KeyError(msg)
+        raise KeyError(
+            f"{file} has no attribute metadata_json with hd_layout_json and its file_format; copy the file again."
+        )
     return file.name.removesuffix(SLICE)
 
 
@@ -157,15 +158,13 @@ def _bins(folder: Path, bin_size: int | Sequence[int] | None) -> dict[int, Path]
     matches = {BIN_FOLDER.match(kind.name): kind for kind in sorted(parent.iterdir()) if kind.is_dir()}
     there = {int(match[1]): kind for match, kind in matches.items() if match}
     if not there:
-        msg = f"{parent} has no folders of bins such as square_008um."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{parent} has no folders of bins such as square_008um.")
     if bin_size is None:
         return there
     wanted = [int(bin_size)] if isinstance(bin_size, int | np.integer) else [int(size) for size in bin_size]
     missing = [size for size in wanted if size not in there]
     if missing or not wanted:
-        msg = f"{parent} has no bins of {missing} µm; it has {sorted(there)}: choose with bin_size=."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{parent} has no bins of {missing} µm; it has {sorted(there)}: choose with bin_size=.")
     return {size: there[size] for size in wanted}
 
 
@@ -179,12 +178,11 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     names = ("microns_per_pixel", "bin_size_um", "spot_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef")
     mpp, side, diameter, *_ = (checks.require_number(file, factors, name) for name in names)
     if side != bin_um or not np.isclose(side / diameter, mpp):
-        msg = (
+        raise ValueError(
             f"{file}: bin_size_um is {side:g} and spot_diameter_fullres {diameter:g} px, which are "
-            f"{side / diameter:.4g} µm per "
-            f"pixel; in {folder.name}, with microns_per_pixel {mpp:g}, they should be {bin_um} and {bin_um / mpp:.6g}."
+            f"{side / diameter:.4g} µm per pixel; in {folder.name}, with microns_per_pixel {mpp:g}, they should be "
+            f"{bin_um} and {bin_um / mpp:.6g}."
         )
-        raise ValueError(msg)
     positions = checks.require_file(spatial, "tissue_positions.parquet", vendor=VENDOR)
     checks.require_parquet(positions, COLUMNS, numeric=COLUMNS[1:])
     name = "filtered_feature_bc_matrix.h5" if filtered else "raw_feature_bc_matrix.h5"
@@ -195,10 +193,9 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     require_once(positions, known)
     missing = barcodes[~barcodes.isin(known)]
     if len(missing):
-        msg = (
+        raise ValueError(
             f"{len(missing)} of {len(barcodes)} bins of {matrix} have no position in {positions}, the first of them "
             f"{missing[0]!r}."
         )
-        raise ValueError(msg)
     check_pictures(spatial)
     return mpp

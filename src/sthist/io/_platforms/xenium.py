@@ -93,8 +93,9 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         sdata = spatialdata_io.xenium(folder, **kwargs)
     stain = next((name for name in STAINS if name in sdata.images), None)
     if stain is None:
-        msg = f"{path} gave no morphology image ({describe('images', sdata.images)}); sthist needs the nuclear stain."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} gave no morphology image ({describe('images', sdata.images)}); sthist needs the nuclear stain."
+        )
     scale.record_mpp(sdata, stain, "pixel_size of experiment.xenium", pixel_size)
     for stated, value in _stated_by_image(folder, stain).items():
         scale.record_mpp(sdata, stain, stated, value)
@@ -118,11 +119,9 @@ def _check_specs(path: Path) -> float:
     ranger = specs.get("xenium_ranger")  # its version counts where it has segmented the cells again
     where, key = (ranger, "version") if isinstance(ranger, dict) and ranger else (specs, VERSION)
     if key not in where:
-        msg = f"{path} has no {key!r}, by which the layout of the folder is told; it has {sorted(where)}."
-        raise KeyError(msg)
+        raise KeyError(f"{path} has no {key!r}, by which the layout of the folder is told; it has {sorted(where)}.")
     if not isinstance(where[key], str):
-        msg = f"{path}: {key!r} is {where[key]!r}; it should be text such as 'xenium-2.0.0'."
-        raise ValueError(msg)
+        raise ValueError(f"{path}: {key!r} is {where[key]!r}; it should be text such as 'xenium-2.0.0'.")
     return pixel_size
 
 
@@ -133,12 +132,10 @@ def _aligned_files(folder: Path) -> dict[str, Path]:
         for file in sorted(folder.glob(f"*{kind}.ome.tif")):
             alignment = file.with_name(file.name.replace("image.ome.tif", "imagealignment.csv"))
             if not alignment.is_file():
-                msg = (
-                    f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that "
-                    f"file, or leave the "
-                    "image out with aligned_images=False."
+                raise FileNotFoundError(
+                    f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that file, or "
+                    "leave the image out with aligned_images=False."
                 )
-                raise FileNotFoundError(msg)
             found[kind] = file
     return found
 
@@ -184,17 +181,16 @@ def _require_same_cells(cells: Path, matrix: Path) -> None:
         names = pd.read_parquet(cells, columns=["cell_id"])["cell_id"]
     ids = np.array([name.decode() if isinstance(name, bytes) else str(name) for name in names])
     if len(ids) != len(barcodes):
-        msg = f"{cells} has {len(ids)} rows, but {matrix.name} has counts of {len(barcodes)} cells. Export both again."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{cells} has {len(ids)} rows, but {matrix.name} has counts of {len(barcodes)} cells. Export both again."
+        )
     other = ids != barcodes
     if other.any():
         row = int(other.argmax())
-        msg = (
-            f"{cells}: cell_id is {str(ids[row])!r} in row {row}, but {matrix.name} has {str(barcodes[row])!r} "
-            f"there. Export both "
-            "again."
+        raise ValueError(
+            f"{cells}: cell_id is {str(ids[row])!r} in row {row}, but {matrix.name} has {str(barcodes[row])!r} there. "
+            "Export both again."
         )
-        raise ValueError(msg)
 
 
 def _files_of(folder: Path, stain: str) -> list[Path]:

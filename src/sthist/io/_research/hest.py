@@ -162,8 +162,7 @@ def hest(
 def require_parts(parts: Collection[str] | None) -> None:
     """Refuse other parts than those of :data:`PARTS`."""
     if parts is not None and (isinstance(parts, str) or set(parts) - set(PARTS)):
-        msg = f"parts= is {parts!r}; it is a list of some of {list(PARTS)}."
-        raise ValueError(msg)
+        raise ValueError(f"parts= is {parts!r}; it is a list of some of {list(PARTS)}.")
 
 
 def _samples(path: Path) -> tuple[Path, list[str], bool]:
@@ -173,11 +172,10 @@ def _samples(path: Path) -> tuple[Path, list[str], bool]:
             return path.parent, [path.resolve().parent.name], True
         return path.parent.parent if path.parent.name == "st" else path.parent, [path.stem], True
     if not path.is_dir():
-        msg = (
-            f"There is no folder {path}. Give a local copy of HEST-1k, with st, wsis and metadata, or a sample's "
-            f".h5ad file."
+        raise FileNotFoundError(
+            f"There is no folder {path}. Give a local copy of HEST-1k, with st, wsis and metadata, or a sample's .h5ad "
+            "file."
         )
-        raise FileNotFoundError(msg)
     if (path / SAVED).is_file():
         return path, [path.resolve().name], True
     beside = sorted(file.stem for file in path.glob("*.h5ad"))
@@ -212,8 +210,9 @@ def _require(root: Path, name: str, places: tuple[str, ...]) -> Path:
     file = _find(root, name, places)
     if file is None:
         hint = " Download it, or leave the H&E out with image=False." if places is IMAGE else ""
-        msg = f"{root} has not all of sample {name!r}: there is no {places[0].format(id=name)}.{hint}"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"{root} has not all of sample {name!r}: there is no {places[0].format(id=name)}.{hint}"
+        )
     return file
 
 
@@ -225,11 +224,10 @@ def _scale(path: Path, record: dict[str, Any], mpp: float | None) -> tuple[float
         others = [ESTIMATED, EMBEDDED]
     else:
         if ESTIMATED in record and record[ESTIMATED] is None:
-            msg = (
+            raise ValueError(
                 f"{path}: {ESTIMATED!r} is empty ({EMBEDDED!r} is {record.get(EMBEDDED)!r}); give the µm per pixel "
-                f"with mpp=."
+                "with mpp=."
             )
-            raise ValueError(msg)
         size, source = checks.require_number(path, record, ESTIMATED), f"{ESTIMATED} of {path.name}"
     for name in others:
         value = record.get(name)
@@ -249,13 +247,15 @@ def _read_table(path: Path) -> tuple[AnnData, np.ndarray]:
         try:
             stored = ad.read_h5ad(path)
         except (KeyError, TypeError, AttributeError) as error:  # of another HDF5 file, or one that lacks a part
-            msg = f"{path} holds no table of counts as anndata writes it: {error}. Copy the file again."
-            raise ValueError(msg) from None
+            raise ValueError(
+                f"{path} holds no table of counts as anndata writes it: {error}. Copy the file again."
+            ) from None
     checks.require_rows(path, stored.n_obs, "spots (rows of obs)")
     require_unique(path, stored.obs_names, "barcode")
     if "spatial" not in stored.obsm:
-        msg = f"{path} has no obsm['spatial'], the spots' centres in pixels; its obsm has {list(stored.obsm)}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"{path} has no obsm['spatial'], the spots' centres in pixels; its obsm has {list(stored.obsm)}."
+        )
     px = spots.require_positions(path, "obsm['spatial']", stored.obsm["spatial"], stored.obs_names)
     counts = raw_counts(path, stored.X, stored.obs_names, stored.var_names, "X")
     # Nothing else is kept: uns holds a small picture and factors that fit pixels, not µm.
@@ -281,13 +281,11 @@ def _form(
     diameter, step = _spot_size(metadata, record)
     if pitch is not None and abs(pitch * mpp / step - 1) > scale.TOLERANCE:
         found = (
-            f"{path}: neighbouring spots of obsm['spatial'] are {pitch:.4g} px apart, which should be {step:g} "
-            f"µm; that is "
-            f"{step / pitch:.4g} µm/px"
+            f"{path}: neighbouring spots of obsm['spatial'] are {pitch:.4g} px apart, which should be {step:g} µm; "
+            f"that is {step / pitch:.4g} µm/px"
         )
         if given is None:
-            msg = f"{found}, but {ESTIMATED} of {metadata} is {mpp:.4g}. Give the right one with mpp=."
-            raise ValueError(msg)
+            raise ValueError(f"{found}, but {ESTIMATED} of {metadata} is {mpp:.4g}. Give the right one with mpp=.")
         logger.warning("%s; mpp=%.4g is taken.", found, mpp)
     return "circles", diameter / mpp
 
@@ -299,10 +297,8 @@ def _spot_size(path: Path, record: dict[str, Any]) -> tuple[float, float]:
     diameter, step = (checks.require_number(path, record | usual | stated, name) for name in SPOT_FIELDS)
     if diameter > step:  # as for NCBI759 of HEST 1.1
         logger.warning(
-            "%s: spots of %g µm cannot be %g µm apart; spot_diameter and inter_spot_dist are taken for exchanged.",
-            path,
-            diameter,
-            step,
+            f"{path}: spots of {diameter:g} µm cannot be {step:g} µm apart; spot_diameter and inter_spot_dist are "
+            "taken for exchanged."
         )
         return step, diameter
     return diameter, step

@@ -35,8 +35,9 @@ def add_outlines(sdata: SpatialData, name: str, path: Path) -> None:
     geometry = frame.geometry
     keep = (geometry.geom_type.isin(["Polygon", "MultiPolygon"]) & ~geometry.is_empty).to_numpy()
     if not keep.any():
-        msg = f"{path} has no polygons in its {len(frame)} features. Copy the file again, or leave it out with parts=."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} has no polygons in its {len(frame)} features. Copy the file again, or leave it out with parts=."
+        )
     if not keep.all():
         logger.warning("%s: %d of %d features are no polygons; they are left out.", path, int((~keep).sum()), len(keep))
     sdata.shapes[name] = ShapesModel.parse(frame[keep], transformations={"global": Identity()})
@@ -50,13 +51,13 @@ def _read_parquet(path: Path) -> gpd.GeoDataFrame:
         with checks.reading(path):
             frame = gpd.read_parquet(path)
     except (ShapelyError, TypeError, KeyError) as error:  # of geometries that are none
-        msg = f"{path}: its column of geometries cannot be read: {error}."
-        raise ValueError(msg) from None
+        raise ValueError(f"{path}: its column of geometries cannot be read: {error}.") from None
     except ValueError as error:
         if "geo metadata" not in str(error):
             raise
-        msg = f"{path} has no column 'geometry' that geopandas can read ({error}). Take the .geojson.zip in its place."
-        raise ValueError(msg) from None
+        raise ValueError(
+            f"{path} has no column 'geometry' that geopandas can read ({error}). Take the .geojson.zip in its place."
+        ) from None
     frame = frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
     if any(isinstance(value, bytes) for value in frame.index[:1]):
         frame.index = frame.index.map(bytes.decode)
@@ -70,14 +71,12 @@ def _read_geojson(path: Path) -> gpd.GeoDataFrame:
     content = _geojson(path)
     features = content.get("features") if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
-        msg = f"{path} holds no GeoJSON: neither a list of features nor an object with 'features'."
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no GeoJSON: neither a list of features nor an object with 'features'.")
     rows: list[dict[str, Any]] = []
     for number, feature in enumerate(features):
         rows += _rows(path, number, feature)
     if not rows:
-        msg = f"{path} has no polygons: 'features' is empty."
-        raise ValueError(msg)
+        raise ValueError(f"{path} has no polygons: 'features' is empty.")
     return gpd.GeoDataFrame(rows, geometry="geometry")
 
 
@@ -89,8 +88,7 @@ def _geojson(path: Path) -> Any:
             inside = [name for name in archive.namelist() if name.endswith(".geojson")]
             if inside:
                 return json.loads(archive.read(inside[0]))
-    msg = f"{path} has no file .geojson in it."
-    raise ValueError(msg)
+    raise ValueError(f"{path} has no file .geojson in it.")
 
 
 def _rows(path: Path, number: int, feature: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,13 +99,11 @@ def _rows(path: Path, number: int, feature: dict[str, Any]) -> list[dict[str, An
 
     properties = feature.get("properties") or {}
     if not isinstance(feature.get("geometry"), dict):
-        msg = f"{path}: feature {number} has no 'geometry'. Is the file truncated?"
-        raise KeyError(msg)
+        raise KeyError(f"{path}: feature {number} has no 'geometry'. Is the file truncated?")
     try:
         geometry = shape(feature["geometry"])
     except (ShapelyError, ValueError, TypeError, KeyError, IndexError) as error:
-        msg = f"{path}: 'geometry' of feature {number} cannot be read: {error}."
-        raise ValueError(msg) from None
+        raise ValueError(f"{path}: 'geometry' of feature {number} cannot be read: {error}.") from None
     classified = properties.get("classification")
     name = classified.get("name") if isinstance(classified, dict) else None
     if "hole" in properties:  # the older files, where some of the polygons are holes of the others

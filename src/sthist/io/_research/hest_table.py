@@ -97,8 +97,9 @@ def hest_table(path: str | Path) -> pd.DataFrame:
     else:
         records = sorted((path / "metadata").glob("*.json"))
         if not records:
-            msg = f"{path} has neither a table of metadata such as HEST_v1_1_0.csv nor files metadata/<id>.json."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(
+                f"{path} has neither a table of metadata such as HEST_v1_1_0.csv nor files metadata/<id>.json."
+            )
         frame = pd.DataFrame([checks.read_json(record) | {"id": record.stem} for record in records])
         frame = _checked(path / "metadata", frame)
     if "patient" in frame:
@@ -119,8 +120,7 @@ def _newest_table(folder: Path) -> Path | None:
 
 def _read_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        msg = f"There is no table of metadata {path}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no table of metadata {path}.")
     frame = checks.read_csv(path, ["id"], dtype={"id": str})
     return _checked(path, frame)
 
@@ -130,14 +130,14 @@ def _checked(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     if frame["id"].isna().any():
-        msg = (
+        raise ValueError(
             f"{path}: column 'id' is empty in row {int(frame['id'].isna().to_numpy().argmax())}. Is the file truncated?"
         )
-        raise ValueError(msg)
     again = frame["id"].duplicated()
     if again.any():
-        msg = f"{path}: column 'id' has {frame['id'][again].iloc[0]!r} more than once. Remove the wrong row."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path}: column 'id' has {frame['id'][again].iloc[0]!r} more than once. Remove the wrong row."
+        )
     frame = frame.set_index("id")
     for name in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
         if name in frame:
@@ -152,15 +152,15 @@ def read_record(root: Path, name: str, file: Path | None) -> tuple[Path, dict[st
         return file, _known(checks.read_json(file))
     table = _newest_table(root)
     if table is None:
-        msg = (
+        raise FileNotFoundError(
             f"{root} has no metadata of sample {name!r}: neither metadata/{name}.json nor a table such as "
-            f"HEST_v1_1_0.csv."
+            "HEST_v1_1_0.csv."
         )
-        raise FileNotFoundError(msg)
     frame = _read_table(table)
     if name not in frame.index:
-        msg = f"{table} has no sample {name!r} in its column 'id'. Add metadata/{name}.json, or take the newest table."
-        raise KeyError(msg)
+        raise KeyError(
+            f"{table} has no sample {name!r} in its column 'id'. Add metadata/{name}.json, or take the newest table."
+        )
     return table, _known(frame.loc[name].to_dict())
 
 

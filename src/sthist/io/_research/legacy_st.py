@@ -145,8 +145,7 @@ def legacy_st(
 def _require(path: str | Path, argument: str) -> Path:
     path = Path(path)
     if not path.is_file():
-        msg = f"{argument}: there is no file {path}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{argument}: there is no file {path}.")
     return path
 
 
@@ -182,8 +181,9 @@ def _of_named(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
     keys = [position_key(str(name)) for name in frame[first]]
     wrong = [name for name, key in zip(frame[first], keys, strict=True) if not re.fullmatch(r"\d+x\d+", key)]
     if wrong:
-        msg = f"{path}: the first column should name spots by their place, like 10x13, but has {wrong[0]!r}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path}: the first column should name spots by their place, like 10x13, but has {wrong[0]!r}."
+        )
     places = frame[NAMED].set_axis(["pixel_x", "pixel_y"], axis=1).astype(np.float64)
     places[["x", "y"]] = [[int(number) for number in key.split("x")] for key in keys]
     return places
@@ -199,35 +199,29 @@ def _resolve_scale(
     """The µm per pixel: given, and checked against the array, or of the array."""
     pitch = np.broadcast_to(np.asarray(pitch_um, np.float64), 2)
     if not (np.isfinite(pitch) & (pitch > 0)).all():
-        msg = (
-            f"pitch_um is {pitch_um!r}; the distance between spots is a positive number of µm, or one each along x "
-            f"and y."
+        raise ValueError(
+            f"pitch_um is {pitch_um!r}; the distance between spots is a positive number of µm, or one each along x and "
+            "y."
         )
-        raise ValueError(msg)
     lattice = fit_lattice(places[["x", "y"]].to_numpy(np.float64) * pitch, _pixels(places))
     if lattice is None:
         nobody = (
-            f"{path}: the scale needs at least 3 spots that are not on one line of the array; it has "
-            f"{len(places)} spots. "
-            "Give it with mpp=."
+            f"{path}: the scale needs at least 3 spots that are not on one line of the array; it has {len(places)} "
+            "spots. Give it with mpp=."
         )
         return scale.agreed_mpp(str(path), {}, mpp, nobody)
     if lattice.off_um > OFF_LATTICE * pitch.min():
-        msg = (
-            f"{path}: the spots lie {lattice.off_um / lattice.mpp:.0f} px (median) from where x and y put them on "
-            f"the array. Are the columns "
-            f"{fields} those of these spots?"
+        raise ValueError(
+            f"{path}: the spots lie {lattice.off_um / lattice.mpp:.0f} px (median) from where x and y put them on the "
+            f"array. Are the columns {fields} those of these spots?"
         )
-        raise ValueError(msg)
     if lattice.anisotropy > scale.TOLERANCE:
         found = (
-            f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart give {lattice.mpp_x:.4g} µm/px along "
-            f"x of the array "
-            f"and {lattice.mpp_y:.4g} along y ({lattice.anisotropy:.1%})"
+            f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart give {lattice.mpp_x:.4g} µm/px along x of "
+            f"the array and {lattice.mpp_y:.4g} along y ({lattice.anisotropy:.1%})"
         )
         if mpp is None:
-            msg = f"{found}. Give the right distances with pitch_um=(x, y), or the scale with mpp=."
-            raise ValueError(msg)
+            raise ValueError(f"{found}. Give the right distances with pitch_um=(x, y), or the scale with mpp=.")
         logger.warning("%s; mpp=%.4g is taken.", found, mpp)
         return scale.agreed_mpp(str(path), {}, mpp, "")
     return scale.agreed_mpp(str(path), {f"spots {pitch[0]:g} µm apart, pitch_um=": lattice.mpp}, mpp, "")
@@ -243,11 +237,10 @@ def _match(matrix: Matrix, path: Path, places: pd.DataFrame, spots: Path) -> tup
     require_unique(path, rows, "spot")
     found = rows.get_indexer(places.index)
     if not (found >= 0).any():
-        msg = (
+        raise ValueError(
             f"{path} and {spots} have no spot in common: they are named like {matrix.rows[0]!r} (rows), "
             f"{matrix.columns[0]!r} (columns) and {places.index[0]!r}. Are both files of one section?"
         )
-        raise ValueError(msg)
     if (found < 0).any():
         n = int((found < 0).sum())
         logger.warning("%d of %d spots of %s have no counts in %s; they are left out.", n, len(found), spots, path)
@@ -272,12 +265,10 @@ def _read_labels(path: Path) -> pd.Series:
         shift = int(bool(rows) and header.index("xcoord") == 0)
         x, y, label = (header.index(field) + shift for field in ("xcoord", "ycoord", "tumor"))
     else:
-        msg = (
+        raise KeyError(
             f"{path} has no column 'label' beside 'x' and 'y', and no 'tumor' beside 'xcoord' and 'ycoord'; its "
-            f"columns are "
-            f"{header}. Rename its columns."
+            f"columns are {header}. Rename its columns."
         )
-        raise KeyError(msg)
     return pd.Series(_labels(path, rows, x, y, label), dtype=object)
 
 
@@ -290,8 +281,9 @@ def _labels(path: Path, rows: list[list[str]], x: int, y: int, label: int) -> di
         except (ValueError, IndexError):
             if len(row) > max(x, y, label) and "NA" in (row[x], row[y]):
                 continue
-            msg = f"{path}: line {number} has no place and label, but {row}. Is the file truncated?"
-            raise ValueError(msg) from None
+            raise ValueError(
+                f"{path}: line {number} has no place and label, but {row}. Is the file truncated?"
+            ) from None
         if text and text != "NA":
             found[place] = text
     return found

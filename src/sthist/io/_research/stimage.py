@@ -108,12 +108,10 @@ def _slides(root: Path) -> dict[str, Path]:
         file.name.removesuffix(COORD): folder for folder in folders for file in sorted(folder.glob(f"coord/*{COORD}"))
     }
     if not found:
-        msg = (
-            f"{root} has no slides: none of {', '.join(f'{technology}/coord' for technology in TECHNOLOGIES)} has "
-            f"a file "
-            f"*{COORD}. Give a local copy of STimage-1K4M."
+        raise FileNotFoundError(
+            f"{root} has no slides: none of {', '.join(f'{technology}/coord' for technology in TECHNOLOGIES)} has a "
+            f"file *{COORD}. Give a local copy of STimage-1K4M."
         )
-        raise FileNotFoundError(msg)
     return found
 
 
@@ -149,12 +147,10 @@ def _read_slide(folder: Path, name: str, mpp: float | None, image: bool, facts: 
     require_unique(counts, matrix.rows, "spot")
     rows = matrix.rows.get_indexer(places.index)
     if not (rows >= 0).any():
-        msg = (
+        raise ValueError(
             f"{counts} and {coord} have no spot in common: they are named like {matrix.rows[0]!r} and "
-            f"{places.index[0]!r}. "
-            "Are both files of one slide?"
+            f"{places.index[0]!r}. Are both files of one slide?"
         )
-        raise ValueError(msg)
     if (rows < 0).any() or len(matrix.rows) > (rows >= 0).sum():
         n, m = int((rows < 0).sum()), len(matrix.rows) - int((rows >= 0).sum())
         logger.warning("%d spots of %s and %d of %s are in one of both alone; they are left out.", n, coord, m, counts)
@@ -176,8 +172,7 @@ def _vague(value: Any) -> bool:
 
 def _require(file: Path, hint: str = "") -> Path:
     if not file.is_file():
-        msg = f"There is no file {file}. Download it{hint}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no file {file}. Download it{hint}.")
     return file
 
 
@@ -189,8 +184,9 @@ def _read_coord(path: Path) -> pd.DataFrame:
     frame.index = frame.index.astype(str)
     require_unique(path, frame.index, "spot")
     if not (frame["r"] > 0).all():
-        msg = f"{path}: column 'r' should hold the radius of the spots in pixels, but has {frame['r'].min():g}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path}: column 'r' should hold the radius of the spots in pixels, but has {frame['r'].min():g}."
+        )
     return frame
 
 
@@ -202,7 +198,7 @@ def _scale(
     if technology not in SIZES_UM:
         nobody = (
             f"{path}: bins of Visium HD may be of 2, 8 or 16 µm, and no column says so. Give the µm per pixel with "
-            f"mpp=."
+            "mpp=."
         )
         size = scale.agreed_mpp(str(path), {}, mpp, nobody)
         side = 2 * float(places["r"].median()) if pitch is None else pitch

@@ -106,8 +106,7 @@ def tile_folder(
 
     root = Path(path).absolute()
     if broken not in {"error", "leave out"}:
-        msg = f"broken is {broken!r}; it is 'error' or 'leave out'."
-        raise ValueError(msg)
+        raise ValueError(f"broken is {broken!r}; it is 'error' or 'leave out'.")
     files, n_others = _images(root)
     if isinstance(labels, str) and labels == "folder":
         facts = by_folder(root, files, levels)
@@ -117,11 +116,8 @@ def tile_folder(
         facts = by_table(root, files, labels, columns)
     if labels is not None and len(facts.rows) < len(files):
         logger.warning(
-            "%s: %d of %d images are left out: %s does not list them.",
-            root,
-            len(files) - len(facts.rows),
-            len(files),
-            facts.source,
+            f"{root}: {len(files) - len(facts.rows)} of {len(files)} images are left out: {facts.source} does not list "
+            "them."
         )
     if patient is not None:
         _find_patients(facts, patient)
@@ -150,8 +146,7 @@ def tile_folder(
 def _images(root: Path) -> tuple[list[str], int]:
     """Paths of the images in a folder, sorted, and the number of other files."""
     if not root.is_dir():
-        msg = f"There is no folder {root}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no folder {root}.")
     found, n_others = [], 0
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in IGNORED]
@@ -163,8 +158,7 @@ def _images(root: Path) -> tuple[list[str], int]:
             else:
                 n_others += 1
     if not found:
-        msg = f"{root} has no images ({', '.join(sorted(SUFFIXES))}), but {n_others} other files."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{root} has no images ({', '.join(sorted(SUFFIXES))}), but {n_others} other files.")
     return sorted(found), n_others
 
 
@@ -172,16 +166,13 @@ def _find_patients(facts: Facts, pattern: str) -> None:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        msg = f"patient={pattern!r} is no regular expression: {error}."
-        raise ValueError(msg) from None
+        raise ValueError(f"patient={pattern!r} is no regular expression: {error}.") from None
     if not expression.groups:
-        msg = f"patient={pattern!r} has no group: put what names the patient in parentheses."
-        raise ValueError(msg)
+        raise ValueError(f"patient={pattern!r} has no group: put what names the patient in parentheses.")
     for file, row in facts.rows.items():
         match = expression.search(file)
         if match is None or not match[1]:
-            msg = f"patient={pattern!r} finds no patient in the path {file!r}."
-            raise ValueError(msg)
+            raise ValueError(f"patient={pattern!r} finds no patient in the path {file!r}.")
         row["patient"] = match[1]
 
 
@@ -189,23 +180,19 @@ def _scales(facts: Facts, mpp: float | None) -> dict[str, float]:
     """µm per pixel of each image."""
     scales = {}
     if mpp is not None and not (np.isfinite(mpp) and mpp > 0):
-        msg = f"mpp is {mpp!r}; the µm per pixel are a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"mpp is {mpp!r}; the µm per pixel are a positive number.")
     for file, row in facts.rows.items():
         stated = row.get("mpp", mpp)
         if stated is None:
-            msg = (
-                f"The µm per pixel of {file!r} is not known: give it for all images with mpp=, or in a column "
-                f"'mpp' of a table with "
-                "labels=. It is stated where the tiles come from: 0.25 is about 40x, 0.5 about 20x."
+            raise ValueError(
+                f"The µm per pixel of {file!r} is not known: give it for all images with mpp=, or in a column 'mpp' of "
+                "a table with labels=. It is stated where the tiles come from: 0.25 is about 40x, 0.5 about 20x."
             )
-            raise ValueError(msg)
         if mpp is not None and abs(stated / mpp - 1) > SAME_MPP:
-            msg = (
+            raise ValueError(
                 f"{facts.source} states {stated:.4g} µm/px for {file!r} in its column 'mpp', but mpp={mpp:.4g}. Leave "
-                f"out the wrong one."
+                "out the wrong one."
             )
-            raise ValueError(msg)
         scales[file] = float(stated)
     return scales
 
@@ -222,11 +209,10 @@ def _sizes(root: Path, files: list[str], broken: str) -> dict[str, tuple[int, in
             f"{wrong[first]}"
         )
         if broken == "error" or len(wrong) == len(files):
-            msg = (
+            raise ValueError(
                 f"{told} Mend or remove "
                 f"them{', or pass broken=' + repr('leave out') if len(wrong) < len(files) else ''}."
             )
-            raise ValueError(msg)
         logger.warning("%s They are left out.", told)
     return {file: header for file, header in zip(files, headers, strict=True) if not isinstance(header, str)}
 
@@ -240,7 +226,7 @@ def _header(path: Path) -> tuple[int, int] | str:
     if n_channels != 3 or dtype != np.uint8:
         return (
             f"{path} has {n_channels} channel{'s' if n_channels > 1 else ''} of {dtype}; three colours of 8 bits are "
-            f"needed."
+            "needed."
         )
     return height, width
 
@@ -260,8 +246,6 @@ def _say(root: Path, obs: pd.DataFrame, n_others: int) -> None:
     if len(twice):
         same = obs["file"][names == twice.iloc[0]].tolist()
         logger.warning(
-            "%d names of images are in several folders, such as %s: are they the same image? That leaks from "
-            "training to test.",
-            twice.nunique(),
-            _few(same),
+            f"{twice.nunique()} names of images are in several folders, such as {_few(same)}: are they the same image? "
+            "That leaks from training to test."
         )

@@ -52,12 +52,10 @@ def by_folder(root: Path, files: list[str], levels: Sequence[str | None] | None)
     depths = {len(parts): file for file, parts in folders.items()}
     if len(depths) > 1:
         shallow, deep = depths[min(depths)], depths[max(depths)]
-        msg = (
-            f"{root}: images lie at several depths, such as {shallow!r} and {deep!r}: their folders cannot be "
-            f"labels. Give a table "
-            "with labels=, or labels=None."
+        raise ValueError(
+            f"{root}: images lie at several depths, such as {shallow!r} and {deep!r}: their folders cannot be labels. "
+            "Give a table with labels=, or labels=None."
         )
-        raise ValueError(msg)
     meanings, n_around = _meanings(root, files[0], list(folders.values()), levels)
     rows = {
         file: {name: part for name, part in zip(meanings, parts[n_around:], strict=True) if name}
@@ -74,29 +72,24 @@ def _meanings(
     if levels is not None:
         named = [level for level in levels if level]
         if len(levels) != depth or len(set(named)) < len(named) or not set(named) <= set(MEANINGS):
-            msg = (
+            raise ValueError(
                 f"levels is {tuple(levels)!r}; it names each of the {depth} folders in {example!r}, as one of "
-                f"{', '.join(map(repr, MEANINGS))} "
-                "or None, and none twice."
+                f"{', '.join(map(repr, MEANINGS))} or None, and none twice."
             )
-            raise ValueError(msg)
         return list(levels), 0
     if depth == 0:
-        msg = (
+        raise ValueError(
             f"{root}: the images lie in no folders that could be labels, such as {example!r}. Give a table with "
-            f"labels=, or labels=None."
+            "labels=, or labels=None."
         )
-        raise ValueError(msg)
     names = [{parts[level] for parts in folders} for level in range(depth)]
     inner = ["split", "label"] if depth > 1 and {name.casefold() for name in names[-2]} <= SPLITS else ["label"]
     around = names[: depth - len(inner)]
     if any(len(there) > 1 for there in around):
-        msg = (
+        raise ValueError(
             f"{root}: what do the {depth} folders in {example!r} mean? Name them with levels=, such as "
-            f"levels=('patient', 'label'), or give a "
-            "table with labels=."
+            "levels=('patient', 'label'), or give a table with labels=."
         )
-        raise ValueError(msg)
     return list(inner), len(around)
 
 
@@ -124,27 +117,23 @@ def _read_table(table: Any) -> tuple[pd.DataFrame, str]:
     if isinstance(table, pd.DataFrame):
         source, frame = "the table labels=", table.reset_index() if table.index.name is not None else table
     elif not isinstance(table, str | Path):
-        msg = f"labels= is 'folder', None, a file or a DataFrame, not {type(table).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"labels= is 'folder', None, a file or a DataFrame, not {type(table).__name__}.")
     else:
         path, source = Path(table), str(table)
         if not path.is_file():
-            msg = f"There is no table of labels {path}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"There is no table of labels {path}.")
         if path.suffix.lower() == ".json":
             with checks.reading(path):
                 records = json.loads(path.read_text(encoding="utf-8-sig"))
             if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-                msg = f"{path} should be a list of objects, one for each image."
-                raise ValueError(msg)
+                raise ValueError(f"{path} should be a list of objects, one for each image.")
             frame = pd.DataFrame.from_records(records)
         else:
             with path.open(encoding="utf-8-sig", errors="replace") as file:
                 separator = max(",;\t", key=file.readline().count)
             frame = checks.read_csv(path, [], dtype=str, sep=separator, encoding="utf-8-sig")
     if frame.empty:
-        msg = f"{source} has no rows."
-        raise ValueError(msg)
+        raise ValueError(f"{source} has no rows.")
     return frame, source
 
 
@@ -154,24 +143,20 @@ def _columns(frame: pd.DataFrame, source: str, columns: Mapping[str, str] | None
     given = dict(columns or {})
     unknown = sorted(set(given) - set(SPELLINGS))
     if unknown:
-        msg = f"columns= names {unknown[0]!r}; it takes {', '.join(map(repr, SPELLINGS))}."
-        raise ValueError(msg)
+        raise ValueError(f"columns= names {unknown[0]!r}; it takes {', '.join(map(repr, SPELLINGS))}.")
     plain = {"_".join(column.casefold().replace("-", " ").replace("_", " ").split()): column for column in there}
     found = {}
     for name, spellings in SPELLINGS.items():
         column = given.get(name) or next((plain[spelling] for spelling in spellings if spelling in plain), None)
         if column is not None and column not in there:
-            msg = f"{source} has no column {column!r}, which columns= names; its columns are {there[:12]}."
-            raise KeyError(msg)
+            raise KeyError(f"{source} has no column {column!r}, which columns= names; its columns are {there[:12]}.")
         if column is not None:
             found[name] = column
         elif name in {"file", "label"}:
-            msg = (
+            raise KeyError(
                 f"{source} has no column {name!r} (nor {', '.join(map(repr, spellings[1:4]))}); its columns are "
-                f"{there[:12]}. Say which one "
-                f"it is with columns={{{name!r}: ...}}."
+                f"{there[:12]}. Say which one it is with columns={{{name!r}: ...}}."
             )
-            raise KeyError(msg)
     return found
 
 
@@ -183,10 +168,9 @@ def _require_mpp(values: pd.Series, source: str, column: str) -> None:
     wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
     if len(wrong):
         row = int(np.flatnonzero(stated)[wrong[0]])
-        msg = (
+        raise ValueError(
             f"{source}: column {column!r} should hold positive numbers, but has {str(values.iloc[row])!r} in row {row}."
         )
-        raise ValueError(msg)
 
 
 def _paths(root: Path, files: list[str], named: pd.Series, source: str, column: str) -> list[str]:
@@ -202,30 +186,26 @@ def _paths(root: Path, files: list[str], named: pd.Series, source: str, column: 
     for row, value in enumerate(named):
         candidates = _candidates(str(value), set(files), known)
         if len(candidates) > 1:
-            msg = (
+            raise ValueError(
                 f"{source}: {str(value)!r} in column {column!r}, row {row}, may be {candidates[0]!r} or "
-                f"{candidates[1]!r}: name images by "
-                f"their path in {root}."
+                f"{candidates[1]!r}: name images by their path in {root}."
             )
-            raise ValueError(msg)
         if not candidates:
             lost.append(value)
             continue
         path = candidates[0]
         if path in seen:
-            msg = (
+            raise ValueError(
                 f"{source} lists the image {path!r} more than once, in rows {seen[path]} and {row} (column {column!r})."
             )
-            raise ValueError(msg)
         seen[path] = row
         paths.append(path)
     if lost:
-        msg = (
+        raise ValueError(
             f"{source}: {len(lost)} of {len(named)} images in column {column!r} are not in {root}, such as "
-            f"{str(lost[0])!r}; files there are "
-            f"called like {files[0]!r}. Leave out those rows, or name another column with columns={{'file': ...}}."
+            f"{str(lost[0])!r}; files there are called like {files[0]!r}. Leave out those rows, or name another column "
+            f"with columns={{'file': ...}}."
         )
-        raise ValueError(msg)
     return paths
 
 
