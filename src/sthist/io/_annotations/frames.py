@@ -18,33 +18,18 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 
-MARGIN = 0.02
-"""Part of a box that something may reach beyond it and still look as if it lay in it."""
+MARGIN = 0.02  # part of a box that something may reach beyond it and still look as if it lay in it
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Units and place of coordinates.
+    """Units and place of coordinates."""
 
-    Attributes
-    ----------
-    unit
-        ``"px"`` of the image, or ``"um"``.
-    image
-        Key of the image; None for micrometres of no image in particular.
-    box
-        x0, y0, x1, y1 of what may be drawn on, in ``unit``; None where that is not known.
-    transformations
-        From there, by coordinate system.
-    to_um
-        (3, 3): from there to µm; None where the image has no scale.
-    """
-
-    unit: str
-    image: str | None
-    box: Box | None
-    transformations: dict[str, Any]
-    to_um: np.ndarray | None
+    unit: str  # "px" of the image, or "um"
+    image: str | None  # key of the image; None for micrometres of no image in particular
+    box: Box | None  # x0, y0, x1, y1 of what may be drawn on, in unit; None where that is not known
+    transformations: dict[str, Any]  # from there, by coordinate system
+    to_um: np.ndarray | None  # (3, 3): from there to µm; None where the image has no scale
 
     @classmethod
     def of(cls, sdata: SpatialData, path: Path, image: str | None, unit: str) -> Frame:

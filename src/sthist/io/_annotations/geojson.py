@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
     from shapely.geometry.base import BaseGeometry
 
-KINDS = ("annotation", "detection", "cell", "tile", "tmaCore")
-"""What QuPath calls ``objectType``."""
-
+KINDS = ("annotation", "detection", "cell", "tile", "tmaCore")  # what QuPath calls objectType
+# As versions before 0.3 wrote it, some of them as the feature's id.
 OLD_KINDS = {
     "PathAnnotationObject": "annotation",
     "PathDetectionObject": "detection",
@@ -31,8 +30,6 @@ OLD_KINDS = {
     "tma_core": "tmaCore",
     "PathRootObject": "root",
 }
-"""As versions before 0.3 wrote it, some of them as the feature's ``id``."""
-
 GEOMETRIES = {
     "Point",
     "MultiPoint",
@@ -46,32 +43,16 @@ GEOMETRIES = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """One object that somebody drew or detected.
+    """One object that somebody drew or detected."""
 
-    Attributes
-    ----------
-    geometry
-        In the units of the file; empty where it has none.
-    label, name, id
-        Its class, its name and its identifier; None where it has none.
-    kind
-        One of ``KINDS``; None where the file knows no kinds.
-    nucleus
-        Of a cell, where it has one.
-    missing
-        Whether it is a core of a microarray that is not there.
-    numbers, texts
-        Measurements and metadata by name.
-    """
-
-    geometry: BaseGeometry
-    label: str | None = None
+    geometry: BaseGeometry  # in the units of the file; empty where it has none
+    label: str | None = None  # its class, its name and its identifier; None where it has none
     name: str | None = None
     id: str | None = None
-    kind: str | None = None
-    nucleus: BaseGeometry | None = None
-    missing: bool = False
-    numbers: dict[str, float] = field(default_factory=dict)
+    kind: str | None = None  # one of KINDS; None where the file knows no kinds
+    nucleus: BaseGeometry | None = None  # of a cell, where it has one
+    missing: bool = False  # whether it is a core of a microarray that is not there
+    numbers: dict[str, float] = field(default_factory=dict)  # measurements and metadata by name
     texts: dict[str, str] = field(default_factory=dict)
 
 

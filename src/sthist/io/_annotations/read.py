@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 GEOJSON = (".geojson", ".json", ".geojson.gz", ".json.gz", ".zip")
 SELECTIONS = (".csv", ".csv.gz")
+# Columns that measurements and metadata give way to.
 OWN = ("geometry", "name", "object_type", "id", "row", "column", "state", "radius")
-"""Columns that measurements and metadata give way to."""
 
 
 def read_annotations(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NAMES = re.compile(r"^[\"#\s]*selection names?\s*:\s*(.*?)[\",;\s]*$", re.IGNORECASE)
 AREAS = re.compile(r"^[\"#\s]*areas?\s*(?:\(.*?\))?\s*:\s*(.*?)[\",;\s]*$", re.IGNORECASE)
 UNCLASSIFIED = "unclassified"
+# Relative difference between an area that is stated and that of the outline, above which vertices may be lost.
 SAME_AREA = 0.05
-"""Relative difference between an area that is stated and that of the outline, above which vertices may be lost."""
 
 
 def read_selections(path: Path) -> list[Drawn]:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+# The last bytes of a whole picture: JPEG's end marker, PNG's last chunk.
 PICTURE_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
-"""The last bytes of a whole picture: JPEG's end marker, PNG's last chunk."""
-
 CHUNK_ROWS = 20_000
 
 

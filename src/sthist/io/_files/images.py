@@ -19,33 +19,18 @@ TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qpt
 CHUNK_PX = 512
 PICTURE_MODES = {"L", "RGB", "RGBA", "I;16"}
 ORIENTATION_TAG = 274
-COARSEST_PX = 1024
-"""Pyramids end where the longer side is at most this."""
+COARSEST_PX = 1024  # pyramids end where the longer side is at most this
 
 
 @dataclass(frozen=True)
 class LooseImage:
-    """An image that is no element yet.
+    """An image that is no element yet."""
 
-    Attributes
-    ----------
-    pixels
-        Array; axes as in ``dims``. A dask array where the file is read lazily.
-    dims
-        Of ``c``, ``z``, ``y``, ``x``.
-    mpp
-        µm/px by the source that states it.
-    channels
-        Names, where the file has them.
-    coarser
-        Further levels of the file's own pyramid.
-    """
-
-    pixels: Any
-    dims: tuple[str, ...]
-    mpp: dict[str, float]
-    channels: list[str] | None = None
-    coarser: tuple[Any, ...] = ()
+    pixels: Any  # array; axes as in dims. A dask array where the file is read lazily.
+    dims: tuple[str, ...]  # of c, z, y, x
+    mpp: dict[str, float]  # µm/px by the source that states it
+    channels: list[str] | None = None  # names, where the file has them
+    coarser: tuple[Any, ...] = ()  # further levels of the file's own pyramid
 
 
 def read_image(source: Any, name: str) -> LooseImage:
@@ -96,8 +81,7 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
 
 
 _guards = threading.Lock()
-_lifted: list[Any] = []
-"""Pillow's limit, once for each that is lifting it."""
+_lifted: list[Any] = []  # Pillow's limit, once for each that is lifting it
 
 
 @contextmanager

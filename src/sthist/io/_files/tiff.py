@@ -15,18 +15,15 @@ from sthist.io._files.tiff_metadata import main_series, ome_scale_and_channels, 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# tifffile's letters: channels, samples (colours), unknown and image sequences are all channels here.
 TIFF_AXES = {"C": "c", "S": "c", "Q": "c", "I": "c", "Z": "z", "Y": "y", "X": "x"}
-"""tifffile's letters: channels, samples (colours), unknown and image sequences are all channels here."""
-
-MAX_CHUNK_BYTES = 256 * 2**20
-"""A page that is one larger block can only be read whole."""
-
+MAX_CHUNK_BYTES = 256 * 2**20  # a page that is one larger block can only be read whole
 CHUNK_PX = 512
 
 UPRIGHT = 1
 ORIENTATIONS = range(1, 9)
+# TIFF's ExtraSamples that are transparency, and whether the colours are multiplied by it already.
 ALPHA = {1: True, 2: False}
-"""TIFF's ExtraSamples that are transparency, and whether the colours are multiplied by it already."""
 
 
 class TiffLevel:

@@ -13,8 +13,7 @@ from sthist._settings import logger
 if TYPE_CHECKING:
     from pathlib import Path
 
-LARGE_PX = 1000
-"""Images of a file whose sides are longer are worth a word when another one is taken."""
+LARGE_PX = 1000  # images of a file whose sides are longer are worth a word when another one is taken
 
 
 def main_series(file: Any) -> int:
@@ -31,6 +30,7 @@ def main_series(file: Any) -> int:
     return best
 
 
+# µm by the names of units in OME and in ImageJ.
 UNIT_UM = {
     "m": 1e6,
     "cm": 1e4,
@@ -47,13 +47,9 @@ UNIT_UM = {
     "in": 25400.0,
     "inch": 25400.0,
 }
-"""µm by the names of units in OME and in ImageJ."""
-
-RESOLUTION_UNIT_UM = {2: 25400.0, 3: 10000.0}
-"""TIFF's ResolutionUnit: inch, centimetre."""
-
+RESOLUTION_UNIT_UM = {2: 25400.0, 3: 10000.0}  # TIFF's ResolutionUnit: inch, centimetre
+# Resolution tags outside of this are a printer's (72 dpi is 353 µm/px), not a microscope's.
 PLAUSIBLE_MPP = (0.05, 20.0)
-"""Resolution tags outside of this are a printer's (72 dpi is 353 µm/px), not a microscope's."""
 
 
 def ome_mpp(path: Path) -> dict[str, float]:

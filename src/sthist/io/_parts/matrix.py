@@ -22,30 +22,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+# A table of all genes would fill the memory as numbers of 8 bytes; it is read in parts of this many.
 VALUES_PER_PART = 20_000_000
-"""A table of all genes would fill the memory as numbers of 8 bytes; it is read in parts of this many."""
-
+# Of a spot of a legacy array in its name: 10x13, also behind the name of the section.
 POSITION = re.compile(r"(?:^|[_-])(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$")
-"""Of a spot of a legacy array in its name: ``10x13``, also behind the name of the section."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Numbers with named rows and columns.
+    """Numbers with named rows and columns."""
 
-    Attributes
-    ----------
-    path
-        The file.
-    values
-        csr matrix.
-    rows, columns
-        Names, as many as it has.
-    """
-
-    path: Path
-    values: Any
-    rows: pd.Index
+    path: Path  # the file
+    values: Any  # csr matrix
+    rows: pd.Index  # names, as many as it has
     columns: pd.Index
 
     @property

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-CELL_RADIUS_UM = 5.0
-"""Of a cell that has neither outline nor area."""
+CELL_RADIUS_UM = 5.0  # of a cell that has neither outline nor area
 
 
 def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) -> None:

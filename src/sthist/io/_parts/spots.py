@@ -24,41 +24,25 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-MAX_OUTSIDE = 0.05
-"""Share of spots that may lie outside of the image."""
-
+MAX_OUTSIDE = 0.05  # share of spots that may lie outside of the image
+# Diameter of the spots and distance between neighbours, by technology.
 SPOTS_UM = {"Visium": (55.0, 100.0), "Spatial Transcriptomics": (100.0, 200.0)}
-"""Diameter of the spots and distance between neighbours, by technology."""
-
+# Of the distance between spots of a legacy array: their median may lie this far from where they should be.
 OFF_LATTICE = 0.125
-"""Of the distance between spots of a legacy array: their median may lie this far from where they should be."""
-
 NEIGHBOURS = 6
-SAME_STEP = 1.25
-"""Neighbours are those within this many steps to the nearest; the diagonal of a square is 1.41."""
-
+SAME_STEP = 1.25  # neighbours are those within this many steps to the nearest; the diagonal of a square is 1.41
+# Of the distances to the nearest neighbour, third quartile by first: spots on a lattice have one distance.
 MAX_SPREAD = 1.2
-"""Of the distances to the nearest neighbour, third quartile by first: spots on a lattice have one distance."""
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """An affine from positions on an array, in µm, to pixels.
+    """An affine from positions on an array, in µm, to pixels."""
 
-    Attributes
-    ----------
-    mpp_x, mpp_y
-        µm per pixel along the first and the second axis of the array.
-    mpp
-        That keeps areas.
-    off_um
-        Median distance of the spots from where the affine puts them.
-    """
-
-    mpp_x: float
+    mpp_x: float  # µm per pixel along the first and the second axis of the array
     mpp_y: float
-    mpp: float
-    off_um: float
+    mpp: float  # that keeps areas
+    off_um: float  # median distance of the spots from where the affine puts them
 
     @property
     def anisotropy(self) -> float:

@@ -16,28 +16,19 @@ if TYPE_CHECKING:
 
 LOCAL = ["CenterX_local_px", "CenterY_local_px"]
 GLOBAL = ["CenterX_global_px", "CenterY_global_px"]
+# Cell centres are rounded to pixels: a linear part that is so close to a turn by 90 degrees or a mirror is one.
 SNAP = 0.01
-"""Cell centres are rounded to pixels: a linear part that is so close to a turn by 90 degrees or a mirror is one."""
-
 AGREE_PX = 2.0
+# µm/px by height and width of a field of view: of the first instruments, and of those that are sold.
 FRAME_MPP = {(3648, 5472): 0.18, (4256, 4256): 0.12028}
-"""µm/px by height and width of a field of view: of the first instruments, and of those that are sold."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Matrices from pixels of a field of view, as the tables count them, to global pixels.
+    """Matrices from pixels of a field of view, as the tables count them, to global pixels."""
 
-    Attributes
-    ----------
-    linear
-        (2, 2), shared by all fields.
-    offset
-        By number of the field.
-    """
-
-    linear: np.ndarray
-    offset: dict[int, np.ndarray]
+    linear: np.ndarray  # (2, 2), shared by all fields
+    offset: dict[int, np.ndarray]  # by number of the field
 
     def matrix(self, fov: int) -> np.ndarray:
         """(3, 3): (x, y, 1) of a field to global pixels."""

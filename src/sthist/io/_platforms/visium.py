@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 VENDOR = "Visium"
 SPOT_DIAMETER_UM = SPOTS_UM["Visium"][0]
+# Of one step of array_col and of array_row: neighbours are 100 µm apart, centre to centre.
 LATTICE_UM = np.array([50.0, 50.0 * np.sqrt(3)])
-"""Of one step of array_col and of array_row: neighbours are 100 µm apart, centre to centre."""
-
 OFF_LATTICE_UM = 10.0
 ARRAY = ["array_col", "array_row"]
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]

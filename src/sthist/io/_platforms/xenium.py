@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 VERSION = "analysis_sw_version"
 ALIGNED = ("he_image", "if_image")
 STAINS = ("morphology_focus", "morphology_mip")
+# Columns that a file must have, and those of them that are numbers.
 COORDINATES = {
     "cells.parquet": (["cell_id", "x_centroid", "y_centroid"], ["x_centroid", "y_centroid"]),
     "transcripts.parquet": (["x_location", "y_location", "feature_name"], ["x_location", "y_location"]),
     "cell_boundaries.parquet": (["cell_id", "vertex_x", "vertex_y"], ["vertex_x", "vertex_y"]),
     "nucleus_boundaries.parquet": (["cell_id", "vertex_x", "vertex_y"], ["vertex_x", "vertex_y"]),
 }
-"""Columns that a file must have, and those of them that are numbers."""
-
 TABLE = ("cells_table", "cells_boundaries", "nucleus_boundaries")
+# Arguments of spatialdata_io.xenium that make it read a file; all are true by default.
 SWITCHES = {
     "cells.parquet": TABLE,
     "cell_feature_matrix.h5": TABLE,
@@ -37,7 +37,6 @@ SWITCHES = {
     "cell_boundaries.parquet": ("cells_boundaries",),
     "nucleus_boundaries.parquet": ("nucleus_boundaries",),
 }
-"""Arguments of :func:`spatialdata_io.xenium` that make it read a file; all are true by default."""
 
 
 def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any = None, **kwargs: Any) -> SpatialData:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TABLE: tuple[str, ...] = ("st/{id}.h5ad", "{id}.h5ad")
 IMAGE: tuple[str, ...] = ("wsis/{id}.tif", "{id}.tif")
 METADATA: tuple[str, ...] = ("metadata/{id}.json", "{id}.json")
+# Where a part of a sample lies: in the folders of HEST-1k, or beside its other files.
 PARTS: dict[str, tuple[str, ...]] = {
     "nuclei": tuple(
         f"{folder}{{id}}_cellvit_seg.{ending}"
@@ -45,9 +46,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "transcripts": ("transcripts/{id}_transcripts.parquet", "{id}_transcripts.parquet"),
 }
-"""Where a part of a sample lies: in the folders of HEST-1k, or beside its other files."""
-
 SAVED = "aligned_adata.h5ad"
+# In the folder of one sample, as the HEST library saves what it has put together.
 SAVED_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     TABLE: (SAVED,),
     IMAGE: ("aligned_fullres_HE.tif",),
@@ -58,11 +58,7 @@ SAVED_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     PARTS["nucleus_boundaries"]: ("he_nucleus_seg.parquet",),
     PARTS["transcripts"]: ("aligned_transcripts.parquet",),
 }
-"""In the folder of one sample, as the HEST library saves what it has put together."""
-
-POOLED = {"Xenium", "Visium HD"}
-"""Technologies whose molecules or bins HEST sums up in squares without gaps."""
-
+POOLED = {"Xenium", "Visium HD"}  # technologies whose molecules or bins HEST sums up in squares without gaps
 SPOT_FIELDS = ("spot_diameter", "inter_spot_dist")
 ESTIMATED, EMBEDDED = "pixel_size_um_estimated", "pixel_size_um_embedded"
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 GENE = "feature_name"
-PLACES = ["he_x", "he_y"]
-"""Columns of the transcripts in pixels of the H&E."""
-
+PLACES = ["he_x", "he_y"]  # columns of the transcripts in pixels of the H&E
 KEPT = ["cell_id", "overlaps_nucleus", "qv"]
 
 

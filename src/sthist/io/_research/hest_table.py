@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+# HEST's names of what has another name here.
 RENAMED = {
     "st_technology": "technology",
     "preservation_method": "preservation",
@@ -25,8 +26,6 @@ RENAMED = {
     "license": "licence",
     "dataset_title": "batch",
 }
-"""HEST's names of what has another name here."""
-
 FIRST = [
     "patient",
     "batch",
@@ -42,9 +41,8 @@ FIRST = [
     "mpp_embedded",
     "licence",
 ]
+# What is kept with a sample beside its name, patient and batch.
 FACTS = [name for name in FIRST if name not in {"patient", "batch", "mpp", "mpp_embedded"}] + ["subseries"]
-"""What is kept with a sample beside its name, patient and batch."""
-
 CSV = re.compile(r"HEST_v(\d+)_(\d+)_(\d+)\.csv$")
 
 

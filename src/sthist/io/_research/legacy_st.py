@@ -27,12 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
+# Columns that the ST spot detector writes, as her2st ships them; new_x, new_y and selected come with them.
 SELECTION = ["x", "y", "pixel_x", "pixel_y"]
-"""Columns that the ST spot detector writes, as her2st ships them; new_x, new_y and selected come with them."""
-
-NAMED = ["X", "Y"]
-"""Columns of pixels beside spots that are named like 10x13, as ST-Net ships them."""
-
+NAMED = ["X", "Y"]  # columns of pixels beside spots that are named like 10x13, as ST-Net ships them
 ENDINGS = re.compile(r"(_stdata)?\.(tsv|csv|txt)(\.gz)?$")
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 MEANINGS = ("label", "patient", "slide", "split")
 
+# Names of columns, in small letters and with _ for blanks.
 SPELLINGS = {
     "file": ("file", "filename", "file_name", "image", "image_name", "image_path", "path", "name", "patch", "tile"),
     "label": ("label", "class", "class_name", "category"),
@@ -27,23 +28,14 @@ SPELLINGS = {
     "split": ("split", "subset", "partition", "set"),
     "mpp": ("mpp", "um_per_px", "um_per_pixel", "microns_per_pixel"),
 }
-"""Names of columns, in small letters and with ``_`` for blanks."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of images.
+    """What is known of images."""
 
-    Attributes
-    ----------
-    rows
-        By path: label, patient, slide, split and mpp, those that are known.
-    source
-        Where it is from.
-    """
-
-    rows: dict[str, dict[str, Any]]
-    source: str
+    rows: dict[str, dict[str, Any]]  # by path: label, patient, slide, split and mpp, those that are known
+    source: str  # where it is from
 
 
 def by_folder(root: Path, files: list[str], levels: Sequence[str | None] | None) -> Facts:
