@@ -12,7 +12,8 @@ import pytest
 
 import sthist
 from sthist.datasets import _download
-from sthist.datasets._download import RemoteFile, Source, fetch, fetch_from_hub, unpack
+from sthist.datasets._download import RemoteFile, Source, fetch, fetch_from_hub
+from sthist.datasets._files import unpack
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 

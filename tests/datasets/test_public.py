@@ -26,7 +26,7 @@ SOURCES = [
     *_sources.COSMX.values(),
     _sources.HER2ST,
     _sources.STNET,
-    *(source for _, source in _sources.HUB.values()),
+    *_sources.HUB.values(),
     *_sources.REFERENCES.values(),
     *(source for source, _ in _sources.WALLED.values()),
 ]

@@ -18,7 +18,7 @@ from spatialdata.transformations import Affine, Identity
 
 import sthist
 from sthist._tables.labels import column_names
-from sthist.datasets._toy import CELL_TYPES
+from sthist.datasets._toy.section import CELL_TYPES
 
 SIZE = 64
 

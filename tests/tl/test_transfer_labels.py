@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale
 
 import sthist
-from sthist.datasets._toy import CELL_TYPES
+from sthist.datasets._toy.section import CELL_TYPES
 
 
 def true_regions(sdata):

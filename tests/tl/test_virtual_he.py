@@ -15,7 +15,7 @@ from spatialdata.models import Image2DModel, Image3DModel, PointsModel, ShapesMo
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
 
 import sthist
-from sthist.datasets._toy import HE_VECTORS
+from sthist.datasets._toy.section import HE_VECTORS
 
 
 def pixels(sdata, key="virtual_he"):

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_public": ["cosmx_nsclc", "xenium_brain", "xenium_breast", "xenium_liver", "xenium_lung", "xenium_pancreas"],
         "_public_spots": ["bracs", "her2st", "hest", "single_cell_reference", "spider", "stimage", "stnet"],
         "_simulate": ["simulate_hrst"],
-        "_toy": ["toy"],
+        "_toy.section": ["toy"],
     },
 )

@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import re
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sthist._settings import logger, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ATTEMPTS = 3
 TIMEOUT_S = 60
 PIECE = 2**16
+HUB_PAGES = "https://huggingface.co/datasets/"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the network.
-
-    Attributes
-    ----------
-    url
-        Where it is.
-    n_bytes
-        Its size; 0 where it is not known beforehand.
-    sha256
-        Its checksum, where the source publishes one.
-    name
-        Under which it is kept; by default that of the URL.
-    """
+    """A file on the network."""
 
     url: str
-    n_bytes: int = 0
-    sha256: str | None = None
-    name: str = ""
+    n_bytes: int = 0  # where it is known beforehand
+    sha256: str | None = None  # where the source publishes it
+    name: str = ""  # under which it is kept; by default that of the URL
 
     @property
     def file_name(self) -> str:
@@ -48,25 +33,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Source:
-    """A public data set.
+    """A public data set."""
 
-    Attributes
-    ----------
-    name
-        Of its folder in the cache.
-    title
-        What it is.
-    licence
-        Under which it may be used.
-    homepage
-        Where its makers present it.
-    files
-        What is downloaded.
-    cite
-        The publication.
-    """
-
-    name: str
+    name: str  # of its folder in the cache
     title: str
     licence: str
     homepage: str
@@ -137,11 +106,11 @@ def _fetch_one(source: Source, file: RemoteFile) -> None:
     else:
         raise ConnectionError(_by_hand(source, [file], f"{file.url} cannot be had: {error}")) from error
     if file.sha256 is not None:
-        found = pooch.file_hash(str(partial), alg="sha256")
-        if found != file.sha256.lower():
+        digest = pooch.file_hash(str(partial), alg="sha256")
+        if digest != file.sha256.lower():
             partial.unlink()
             msg = (
-                f"{file.url} has another SHA-256 than it should: {found} in place of {file.sha256}. It was not "
+                f"{file.url} has another SHA-256 than it should: {digest} in place of {file.sha256}. It was not "
                 f"kept: the file has "
                 "changed, or was damaged on the way. Try again; if it stays so, do not trust it."
             )
@@ -164,7 +133,6 @@ def _transfer(file: RemoteFile, partial: Path) -> None:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
     with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if answer.status_code == 416:  # all of it is here already, or more than all
-            have = 0
             partial.unlink()
             msg = f"{file.url} has no more than the {have} bytes that are here"
             raise requests.ConnectionError(msg)
@@ -191,35 +159,6 @@ def _transfer(file: RemoteFile, partial: Path) -> None:
     tag_file.unlink(missing_ok=True)
 
 
-def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> Path:
-    """Unpack a zip archive, whole or not at all, unless that was done."""
-    if folder.exists():
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = [member for member in file.infolist() if wanted(member.filename)]
-            for member in members:
-                if not (partial / member.filename).resolve().is_relative_to(partial.resolve()):
-                    msg = (
-                        f"{archive} has a member that leads outside of its folder: {member.filename!r}. It was not "
-                        f"unpacked."
-                    )
-                    raise ValueError(msg)
-            needed, free = sum(member.file_size for member in members), shutil.disk_usage(archive.parent).free
-            if needed > free:
-                msg = f"Unpacking {archive} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
-                raise OSError(msg)
-            partial.mkdir(parents=True)
-            file.extractall(partial, members)
-    except zipfile.BadZipFile as error:
-        msg = f"{archive} is no whole zip archive: {error}. Delete it, and download it again."
-        raise ValueError(msg) from None
-    partial.rename(folder)
-    return folder
-
-
 def fetch_from_hub(repository: str, patterns: list[str], source: Source, **options: Any) -> Path:
     """Files of a data set on the Hugging Face hub; returns the folder that holds them."""
     from huggingface_hub import snapshot_download
@@ -232,7 +171,7 @@ def fetch_from_hub(repository: str, patterns: list[str], source: Source, **optio
     )
 
     logger.info("Downloading %s", source.describe())
-    page = f"https://huggingface.co/datasets/{repository}"
+    page = f"{HUB_PAGES}{repository}"
     try:
         folder = Path(
             snapshot_download(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from sthist._settings import logger
 from sthist.datasets import _sources
-from sthist.datasets._files import first, folder_with, unpack_tar, unpacked
+from sthist.datasets._files import first, folder_with, unpacked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from spatialdata import SpatialData
@@ -56,8 +57,14 @@ def xenium_breast(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     return _xenium("breast", path, kwargs)
 
 
-def xenium_lung(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
-    """Xenium section of human lung cancer: immuno-oncology panel and custom genes (10x Genomics, CC BY 4.0).
+def _section(tissue: str, what: str) -> Callable[..., SpatialData]:
+    """The function of a section whose H&E is not part of the download."""
+
+    def section(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
+        return _xenium(tissue, path, kwargs)
+
+    section.__name__ = section.__qualname__ = f"xenium_{tissue}"
+    section.__doc__ = f"""Xenium section of human {what} (10x Genomics, CC BY 4.0).
 
     A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
     is logged. Result and errors are those of :func:`xenium_breast`.
@@ -72,72 +79,15 @@ def xenium_lung(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.xenium_lung()  # doctest: +SKIP
+    >>> sdata = sthist.datasets.xenium_{tissue}("outs", he="he.ome.tif", he_alignment="he.csv")  # doctest: +SKIP
     """
-    return _xenium("lung", path, kwargs)
+    return section
 
 
-def xenium_pancreas(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
-    """Xenium section of human pancreatic ductal adenocarcinoma: immuno-oncology panel (10x Genomics, CC BY 4.0).
-
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
-    is logged. Result and errors are those of :func:`xenium_breast`.
-
-    Parameters
-    ----------
-    path
-        The output folder, if you have it.
-    kwargs
-        Passed on to :func:`sthist.io.xenium`.
-
-    Examples
-    --------
-    >>> import sthist
-    >>> sdata = sthist.datasets.xenium_pancreas("outs", he="he.ome.tif", he_alignment="he.csv")  # doctest: +SKIP
-    """
-    return _xenium("pancreas", path, kwargs)
-
-
-def xenium_brain(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
-    """Xenium section of human glioblastoma: immuno-oncology panel and custom genes (10x Genomics, CC BY 4.0).
-
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
-    is logged. Result and errors are those of :func:`xenium_breast`.
-
-    Parameters
-    ----------
-    path
-        The output folder, if you have it.
-    kwargs
-        Passed on to :func:`sthist.io.xenium`.
-
-    Examples
-    --------
-    >>> import sthist
-    >>> sdata = sthist.datasets.xenium_brain()  # doctest: +SKIP
-    """
-    return _xenium("brain", path, kwargs)
-
-
-def xenium_liver(path: str | Path | None = None, **kwargs: Any) -> SpatialData:
-    """Xenium section of human liver cancer: multi-tissue panel (10x Genomics, CC BY 4.0).
-
-    A training tissue of ST2HE. The H&E is read if you have put it, by hand, beside the download: what has to lie where
-    is logged. Result and errors are those of :func:`xenium_breast`.
-
-    Parameters
-    ----------
-    path
-        The output folder, if you have it.
-    kwargs
-        Passed on to :func:`sthist.io.xenium`.
-
-    Examples
-    --------
-    >>> import sthist
-    >>> sdata = sthist.datasets.xenium_liver()  # doctest: +SKIP
-    """
-    return _xenium("liver", path, kwargs)
+xenium_lung = _section("lung", "lung cancer: immuno-oncology panel and custom genes")
+xenium_pancreas = _section("pancreas", "pancreatic ductal adenocarcinoma: immuno-oncology panel")
+xenium_brain = _section("brain", "glioblastoma: immuno-oncology panel and custom genes")
+xenium_liver = _section("liver", "liver cancer: multi-tissue panel")
 
 
 def cosmx_nsclc(sample: str = "Lung5_Rep1", path: str | Path | None = None, **kwargs: Any) -> SpatialData:
@@ -176,7 +126,7 @@ def cosmx_nsclc(sample: str = "Lung5_Rep1", path: str | Path | None = None, **kw
         raise ValueError(msg)
     if path is not None:
         return io.cosmx(path, **kwargs)
-    files = unpacked(_sources.COSMX[sample], _is_of_cosmx, unpack_tar)
+    files = unpacked(_sources.COSMX[sample], _is_of_cosmx)
     return io.cosmx(folder_with(files, "*_exprMat_file.csv*"), **kwargs)
 
 

@@ -11,7 +11,17 @@ from sthist._imaging.nuclei import above_surroundings, contrast_of, iter_blocks,
 from sthist._imaging.tissue import clean, mask_of_he
 from sthist._sample import set_role
 from sthist._settings import settings
-from sthist.datasets._toy import AMBIENT_SHARE, CELL_TYPES, CONTROL_SHARE, CONTROLS, LOW_QV, expression_profiles
+from sthist.datasets._toy.section import (
+    CONTROLS,
+    count_table,
+    draw_free_genes,
+    draw_genes,
+    draw_owners,
+    draw_quality,
+    expression_profiles,
+    free_numbers,
+    mean_counts,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,39 +253,29 @@ def _molecules(
     import pandas as pd
 
     genes, profiles = expression_profiles(rng)
-    types = list(CELL_TYPES)
-    kinds = pd.Categorical(cells["cell_type"], categories=types).codes
     # Larger nuclei belong to larger cells, which hold more RNA.
     size = np.sqrt(cells["nucleus_area_um2"] / cells["nucleus_area_um2"].median()).to_numpy()
-    means = np.array([CELL_TYPES[name].counts for name in types])[kinds] * size * factor
-    counts = rng.poisson(means * rng.gamma(6.0, 1 / 6.0, len(cells)))
-    owner = np.repeat(np.arange(len(cells)), counts)
+    owner = draw_owners(mean_counts(cells["cell_type"]) * size * factor, rng)
     lengths = np.array([len(places) for places in owned])
     flat = np.concatenate(owned)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     pixel = flat[starts[owner] + (rng.uniform(size=len(owner)) * lengths[owner]).astype(np.int64)]
     place = (pixel[:, ::-1] + rng.uniform(size=pixel.shape)) * section.mpp + rng.normal(0, DRIFT_UM, pixel.shape)
-    gene = np.empty(len(owner), np.int64)
-    cumulative = np.cumsum(profiles, 1)
-    for kind in range(len(types)):
-        mine = kinds[owner] == kind
-        gene[mine] = np.searchsorted(cumulative[kind], rng.uniform(size=int(mine.sum())) * cumulative[kind, -1])
-    n_ambient, n_control = int(AMBIENT_SHARE * len(owner)), max(1, int(CONTROL_SHARE * len(owner)))
+    gene = draw_genes(cells["cell_type"], owner, profiles, rng)
     tissue = np.argwhere(section.mask)
-    free = tissue[rng.integers(0, len(tissue), n_ambient + n_control)][:, ::-1]
+    free = tissue[rng.integers(0, len(tissue), sum(free_numbers(len(owner))))][:, ::-1]
     free_place = (free + rng.uniform(size=free.shape)) * section.mpp * section._step
-    free_gene = np.r_[rng.integers(0, len(genes), n_ambient), len(genes) + rng.integers(0, len(CONTROLS), n_control)]
+    free_gene = draw_free_genes(len(owner), len(genes), rng)
     xy, n = np.r_[place, free_place], len(place) + len(free_place)
     cell_names = pd.Categorical.from_codes(
         np.r_[owner, np.full(len(free), len(cells))], categories=pd.Index([*cells.index.astype(str), "UNASSIGNED"])
     )
-    low = rng.uniform(size=n) < LOW_QV
     frame = pd.DataFrame(
         {
             "x_um": xy[:, 0],
             "y_um": xy[:, 1],
             "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=pd.Index([*genes, *CONTROLS])),
-            "qv": np.where(low, rng.uniform(3, 20, n), rng.uniform(20, 40, n)).astype(np.float32),
+            "qv": draw_quality(n, rng),
             "cell_id": cell_names,
         }
     )
@@ -286,24 +286,15 @@ def _molecules(
 def _assemble(
     rgb: np.ndarray, dapi: np.ndarray, mpp: float, cells: pd.DataFrame, molecules: pd.DataFrame, facts: dict[str, Any]
 ) -> SpatialData:
-    import anndata as ad
     import geopandas as gpd
     import pandas as pd
-    from scipy.sparse import csr_matrix
 
     from sthist.io import assemble
 
-    genes = [name for name in molecules.feature_name.cat.categories if name not in CONTROLS]
-    counted = molecules[
-        (molecules.qv >= 20) & (molecules.cell_id != "UNASSIGNED") & ~molecules.feature_name.isin(CONTROLS)
-    ]
-    rows = counted.cell_id.cat.codes.to_numpy()
-    columns = pd.Categorical(counted.feature_name, categories=genes).codes
     names = cells.index.astype(str)
-    counts = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(cells), len(genes)))
     obs = cells.drop(columns=["x", "y"]).set_index(names)
     obs["cell_type"] = obs["cell_type"].astype("category")
-    table = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes))
+    table = count_table(molecules, obs)
     radius = np.sqrt(cells["nucleus_area_um2"].to_numpy() / np.pi) + 2.0
     outlines = gpd.GeoDataFrame(
         {"radius": radius}, geometry=gpd.points_from_xy(cells["x"], cells["y"]), index=pd.Index(names, name="cell_id")

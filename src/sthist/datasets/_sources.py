@@ -6,7 +6,7 @@ said at each.
 
 from __future__ import annotations
 
-from sthist.datasets._download import RemoteFile, Source
+from sthist.datasets._download import HUB_PAGES, RemoteFile, Source
 
 CC_BY = "CC BY 4.0"
 TENX = "https://cf.10xgenomics.com/samples/xenium"
@@ -16,69 +16,49 @@ JANESICK = "Janesick et al., Nature Communications 2023, doi 10.1038/s41467-023-
 KUMAR = "Kumar et al., Nature 2023, doi 10.1038/s41586-023-06252-9"
 MADISSOON = "Madissoon et al., Nature Genetics 2022, doi 10.1038/s41588-022-01243-4"
 
+
+def _tenx(tissue: str, title: str, page: str, *urls: str, cite: str = "10x Genomics") -> Source:
+    return Source(f"xenium_{tissue}", f"Xenium FFPE human {title}", CC_BY, page, tuple(map(RemoteFile, urls)), cite)
+
+
 # Breast: output and H&E in the datasets module of InSituPy, these and the alignment in several public download scripts.
 _BREAST = f"{TENX}/1.0.1/Xenium_FFPE_Human_Breast_Cancer_Rep1/Xenium_FFPE_Human_Breast_Cancer_Rep1"
 
 XENIUM: dict[str, Source] = {
-    "breast": Source(
-        "xenium_breast",
-        "Xenium FFPE human breast cancer, replicate 1",
-        CC_BY,
+    "breast": _tenx(
+        "breast",
+        "breast cancer, replicate 1",
         "https://www.10xgenomics.com/products/xenium-in-situ/preview-dataset-human-breast",
-        (
-            RemoteFile(f"{_BREAST}_outs.zip"),
-            RemoteFile(f"{_BREAST}_he_image.ome.tif"),
-            RemoteFile(f"{_BREAST}_he_imagealignment.csv"),
-        ),
-        JANESICK,
+        *(f"{_BREAST}_{end}" for end in ("outs.zip", "he_image.ome.tif", "he_imagealignment.csv")),
+        cite=JANESICK,
     ),
     # Lung: ImperialCollegeLondon/ReCoDe-spatial-transcriptomics, README.
-    "lung": Source(
-        "xenium_lung",
-        "Xenium FFPE human lung cancer, immuno-oncology panel and custom genes",
-        CC_BY,
+    "lung": _tenx(
+        "lung",
+        "lung cancer, immuno-oncology panel and custom genes",
         f"{TENX_PAGES}/ffpe-human-lung-cancer-data-with-human-immuno-oncology-profiling-panel-and-custom-add-on-1-standard",
-        (
-            RemoteFile(
-                f"{TENX}/2.0.0/Xenium_V1_Human_Lung_Cancer_Addon_FFPE/Xenium_V1_Human_Lung_Cancer_Addon_FFPE_outs.zip"
-            ),
-        ),
-        "10x Genomics",
+        f"{TENX}/2.0.0/Xenium_V1_Human_Lung_Cancer_Addon_FFPE/Xenium_V1_Human_Lung_Cancer_Addon_FFPE_outs.zip",
     ),
     # Pancreas: the download script of SpatialFormer. The page of the set itself is not established; this is their list.
-    "pancreas": Source(
-        "xenium_pancreas",
-        "Xenium FFPE human pancreatic ductal adenocarcinoma, immuno-oncology panel",
-        CC_BY,
+    "pancreas": _tenx(
+        "pancreas",
+        "pancreatic ductal adenocarcinoma, immuno-oncology panel",
         TENX_PAGES,
-        (
-            RemoteFile(
-                f"{TENX}/2.0.0/Xenium_V1_Human_Ductal_Adenocarcinoma_FFPE/Xenium_V1_Human_Ductal_Adenocarcinoma_FFPE_outs.zip"
-            ),
-        ),
-        "10x Genomics",
+        f"{TENX}/2.0.0/Xenium_V1_Human_Ductal_Adenocarcinoma_FFPE/Xenium_V1_Human_Ductal_Adenocarcinoma_FFPE_outs.zip",
     ),
     # Brain: the datasets module of InSituPy.
-    "brain": Source(
-        "xenium_brain",
-        "Xenium FFPE human glioblastoma, immuno-oncology panel and custom genes",
-        CC_BY,
+    "brain": _tenx(
+        "brain",
+        "glioblastoma, immuno-oncology panel and custom genes",
         f"{TENX_PAGES}/ffpe-human-brain-cancer-data-with-human-immuno-oncology-profiling-panel-and-custom-add-on-1-standard",
-        (RemoteFile(f"{TENX_S3}/2.0.0/Xenium_V1_Human_Brain_GBM_FFPE/Xenium_V1_Human_Brain_GBM_FFPE_outs.zip"),),
-        "10x Genomics",
+        f"{TENX_S3}/2.0.0/Xenium_V1_Human_Brain_GBM_FFPE/Xenium_V1_Human_Brain_GBM_FFPE_outs.zip",
     ),
     # Liver: public loaders of this section (a Viash component), and the download script of SpatialFormer.
-    "liver": Source(
-        "xenium_liver",
-        "Xenium FFPE human liver cancer, multi-tissue panel",
-        CC_BY,
+    "liver": _tenx(
+        "liver",
+        "liver cancer, multi-tissue panel",
         f"{TENX_PAGES}/human-liver-data-xenium-human-multi-tissue-and-cancer-panel-1-standard",
-        (
-            RemoteFile(
-                f"{TENX}/1.9.0/Xenium_V1_hLiver_cancer_section_FFPE/Xenium_V1_hLiver_cancer_section_FFPE_outs.zip"
-            ),
-        ),
-        "10x Genomics",
+        f"{TENX}/1.9.0/Xenium_V1_hLiver_cancer_section_FFPE/Xenium_V1_hLiver_cancer_section_FFPE_outs.zip",
     ),
 }
 
@@ -114,35 +94,24 @@ STNET = Source(
     "ST-Net, breast cancer, legacy Spatial Transcriptomics, 68 sections of 23 patients",
     CC_BY,
     "https://data.mendeley.com/datasets/29ntw7sh4r/5",
-    (
-        RemoteFile(
-            "https://data.mendeley.com/public-api/zip/29ntw7sh4r/download/5",
-            name="29ntw7sh4r-5.zip",
-        ),
-    ),
+    (RemoteFile("https://data.mendeley.com/public-api/zip/29ntw7sh4r/download/5", name="29ntw7sh4r-5.zip"),),
     "He et al., Nature Biomedical Engineering 2020, doi 10.1038/s41551-020-0578-x",
 )
 
-HUB: dict[str, tuple[str, Source]] = {
-    "hest": (
-        "MahmoodLab/hest",
-        Source(
-            "hest",
-            "HEST-1k",
-            "CC BY-NC-SA 4.0, and the licence of each sample; given on request",
-            "https://huggingface.co/datasets/MahmoodLab/hest",
-            cite="Jaume et al., NeurIPS 2024, arXiv 2406.16192",
-        ),
+HUB: dict[str, Source] = {
+    "hest": Source(
+        "hest",
+        "HEST-1k",
+        "CC BY-NC-SA 4.0, and the licence of each sample; given on request",
+        f"{HUB_PAGES}MahmoodLab/hest",
+        cite="Jaume et al., NeurIPS 2024, arXiv 2406.16192",
     ),
-    "stimage": (
-        "jiawennnn/STimage-1K4M",
-        Source(
-            "stimage",
-            "STimage-1K4M",
-            "MIT for its code; for the data see its card, and the licence of each study",
-            "https://huggingface.co/datasets/jiawennnn/STimage-1K4M",
-            cite="Chen et al., NeurIPS 2024",
-        ),
+    "stimage": Source(
+        "stimage",
+        "STimage-1K4M",
+        "MIT for its code; for the data see its card, and the licence of each study",
+        f"{HUB_PAGES}jiawennnn/STimage-1K4M",
+        cite="Chen et al., NeurIPS 2024",
     ),
 }
 

@@ -26,19 +26,7 @@ CYTOPLASM_EOSIN = {
 
 
 class Scene:
-    """The amounts of DNA and protein of the toy sample on a pixel grid, before any microscope.
-
-    Parameters
-    ----------
-    cells
-        One row per cell, as the toy sample makes them.
-    regions
-        Polygons of duct, immune, stroma and lumen.
-    n_px, mpp
-        Side in pixels, and µm per pixel.
-    rng
-        Source of texture and noise.
-    """
+    """The amounts of DNA and protein of the toy sample on a pixel grid, before any microscope."""
 
     def __init__(
         self, cells: pd.DataFrame, regions: dict[str, BaseGeometry], n_px: int, mpp: float, rng: np.random.Generator

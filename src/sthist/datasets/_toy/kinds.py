@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 SPOT_UM, PITCH_UM = 55.0, 100.0
-CORE_ROWS, CORE_COLUMNS = 3, 3
+CORES_A_SIDE = 3
 MISSING_CORE, BROKEN_CORE = (0, 2), (1, 0)
 
 
@@ -73,14 +73,8 @@ def to_visium(sdata: SpatialData, cell_types: list[str]) -> None:
         {"radius": SPOT_UM / 2}, geometry=gpd.points_from_xy(*centres.T), index=obs["instance_id"].to_numpy()
     )
     transformations = get_transformation(regions, get_all=True)
-    for kind, keys in (
-        ("tables", ["table"]),
-        ("points", ["transcripts"]),
-        ("shapes", ["cell_boundaries", "nucleus_boundaries"]),
-        ("images", ["morphology_focus"]),
-    ):
-        for key in keys:
-            del getattr(sdata, kind)[key]
+    for key in ("table", "transcripts", "cell_boundaries", "nucleus_boundaries", "morphology_focus"):
+        del sdata[key]
     sdata.shapes["spots"] = ShapesModel.parse(spots, transformations=transformations)
     sdata.tables["table"] = TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")
     sdata.attrs["sthist"]["roles"] = {"he": {"image": "he"}, "spots": {"table": "table", "shapes": "spots"}}
@@ -119,34 +113,36 @@ def cores(size: float) -> dict[tuple[int, int], BaseGeometry]:
     import shapely
     from shapely import affinity
 
-    step = size / max(CORE_ROWS, CORE_COLUMNS)
-    radius = 0.4 * step
-    discs: dict[tuple[int, int], BaseGeometry] = {}
-    for row in range(CORE_ROWS):
-        for column in range(CORE_COLUMNS):
-            disc = shapely.Point((column + 0.5) * step, (row + 0.5) * step).buffer(radius)
-            if (row, column) == MISSING_CORE:
-                continue
-            if (row, column) == BROKEN_CORE:
-                x0, y0, x1, y1 = disc.bounds
-                cut = x0 + 0.45 * (x1 - x0)
-                left = disc.intersection(shapely.box(x0, y0, cut, y1))
-                right = disc.intersection(shapely.box(cut, y0, x1, y1))
-                right = affinity.translate(affinity.rotate(right, 12), 0.06 * step, 0.05 * step)
-                disc = left.union(right.difference(left.buffer(0.03 * step)))
-            discs[row, column] = disc
+    discs = _places(size, 0.4)
+    step = size / CORES_A_SIDE
+    x0, y0, x1, y1 = discs[BROKEN_CORE].bounds
+    cut = x0 + 0.45 * (x1 - x0)
+    left, right = (discs[BROKEN_CORE].intersection(shapely.box(a, y0, b, y1)) for a, b in ((x0, cut), (cut, x1)))
+    right = affinity.translate(affinity.rotate(right, 12), 0.06 * step, 0.05 * step)
+    discs[BROKEN_CORE] = left.union(right.difference(left.buffer(0.03 * step)))
+    del discs[MISSING_CORE]
     return discs
+
+
+def _places(size: float, radius: float) -> dict[tuple[int, int], BaseGeometry]:
+    """Discs by (row, column), their radius relative to the distance between them."""
+    import shapely
+
+    step = size / CORES_A_SIDE
+    return {
+        (row, column): shapely.Point((column + 0.5) * step, (row + 0.5) * step).buffer(radius * step)
+        for row in range(CORES_A_SIDE)
+        for column in range(CORES_A_SIDE)
+    }
 
 
 def add_cores(sdata: SpatialData, size: float) -> None:
     """The true places of all cores, as shapes, with their state."""
     import geopandas as gpd
-    import shapely
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import get_transformation
 
-    step = size / max(CORE_ROWS, CORE_COLUMNS)
-    places = [(row, column) for row in range(CORE_ROWS) for column in range(CORE_COLUMNS)]
+    places = _places(size, 0.45)
     states = {MISSING_CORE: "missing", BROKEN_CORE: "broken"}
     frame = gpd.GeoDataFrame(
         {
@@ -154,9 +150,7 @@ def add_cores(sdata: SpatialData, size: float) -> None:
             "column": [column for _, column in places],
             "state": [states.get(place, "whole") for place in places],
         },
-        geometry=[
-            shapely.Point((column + 0.5) * step, (row + 0.5) * step).buffer(0.45 * step) for row, column in places
-        ],
+        geometry=list(places.values()),
         index=[f"{chr(65 + row)}{column + 1}" for row, column in places],
     )
     transformations = get_transformation(sdata["regions"], get_all=True)

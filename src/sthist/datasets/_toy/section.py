@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sthist import _sample, stains
-from sthist.datasets import _toy_kinds as kinds
-from sthist.datasets import _toy_render as render
+from sthist.datasets._toy import kinds, render
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
 
 @dataclass(frozen=True)
 class CellType:
-    """A cell type of the toy sample: where it lives, how its nucleus looks, how much RNA it has.
-
-    Attributes
-    ----------
-    region
-        Label of the region.
-    share
-        Of the cells of that region.
-    nucleus_um
-        Half axes of the nucleus.
-    counts
-        Mean number of transcripts of a cell.
-    """
+    """A cell type of the toy sample: its region and share of the cells there, its nucleus, its mean transcripts."""
 
     region: str
     share: float
-    nucleus_um: tuple[float, float]
+    nucleus_um: tuple[float, float]  # half axes
     counts: float
 
 
@@ -219,18 +208,8 @@ def _cells(regions: dict[str, BaseGeometry], size: float, rng: np.random.Generat
         # Stroma runs in waves; its nuclei lie along it.
         along = 0.5 * np.sin(centres[:, 0] / 180) + 0.4 * np.cos(centres[:, 1] / 140)
         angle = along + rng.normal(0, 0.25, len(centres)) if region == "stroma" else rng.uniform(0, np.pi, len(centres))
-        frames.append(
-            pd.DataFrame(
-                {
-                    "cell_type": kinds,
-                    "x": centres[:, 0],
-                    "y": centres[:, 1],
-                    "a": axes[:, 0],
-                    "b": axes[:, 1],
-                    "angle": angle,
-                }
-            )
-        )
+        frame = pd.DataFrame(np.c_[centres, axes, angle], columns=["x", "y", "a", "b", "angle"])
+        frames.append(frame.assign(cell_type=kinds))
     cells = pd.concat(frames, ignore_index=True)
     cells = cells[(cells.x > 0) & (cells.y > 0) & (cells.x < size) & (cells.y < size)].reset_index(drop=True)
     cells.index = pd.Index([f"cell_{i:06d}" for i in range(len(cells))], name="cell_id")
@@ -263,29 +242,75 @@ def expression_profiles(rng: np.random.Generator) -> tuple[list[str], np.ndarray
     return genes, profile / profile.sum(1, keepdims=True)
 
 
+def mean_counts(cell_types: Any) -> np.ndarray:
+    """Mean number of transcripts of cells of these types."""
+    return np.array([CELL_TYPES[name].counts for name in cell_types])
+
+
+def draw_owners(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The cell of each transcript: how many a cell has is drawn around its mean."""
+    return np.repeat(np.arange(len(means)), rng.poisson(means * rng.gamma(6.0, 1 / 6.0, len(means))))
+
+
+def draw_genes(cell_types: Any, owner: np.ndarray, profile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The gene of each transcript, from the profile of its cell's type."""
+    import pandas as pd
+
+    kinds = pd.Categorical(cell_types, categories=list(CELL_TYPES)).codes[owner]
+    cumulative = np.cumsum(profile, 1)
+    genes = np.empty(len(owner), np.int64)
+    for kind in range(len(CELL_TYPES)):
+        of_kind = kinds == kind
+        genes[of_kind] = np.searchsorted(cumulative[kind], rng.uniform(size=of_kind.sum()) * cumulative[kind, -1])
+    return genes
+
+
+def free_numbers(n: int) -> tuple[int, int]:
+    """How many molecules of genes and of controls lie outside of cells, for n in cells."""
+    return int(AMBIENT_SHARE * n), max(1, int(CONTROL_SHARE * n))
+
+
+def draw_free_genes(n: int, n_genes: int, rng: np.random.Generator) -> np.ndarray:
+    """Genes, and after them controls, of the molecules outside of cells, for n in cells."""
+    n_ambient, n_control = free_numbers(n)
+    return np.r_[rng.integers(0, n_genes, n_ambient), n_genes + rng.integers(0, len(CONTROLS), n_control)]
+
+
+def draw_quality(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Quality values of n transcripts, a share of which is low."""
+    return np.where(rng.uniform(size=n) < LOW_QV, rng.uniform(3, 20, n), rng.uniform(20, 40, n)).astype(np.float32)
+
+
+def count_table(transcripts: pd.DataFrame, obs: pd.DataFrame) -> AnnData:
+    """Good transcripts of genes, not of controls, counted by cell."""
+    import anndata as ad
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+
+    genes = [name for name in transcripts.feature_name.cat.categories if name not in CONTROLS]
+    counted = transcripts[
+        (transcripts.qv >= 20) & (transcripts.cell_id != "UNASSIGNED") & transcripts.feature_name.isin(genes)
+    ]
+    rows = pd.Categorical(counted.cell_id, categories=obs.index).codes
+    columns = pd.Categorical(counted.feature_name, categories=genes).codes
+    counts = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(obs), len(genes)))
+    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes))
+
+
 def _transcripts(cells: pd.DataFrame, size: float, rng: np.random.Generator) -> pd.DataFrame:
     """One row per molecule, in the columns of Xenium; x, y and z in µm."""
     import pandas as pd
 
     genes, profile = expression_profiles(rng)
-    kinds = pd.Categorical(cells.cell_type, categories=list(CELL_TYPES)).codes
-    means = np.array([kind.counts for kind in CELL_TYPES.values()])[kinds]
-    counts = rng.poisson(means * rng.gamma(6.0, 1 / 6.0, len(cells)))
-    owner = np.repeat(np.arange(len(cells)), counts)
-    cumulative = np.cumsum(profile, 1)
-    gene = np.empty(len(owner), np.int64)
-    for kind in range(len(CELL_TYPES)):
-        mine = kinds[owner] == kind
-        gene[mine] = np.searchsorted(cumulative[kind], rng.uniform(size=mine.sum()) * cumulative[kind, -1])
+    owner = draw_owners(mean_counts(cells.cell_type), rng)
+    gene = draw_genes(cells.cell_type, owner, profile, rng)
     radius, turn = np.sqrt(rng.uniform(size=len(owner))), rng.uniform(0, 2 * np.pi, len(owner))
     a, b, angle, cx, cy = (cells[name].to_numpy()[owner] for name in ("a", "b", "angle", "x", "y"))
     u, v = radius * np.cos(turn) * (a + CELL_MARGIN_UM), radius * np.sin(turn) * (b + CELL_MARGIN_UM)
     x, y = cx + u * np.cos(angle) - v * np.sin(angle), cy + u * np.sin(angle) + v * np.cos(angle)
     in_nucleus = (u / a) ** 2 + (v / b) ** 2 < 1
-    names = np.array(genes + CONTROLS)
-    n_ambient, n_control = int(AMBIENT_SHARE * len(x)), max(1, int(CONTROL_SHARE * len(x)))
-    n_free = n_ambient + n_control
-    free_gene = np.r_[rng.integers(0, len(genes), n_ambient), len(genes) + rng.integers(0, len(CONTROLS), n_control)]
+    free_gene = draw_free_genes(len(x), len(genes), rng)
+    n_free = len(free_gene)
     anchor = rng.integers(0, len(cells), n_free)  # molecules without a cell drift off cells
     n = len(x) + n_free
     frame = pd.DataFrame(
@@ -293,12 +318,10 @@ def _transcripts(cells: pd.DataFrame, size: float, rng: np.random.Generator) -> 
             "x": np.r_[x, cells.x.to_numpy()[anchor] + rng.normal(0, 12, n_free)],
             "y": np.r_[y, cells.y.to_numpy()[anchor] + rng.normal(0, 12, n_free)],
             "z": rng.uniform(10, 20, n).astype(np.float32),
-            "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=pd.Index(names)),
+            "feature_name": pd.Categorical.from_codes(np.r_[gene, free_gene], categories=pd.Index(genes + CONTROLS)),
             "cell_id": pd.Categorical(np.r_[cells.index.to_numpy()[owner], np.full(n_free, "UNASSIGNED")]),
             "overlaps_nucleus": np.r_[in_nucleus, np.zeros(n_free, bool)].astype(np.uint8),
-            "qv": np.where(rng.uniform(size=n) < LOW_QV, rng.uniform(3, 20, n), rng.uniform(20, 40, n)).astype(
-                np.float32
-            ),
+            "qv": draw_quality(n, rng),
         }
     )
     inside = frame.x.between(0, size, inclusive="left") & frame.y.between(0, size, inclusive="left")
@@ -322,46 +345,25 @@ def _assemble(
     regions: dict[str, BaseGeometry],
     mpp: float,
 ) -> SpatialData:
-    import anndata as ad
     import geopandas as gpd
     import pandas as pd
-    from scipy.sparse import csr_matrix
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
     from spatialdata.transformations import Affine, Identity, Scale
 
     to_px = np.diag([1 / mpp, 1 / mpp, 1.0])
+    affine = partial(Affine, input_axes=("x", "y"), output_axes=("x", "y"))
     from_um = {"um": Identity(), "global": Scale([1 / mpp, 1 / mpp], ("x", "y"))}
     factors = [2] * max(0, int(np.ceil(np.log2(dapi.shape[-1] / 1024)))) or None
     chunks = {"c": 3, "y": 512, "x": 512}
-    images = {
-        "morphology_focus": Image2DModel.parse(
-            dapi[None],
-            dims=("c", "y", "x"),
-            c_coords=["DAPI"],
-            scale_factors=factors,
-            chunks=chunks,
-            transformations={"um": Scale([mpp, mpp], ("x", "y")), "global": Identity()},
-        ),
-        "he": Image2DModel.parse(
+    placed = {
+        "morphology_focus": (dapi[None], ["DAPI"], {"um": Scale([mpp, mpp], ("x", "y")), "global": Identity()}),
+        "he": (
             he.transpose(2, 0, 1),
-            dims=("c", "y", "x"),
-            c_coords=["r", "g", "b"],
-            scale_factors=factors,
-            chunks=chunks,
-            transformations={
-                "um": Affine(he_to_um, ("x", "y"), ("x", "y")),
-                "global": Affine(to_px @ he_to_um, ("x", "y"), ("x", "y")),
-            },
+            ["r", "g", "b"],
+            {"um": affine(he_to_um), "global": affine(to_px @ he_to_um)},
         ),
     }
-    genes = [name for name in transcripts.feature_name.cat.categories if name not in CONTROLS]
-    counted = transcripts[
-        (transcripts.qv >= 20) & (transcripts.cell_id != "UNASSIGNED") & transcripts.feature_name.isin(genes)
-    ]
-    rows = pd.Categorical(counted.cell_id, categories=cells.index).codes
-    columns = pd.Categorical(counted.feature_name, categories=genes).codes
-    counts = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(cells), len(genes)))
     obs = pd.DataFrame(
         {
             "region": pd.Categorical(["cell_boundaries"] * len(cells)),
@@ -370,11 +372,22 @@ def _assemble(
         },
         index=cells.index.astype(str).rename(None),
     )
-    table = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), obsm={"spatial": cells[["x", "y"]].to_numpy()})
+    table = count_table(transcripts, obs)
+    table.obsm["spatial"] = cells[["x", "y"]].to_numpy()
     labels = [label for label in ("duct", "immune", "stroma") if not regions[label].is_empty]
     parts = [(label, part) for label in labels for part in getattr(regions[label], "geoms", [regions[label]])]
     sdata = SpatialData(
-        images=images,
+        images={
+            key: Image2DModel.parse(
+                pixels,
+                dims=("c", "y", "x"),
+                c_coords=channels,
+                scale_factors=factors,
+                chunks=chunks,
+                transformations=transformations,
+            )
+            for key, (pixels, channels, transformations) in placed.items()
+        },
         points={"transcripts": PointsModel.parse(transcripts, feature_key="feature_name", transformations=from_um)},
         shapes={
             name: ShapesModel.parse(frame, transformations=from_um)

@@ -1,0 +1,1 @@
+"""The toy section: its cells and molecules, what instruments see of it, and its other kinds."""
