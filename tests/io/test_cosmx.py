@@ -16,7 +16,7 @@ from spatialdata.transformations import get_transformation
 
 import sthist
 from sthist import _sample, scale
-from sthist.io._platforms.cosmx import cosmx
+from sthist.io import cosmx
 from sthist.io._platforms.cosmx_layout import find_layout, stated_mpp
 
 MPP = 0.12

@@ -14,7 +14,7 @@ from spatialdata.transformations import get_transformation
 
 import sthist
 from sthist import _sample, scale
-from sthist.io._platforms.merscope import merscope
+from sthist.io import merscope
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from spatialdata.transformations import get_transformation
 
 import sthist
 from sthist import scale
-from sthist.io._platforms.visium import finish, visium
-from sthist.io._platforms.visium_hd import visium_hd
+from sthist.io import visium, visium_hd
+from sthist.io._platforms.visium import finish
 
 
 @pytest.fixture

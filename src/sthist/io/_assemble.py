@@ -11,6 +11,7 @@ import numpy as np
 from sthist import _alignment, _sample, scale
 from sthist._settings import logger
 from sthist.io._files.images import LooseImage, image_element, read_image
+from sthist.io._parts.sample import CELL_RADIUS_UM, circles, link_table, record_nuclear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,13 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-UM_COLUMNS = (
-    ("x_um", "y_um"),
-    ("x_location", "y_location"),
-    ("x_centroid", "y_centroid"),
-)  # the latter two are Xenium's
+UM_COLUMNS = (("x_um", "y_um"), ("x_location", "y_location"), ("x_centroid", "y_centroid"))  # the latter two: Xenium's
 PX_COLUMNS = (("pixel_x", "pixel_y"), ("x_px", "y_px"), ("col", "row"))
-CELL_DIAMETER_UM = 10.0
 
 
 def assemble(
@@ -104,11 +100,8 @@ def assemble(
     from spatialdata.transformations import Affine
 
     images = dict(images or {})
-    for argument, mapping in (
-        ("matrices", matrices),
-        ("channels", channels),
-        ("mpp", mpp if isinstance(mpp, Mapping) else None),
-    ):
+    by_image = {"matrices": matrices, "channels": channels, "mpp": mpp if isinstance(mpp, Mapping) else None}
+    for argument, mapping in by_image.items():
         for name in mapping or {}:
             if name not in images:
                 raise KeyError(f"{argument}= names the image {name!r}; images= has {sorted(images)}.")
@@ -119,7 +112,7 @@ def assemble(
         to_um[name] = _to_um(name, loose, mpp, matrices)
         registered = {_sample.UM: Affine(to_um[name], ("x", "y"), ("x", "y"))}
         sdata.images[name] = image_element(loose, registered, channels=(channels or {}).get(name), name=name)
-        for stated, value in scale.trusted(loose.mpp, _given_mpp(name, mpp)).items():
+        for stated, value in scale.trusted(loose.mpp, _mpp_of(name, mpp)).items():
             scale.record_mpp(sdata, name, stated, value)
         scale.resolve_mpp(sdata, name)
     px_to_um = next(iter(to_um.values()), None)
@@ -133,16 +126,16 @@ def assemble(
     return sdata
 
 
-def _given_mpp(name: str, mpp: Any) -> float | None:
+def _mpp_of(name: str, mpp: Any) -> float | None:
     return mpp.get(name) if isinstance(mpp, Mapping) else mpp
 
 
 def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] | None) -> np.ndarray:
     if matrices is not None and name in matrices:
         return _alignment.read_matrix(matrices[name], f"matrices[{name!r}]")
-    given = _given_mpp(name, mpp)
+    mpp = _mpp_of(name, mpp)
     nobody = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
-    value = scale.agreed_mpp(f"image {name!r}", scale.trusted(loose.mpp, given), given, nobody)
+    value = scale.agreed_mpp(f"image {name!r}", scale.trusted(loose.mpp, mpp), mpp, nobody)
     return np.diag([value, value, 1.0])
 
 
@@ -153,14 +146,14 @@ def _add_points(
     from spatialdata.transformations import Identity
 
     frame = _frame(points, "points").reset_index(drop=True)
-    columns, found_unit = _find_xy(frame.columns, xy, unit, "points")
+    columns, unit = _find_xy(frame.columns, xy, unit, "points")
     gene = gene if gene is not None else next((name for name in ("gene", "feature_name") if name in frame), None)
     if gene is None or gene not in frame:
         raise KeyError(
             f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
             f"{list(frame.columns)}; name it with gene=."
         )
-    um = _in_um(frame[list(columns)].to_numpy(np.float64), found_unit, px_to_um, "points")
+    um = _in_um(frame[list(columns)].to_numpy(np.float64), unit, px_to_um, "points")
     rest = frame.drop(columns=[name for name in ("x", "y", *columns) if name in frame])
     rest = rest.assign(x=um[:, 0], y=um[:, 1])
     rest[gene] = rest[gene].astype("category")
@@ -177,8 +170,6 @@ def _add_table(
     spot_diameter_um: float | None,
     px_to_um: np.ndarray | None,
 ) -> None:
-    import geopandas as gpd
-    from spatialdata.models import ShapesModel, TableModel
     from spatialdata.transformations import Identity
 
     table = table.copy()
@@ -194,34 +185,25 @@ def _add_table(
             )
         outlines = outlines.loc[ids]
         _add_cells(sdata, outlines)
-        centroids = outlines.geometry.centroid
-        centres = np.c_[centroids.x, centroids.y]
+        centres = outlines.geometry.centroid.get_coordinates().to_numpy()
     else:
-        if (
-            xy is None
-            and "spatial" in table.obsm
-            and not any(set(pair) <= set(table.obs) for pair in UM_COLUMNS + PX_COLUMNS)
-        ):
+        named = any(set(pair) <= set(table.obs) for pair in UM_COLUMNS + PX_COLUMNS)
+        if xy is None and "spatial" in table.obsm and not named:
             if unit is None:
                 raise ValueError(
                     'The table has obsm["spatial"] but does not say its unit; give unit="px" or unit="um".'
                 )
-            raw, found_unit = np.asarray(table.obsm["spatial"], np.float64)[:, :2], unit
+            raw = np.asarray(table.obsm["spatial"], np.float64)[:, :2]
         else:
-            columns, found_unit = _find_xy(table.obs.columns, xy, unit, "table.obs")
+            columns, unit = _find_xy(table.obs.columns, xy, unit, "table.obs")
             raw = table.obs[list(columns)].to_numpy(np.float64)
-        centres = _in_um(raw, found_unit, px_to_um, "table.obs")
-        diameter = CELL_DIAMETER_UM if spot_diameter_um is None else float(spot_diameter_um)
+        centres = _in_um(raw, unit, px_to_um, "table.obs")
+        diameter = 2 * CELL_RADIUS_UM if spot_diameter_um is None else float(spot_diameter_um)
         if spot_diameter_um is None:
             logger.info("The table's rows are shown as cells of %g µm; give cells= or spot_diameter_um=.", diameter)
-        frame = gpd.GeoDataFrame({"radius": diameter / 2}, geometry=gpd.points_from_xy(*centres.T), index=ids)
-        sdata.shapes[key] = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
+        sdata.shapes[key] = circles(centres, diameter / 2, ids, {_sample.UM: Identity()})
     table.obsm["spatial"] = centres
-    table.obs["region"] = key
-    table.obs["region"] = table.obs["region"].astype("category")
-    table.obs["instance_id"] = ids
-    table.uns.pop("spatialdata_attrs", None)
-    sdata.tables["table"] = TableModel.parse(table, region=key, region_key="region", instance_key="instance_id")
+    sdata.tables["table"] = link_table(table, key, ids)
     if spot_diameter_um is None:
         _sample.set_role(sdata, "cells", {"table": "table"})
 
@@ -267,28 +249,26 @@ def _outlines(cells: Any) -> gpd.GeoDataFrame:
 def _frame(source: Any, argument: str) -> pd.DataFrame:
     import pandas as pd
 
-    if isinstance(source, pd.DataFrame):
-        frame = source
-    else:
-        path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"{argument}: there is no file {path}.")
-        frame = pd.read_parquet(path)
+    frame = source
+    if not isinstance(source, pd.DataFrame):
+        if not Path(source).exists():
+            raise FileNotFoundError(f"{argument}: there is no file {source}.")
+        frame = pd.read_parquet(source)
     if frame.empty:
         raise ValueError(f"{argument} has no rows.")
     return frame
 
 
 def _find_xy(columns: Any, xy: Any, unit: Any, argument: str) -> tuple[tuple[str, str], str]:
-    known = [(pair, "um") for pair in UM_COLUMNS] + [(pair, "px") for pair in PX_COLUMNS]
+    known = dict.fromkeys(UM_COLUMNS, "um") | dict.fromkeys(PX_COLUMNS, "px")
     if xy is not None and set(xy) <= set(columns):
-        found_unit = unit or next((found for pair, found in known if pair == tuple(xy)), None)
-        if found_unit is None:
+        unit = unit or known.get(tuple(xy))
+        if unit is None:
             raise ValueError(f'The unit of {argument} columns {tuple(xy)} cannot be told; give unit="px" or unit="um".')
-        return (xy[0], xy[1]), found_unit
-    for pair, found in known:
+        return (xy[0], xy[1]), unit
+    for pair, known_unit in known.items():
         if set(pair) <= set(columns):
-            return pair, found
+            return pair, known_unit
     if {"x", "y"} <= set(columns) and unit is not None:
         return ("x", "y"), unit
     raise KeyError(
@@ -318,13 +298,7 @@ def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str
 def _record_roles(sdata: SpatialData) -> None:
     """Nuclear stain and H&E, where one image each is named like them."""
     try:
-        elements = _sample.find_high_res(sdata)
-        role = {
-            "images": list(elements.nuclear),
-            "channel": elements.nuclear_channel,
-            "cytoplasm": list(elements.cytoplasm_channels),
-        }
-        _sample.set_role(sdata, "nuclear", role)
+        record_nuclear(sdata)
     except (KeyError, ValueError):
         logger.debug("No nuclear stain recognised among %s.", list(sdata.images))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -66,7 +67,6 @@ def export_ome_tiff(
         raise ValueError(
             f"{path.name} should end in .ome.tif or .ome.tiff: viewers tell by it that there are metadata."
         )
-    _require_free(path, overwrite=overwrite)
     element = _sample.get(sdata, "images", image)
     levels = _levels(element)
     if levels[0].ndim != 3:
@@ -86,9 +86,10 @@ def export_ome_tiff(
         "Channel": {"Name": image if rgb else names},
         "Name": image,
     }
-    # Beside its place until it is whole: a file that was cut off looks like an image to a viewer.
-    partial = path.with_name(path.name + ".partial")
-    with tifffile.TiffWriter(partial, ome=True, bigtiff=True) as writer:
+    with (
+        _written_whole(path, overwrite=overwrite) as partial,
+        tifffile.TiffWriter(partial, ome=True, bigtiff=True) as writer,
+    ):
         for number, level in enumerate(levels):
             n_channels, height, width = level.shape
             writer.write(
@@ -105,12 +106,16 @@ def export_ome_tiff(
                 resolution=(1e4 / (mpp_x * levels[0].shape[2] / width), 1e4 / (mpp_y * levels[0].shape[1] / height)),
                 resolutionunit="CENTIMETER",
             )
-    os.replace(partial, path)
 
 
-def _require_free(path: Path, *, overwrite: bool) -> None:
+@contextlib.contextmanager
+def _written_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A path beside a file, which takes its place once it is whole: a viewer takes what was cut off for an image."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    os.replace(partial, path)
 
 
 def _levels(element: Any) -> list[Any]:
@@ -141,7 +146,7 @@ def _tiles(level: Any, *, rgb: bool) -> Iterator[np.ndarray]:
 
 def export_geojson(
     sdata: SpatialData,
-    shapes: str,
+    regions: str,
     path: str | Path,
     *,
     image: str,
@@ -154,7 +159,7 @@ def export_geojson(
 
     Parameters
     ----------
-    sdata, shapes
+    sdata, regions
         The sample, and the key of the shapes, registered in ``um``.
     path
         File to write.
@@ -195,11 +200,9 @@ def export_geojson(
     if kind not in {"annotation", "detection", "cell"}:
         raise ValueError(f"kind is {kind!r}; QuPath has 'annotation', 'detection' and 'cell'.")
     path = Path(path)
-    _require_free(path, overwrite=overwrite)
-    frame = _in_pixels(sdata, shapes, image)
-    values = {name: _column(sdata, shapes, frame, name) for name in (*columns, *([label] if label else []))}
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    frame = _in_pixels(sdata, regions, image)
+    values = {name: _column(sdata, regions, frame, name) for name in (*columns, *([label] if label else []))}
+    with _written_whole(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
         for i, (name, geometry) in enumerate(zip(frame.index, frame.geometry, strict=True)):
             properties: dict[str, Any] = {"objectType": kind, "name": str(name)}
@@ -210,7 +213,6 @@ def export_geojson(
             feature = {"type": "Feature", "geometry": shapely.geometry.mapping(geometry), "properties": properties}
             file.write((",\n" if i else "") + json.dumps(feature, ensure_ascii=False))
         file.write("\n]}\n")
-    os.replace(partial, path)
 
 
 def _in_pixels(sdata: SpatialData, shapes: str, image: str) -> GeoDataFrame:
@@ -300,7 +302,6 @@ def export_xenium_explorer(
     import pandas as pd
 
     path = Path(path)
-    _require_free(path, overwrite=overwrite)
     key = _sample.find_cell_table(sdata, table)
     if key is None:
         raise KeyError(f"Found no table of cells. {_sample.describe('tables', sdata.tables)} Name it with table=.")
@@ -308,6 +309,6 @@ def export_xenium_explorer(
     if group not in obs:
         raise KeyError(f"Table {key!r} has no column {group!r}; it has {list(obs.columns)}.")
     cells = obs.get("cell_id", obs.index)
-    partial = path.with_name(path.name + ".partial")
-    pd.DataFrame({"cell_id": np.asarray(cells), "group": np.asarray(obs[group])}).dropna().to_csv(partial, index=False)
-    os.replace(partial, path)
+    groups = pd.DataFrame({"cell_id": np.asarray(cells), "group": np.asarray(obs[group])}).dropna()
+    with _written_whole(path, overwrite=overwrite) as partial:
+        groups.to_csv(partial, index=False)

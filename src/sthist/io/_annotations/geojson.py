@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._settings import logger
 from sthist.io._files import checks
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
 KINDS = ("annotation", "detection", "cell", "tile", "tmaCore")  # what QuPath calls objectType
+PLACE = re.compile(r"^\s*([A-Za-z]{1,2}|\d{1,3})([\s_.:-]*)([A-Za-z]{1,2}|\d{1,3})\s*$")  # of a core in its name
 # As versions before 0.3 wrote it, some of them as the feature's id.
 OLD_KINDS = {
     "PathAnnotationObject": "annotation",
@@ -61,18 +64,20 @@ def read_geojson(path: Path) -> list[Drawn]:
 
     Children after their parents.
     """
-    drawn = [_drawn(path, f"feature {i}", feature) for i, feature in enumerate(_features(path, _load(path)))]
+    drawn = [_drawn(path, f"feature {i}", feature) for i, feature in enumerate(read_features(path))]
     return [each for each in drawn if each.kind != "root"]
 
 
-def _load(path: Path) -> Any:
+def read_features(path: Path) -> list[dict[str, Any]]:
+    """The features of a file, plain, ``.gz`` or ``.zip``, whatever it wraps them in."""
     with checks.reading(path):
         content = path.read_bytes()
         if content.startswith(b"PK\x03\x04"):
             content = _only_member(path, content)
         elif content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-        return json.loads(content.decode("utf-8-sig"))
+        document = json.loads(content.decode("utf-8-sig"))
+    return list(_features(path, document))
 
 
 def _only_member(path: Path, content: bytes) -> bytes:
@@ -127,12 +132,12 @@ def _drawn(path: Path, where: str, feature: dict[str, Any]) -> Drawn:
     stated = feature["geometry"]
     metadata = properties.get("metadata")
     return Drawn(
-        geometry=shapely.Polygon() if stated is None else _geometry(path, f"'geometry' of {where}", stated),
+        geometry=shapely.Polygon() if stated is None else read_geometry(path, f"'geometry' of {where}", stated),
         label=_label(path, where, properties.get("classification")),
         name=_text(properties.get("name")),
         id=_text(feature.get("id")) if feature.get("id") not in OLD_KINDS else None,
         kind=_kind(feature, properties),
-        nucleus=None if nucleus is None else _geometry(path, f"'nucleusGeometry' of {where}", nucleus),
+        nucleus=None if nucleus is None else read_geometry(path, f"'nucleusGeometry' of {where}", nucleus),
         missing=str(properties.get("isMissing", False)).casefold() == "true",
         numbers=_measurements(path, where, properties.get("measurements")),
         texts={str(key): str(value) for key, value in metadata.items() if value is not None}
@@ -198,7 +203,8 @@ def _measurements(path: Path, where: str, stated: Any) -> dict[str, float]:
     return numbers
 
 
-def _geometry(path: Path, what: str, stated: Any) -> BaseGeometry:
+def read_geometry(path: Path, what: str, stated: Any) -> BaseGeometry:
+    """A geometry in the plane, refused where it cannot be read."""
     import shapely
     from shapely.errors import ShapelyError
     from shapely.geometry import shape
@@ -214,3 +220,76 @@ def _geometry(path: Path, what: str, stated: Any) -> BaseGeometry:
     if not np.isfinite(shapely.get_coordinates(geometry)).all():
         raise ValueError(f"{path}: {what} has 'coordinates' that are NaN or infinite.")
     return geometry
+
+
+def core_columns(drawn: list[Drawn]) -> dict[str, Any]:
+    """``row``, ``column`` and ``state`` of the cores of a microarray; nothing where there are none.
+
+    Either part of a name may be that of the row: what lies side by side tells. Rows and columns are not given where a
+    name is of another form, or two cores have the same.
+    """
+    import pandas as pd
+
+    cores = [i for i, each in enumerate(drawn) if each.kind == "tmaCore"]
+    if not cores:
+        return {}
+    state = np.full(len(drawn), None, dtype=object)
+    state[cores] = ["missing" if drawn[i].missing else "whole" for i in cores]
+    parts = _core_places([drawn[i].name or "" for i in cores])
+    if parts is None:
+        return {"state": state}
+    first, second = parts
+    centres = np.array([drawn[i].geometry.centroid.coords[0] for i in cores])
+    row, column = min((first, second), (second, first), key=lambda pair: _spread(centres, *pair))
+    if len(set(zip(row.tolist(), column.tolist(), strict=True))) < len(cores):
+        logger.warning("The %d cores have no row and column: two have the same name.", len(cores))
+        return {"state": state}
+    if len(cores) == len(drawn):
+        return {"row": row, "column": column, "state": state}
+    places = np.full((2, len(drawn)), -1)
+    places[:, cores] = row, column
+    row, column = (pd.Series(values, dtype="Int64").mask(values < 0).to_numpy(dtype=object) for values in places)
+    return {"row": pd.array(row, dtype="Int64"), "column": pd.array(column, dtype="Int64"), "state": state}
+
+
+def _core_places(names: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two parts of each name as numbers; None where one is of another form."""
+    matches = [PLACE.match(name) for name in names]
+    read = [match is not None and (bool(match[2]) or match[1].isdigit() != match[3].isdigit()) for match in matches]
+    if not all(read):
+        logger.warning(
+            f"{len(read) - sum(read)} of {len(read)} cores have names that are not like 'A-1', such as "
+            f"{names[read.index(False)]!r}: none has a row and a column."
+        )
+        return None
+    sides = [[match[i] for match in matches if match is not None] for i in (1, 3)]
+    if any(len({part.isdigit() for part in side}) > 1 for side in sides):
+        logger.warning(
+            "The cores have no row and column: some of their names begin with a letter, and some with a number."
+        )
+        return None
+    return _places_from_0(sides[0]), _places_from_0(sides[1])
+
+
+def _places_from_0(parts: list[str]) -> np.ndarray:
+    """Letters, or numbers from 0 or 1, as numbers from 0."""
+    if parts[0].isdigit():
+        numbers = np.array([int(part) for part in parts])
+        return numbers - min(1, int(numbers.min()))
+    return np.array([number_of_letters(part) for part in parts])
+
+
+def number_of_letters(letters: str) -> int:
+    """Number of a row from 0: A is 0, z is 25, AA is 26."""
+    number = 0
+    for letter in letters.upper():
+        number = 26 * number + ord(letter) - 64
+    return number - 1
+
+
+def _spread(centres: np.ndarray, row: np.ndarray, column: np.ndarray) -> float:
+    """How far cores of one row lie apart in y, and of one column in x."""
+    return sum(
+        float(((values - (np.bincount(groups, values) / np.maximum(np.bincount(groups), 1))[groups]) ** 2).sum())
+        for values, groups in ((centres[:, 1], row), (centres[:, 0], column))
+    )

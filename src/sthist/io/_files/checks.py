@@ -1,13 +1,16 @@
-"""What the readers of vendors' folders share: checks of the files, before anything expensive is done."""
+"""Checks of the files that are to be read, before anything expensive is done."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import warnings
 import zipfile
 import zlib
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,48 @@ if TYPE_CHECKING:
 # The last bytes of a whole picture: JPEG's end marker, PNG's last chunk.
 PICTURE_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 CHUNK_ROWS = 20_000
+HEAD_ROWS = 1000
+TAIL_BYTES = 4096
+BLOCK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A file that a reader needs, and what it has to hold."""
+
+    name: str | tuple[str, ...]  # or patterns; the first that the folder has counts
+    columns: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()  # further columns, or entries of a JSON object, that are numbers
+    gene: str | None = None  # of a file of molecules: the column of their names; all of its rows are looked at
+    switches: tuple[str, ...] = ()  # arguments of spatialdata-io that make it read the file; all are true by default
+
+
+def require_files(folder: Path, vendor: str, files: Iterable[Needed], arguments: dict[str, Any]) -> None:
+    """Refuse a folder of which a file that will be read is missing, truncated, empty, or without its columns."""
+    for needed in files:
+        if not needed.switches or any(arguments.get(switch, True) for switch in needed.switches):
+            names = (needed.name,) if isinstance(needed.name, str) else needed.name
+            require_content(require_file(folder, *names, vendor=vendor), needed)
+
+
+def require_content(path: Path, needed: Needed) -> None:
+    """Refuse a file that does not hold what is needed of it."""
+    molecules = [needed.gene] if needed.gene else []
+    if path.suffix == ".parquet":
+        require_parquet(path, [*needed.columns, *needed.numeric, *molecules], numeric=needed.numeric)
+    elif path.suffix == ".csv":
+        read_csv(path, [*needed.columns, *needed.numeric, *molecules], numeric=needed.numeric, nrows=HEAD_ROWS)
+    elif path.suffix == ".json":
+        content = read_json(path)
+        for name in needed.numeric:
+            require_number(path, content, name)
+    elif path.suffix == ".zip":
+        with reading(path), zipfile.ZipFile(path):
+            pass
+    elif path.suffix in {".png", ".tif"}:
+        require_picture(path)
+    if needed.gene:
+        require_molecules(path, needed.gene, needed.numeric)
 
 
 @contextlib.contextmanager
@@ -180,6 +225,80 @@ def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise ValueError(f"{path}: column {name!r} holds {kind}; it should hold numbers.")
     require_rows(path, n_rows)
+
+
+def require_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None:
+    """Refuse gaps and text among the coordinates and names of molecules, in one pass that holds none of them."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    columns = [gene, *numeric]
+    if path.suffix == ".parquet":
+        with reading(path), pq.ParquetFile(path) as file:
+            _require_values(path, file.iter_batches(columns=columns), gene, numeric)
+        return
+    require_last_line(path)
+    types = dict.fromkeys(columns, pa.string())
+    convert = pa.csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True)
+    blocks = pa.csv.ReadOptions(block_size=BLOCK_BYTES)
+    with reading(path), pa.csv.open_csv(path, read_options=blocks, convert_options=convert) as batches:
+        _require_values(path, batches, gene, numeric)
+
+
+def _require_values(path: Path, batches: Iterable[Any], gene: str, numeric: Sequence[str]) -> None:
+    n_before = 0
+    for batch in batches:
+        for name in (gene, *numeric):
+            values = batch.column(name)
+            is_name = name == gene
+            bad = values.is_null().to_numpy(zero_copy_only=False) if is_name else ~np.isfinite(_numbers(values))
+            if bad.any():
+                row = int(bad.argmax())
+                raise ValueError(
+                    f"{path}: column {name!r} should hold {'names of genes' if is_name else 'numbers'}, but row "
+                    f"{n_before + row} has {values[row].as_py()!r}. Is a column shifted? Correct the row, or leave it "
+                    "out."
+                )
+        n_before += batch.num_rows
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Numbers, also of text, which is fast where all are; nan where one is none."""
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        numbers = values.cast(pa.float64()) if pa.types.is_string(values.type) else values
+        return np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)
+    except pa.ArrowInvalid:
+        return np.asarray(pd.to_numeric(values.to_pandas(), errors="coerce"), np.float64)
+
+
+def require_last_line(path: Path) -> None:
+    """Refuse a csv file that ends in the middle of a line, whose last value may be cut."""
+    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        first = file.readline()
+        if path.suffix == ".gz":
+            tail = b"".join([first, *deque(iter(lambda: file.read(BLOCK_BYTES), b""), maxlen=2)])
+        else:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            tail = file.read()
+    n_fields = len(first.split(b","))
+    last = tail.rstrip(b"\r\n").rsplit(b"\n", 1)[-1]
+    if len(last.split(b",")) < n_fields:
+        shown = last[:60].decode(errors="replace")
+        raise ValueError(f"{path} ends within a line: {shown!r} has fewer than {n_fields} fields. Is it truncated?")
+
+
+def require_unique(path: Path, names: Any, what: str, by: str = "") -> None:
+    """Refuse names, an index or a column, of which one is there twice."""
+    again = names.duplicated()
+    if again.any():
+        raise ValueError(
+            f"{path} has {what} {names[again].tolist()[0]!r}{by and f' ({by})'} more than once. Remove the wrong one, "
+            "or export the file again."
+        )
 
 
 def require_matrix(path: Path) -> np.ndarray:

@@ -166,3 +166,11 @@ def _with_own_pyramid(loose: LooseImage, names: list[str] | None, transformation
     set_transformation(element, dict(transformations), set_all=True)
     Image2DModel().validate(element)
     return element
+
+
+def size_px(element: Any) -> tuple[int, int]:
+    """Width and height of an image at full resolution."""
+    from xarray import DataTree
+
+    level = next(iter(element["scale0"].data_vars.values())) if isinstance(element, DataTree) else element
+    return int(level.sizes["x"]), int(level.sizes["y"])

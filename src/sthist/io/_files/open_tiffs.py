@@ -20,15 +20,7 @@ MAP_CHUNK_PX = 512
 
 
 class MappedPixels:
-    """Uncompressed pixels of one pyramid level, mapped into memory page by page: nothing is read but what is asked for.
-
-    Parameters
-    ----------
-    maps
-        One per page.
-    shape
-        Of the level; its first axes count the pages.
-    """
+    """Uncompressed pixels of one pyramid level, mapped into memory page by page: only what is asked for is read."""
 
     def __init__(self, maps: list[np.ndarray], shape: tuple[int, ...]) -> None:
         self._maps, self.shape, self.dtype = maps, shape, maps[0].dtype
@@ -98,13 +90,7 @@ class _Open:
 
 
 class OpenFiles:
-    """The files that were read last; the others are closed as soon as no read uses them.
-
-    Parameters
-    ----------
-    limit
-        How many may be open while they are not in use.
-    """
+    """The files that were read last; the others are closed as soon as no read uses them."""
 
     def __init__(self, limit: int = MAX_OPEN) -> None:
         self._limit = limit

@@ -30,20 +30,6 @@ class TiffLevel:
     """One pyramid level of a TIFF file as an array of (c, y, x) or (c, z, y, x), read window by window.
 
     It holds no open file: it can be pickled, and there may be any number of them.
-
-    Parameters
-    ----------
-    path
-        The file.
-    level
-        0 is the finest.
-    series
-        Which of the file's images; by default the largest.
-
-    Raises
-    ------
-    ValueError
-        If the axes cannot be told.
     """
 
     def __init__(self, path: Path, level: int = 0, series: int | None = None) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> SpatialData:
+def slide(path: str | Path, mpp: float | None = None, *, key_added: str = "he") -> SpatialData:
     """An H&E slide alone, as a SpatialData in micrometres.
 
     TIFF and what is built on it (OME-TIFF, SVS, NDPI, SCN) is read as it is needed, with the pyramid of the file; PNG
@@ -27,12 +27,12 @@ def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> Sp
         TIFF, OME-TIFF, SVS, PNG or JPEG.
     mpp
         µm per pixel. Not needed where the file states it (OME metadata, Aperio's description, resolution tags).
-    name
-        Of the image.
+    key_added
+        Name of the image.
 
     Returns
     -------
-    A SpatialData with ``images[name]``, (3, y, x) uint8, registered in ``um`` and, in pixels, in ``global``.
+    A SpatialData with ``images[key_added]``, (3, y, x) uint8, registered in ``um`` and, in pixels, in ``global``.
 
     Raises
     ------
@@ -57,16 +57,36 @@ def slide(path: str | Path, mpp: float | None = None, *, name: str = "he") -> Sp
     from spatialdata import SpatialData
     from spatialdata.transformations import Identity
 
-    loose = read_he(path, name)
+    loose = read_he(path, key_added)
     stated = scale.trusted(loose.mpp, mpp)
-    size = scale.agreed_mpp(f"image {name!r}", stated, mpp, f"{path} states no µm per pixel; give it with mpp=.")
+    size = scale.agreed_mpp(f"image {key_added!r}", stated, mpp, f"{path} states no µm per pixel; give it with mpp=.")
     sdata = SpatialData()
-    sdata.images[name] = image_element(loose, {"global": Identity()}, name=name)
+    sdata.images[key_added] = image_element(loose, {"global": Identity()}, name=key_added)
     for source, value in stated.items():
-        scale.record_mpp(sdata, name, source, value)
-    scale.register(sdata, name, size)
-    _sample.set_role(sdata, "he", {"image": name})
+        scale.record_mpp(sdata, key_added, source, value)
+    scale.register(sdata, key_added, size)
+    _sample.set_role(sdata, "he", {"image": key_added})
     return sdata
+
+
+def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) -> None:
+    """Check the arguments of an H&E that is laid on a sample, before the sample is read."""
+    if he is None and alignment is None:
+        return
+    if he is None:
+        raise ValueError("he_alignment= says where an H&E lies; give the image, too, with he=.")
+    if alignment is None:
+        names = sorted({file.name for part in ("image", "_he_*") for file in folder.glob(f"*{part}alignment*.csv")})
+        names = [name for name in names if "if_imagealignment" not in name]  # of the immunofluorescence
+        hint = f" The folder has {', '.join(names)}; is it that one?" if names else ""
+        if aligned or names:
+            raise ValueError(
+                f"Where does the H&E {he} lie? Give its 3 x 3 matrix or landmarks with he_alignment=.{hint}"
+            )
+    else:
+        _alignment.read_alignment(alignment)
+    if isinstance(he, str | Path) and not Path(he).is_file():
+        raise FileNotFoundError(f"he=: there is no file {he}.")
 
 
 def attach_he(
@@ -80,11 +100,13 @@ def attach_he(
 ) -> None:
     """Add an H&E to a sample in memory, registered by its alignment, which ``attrs`` keep as ``pp.align`` does.
 
-    Without an alignment it lies in a system of its own until it gets one.
+    Without an alignment it lies in a system of its own until it gets one. Nothing is added where ``source`` is None.
     """
     from spatialdata.transformations import Identity
 
-    found = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
+    if source is None:
+        return
+    place = _alignment.Alignment(np.eye(3)) if alignment is None else _alignment.read_alignment(alignment)
     if name in sdata.images:
         raise ValueError(f"There is an image {name!r} already; register it with pp.align, or give another name.")
     loose = read_he(source, name)
@@ -94,14 +116,13 @@ def attach_he(
         scale.record_mpp(sdata, name, stated, value)
     if alignment is None and coordinate_system is None:
         _sample.set_role(sdata, "he", {"image": name})
-        said = (
-            "Nothing says where the H&E lies, and it has no place in 'um' yet: pp.align(sdata, %r, matrix='auto') "
-            "finds it."
+        logger.warning(
+            f"Nothing says where the H&E lies, and it has no place in 'um' yet: pp.align(sdata, {name!r}, "
+            "matrix='auto') finds it."
         )
-        logger.warning(said, name)
         return
     try:
-        facts = _alignment.align(sdata, name, found, coordinate_system if alignment is None else to)
+        facts = _alignment.align(sdata, name, place, coordinate_system if alignment is None else to)
     except (KeyError, ValueError):
         del sdata.images[name]
         sdata.attrs["sthist"].get("mpp", {}).pop(name, None)

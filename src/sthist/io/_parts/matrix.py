@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import re
@@ -16,7 +15,7 @@ from sthist._settings import logger
 from sthist.io._files import checks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pandas as pd
@@ -45,8 +44,14 @@ class Matrix:
 
 def separator(path: Path) -> str:
     """Tab or comma, by the first line of a text file."""
-    with checks.reading(path):
-        return "\t" if "\t" in _first_lines(path, 1)[0] else ","
+    return "\t" if "\t" in _first_lines(path, 1)[0] else ","
+
+
+def _first_lines(path: Path, n: int) -> list[str]:
+    with checks.reading(path), open_text(path) as file:
+        lines = [line for _, line in zip(range(n), file, strict=False)]
+    checks.require_rows(path, len(lines), "lines")
+    return lines
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -57,15 +62,13 @@ def read_matrix(path: Path) -> Matrix:
     import pandas as pd
 
     sep = separator(path)
-    with checks.reading(path):
-        lines = [*csv.reader(_first_lines(path, 2), delimiter=sep)]
-    header, first = lines[0], lines[1] if len(lines) > 1 else []
+    header, first = [*csv.reader(_first_lines(path, 2), delimiter=sep), []][:2]
     checks.require_rows(path, len(first))
     names = pd.Index(header if len(header) == len(first) - 1 else header[1:])
     checks.require_rows(path, len(names), "columns beside the names of its rows")
     with checks.reading(path):
-        read = _read_plain(path, sep, len(names))
-    values, rows = _read_any(path, sep, names) if read is None else read
+        plain = _read_plain(path, sep, len(names))
+    values, rows = plain or _read_any(path, sep, names)
     return Matrix(path, values, rows, names)
 
 
@@ -121,33 +124,17 @@ def _read_any(path: Path, sep: str, names: pd.Index) -> tuple[Any, pd.Index]:
                     f"{path} has {len(names)} names of columns, but {part.shape[1]} values in a row. Export the file "
                     "again."
                 )
-            _require_numbers(path, part, names)
+            if any(kind.kind not in "iuf" for kind in part.dtypes) or not np.isfinite(part.to_numpy()).all():
+                for position, name in enumerate(names):  # of which several may be the same
+                    checks.require_numbers(path, part.iloc[:, [position]].set_axis([name], axis=1), [name])
             blocks.append(sparse.csr_matrix(part.to_numpy()))
             rows.append(part.index.astype(str).rename(None))
     return sparse.vstack(blocks, format="csr"), rows[0].append(rows[1:])
 
 
-@contextlib.contextmanager
-def open_text(path: Path) -> Iterator[Any]:
+def open_text(path: Path) -> Any:
     """A text file to be read, plain or ``.gz``."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        yield file
-
-
-def _first_lines(path: Path, n: int) -> list[str]:
-    with open_text(path) as file:
-        lines = [line for _, line in zip(range(n), file, strict=False)]
-    checks.require_rows(path, len(lines), "lines")
-    return lines
-
-
-def _require_numbers(path: Path, part: pd.DataFrame, names: pd.Index) -> None:
-    """As ``require_numbers``, quick where all is well."""
-    if all(kind.kind in "iuf" for kind in part.dtypes) and np.isfinite(part.to_numpy()).all():
-        return
-    for position, name in enumerate(names):
-        column = part.iloc[:, [position]].set_axis([name], axis=1)
-        checks.require_numbers(path, column, [name])
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what: str) -> Any:
@@ -176,19 +163,10 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
     return counts
 
 
-def require_unique(path: Path, names: pd.Index, what: str) -> None:
-    """Refuse names of which one is there twice."""
-    again = names.duplicated()
-    if again.any():
-        raise ValueError(
-            f"{path} has {what} {names[again][0]!r} more than once. Remove the wrong one, or export the file again."
-        )
-
-
 def position_key(name: str) -> str:
     """The name by which a spot of a legacy array is known in all files: its rounded position, else the name itself."""
-    found = POSITION.search(name)
-    return name if found is None else "x".join(f"{float(number):.0f}" for number in found.groups())
+    place = POSITION.search(name)
+    return name if place is None else "x".join(f"{float(number):.0f}" for number in place.groups())
 
 
 def count_table(matrix: Matrix, rows: np.ndarray, names: Iterable[str]) -> AnnData:

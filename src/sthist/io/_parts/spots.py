@@ -12,9 +12,11 @@ import numpy as np
 from sthist import _sample, scale
 from sthist._sample.samples import safe_names
 from sthist._settings import logger
+from sthist.io._files.checks import require_unique
 from sthist.io._files.images import LooseImage, image_element
 from sthist.io._parts.he import read_he
-from sthist.io._parts.matrix import POSITION
+from sthist.io._parts.matrix import POSITION, Matrix
+from sthist.io._parts.sample import circles, link_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,28 +98,29 @@ def spot_pitch(px: np.ndarray) -> float | None:
     return float(distances[distances < SAME_STEP * middle].mean())
 
 
-def read_slide_image(path: Path, mpp: float, source: str, given: float | None) -> tuple[LooseImage, dict[str, float]]:
-    """An H&E whose µm/px is known, and what it states itself of it."""
+def read_slide_image(
+    path: Path | None, mpp: float, source: str, argument: float | None, spots: Path, fields: str, px: np.ndarray
+) -> tuple[LooseImage, dict[str, float]] | None:
+    """The H&E under some spots, and what it states of its µm/px, which is known; None where there is no H&E.
+
+    An image that ends before the spots do is refused.
+    """
+    if path is None:
+        return None
     loose = read_he(path, "he")
     stated = {f"{name} of {path.name}": value for name, value in scale.trusted(loose.mpp, mpp).items()}
-    scale.agreed_mpp(str(path), {source: mpp} | stated, given, "")
-    return loose, stated
-
-
-def require_inside(spots: Path, fields: str, px: np.ndarray, image: Path, loose: LooseImage) -> None:
-    """Refuse an image that ends before the spots do."""
+    scale.agreed_mpp(str(path), {source: mpp} | stated, argument, "")
     height, width = loose.pixels.shape[-2:]
     outside = (px < 0).any(1) | (px > [width, height]).any(1)
-    if not outside.any():
-        return
-    reach = f"({px[:, 0].max():.0f}, {px[:, 1].max():.0f})"
     if outside.mean() > MAX_OUTSIDE:
         raise ValueError(
-            f"{spots}: {outside.mean():.0%} of the spots ({fields}) lie outside of {image}, which has {width} x "
-            f"{height} px; they reach to {reach}. Give the image to whose pixels they refer, not a smaller copy or "
-            "another section."
+            f"{spots}: {outside.mean():.0%} of the spots ({fields}) lie outside of {path}, which has {width} x "
+            f"{height} px; they reach to ({px[:, 0].max():.0f}, {px[:, 1].max():.0f}). Give the image to whose pixels "
+            "they refer, not a smaller copy or another section."
         )
-    logger.warning("%s: %d of %d spots lie outside of %s.", spots, int(outside.sum()), len(px), image)
+    if outside.any():
+        logger.warning("%s: %d of %d spots lie outside of %s.", spots, int(outside.sum()), len(px), path)
+    return loose, stated
 
 
 def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.ndarray:
@@ -138,98 +141,104 @@ def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.nd
 
 
 def build_sample(
+    name: str,
     table: AnnData,
     px: np.ndarray,
     mpp: float,
     source: str,
+    /,
     *,
     size_px: float,
     kind: str = "circles",
     he: tuple[LooseImage, dict[str, float]] | None = None,
+    **facts: Any,
 ) -> SpatialData:
-    """A sample of spots (or cells) and their H&E, registered in ``um`` and, in pixels, in ``global``."""
-    import pandas as pd
-    from spatialdata import SpatialData
-    from spatialdata.models import TableModel
-    from spatialdata.transformations import Identity
+    """A sample of spots (or cells) and their H&E, registered in ``um`` and, in pixels, in ``global``.
 
-    sdata = SpatialData()
-    if he is not None:
-        sdata.images["he"] = image_element(he[0], {"global": Identity()}, name="he")
-        for stated, value in ({source: mpp} | he[1]).items():
-            scale.record_mpp(sdata, "he", stated, value)
-        _sample.set_role(sdata, "he", {"image": "he"})
-    shapes = "cells" if kind == "cells" else "spots"
-    sdata.shapes[shapes] = _shapes(px, size_px, kind, table.obs_names.to_numpy())
-    table.obs = table.obs.rename(columns=safe_names(map(str, table.obs)))
-    table.var = table.var.rename(columns=safe_names(map(str, table.var)))
-    table.obs["region"] = pd.Categorical([shapes] * table.n_obs)
-    table.obs["instance_id"] = table.obs_names.to_numpy()
-    table.obsm["spatial"] = px * mpp
-    sdata.tables["table"] = TableModel.parse(table, region=shapes, region_key="region", instance_key="instance_id")
-    role = {"table": "table"} if kind == "cells" else {"table": "table", "shapes": shapes}
-    _sample.set_role(sdata, shapes, role)
-    scale.register_system(sdata, "global", np.diag([mpp, mpp, 1.0]))
-    return sdata
-
-
-def _shapes(px: np.ndarray, size_px: float, kind: str, names: np.ndarray) -> Any:
+    What is known of it, such as its patient, is kept in ``attrs["sthist"]["sample"]``.
+    """
     import geopandas as gpd
     import shapely
+    from spatialdata import SpatialData
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
+    sdata = SpatialData()
+    in_pixels = {"global": Identity()}
+    if he is not None:
+        sdata.images["he"] = image_element(he[0], in_pixels, name="he")
+        for stated, value in ({source: mpp} | he[1]).items():
+            scale.record_mpp(sdata, "he", stated, value)
+        _sample.set_role(sdata, "he", {"image": "he"})
+    key = "cells" if kind == "cells" else "spots"
+    names = table.obs_names.to_numpy()
     if kind == "squares":
-        half = size_px / 2
-        squares = shapely.box(px[:, 0] - half, px[:, 1] - half, px[:, 0] + half, px[:, 1] + half)
-        frame = gpd.GeoDataFrame(geometry=squares, index=names)
+        squares = shapely.box(*(px - size_px / 2).T, *(px + size_px / 2).T)
+        sdata.shapes[key] = ShapesModel.parse(
+            gpd.GeoDataFrame(geometry=squares, index=names), transformations=in_pixels
+        )
     else:
-        frame = gpd.GeoDataFrame({"radius": size_px / 2}, geometry=gpd.points_from_xy(*px.T), index=names)
-    return ShapesModel.parse(frame, transformations={"global": Identity()})
-
-
-def add_labels(table: AnnData, labels: pd.Series, names: pd.Index, path: Path) -> None:
-    """Labels of the spots as ``obs["label"]``; it is said if none of them has one."""
-    found = labels.reindex(names)
-    if found.isna().all():
-        shown = f"its names are like {labels.index[0]!r}, not {names[0]!r}" if len(labels) else "it has no labels"
-        logger.warning("%s labels none of the %d spots: %s. Is it of this section?", path, len(names), shown)
-    table.obs["label"] = found.astype("category").array
-
-
-def record_sample(sdata: SpatialData, name: str, *, patient: Any = None, batch: Any = None, **facts: Any) -> None:
-    """Keep whose sample it is, and what else is known of it, in ``attrs["sthist"]["sample"]``."""
-    known = {key: value for key, value in {"patient": patient, "batch": batch, **facts}.items() if not _unknown(value)}
+        sdata.shapes[key] = circles(px, size_px / 2, names, in_pixels)
+    table.obs = table.obs.rename(columns=safe_names(map(str, table.obs)))
+    table.var = table.var.rename(columns=safe_names(map(str, table.var)))
+    table.obsm["spatial"] = px * mpp
+    sdata.tables["table"] = link_table(table, key)
+    _sample.set_role(sdata, key, {"table": "table"} if kind == "cells" else {"table": "table", "shapes": key})
+    scale.register_system(sdata, "global", np.diag([mpp, mpp, 1.0]))
+    known = {fact: value for fact, value in facts.items() if not (value is None or value != value or value == "")}
     sdata.attrs.setdefault("sthist", {})["sample"] = {"name": str(name), **known}
-
-
-def _unknown(value: Any) -> bool:
-    return value is None or value != value or value == ""
+    return sdata
 
 
 def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
     """The samples that are to be read."""
-    wanted = list(there) if ids is None else [ids] if isinstance(ids, str) else [str(name) for name in ids]
-    if not there or not wanted:
-        raise FileNotFoundError(
-            f"{root} has no samples ({where.format('<id>')})." if not there else f"ids= names no sample of {root}."
-        )
-    for name in wanted:
+    names = list(there) if ids is None else [ids] if isinstance(ids, str) else [str(name) for name in ids]
+    if not there:
+        raise FileNotFoundError(f"{root} has no samples ({where.format('<id>')}).")
+    if not names:
+        raise FileNotFoundError(f"ids= names no sample of {root}.")
+    for name in names:
         if name not in there:
             close = difflib.get_close_matches(name, there, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise FileNotFoundError(
-                f"{root} has no sample {name!r} ({where.format(name)}); it has {len(there)}, such as "
-                f"{there[0]!r}.{hint}"
+                f"{root} has no sample {name!r} ({where.format(name)}); it has {len(there)}, such as {there[0]!r}."
+                + (f" Did you mean {close[0]!r}?" if close else "")
             )
-    return wanted
+    return names
 
 
 def by_sample(mpp: float | Mapping[str, float] | None, names: list[str]) -> Mapping[str, float | None]:
     """The argument ``mpp=`` of a reader of several samples, by sample."""
     if not isinstance(mpp, Mapping):
         return dict.fromkeys(names, mpp)
-    unknown = [name for name in mpp if name not in names]
-    if unknown:
-        raise ValueError(f"mpp= names {unknown[0]!r}, which is none of the samples that are read: {names[:8]}.")
+    for name in mpp:
+        if name not in names:
+            raise ValueError(f"mpp= names {name!r}, which is none of the samples that are read: {names[:8]}.")
     return mpp
+
+
+def match_spots(matrix: Matrix, keys: pd.Index, places: pd.DataFrame, file: Path, like: str) -> np.ndarray:
+    """Rows of the counts by spot of a table of places, -1 where it has none; what one of the files lacks is said."""
+    require_unique(matrix.path, keys, "spot")
+    rows = keys.get_indexer(places.index)
+    n_both = int((rows >= 0).sum())
+    if not n_both:
+        raise ValueError(
+            f"{matrix.path} and {file} have no spot in common: they are named like {like} and {places.index[0]!r}. Are "
+            "both files of one section?"
+        )
+    message = "%d of %d spots of %s have no counterpart in %s; they are left out."
+    if len(rows) > n_both:
+        logger.warning(message, len(rows) - n_both, len(rows), file, matrix.path)
+    if len(keys) > n_both:  # as many tables list only what lies on tissue
+        logger.info(message, len(keys) - n_both, len(keys), matrix.path, file)
+    return rows
+
+
+def add_labels(table: AnnData, labels: pd.Series, names: pd.Index, path: Path) -> None:
+    """Labels of the spots as ``obs["label"]``; it is said if none of them has one."""
+    values = labels.reindex(names)
+    if values.isna().all():
+        shown = f"its names are like {labels.index[0]!r}, not {names[0]!r}" if len(labels) else "it has no labels"
+        logger.warning("%s labels none of the %d spots: %s. Is it of this section?", path, len(names), shown)
+    table.obs["label"] = values.astype("category").array

@@ -12,15 +12,24 @@ from sthist._sample import UM, safe_key, set_role
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._parts import sample
-from sthist.io._parts.molecules import require_genes, require_last_line
-from sthist.io._platforms.cosmx_images import VENDOR, label_files, pictures, warn_of_fields
-from sthist.io._platforms.cosmx_layout import GLOBAL, LOCAL, Layout, find_layout, stated_mpp
+from sthist.io._parts.he import attach_he, require_he
+from sthist.io._platforms.cosmx_layout import (
+    GLOBAL,
+    LOCAL,
+    Layout,
+    find_layout,
+    label_files,
+    pictures,
+    stated_mpp,
+    warn_of_fields,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
+VENDOR = "CosMx"
 COLOURS = ("red", "green", "blue")
 
 # spatialdata_io.cosmx is not called: it fails on what AtoMx exports today (columns cell_ID and cell_id, a slash in the
@@ -93,7 +102,7 @@ def cosmx(
     from spatialdata import SpatialData
 
     folder = Path(path)
-    sample.require_he(folder, he, he_alignment)
+    require_he(folder, he, he_alignment)
     name = _dataset_id(folder, dataset_id)
     images, shapes = pictures(folder, nuclear_channel)
     labels = label_files(folder, shapes)
@@ -126,13 +135,9 @@ def cosmx(
     _add_cells(sdata, table, layout, size)
     if molecules is not None:
         _add_molecules(sdata, molecules, size)
-    nuclear = {"images": list(sdata.images), "channel": "DAPI", "cytoplasm": []}
-    set_role(sdata, "nuclear", nuclear)
+    set_role(sdata, "nuclear", {"images": list(sdata.images), "channel": "DAPI", "cytoplasm": []})
     set_role(sdata, "cells", {"table": "table"})
-    if he is not None:
-        from sthist.io._parts.he import attach_he
-
-        attach_he(sdata, he, alignment=he_alignment, to="global")
+    attach_he(sdata, he, alignment=he_alignment, to="global")
     return sdata
 
 
@@ -160,9 +165,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
     checks.require_numbers(path, cells, [name for name in ("Area", "Area.um2") if name in cells])
     cells = cells.astype({"fov": np.int64, "cell_ID": np.int64})
     cells.index = _names(cells)
-    if not cells.index.is_unique:
-        twice = cells.index[cells.index.duplicated()][0]
-        raise ValueError(f"{path} has cell {twice!r} (cell_ID and fov) more than once. Export it again.")
+    checks.require_unique(path, cells.index, "cell", "cell_ID and fov")
     return cells
 
 
@@ -223,9 +226,14 @@ def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
     numeric = ["fov", "x_local_px", "y_local_px"]
     # "None" is a compartment here, and no gap.
     text = {"keep_default_na": False, "na_values": [""], "low_memory": False}
-    require_last_line(path)
+    checks.require_last_line(path)
     frame = checks.read_csv(path, [*numeric, "target"], numeric=numeric, **text)
-    require_genes(path, frame["target"])
+    nameless = frame["target"].isna().to_numpy()
+    if nameless.any():
+        raise ValueError(
+            f"{path}: column 'target' is empty in {nameless.sum()} of {len(frame)} rows, the first of them row "
+            f"{frame.index[nameless.argmax()]}. Is a column shifted? Correct the rows, or leave them out."
+        )
     fov = frame["fov"].to_numpy(np.int64)
     placed = np.isin(fov, list(layout.offset))
     if not placed.all():
@@ -305,9 +313,8 @@ def _channel_names(n: int, nuclear_channel: int) -> list[str]:
 
 def _add_cells(sdata: SpatialData, table: AnnData, layout: Layout, mpp: float) -> None:
     """Circles, and the table that is linked to the labels, else to them."""
-    import geopandas as gpd
     import pandas as pd
-    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.models import TableModel
     from spatialdata.transformations import Identity, Scale
 
     fov = table.obs["fov"].to_numpy(np.int64)
@@ -319,21 +326,18 @@ def _add_cells(sdata: SpatialData, table: AnnData, layout: Layout, mpp: float) -
     if "Area" in table.obs:
         area = table.obs["Area"].to_numpy(np.float64)
         radius = np.where(area > 0, np.sqrt(np.abs(area) / np.pi) * mpp, radius)
-    circles = gpd.GeoDataFrame(
-        {"radius": radius}, geometry=gpd.points_from_xy(*table.obsm["spatial"].T), index=table.obs_names.to_numpy()
-    )
-    to_px = Scale([1 / mpp, 1 / mpp], ("x", "y"))
-    sdata.shapes["cells"] = ShapesModel.parse(circles, transformations={UM: Identity(), "global": to_px})
+    registered = {UM: Identity(), "global": Scale([1 / mpp, 1 / mpp], ("x", "y"))}
+    sdata.shapes["cells"] = sample.circles(table.obsm["spatial"], radius, table.obs_names.to_numpy(), registered)
     regions = [f"{number}_labels" for number in np.unique(fov).tolist()]
-    if all(region in sdata.labels for region in regions):
+    outlined = all(region in sdata.labels for region in regions)
+    if outlined:
         table.obs["fov_labels"] = pd.Categorical([f"{number}_labels" for number in fov.tolist()])
-        link = {"region": regions, "region_key": "fov_labels", "instance_key": "cell_ID"}
-    else:
-        table.obs["region"] = pd.Categorical(["cells"] * table.n_obs)
-        table.obs["instance_id"] = table.obs_names.to_numpy()
-        link = {"region": "cells", "region_key": "region", "instance_key": "instance_id"}
     table.obs["fov"] = pd.Categorical(table.obs["fov"].astype(str))
-    sdata.tables["table"] = TableModel.parse(table, **link)
+    sdata.tables["table"] = (
+        TableModel.parse(table, region=regions, region_key="fov_labels", instance_key="cell_ID")
+        if outlined
+        else sample.link_table(table, "cells")
+    )
 
 
 def _add_molecules(sdata: SpatialData, molecules: pd.DataFrame, mpp: float) -> None:
@@ -343,8 +347,6 @@ def _add_molecules(sdata: SpatialData, molecules: pd.DataFrame, mpp: float) -> N
     from spatialdata.transformations import Identity, Scale
 
     fields = [dd.from_pandas(part, npartitions=1) for _, part in molecules.groupby("fov")]
-    to_px = Scale([1 / mpp, 1 / mpp], ("x", "y"))
-    registered = {UM: Identity(), "global": to_px}
-    points = PointsModel.parse(dd.concat(fields), feature_key="target", transformations=registered)
-    sdata.points["transcripts"] = points
+    registered = {UM: Identity(), "global": Scale([1 / mpp, 1 / mpp], ("x", "y"))}
+    sdata.points["transcripts"] = PointsModel.parse(dd.concat(fields), feature_key="target", transformations=registered)
     set_role(sdata, "transcripts", {"points": "transcripts", "gene": "target"})

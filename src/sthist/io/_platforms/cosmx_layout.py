@@ -1,15 +1,18 @@
-"""Where the fields of view of a CosMx run lie, and how large their pixels are."""
+"""The fields of view of a CosMx run: their pictures, where they lie, and how large their pixels are."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sthist._settings import logger
+from sthist.io._files import checks
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import pandas as pd
@@ -17,10 +20,71 @@ if TYPE_CHECKING:
 LOCAL = ["CenterX_local_px", "CenterY_local_px"]
 GLOBAL = ["CenterX_global_px", "CenterY_global_px"]
 # Cell centres are rounded to pixels: a linear part that is so close to a turn by 90 degrees or a mirror is one.
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+FOV_NUMBER = re.compile(r".*_F(\d+)", re.IGNORECASE)
+Shape = tuple[int, int, int]
 SNAP = 0.01
 AGREE_PX = 2.0
 # µm/px by height and width of a field of view: of the first instruments, and of those that are sold.
 FRAME_MPP = {(3648, 5472): 0.18, (4256, 4256): 0.12028}
+
+
+def _by_fov(folder: Path) -> dict[int, Path]:
+    """Picture files by the number of their field of view, in the order of the numbers."""
+    files: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        number = FOV_NUMBER.match(file.stem)
+        if file.suffix.lower() in SUFFIXES and number:
+            files.setdefault(int(number.group(1)), file)
+    return dict(sorted(files.items()))
+
+
+def pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[int, Shape]]:
+    """Composites by field, and their shapes, which are those of one stain."""
+    directory = checks.require_file(folder, "CellComposite", vendor="CosMx")
+    files = _by_fov(directory)
+    if not files:
+        raise FileNotFoundError(
+            f"{directory} has no pictures that are named like CellComposite_F001.jpg, with the number of their field."
+        )
+    shapes = {number: checks.require_picture(file)[0] for number, file in files.items()}
+    first = next(iter(shapes))
+    for number, shape in shapes.items():
+        if shape[0] != shapes[first][0]:
+            raise ValueError(
+                f"The composites show different stains: {files[first]} has {shapes[first][0]} channels, "
+                f"{files[number]} has {shape[0]}."
+            )
+    if shapes[first][0] > 1 and not 0 <= nuclear_channel < shapes[first][0]:
+        raise ValueError(
+            f"nuclear_channel is {nuclear_channel}; {files[first]} has the channels 0 to {shapes[first][0] - 1}."
+        )
+    return files, shapes
+
+
+def label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
+    """Label images by field, of the fields that have a composite."""
+    files = {number: file for number, file in _by_fov(folder / "CellLabels").items() if number in shapes}
+    if not files:
+        logger.warning("%s has no CellLabels; the cells are circles alone.", folder)
+    for number, file in files.items():
+        shape = checks.require_picture(file)[0]
+        if shape[-2:] != shapes[number][-2:]:
+            raise ValueError(
+                f"{file} has {shape[-1]} x {shape[-2]} px, but the composite of field {number} has "
+                f"{shapes[number][-1]} x {shapes[number][-2]}."
+            )
+    return files
+
+
+def warn_of_fields(folder: Path, fov: pd.Series, images: Collection[int], labels: Collection[int]) -> None:
+    """Say which fields have cells but no picture, and which have no labels where others have."""
+    for number, n in fov.value_counts().sort_index().items():
+        what = f"field {number}, which has {n} cells"
+        if number not in images:
+            logger.warning(f"{folder / 'CellComposite'} has no composite of {what}; they have no image.")
+        elif labels and number not in labels:
+            logger.warning(f"{folder / 'CellLabels'} has no labels of {what}; the table goes with the cells' circles.")
 
 
 @dataclass(frozen=True)

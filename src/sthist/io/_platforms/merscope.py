@@ -13,9 +13,10 @@ from sthist._alignment.read import read_matrix
 from sthist._sample import NUCLEAR_NAMES, set_role
 from sthist._settings import logger
 from sthist.io._files import checks
+from sthist.io._files.checks import Needed
 from sthist.io._files.images import LooseImage, image_element
 from sthist.io._parts import sample
-from sthist.io._parts.molecules import require_csv_molecules, require_last_line
+from sthist.io._parts.he import attach_he, require_he
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 VENDOR = "MERSCOPE"
 MOSAIC = re.compile(r"mosaic_(?P<stain>[\w-]+)_z(?P<z>\d+)\.tiff?$")
 TRANSFORM = "micron_to_mosaic_pixel_transform.csv"
-HEAD_ROWS = 1000
-GLOBAL_XYZ = ["global_x", "global_y", "global_z"]
+GLOBAL_XYZ = ("global_x", "global_y", "global_z")
+MOLECULES = Needed("detected_transcripts.csv", numeric=GLOBAL_XYZ, gene="gene", switches=("transcripts",))
+OUTLINES = Needed("cell_boundaries.parquet", ("EntityID",), ("ZIndex",))
 VPT_OUTLINES = ("cellpose_micron_space.parquet", "watershed_micron_space.parquet")
 CENTRE = ["center_x", "center_y"]
 
@@ -94,7 +96,7 @@ def merscope(
     from spatialdata import SpatialData
 
     folder = Path(path)
-    sample.require_he(folder, he, he_alignment)
+    require_he(folder, he, he_alignment)
     to_px, size = _read_transform(folder, mpp)
     planes = _planes(z_layers)
     mosaics = _mosaics(folder, planes)
@@ -119,17 +121,14 @@ def merscope(
     if "transcripts" in sdata.points:
         stack = {"z_step": 1.0, "z_planes": planes}  # transcripts' z is the number of the vendor's plane
         set_role(sdata, "transcripts", {"points": "transcripts", "gene": "gene"} | stack)
-    if he is not None:
-        from sthist.io._parts.he import attach_he
-
-        attach_he(sdata, he, alignment=he_alignment, to="mosaic")
+    attach_he(sdata, he, alignment=he_alignment, to="mosaic")
     return sdata
 
 
 def _planes(z_layers: Any) -> list[int]:
     """Numbers of the planes: one, or several in their order; those of a set by size."""
-    wanted = sorted(z_layers) if isinstance(z_layers, set | frozenset) else z_layers
-    numbers = np.atleast_1d(list(wanted) if np.iterable(wanted) and not isinstance(wanted, str) else wanted)
+    ordered = sorted(z_layers) if isinstance(z_layers, set | frozenset) else z_layers
+    numbers = np.atleast_1d(list(ordered) if np.iterable(ordered) and not isinstance(ordered, str) else ordered)
     if numbers.ndim != 1 or len(numbers) == 0 or numbers.dtype.kind not in "iu":
         raise ValueError(
             f"z_layers is {z_layers!r}; it is the number of a plane, such as 3, or several, such as range(7)."
@@ -155,36 +154,29 @@ def _read_transform(folder: Path, mpp: float | None) -> tuple[np.ndarray, float]
 def _mosaics(folder: Path, planes: list[int]) -> dict[tuple[str, int], Path]:
     """Files of the mosaic by stain and plane, every stain at every plane."""
     images = folder / "images"
-    found = {}
-    for file in sorted(images.iterdir()):
-        match = MOSAIC.match(file.name)
-        if match:
-            found[match["stain"], int(match["z"])] = file
-    if not found:
+    matches = {file: MOSAIC.match(file.name) for file in sorted(images.iterdir())}
+    files = {(match["stain"], int(match["z"])): file for file, match in matches.items() if match}
+    if not files:
         raise FileNotFoundError(f"{images} has no files that are named like mosaic_DAPI_z3.tif.")
-    stains = sorted({stain for stain, _ in found})
+    stains = sorted({stain for stain, _ in files})
     if not any(NUCLEAR_NAMES.search(stain) for stain in stains):
         raise FileNotFoundError(
             f"{images} has no mosaic of a nuclear stain such as mosaic_DAPI_z3.tif; it has those of {stains}."
         )
-    there = sorted({z for _, z in found})
-    wanted = {}
-    for stain in stains:
-        for z in planes:
-            if (stain, z) not in found:
-                raise FileNotFoundError(
-                    f"{images} has no mosaic_{stain}_z{z}.tif; it has the planes {there}: choose with z_layers=."
-                )
-            wanted[stain, z] = found[stain, z]
-    shapes = {file: checks.require_picture(file)[0] for file in wanted.values()}
-    first = next(iter(shapes))
-    for file, shape in shapes.items():
-        if shape != shapes[first]:
-            raise ValueError(
-                f"{file} has {shape[-1]} x {shape[-2]} px, but {first.name} has {shapes[first][-1]} x "
-                f"{shapes[first][-2]}."
+    chosen = [(stain, z) for stain in stains for z in planes]
+    for stain, z in chosen:
+        if (stain, z) not in files:
+            there = sorted({z for _, z in files})
+            raise FileNotFoundError(
+                f"{images} has no mosaic_{stain}_z{z}.tif; it has the planes {there}: choose with z_layers=."
             )
-    return wanted
+    first = files[chosen[0]]
+    *_, height, width = shape = checks.require_picture(first)[0]
+    for file in (files[key] for key in chosen[1:]):
+        other = checks.require_picture(file)[0]
+        if other != shape:
+            raise ValueError(f"{file} has {other[-1]} x {other[-2]} px, but {first.name} has {width} x {height}.")
+    return {key: files[key] for key in chosen}
 
 
 def _mosaic(files: dict[tuple[str, int], Path], planes: list[int]) -> Any:
@@ -214,14 +206,10 @@ def _cell_files(folder: Path, vpt: Any) -> tuple[Path, Path, Path]:
 
 def _check(folder: Path, outlines: Path, kwargs: dict[str, Any]) -> None:
     """Molecules and outlines that spatialdata-io will read are there, are whole, and have their columns."""
-    if kwargs.get("transcripts", True):
-        file = checks.require_file(folder, "detected_transcripts.csv", vendor=VENDOR)
-        checks.read_csv(file, [*GLOBAL_XYZ, "gene"], numeric=GLOBAL_XYZ, nrows=HEAD_ROWS)
-        require_last_line(file)
-        require_csv_molecules(file, "gene", GLOBAL_XYZ)
+    checks.require_files(folder, VENDOR, [MOLECULES], kwargs)
     if kwargs.get("cells_boundaries", True):
         if outlines.exists():
-            checks.require_parquet(outlines, ["EntityID", "ZIndex"], numeric=["ZIndex"])
+            checks.require_content(outlines, OUTLINES)
         elif kwargs.get("vpt_outputs") is not None:  # spatialdata-io insists on them
             raise FileNotFoundError(f"vpt_outputs=: there is no file {outlines}.")
         else:
@@ -256,9 +244,6 @@ def _read_table(counts: Path, cells: Path) -> AnnData:
 
 def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray) -> None:
     """The table, linked to the outlines; cells without one are left out, and circles stand in where there are none."""
-    import geopandas as gpd
-    import pandas as pd
-    from spatialdata.models import ShapesModel, TableModel
     from spatialdata.transformations import Affine
 
     spatial = table.obs[CENTRE].to_numpy(np.float64)
@@ -274,13 +259,7 @@ def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray) -> None:
         table, spatial = table[outlined].copy(), spatial[outlined]
     else:
         logger.info("The cells are shown as circles of %g µm.", 2 * sample.CELL_RADIUS_UM)
-        centres = gpd.points_from_xy(*spatial.T)
-        circles = gpd.GeoDataFrame(
-            {"radius": sample.CELL_RADIUS_UM}, geometry=centres, index=table.obs_names.to_numpy()
-        )
         registered = {"global": Affine(to_px, ("x", "y"), ("x", "y"))}
-        sdata.shapes["cells"] = ShapesModel.parse(circles, transformations=registered)
+        sdata.shapes["cells"] = sample.circles(spatial, sample.CELL_RADIUS_UM, table.obs_names.to_numpy(), registered)
     table.obsm["spatial"] = spatial
-    table.obs["cells_region"] = pd.Categorical(["cells"] * table.n_obs)
-    table.obs["EntityID"] = table.obs_names.to_numpy()
-    sdata.tables["table"] = TableModel.parse(table, region="cells", region_key="cells_region", instance_key="EntityID")
+    sdata.tables["table"] = sample.link_table(table, "cells", keys=("cells_region", "EntityID"))

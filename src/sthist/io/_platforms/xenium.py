@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,32 +10,28 @@ import numpy as np
 from sthist import scale
 from sthist._sample import HE_NAMES, describe, set_role
 from sthist.io._files import checks
+from sthist.io._files.checks import Needed
 from sthist.io._files.tiff_metadata import ome_mpp
 from sthist.io._parts import sample
-from sthist.io._parts.molecules import require_parquet_molecules
+from sthist.io._parts.he import attach_he, require_he
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+VENDOR = "Xenium"
 VERSION = "analysis_sw_version"
 ALIGNED = ("he_image", "if_image")
 STAINS = ("morphology_focus", "morphology_mip")
-# Columns that a file must have, and those of them that are numbers.
-COORDINATES = {
-    "cells.parquet": (["cell_id", "x_centroid", "y_centroid"], ["x_centroid", "y_centroid"]),
-    "transcripts.parquet": (["x_location", "y_location", "feature_name"], ["x_location", "y_location"]),
-    "cell_boundaries.parquet": (["cell_id", "vertex_x", "vertex_y"], ["vertex_x", "vertex_y"]),
-    "nucleus_boundaries.parquet": (["cell_id", "vertex_x", "vertex_y"], ["vertex_x", "vertex_y"]),
-}
 TABLE = ("cells_table", "cells_boundaries", "nucleus_boundaries")
-# Arguments of spatialdata_io.xenium that make it read a file; all are true by default.
-SWITCHES = {
-    "cells.parquet": TABLE,
-    "cell_feature_matrix.h5": TABLE,
-    "transcripts.parquet": ("transcripts",),
-    "cell_boundaries.parquet": ("cells_boundaries",),
-    "nucleus_boundaries.parquet": ("nucleus_boundaries",),
-}
+VERTICES = ("vertex_x", "vertex_y")
+FILES = (
+    Needed("cells.parquet", ("cell_id",), ("x_centroid", "y_centroid"), switches=TABLE),
+    Needed("cell_feature_matrix.h5", switches=TABLE),
+    Needed("transcripts.parquet", numeric=("x_location", "y_location"), gene="feature_name", switches=("transcripts",)),
+    Needed("cell_boundaries.parquet", ("cell_id",), VERTICES, switches=("cells_boundaries",)),
+    Needed("nucleus_boundaries.parquet", ("cell_id",), VERTICES, switches=("nucleus_boundaries",)),
+    Needed("cells.zarr.zip"),
+)
 
 
 def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any = None, **kwargs: Any) -> SpatialData:
@@ -83,10 +78,13 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     import spatialdata_io
 
     folder = Path(path)
-    specs = checks.require_file(folder, "experiment.xenium", vendor="Xenium")
+    specs = checks.require_file(folder, "experiment.xenium", vendor=VENDOR)
     pixel_size = _check_specs(specs)
-    sample.require_he(folder, he, he_alignment)
-    _check(folder, kwargs)
+    require_he(folder, he, he_alignment)
+    checks.require_files(folder, VENDOR, FILES, kwargs)
+    if any(kwargs.get(argument, True) for argument in TABLE):
+        _require_same_cells(folder / "cells.parquet", folder / "cell_feature_matrix.h5")
+    stains = _stain_files(folder)
     aligned_files = _aligned_files(folder) if kwargs.get("aligned_images", True) else {}
     with checks.quietly():
         sdata = spatialdata_io.xenium(folder, **kwargs)
@@ -95,19 +93,20 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         raise ValueError(
             f"{path} gave no morphology image ({describe('images', sdata.images)}); sthist needs the nuclear stain."
         )
-    scale.record_mpp(sdata, stain, "pixel_size of experiment.xenium", pixel_size)
-    for stated, value in _stated_by_image(folder, stain).items():
-        scale.record_mpp(sdata, stain, stated, value)
+    stated = ome_mpp(stains[stain][0]) if stains[stain] else {}
+    for source, value in ({"pixel_size of experiment.xenium": pixel_size} | stated).items():
+        scale.record_mpp(sdata, stain, source, value)
     scale.register(sdata, stain, pixel_size)
-    _check_scale_of_aligned(sdata, aligned_files)
+    for name, file in aligned_files.items():
+        if name in sdata.images:  # what its metadata state agrees with where its alignment puts it
+            for source, value in ome_mpp(file).items():
+                scale.record_mpp(sdata, name, f"{source} of {file.name}", value)
+            scale.resolve_mpp(sdata, name)
     sample.record_high_res(sdata, stain)
     aligned = [name for name in sdata.images if HE_NAMES.search(name)]
     if len(aligned) == 1:
         set_role(sdata, "he", {"image": aligned[0]})
-    if he is not None:
-        from sthist.io._parts.he import attach_he
-
-        attach_he(sdata, he, alignment=he_alignment, to=stain)
+    attach_he(sdata, he, alignment=he_alignment, to=stain)
     return sdata
 
 
@@ -124,9 +123,19 @@ def _check_specs(path: Path) -> float:
     return pixel_size
 
 
+def _stain_files(folder: Path) -> dict[str, list[Path]]:
+    """Files of the morphology images, which are there and whole."""
+    patterns = {stain: (f"{stain}/*.ome.tif", f"{stain}.ome.tif") for stain in STAINS}
+    checks.require_file(folder, *(name for names in patterns.values() for name in reversed(names)), vendor=VENDOR)
+    files = {stain: [file for name in names for file in sorted(folder.glob(name))] for stain, names in patterns.items()}
+    for file in (file for stain in files.values() for file in stain):
+        checks.require_picture(file)
+    return files
+
+
 def _aligned_files(folder: Path) -> dict[str, Path]:
     """Images that spatialdata-io will add, by their key there; each has its alignment."""
-    found = {}
+    files = {}
     for kind in ALIGNED:
         for file in sorted(folder.glob(f"*{kind}.ome.tif")):
             alignment = file.with_name(file.name.replace("image.ome.tif", "imagealignment.csv"))
@@ -135,40 +144,8 @@ def _aligned_files(folder: Path) -> dict[str, Path]:
                     f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that file, or "
                     "leave the image out with aligned_images=False."
                 )
-            found[kind] = file
-    return found
-
-
-def _check_scale_of_aligned(sdata: SpatialData, files: dict[str, Path]) -> None:
-    """What the images' own metadata state agrees with where their alignments put them."""
-    for name, file in files.items():
-        if name in sdata.images:
-            for stated, value in ome_mpp(file).items():
-                scale.record_mpp(sdata, name, f"{stated} of {file.name}", value)
-            scale.resolve_mpp(sdata, name)
-
-
-def _check(folder: Path, kwargs: dict[str, Any]) -> None:
-    """Every file that will be read is there, is whole, and has its columns."""
-    for name, arguments in SWITCHES.items():
-        if not any(kwargs.get(argument, True) for argument in arguments):
-            continue
-        file = checks.require_file(folder, name, vendor="Xenium")
-        if name in COORDINATES:
-            columns, numeric = COORDINATES[name]
-            checks.require_parquet(file, columns, numeric=numeric)
-    if any(kwargs.get(argument, True) for argument in TABLE):
-        _require_same_cells(folder / "cells.parquet", folder / "cell_feature_matrix.h5")
-    if kwargs.get("transcripts", True):
-        require_parquet_molecules(folder / "transcripts.parquet", "feature_name", ["x_location", "y_location"])
-    cells = checks.require_file(folder, "cells.zarr.zip", vendor="Xenium")
-    with checks.reading(cells), zipfile.ZipFile(cells):
-        pass
-    names = [pattern for stain in STAINS for pattern in (f"{stain}.ome.tif", f"{stain}/*.ome.tif")]
-    checks.require_file(folder, *names, vendor="Xenium")
-    for stain in STAINS:
-        for file in _files_of(folder, stain):
-            checks.require_picture(file)
+            files[kind] = file
+    return files
 
 
 def _require_same_cells(cells: Path, matrix: Path) -> None:
@@ -190,14 +167,3 @@ def _require_same_cells(cells: Path, matrix: Path) -> None:
             f"{cells}: cell_id is {str(ids[row])!r} in row {row}, but {matrix.name} has {str(barcodes[row])!r} there. "
             "Export both again."
         )
-
-
-def _files_of(folder: Path, stain: str) -> list[Path]:
-    return [
-        file for file in (*sorted((folder / stain).glob("*.ome.tif")), folder / f"{stain}.ome.tif") if file.exists()
-    ]
-
-
-def _stated_by_image(folder: Path, stain: str) -> dict[str, float]:
-    """µm/px in the metadata of the vendor's morphology image."""
-    return next((ome_mpp(file) for file in _files_of(folder, stain)), {})

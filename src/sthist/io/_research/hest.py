@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import scale
+from sthist import _sample, scale
 from sthist._settings import logger
+from sthist.io._annotations.geojson import read_features, read_geometry
 from sthist.io._files import checks
 from sthist.io._parts import spots
-from sthist.io._parts.matrix import raw_counts, require_unique, unique_genes
+from sthist.io._parts.matrix import raw_counts, unique_genes
 from sthist.io._parts.sample import CELL_RADIUS_UM
-from sthist.io._research import hest_parts
 from sthist.io._research.hest_table import facts_of, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    import geopandas as gpd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -60,6 +61,9 @@ SAVED_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 POOLED = {"Xenium", "Visium HD"}  # technologies whose molecules or bins HEST sums up in squares without gaps
 SPOT_FIELDS = ("spot_diameter", "inter_spot_dist")
+GENE = "feature_name"
+PLACES = ("he_x", "he_y")  # columns of the transcripts in pixels of the H&E
+KEPT = ["cell_id", "overlaps_nucleus", "qv"]
 ESTIMATED, EMBEDDED = "pixel_size_um_estimated", "pixel_size_um_embedded"
 
 
@@ -149,10 +153,10 @@ def hest(
     """
     require_parts(parts)
     root, there, alone = _samples(Path(path))
-    wanted = spots.chosen(root, ids, there, "st/{}.h5ad")
-    given = spots.by_sample(mpp, wanted)
-    samples = {name: _read_sample(root, name, given.get(name), image, parts) for name in wanted}
-    return samples[wanted[0]] if isinstance(ids, str) or alone else samples
+    names = spots.chosen(root, ids, there, "st/{}.h5ad")
+    scales = spots.by_sample(mpp, names)
+    samples = {name: _read_sample(root, name, scales.get(name), image, parts) for name in names}
+    return samples[names[0]] if isinstance(ids, str) or alone else samples
 
 
 def require_parts(parts: Collection[str] | None) -> None:
@@ -190,15 +194,14 @@ def _read_sample(root: Path, name: str, mpp: float | None, image: bool, parts: C
     file = _require(root, name, TABLE)
     slide_file = _require(root, name, IMAGE) if image else None
     table, px = _read_table(file)
-    kind, size_px = _form(file, metadata, record, _pitch(record, table, px), size, mpp)
-    slide = None
-    if slide_file is not None:
-        slide = spots.read_slide_image(slide_file, size, source, mpp)
-        spots.require_inside(file, "obsm['spatial']", px, slide_file, slide[0])
-    sdata = spots.build_sample(table, px, size, source, size_px=size_px, kind=kind, he=slide)
+    legacy = record.get("st_technology") == "Spatial Transcriptomics"
+    pitch = spots.array_pitch(table.obs_names, px) if legacy else spots.spot_pitch(px)
+    kind, size_px = _form(file, metadata, record, pitch, size, mpp)
+    slide = spots.read_slide_image(slide_file, size, source, mpp, file, "obsm['spatial']", px)
+    facts = facts_of(record)
+    sdata = spots.build_sample(name, table, px, size, source, size_px=size_px, kind=kind, he=slide, **facts)
     _add_parts(sdata, root, name, parts)
     scale.register_system(sdata, "global", np.diag([size, size, 1.0]))
-    spots.record_sample(sdata, name, **facts_of(record))
     return sdata
 
 
@@ -214,18 +217,16 @@ def _require(root: Path, name: str, places: tuple[str, ...]) -> Path:
 
 def _scale(path: Path, record: dict[str, Any], mpp: float | None) -> tuple[float, str]:
     """The µm per pixel, and who states it; what contradicts it is said."""
-    others = [EMBEDDED]
     if mpp is not None:
         size, source = scale.agreed_mpp(str(path), {}, mpp, ""), "the argument mpp="
-        others = [ESTIMATED, EMBEDDED]
+    elif ESTIMATED in record and record[ESTIMATED] is None:
+        raise ValueError(
+            f"{path}: {ESTIMATED!r} is empty ({EMBEDDED!r} is {record.get(EMBEDDED)!r}); give the µm per pixel with "
+            "mpp=."
+        )
     else:
-        if ESTIMATED in record and record[ESTIMATED] is None:
-            raise ValueError(
-                f"{path}: {ESTIMATED!r} is empty ({EMBEDDED!r} is {record.get(EMBEDDED)!r}); give the µm per pixel "
-                "with mpp=."
-            )
         size, source = checks.require_number(path, record, ESTIMATED), f"{ESTIMATED} of {path.name}"
-    for name in others:
+    for name in (ESTIMATED, EMBEDDED):
         value = record.get(name)
         if isinstance(value, int | float) and abs(value / size - 1) > scale.TOLERANCE:
             logger.warning("%s: %s is %.4g µm/px, %s %.4g µm/px; the latter is taken.", path, name, value, source, size)
@@ -247,7 +248,7 @@ def _read_table(path: Path) -> tuple[AnnData, np.ndarray]:
                 f"{path} holds no table of counts as anndata writes it: {error}. Copy the file again."
             ) from None
     checks.require_rows(path, stored.n_obs, "spots (rows of obs)")
-    require_unique(path, stored.obs_names, "barcode")
+    checks.require_unique(path, stored.obs_names, "barcode")
     if "spatial" not in stored.obsm:
         raise KeyError(
             f"{path} has no obsm['spatial'], the spots' centres in pixels; its obsm has {list(stored.obsm)}."
@@ -259,14 +260,8 @@ def _read_table(path: Path) -> tuple[AnnData, np.ndarray]:
     return ad.AnnData(counts, obs=stored.obs.copy(), var=var), px
 
 
-def _pitch(record: dict[str, Any], table: AnnData, px: np.ndarray) -> float | None:
-    """Distance between neighbours in pixels; None where the rows lie on no lattice."""
-    legacy = record.get("st_technology") == "Spatial Transcriptomics"
-    return spots.array_pitch(table.obs_names, px) if legacy else spots.spot_pitch(px)
-
-
 def _form(
-    path: Path, metadata: Path, record: dict[str, Any], pitch: float | None, mpp: float, given: float | None
+    path: Path, metadata: Path, record: dict[str, Any], pitch: float | None, mpp: float, argument: float | None
 ) -> tuple[str, float]:
     """Whether the rows are round spots, squares or cells, and how large they are in pixels."""
     if record.get("st_technology") in POOLED:
@@ -276,13 +271,13 @@ def _form(
         return "cells", 2 * CELL_RADIUS_UM / mpp
     diameter, step = _spot_size(metadata, record)
     if pitch is not None and abs(pitch * mpp / step - 1) > scale.TOLERANCE:
-        found = (
+        apart = (
             f"{path}: neighbouring spots of obsm['spatial'] are {pitch:.4g} px apart, which should be {step:g} µm; "
             f"that is {step / pitch:.4g} µm/px"
         )
-        if given is None:
-            raise ValueError(f"{found}, but {ESTIMATED} of {metadata} is {mpp:.4g}. Give the right one with mpp=.")
-        logger.warning("%s; mpp=%.4g is taken.", found, mpp)
+        if argument is None:
+            raise ValueError(f"{apart}, but {ESTIMATED} of {metadata} is {mpp:.4g}. Give the right one with mpp=.")
+        logger.warning("%s; mpp=%.4g is taken.", apart, mpp)
     return "circles", diameter / mpp
 
 
@@ -309,6 +304,129 @@ def _add_parts(sdata: SpatialData, root: Path, name: str, parts: Collection[str]
             if parts is not None:
                 logger.warning("%s has no %s of sample %r.", root, part, name)
         elif part == "transcripts":
-            hest_parts.add_transcripts(sdata, file)
+            _add_transcripts(sdata, file)
         else:
-            hest_parts.add_outlines(sdata, part, file)
+            _add_outlines(sdata, part, file)
+
+
+def _add_outlines(sdata: SpatialData, name: str, path: Path) -> None:
+    """Polygons of a file as shapes, in pixels."""
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    frame = _read_outlines(path) if path.suffix == ".parquet" else _read_geojson(path)
+    geometry = frame.geometry
+    keep = (geometry.geom_type.isin(["Polygon", "MultiPolygon"]) & ~geometry.is_empty).to_numpy()
+    if not keep.any():
+        raise ValueError(
+            f"{path} has no polygons in its {len(frame)} features. Copy the file again, or leave it out with parts=."
+        )
+    if not keep.all():
+        logger.warning("%s: %d of %d features are no polygons; they are left out.", path, int((~keep).sum()), len(keep))
+    sdata.shapes[name] = ShapesModel.parse(frame[keep], transformations={"global": Identity()})
+
+
+def _read_outlines(path: Path) -> gpd.GeoDataFrame:
+    import geopandas as gpd
+    from shapely.errors import ShapelyError
+
+    try:
+        with checks.reading(path):
+            frame = gpd.read_parquet(path)
+    except (ShapelyError, TypeError, KeyError) as error:  # of geometries that are none
+        raise ValueError(f"{path}: its column of geometries cannot be read: {error}.") from None
+    except ValueError as error:
+        if "geo metadata" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} has no column 'geometry' that geopandas can read ({error}). Take the .geojson.zip in its place."
+        ) from None
+    frame = frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
+    if any(isinstance(value, bytes) for value in frame.index[:1]):
+        frame.index = frame.index.map(bytes.decode)
+    return frame.set_crs(None, allow_override=True)
+
+
+def _read_geojson(path: Path) -> gpd.GeoDataFrame:
+    """Polygons with their class, or with the piece of tissue that they are of."""
+    import geopandas as gpd
+
+    rows = [row for number, feature in enumerate(read_features(path)) for row in _rows(path, number, feature)]
+    if not rows:
+        raise ValueError(f"{path} has no polygons: 'features' is empty.")
+    return gpd.GeoDataFrame(rows, geometry="geometry")
+
+
+def _rows(path: Path, number: int, feature: dict[str, Any]) -> list[dict[str, Any]]:
+    """The polygons of a feature: one each of a class of nuclei; of a piece of tissue, one without its holes."""
+    import shapely
+
+    properties = feature.get("properties") or {}
+    if not isinstance(feature.get("geometry"), dict):
+        raise KeyError(f"{path}: feature {number} has no 'geometry'. Is the file truncated?")
+    geometry = read_geometry(path, f"'geometry' of feature {number}", feature["geometry"])
+    classified = properties.get("classification")
+    name = classified.get("name") if isinstance(classified, dict) else None
+    if "hole" in properties:  # the older files, where some of the polygons are holes of the others
+        parts = np.asarray(geometry.geoms)
+        hole = np.zeros(len(parts), bool)
+        hole[properties["hole"]] = True
+        tissue = shapely.union_all(parts[~hole]).difference(shapely.union_all(parts[hole]))
+        return [{"tissue_id": name, "geometry": tissue}]
+    if name is not None:
+        return [{"class": str(name), "geometry": part} for part in shapely.get_parts(geometry)]
+    return [{**properties, "geometry": geometry}]
+
+
+def _add_transcripts(sdata: SpatialData, path: Path) -> None:
+    """Molecules as points in pixels of the H&E, read when needed."""
+    import dask.dataframe as dd
+    import pyarrow.parquet as pq
+    from spatialdata.models import PointsModel
+    from spatialdata.transformations import Identity
+
+    checks.require_content(path, checks.Needed(path.name, numeric=PLACES, gene=GENE))
+    there = pq.read_schema(path).names
+    columns = [*PLACES, GENE, *(name for name in KEPT if name in there)]
+    genes = _genes(path)
+    frame = dd.read_parquet(path, columns=columns, index=False, split_row_groups="adaptive")
+    frame = frame.map_partitions(_plain, genes, meta=_plain(frame._meta, genes))
+    sdata.points["transcripts"] = PointsModel.parse(
+        frame,
+        coordinates={"x": "he_x", "y": "he_y"},
+        feature_key=GENE,
+        instance_key="cell_id" if "cell_id" in columns else None,
+        transformations={"global": Identity()},
+        sort=True,
+    )
+    _sample.set_role(sdata, "transcripts", {"points": "transcripts", "gene": GENE})
+
+
+def _genes(path: Path) -> list[str]:
+    """Names of the genes, without the rest of the table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names: set[str] = set()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[GENE]):
+            names |= set(pc.unique(batch.column(0)).cast(pa.string()).to_pylist())
+    return sorted(names)
+
+
+def _plain(frame: Any, genes: list[str]) -> Any:
+    """Text where the file has bytes; genes as categories that are known."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def text(values: Any) -> Any:
+        return pa.array(values.to_numpy(object), from_pandas=True).cast(pa.string())
+
+    frame = frame.copy()
+    codes = pc.index_in(text(frame[GENE]), pa.array(genes, pa.string())).to_numpy(zero_copy_only=False)
+    frame[GENE] = pd.Categorical.from_codes(codes, categories=pd.Index(genes))
+    if "cell_id" in frame and not pd.api.types.is_numeric_dtype(frame["cell_id"]):
+        frame["cell_id"] = pd.array(text(frame["cell_id"]), dtype="string[pyarrow]")
+    return frame

@@ -5,22 +5,21 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sthist import scale
 from sthist._settings import logger
 from sthist.io._files import checks
-from sthist.io._parts.matrix import Matrix, count_table, open_text, position_key, read_matrix, require_unique, separator
+from sthist.io._parts.matrix import count_table, open_text, position_key, read_matrix, separator
 from sthist.io._parts.spots import (
     OFF_LATTICE,
     add_labels,
     build_sample,
     fit_lattice,
+    match_spots,
     read_slide_image,
-    record_sample,
-    require_inside,
 )
 
 if TYPE_CHECKING:
@@ -117,26 +116,29 @@ def legacy_st(
                 labels=row.tumor_annotation, patient=row.patient,
             )
     """
-    counts_file, spots_file = (_require(path, argument) for path, argument in ((counts, "counts="), (spots, "spots=")))
+    import pandas as pd
+
+    counts_file, spots_file = _require(counts, "counts="), _require(spots, "spots=")
     labels_file = None if labels is None else _require(labels, "labels=")
     image_file = None if image is None else _require(image, "image=")
     places, fields = _read_spots(spots_file)
     size = _resolve_scale(spots_file, fields, places, mpp, pitch_um)
     source = "the argument mpp=" if mpp is not None else f"distance of the spots of {spots_file.name}"
-    slide = None
-    if image_file is not None:
-        slide = read_slide_image(image_file, size, source, mpp)
-        require_inside(spots_file, fields, _pixels(places), image_file, slide[0])
-    matrix, rows = _match(read_matrix(counts_file), counts_file, places, spots_file)
-    places = places[rows >= 0]
-    table = count_table(matrix, rows[rows >= 0], places.index)
+    slide = read_slide_image(image_file, size, source, mpp, spots_file, fields, _pixels(places))
+    matrix = read_matrix(counts_file)
+    rows, columns = (pd.Index([position_key(str(key)) for key in keys]) for keys in (matrix.rows, matrix.columns))
+    like = f"{matrix.rows[0]!r} (rows), {matrix.columns[0]!r} (columns)"
+    if columns.isin(places.index).sum() > rows.isin(places.index).sum():
+        matrix, rows = matrix.turned, columns
+    matched = match_spots(matrix, rows, places, spots_file, like)
+    places, kept = places[matched >= 0], matched[matched >= 0]
+    table = count_table(matrix, kept, places.index)
     table.obs["array_x"], table.obs["array_y"] = places["x"].to_numpy(), places["y"].to_numpy()
     if labels_file is not None:
         add_labels(table, _read_labels(labels_file), places.index, labels_file)
-    sdata = build_sample(table, _pixels(places), size, source, size_px=spot_diameter_um / size, he=slide)
-    called = ENDINGS.sub("", counts_file.name) if name is None else name
-    record_sample(sdata, called, patient=patient, batch=batch, technology="Spatial Transcriptomics")
-    return sdata
+    facts = {"patient": patient, "batch": batch, "technology": "Spatial Transcriptomics"}
+    name = ENDINGS.sub("", counts_file.name) if name is None else name
+    return build_sample(name, table, _pixels(places), size, source, size_px=spot_diameter_um / size, he=slide, **facts)
 
 
 def _require(path: str | Path, argument: str) -> Path:
@@ -168,7 +170,7 @@ def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
         places, fields = frame[SELECTION].astype(np.float64), "pixel_x, pixel_y"
     places[["x", "y"]] = places[["x", "y"]].round().astype(int)
     places.index = pd.Index([f"{x}x{y}" for x, y in zip(places["x"], places["y"], strict=True)])
-    require_unique(path, places.index, "spot")
+    checks.require_unique(path, places.index, "spot")
     return places, fields
 
 
@@ -213,38 +215,15 @@ def _resolve_scale(
             f"array. Are the columns {fields} those of these spots?"
         )
     if lattice.anisotropy > scale.TOLERANCE:
-        found = (
+        scales = (
             f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart give {lattice.mpp_x:.4g} µm/px along x of "
             f"the array and {lattice.mpp_y:.4g} along y ({lattice.anisotropy:.1%})"
         )
         if mpp is None:
-            raise ValueError(f"{found}. Give the right distances with pitch_um=(x, y), or the scale with mpp=.")
-        logger.warning("%s; mpp=%.4g is taken.", found, mpp)
+            raise ValueError(f"{scales}. Give the right distances with pitch_um=(x, y), or the scale with mpp=.")
+        logger.warning("%s; mpp=%.4g is taken.", scales, mpp)
         return scale.agreed_mpp(str(path), {}, mpp, "")
     return scale.agreed_mpp(str(path), {f"spots {pitch[0]:g} µm apart, pitch_um=": lattice.mpp}, mpp, "")
-
-
-def _match(matrix: Matrix, path: Path, places: pd.DataFrame, spots: Path) -> tuple[Matrix, np.ndarray]:
-    """Counts with spots as rows, and the row of each spot, -1 where it has none."""
-    import pandas as pd
-
-    rows, columns = (pd.Index([position_key(str(name)) for name in names]) for names in (matrix.rows, matrix.columns))
-    if columns.isin(places.index).sum() > rows.isin(places.index).sum():
-        matrix, rows = matrix.turned, columns
-    require_unique(path, rows, "spot")
-    found = rows.get_indexer(places.index)
-    if not (found >= 0).any():
-        raise ValueError(
-            f"{path} and {spots} have no spot in common: they are named like {matrix.rows[0]!r} (rows), "
-            f"{matrix.columns[0]!r} (columns) and {places.index[0]!r}. Are both files of one section?"
-        )
-    if (found < 0).any():
-        n = int((found < 0).sum())
-        logger.warning("%d of %d spots of %s have no counts in %s; they are left out.", n, len(found), spots, path)
-    rest = len(rows) - int((found >= 0).sum())
-    if rest:
-        logger.info("%d of %d spots of %s are not selected in %s; they are left out.", rest, len(rows), path, spots)
-    return matrix, found
 
 
 def _read_labels(path: Path) -> pd.Series:
@@ -270,7 +249,7 @@ def _read_labels(path: Path) -> pd.Series:
 
 
 def _labels(path: Path, rows: list[list[str]], x: int, y: int, label: int) -> dict[str, str]:
-    found: dict[str, Any] = {}
+    labels: dict[str, str] = {}
     for number, row in enumerate(rows, 2):
         try:
             place = f"{float(row[x]):.0f}x{float(row[y]):.0f}"
@@ -282,5 +261,5 @@ def _labels(path: Path, rows: list[list[str]], x: int, y: int, label: int) -> di
                 f"{path}: line {number} has no place and label, but {row}. Is the file truncated?"
             ) from None
         if text and text != "NA":
-            found[place] = text
-    return found
+            labels[place] = text
+    return labels

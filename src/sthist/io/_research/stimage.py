@@ -12,7 +12,7 @@ from sthist import scale
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._parts import spots
-from sthist.io._parts.matrix import count_table, read_matrix, require_unique, separator
+from sthist.io._parts.matrix import count_table, read_matrix, separator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,25 +94,25 @@ def stimage(
     """
     root = Path(path)
     there = _slides(root)
-    wanted = spots.chosen(root, ids, list(there), f"<technology>/coord/{{}}{COORD}")
-    given = spots.by_sample(mpp, wanted)
+    names = spots.chosen(root, ids, list(there), f"<technology>/coord/{{}}{COORD}")
+    scales = spots.by_sample(mpp, names)
     facts = _read_meta(root)
-    samples = {name: _read_slide(there[name], name, given.get(name), image, facts.get(name, {})) for name in wanted}
+    samples = {name: _read_slide(there[name], name, scales.get(name), image, facts.get(name, {})) for name in names}
     return samples[ids] if isinstance(ids, str) else samples
 
 
 def _slides(root: Path) -> dict[str, Path]:
     """The folder of the technology, by slide."""
     folders = [root / technology for technology in TECHNOLOGIES] + [root] * (root.name in TECHNOLOGIES)
-    found = {
+    slides = {
         file.name.removesuffix(COORD): folder for folder in folders for file in sorted(folder.glob(f"coord/*{COORD}"))
     }
-    if not found:
+    if not slides:
         raise FileNotFoundError(
-            f"{root} has no slides: none of {', '.join(f'{technology}/coord' for technology in TECHNOLOGIES)} has a "
-            f"file *{COORD}. Give a local copy of STimage-1K4M."
+            f"{root} has no slides: none of {'/coord, '.join(TECHNOLOGIES)}/coord has a file *{COORD}. Give a local "
+            "copy of STimage-1K4M."
         )
-    return found
+    return slides
 
 
 def _read_meta(root: Path) -> dict[str, dict[Any, Any]]:
@@ -139,35 +139,18 @@ def _read_slide(folder: Path, name: str, mpp: float | None, image: bool, facts: 
     places = _read_coord(coord)
     px = places[PLACES].to_numpy(np.float64)
     size, source, size_px, kind = _scale(coord, technology, places, px, mpp)
-    slide = None
-    if picture is not None:
-        slide = spots.read_slide_image(picture, size, source, mpp)
-        spots.require_inside(coord, "xaxis, yaxis", px, picture, slide[0])
+    slide = spots.read_slide_image(picture, size, source, mpp, coord, "xaxis, yaxis", px)
     matrix = read_matrix(counts)
-    require_unique(counts, matrix.rows, "spot")
-    rows = matrix.rows.get_indexer(places.index)
-    if not (rows >= 0).any():
-        raise ValueError(
-            f"{counts} and {coord} have no spot in common: they are named like {matrix.rows[0]!r} and "
-            f"{places.index[0]!r}. Are both files of one slide?"
-        )
-    if (rows < 0).any() or len(matrix.rows) > (rows >= 0).sum():
-        n, m = int((rows < 0).sum()), len(matrix.rows) - int((rows >= 0).sum())
-        logger.warning("%d spots of %s and %d of %s are in one of both alone; they are left out.", n, coord, m, counts)
+    rows = spots.match_spots(matrix, matrix.rows, places, coord, repr(matrix.rows[0]))
     kept = rows >= 0
     table = count_table(matrix, rows[kept], [spot.removeprefix(f"{name}_") for spot in places.index[kept]])
     labels = folder.parent / "annotation" / f"{name}_anno.csv"
     if labels.is_file():
         spots.add_labels(table, _read_labels(labels), places.index[kept], labels)
-    sdata = spots.build_sample(table, px[kept], size, source, size_px=size_px, kind=kind, he=slide)
-    known = {key: facts.get(key) for key in FACTS}
-    batch = None if _vague(facts.get("pmid")) else f"pmid {facts['pmid']}"
-    spots.record_sample(sdata, name, batch=batch, source="STimage-1K4M", technology=technology, **known)
-    return sdata
-
-
-def _vague(value: Any) -> bool:
-    return value is None or bool(UNSURE.match(str(value).strip()))
+    pmid = facts.get("pmid")
+    known = {key: facts.get(key) for key in FACTS} | {"source": "STimage-1K4M", "technology": technology}
+    known["batch"] = None if pmid is None or UNSURE.match(str(pmid).strip()) else f"pmid {pmid}"
+    return spots.build_sample(name, table, px[kept], size, source, size_px=size_px, kind=kind, he=slide, **known)
 
 
 def _require(file: Path, hint: str = "") -> Path:
@@ -182,7 +165,7 @@ def _read_coord(path: Path) -> pd.DataFrame:
     frame = checks.read_csv(path, fields, numeric=fields)
     frame = frame.set_index(frame.columns[0])[fields].astype(np.float64)
     frame.index = frame.index.astype(str)
-    require_unique(path, frame.index, "spot")
+    checks.require_unique(path, frame.index, "spot")
     if not (frame["r"] > 0).all():
         raise ValueError(
             f"{path}: column 'r' should hold the radius of the spots in pixels, but has {frame['r'].min():g}."
@@ -195,33 +178,28 @@ def _scale(
 ) -> tuple[float, str, float, str]:
     """µm per pixel, who states it, size of the spots in pixels, and their form."""
     pitch = spots.array_pitch(places.index, px) if technology == "ST" else spots.spot_pitch(px)
+    radius = float(places["r"].median())
     if technology not in SIZES_UM:
         nobody = (
             f"{path}: bins of Visium HD may be of 2, 8 or 16 µm, and no column says so. Give the µm per pixel with "
             "mpp=."
         )
         size = scale.agreed_mpp(str(path), {}, mpp, nobody)
-        side = 2 * float(places["r"].median()) if pitch is None else pitch
-        return size, "the argument mpp=", side, "squares"
+        return size, "the argument mpp=", 2 * radius if pitch is None else pitch, "squares"
     diameter, step = SIZES_UM[technology]
     stated = {} if pitch is None else {f"spots {step:g} µm apart in {path.name}": step / pitch}
     if technology == "ST":
-        stated[f"r of {path.name}, {diameter / 2:g} µm"] = diameter / 2 / float(places["r"].median())
-    if mpp is None:
-        nobody = (
-            f"{path}: the {len(px)} spots (xaxis, yaxis) lie on no lattice that tells the scale; give it with mpp=."
-        )
-        try:
-            size = scale.agreed_mpp(f"{path}", stated, None, nobody)
-        except ValueError as error:
-            error.add_note("Give the right one with mpp=.")
-            raise
-        return size, next(iter(stated)), diameter / size, "circles"
-    size = scale.agreed_mpp(str(path), {}, mpp, "")
+        stated[f"r of {path.name}, {diameter / 2:g} µm"] = diameter / 2 / radius
+    nobody = f"{path}: the {len(px)} spots (xaxis, yaxis) lie on no lattice that tells the scale; give it with mpp=."
+    try:
+        size = scale.agreed_mpp(str(path), stated if mpp is None else {}, mpp, nobody)
+    except ValueError as error:
+        error.add_note("Give the right one with mpp=.")
+        raise
     for source, value in stated.items():
-        if abs(value / size - 1) > scale.TOLERANCE:
+        if mpp is not None and abs(value / size - 1) > scale.TOLERANCE:
             logger.warning("%s: %.4g µm/px (%s); mpp=%.4g is taken.", path, value, source, size)
-    return size, "the argument mpp=", diameter / size, "circles"
+    return size, "the argument mpp=" if mpp is not None else next(iter(stated)), diameter / size, "circles"
 
 
 def _read_labels(path: Path) -> pd.Series:
@@ -232,5 +210,5 @@ def _read_labels(path: Path) -> pd.Series:
         frame = pd.read_csv(path, sep=separator(path), index_col=0, dtype=str)
     checks.require_columns(path, frame, [] if len(frame.columns) == 1 else ["V2"])
     labels = frame["V2"] if "V2" in frame else frame.iloc[:, 0]
-    require_unique(path, labels.index, "spot")
+    checks.require_unique(path, labels.index, "spot")
     return labels
