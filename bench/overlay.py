@@ -90,7 +90,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def draw_case(sdata, molecules: pd.DataFrame, s: float, dpi: float) -> dict:
     """Scores and times of one dot size."""
-    overlay = Overlay(sdata, SPEC, s=s, dpi=dpi, background="black", palette="fixed")
+    overlay = Overlay(sdata, SPEC, dot_s=s, dot_dpi=dpi, background="black", palette="fixed")
     centre = [[SPEC.size_um / 2] * 2]
     codes = pd.Categorical(molecules.gene, categories=overlay.genes).codes
     colours = overlay.palette(0)[codes] / 255

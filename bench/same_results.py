@@ -83,7 +83,7 @@ def measure() -> dict[str, str]:
     sthist.pp.label_regions(sample, "tiles", by="regions")
     labels = sample["tiles_table"].obs["label"]
     found["pp.label_regions"] = digest(labels.astype(str).to_numpy(object))
-    sthist.tl.niches(sample, "label", table="tiles_table", k=6, n_niches=3, seed=0)
+    sthist.tl.niches(sample, "label", table="tiles_table", n_neighbors=6, n_niches=3, seed=0)
     found["tl.niches"] = digest(sample["tiles_table"].obs["niche"].astype(str).to_numpy(object))
 
     with tempfile.TemporaryDirectory() as folder:

@@ -60,7 +60,7 @@ def main() -> None:
         VARIANTS,
         seeds=SEEDS,
         metrics=("mse", "psnr", "ssim", "fid", "kid"),
-        n_max=200,
+        n_tiles=200,
         block_um=1000.0,
         tissue=TISSUE,
         max_shift_um=None,

@@ -125,11 +125,11 @@ def table(name: str, made: dict[str, np.ndarray], real: np.ndarray) -> list[dict
             "psnr_interval": interval(psnr),
             "mse": float(np.mean(metrics.mse(tiles, real))),
         }
-        row["fid"] = metrics.fid(tiles, real, extractor=network)
-        row["kid"] = metrics.kid(tiles, real, extractor=network, seed=0)
+        row["fid"] = metrics.fid(tiles, real, encoder=network)
+        row["kid"] = metrics.kid(tiles, real, encoder=network, seed=0)
         rows.append(row)
     half = len(real) // 2
-    floor = metrics.fid(real[:half], real[half:], extractor=network)
+    floor = metrics.fid(real[:half], real[half:], encoder=network)
     rows.append({"section": name, "method": "real, one half against the other", "n": half, "fid": floor})
     return rows
 

@@ -32,7 +32,7 @@ REAL_MPP = 5.8
 
 def nuclei_and_seams(sdata, key: str) -> dict:
     """Nuclei against the stain's, and the seam score."""
-    frame = sthist.benchmark.nucleus_preservation(sdata, key, against="stain", min_iou=LEAST_IOU, seed=0)
+    frame = sthist.benchmark.nucleus_preservation(sdata, key, reference="stain", min_iou=LEAST_IOU, seed=0)
     scores = {}
     for method, part in frame.groupby("method"):
         means = part[["nucleus_f1", "nucleus_iou", "nucleus_shift_um"]].mean()

@@ -51,7 +51,7 @@ def score(name: str) -> pd.DataFrame:
         spot_diameter_um=100.0,
     )
     sdata.shapes["spots"] = where.shapes["spots"]
-    sthist.pp.tiles(sdata, sampling="regions", shapes="spots", **SPEC)
+    sthist.pp.tiles(sdata, sampling="regions", regions="spots", **SPEC)
     tiles = sdata["tiles_table"]
     tiles.obs["class"] = annotated.obs["class"].loc[tiles.obs["source_id"]].to_numpy()
     frames = []

@@ -50,13 +50,13 @@ def test_sets_through_the_built_in_encoder(tiled, trainer):
     assert set(values) == {"model", "mean colour"}
     assert values["model"] < 1e-3
     assert values["mean colour"] > 1
-    assert frame.attrs["extractor"] == "morphology, standardised by the real tiles"
+    assert frame.attrs["encoder"] == "morphology, standardised by the real tiles"
 
 
 def test_no_held_out_tile_is_trained_on(tiled, trainer):
     """Nor one that overlaps it; the trainer is told of both sides, and of no tile twice."""
     before = tiled["tiles_table"].obs.copy()
-    frame = cross_validate_virtual_he(tiled, folds=2, seeds=(3, 4), baselines=(), n_max=5, epochs=7)
+    frame = cross_validate_virtual_he(tiled, folds=2, seeds=(3, 4), baselines=(), n_tiles=5, epochs=7)
     assert [(call.seed, call.arguments["epochs"]) for call in trainer.calls] == [(3, 7), (4, 7)] * 2
     places = pd.DataFrame(tiled["tiles_table"].obsm["spatial"], index=tiled["tiles_table"].obs.instance_id)
     for fold, calls in ((0, trainer.calls[:2]), (1, trainer.calls[2:])):
@@ -76,9 +76,9 @@ def test_no_held_out_tile_is_trained_on(tiled, trainer):
 
 def test_another_tile_is_the_shuffled_null(tiled, trainer):
     """A model that shows each tile's partner scores what the perfect one scores shuffled."""
-    perfect = cross_validate_virtual_he(tiled, test=0.3, n_max=12, baselines=(), seed=5)
+    perfect = cross_validate_virtual_he(tiled, test=0.3, n_tiles=12, baselines=(), seed=5)
     trainer.paint = lambda tiles: tiles[shuffled(len(tiles), 5)]
-    other = cross_validate_virtual_he(tiled, test=0.3, n_max=12, baselines=(), seed=5)
+    other = cross_validate_virtual_he(tiled, test=0.3, n_tiles=12, baselines=(), seed=5)
     wrong, null = other[other.method == "model"], perfect[perfect.method == "shuffled"]
     assert list(wrong.tile) == list(null.tile)
     for metric in ("ssim", "mse", "psnr"):
@@ -205,7 +205,7 @@ def test_one_group_is_left_out_at_a_time(five, trainer):
 def test_a_model_that_is_given_stays_as_it_is(tiled, trainer, knowing):
     """It is trained in place by the trainer, on a copy here."""
     model = knowing(SPEC)
-    frame = cross_validate_virtual_he(tiled, model, folds=2, baselines=(), n_max=4)
+    frame = cross_validate_virtual_he(tiled, model, folds=2, baselines=(), n_tiles=4)
     assert model.trained == 0
     assert len(trainer.calls) == 2
     np.testing.assert_allclose(frame[frame.method == "model"].ssim, 1)
@@ -216,14 +216,14 @@ def test_classes_and_sets(tiled, trainer):
     table = tiled["tiles_table"]
     table.obs["half"] = np.where(table.obsm["spatial"][:, 0] < 200, "left", "right")
     frame = cross_validate_virtual_he(
-        tiled, test=0.5, metrics="kid", classes="half", extractor=lambda x: x.float().mean((2, 3))
+        tiled, test=0.5, metrics="kid", classes="half", encoder=lambda x: x.float().mean((2, 3))
     )
     rows = table.obs.set_index("instance_id").loc[frame.tile]
     assert (frame["class"].to_numpy() == rows.half.to_numpy()).all()
     sets = pd.DataFrame(frame.attrs["sets"])
     assert set(sets["class"].dropna()) <= {"left", "right"}
     assert sets.groupby("method").size().nunique() == 1
-    assert frame.attrs["extractor"] == "<lambda>"
+    assert frame.attrs["encoder"] == "<lambda>"
 
 
 def test_bad_input_is_refused_before_a_training(tiled, trainer):
@@ -232,12 +232,12 @@ def test_bad_input_is_refused_before_a_training(tiled, trainer):
         ({"baselines": ("median",)}, ValueError, "no baseline 'median'"),
         ({"seeds": ()}, ValueError, "at least one number"),
         ({"seeds": (1, 1)}, ValueError, "each once"),
-        ({"n_max": 1}, ValueError, "at least two"),
+        ({"n_tiles": 1}, ValueError, "at least two"),
         ({"epoch": 3}, TypeError, "'epoch' is no argument of tl.train_virtual_he"),
         ({"epochs": 0}, ValueError, "epochs is 0"),
         ({"split": "plane"}, KeyError, "split='plane' is no column"),
         ({"classes": "half"}, KeyError, "no column 'half'"),
-        ({"tiles": "squares"}, KeyError, "No table 'squares_table'"),
+        ({"regions": "squares"}, KeyError, "No table 'squares_table'"),
         ({"prompts": {"lung": "a lung"}}, ValueError, "say the tissue"),
         ({"folds": 500}, ValueError, "500 folds"),
         ({"model": "large"}, ValueError, "model is 'large'"),
@@ -286,10 +286,10 @@ def test_over_seeds():
     np.testing.assert_allclose([row.ssim, row.ssim_sd], [seeds.mean(), np.abs(seeds[0] - seeds[1]) / np.sqrt(2)])
     np.testing.assert_allclose([row.fid, row.fid_sd], [5.5, 10 / np.sqrt(2)])
     assert np.isnan(summary.loc["shuffled", "fid"])
-    by_fold = over_seeds(frame, by=["method", "fold"])
+    by_fold = over_seeds(frame, groupby=["method", "fold"])
     assert len(by_fold) == 4
     with pytest.raises(ValueError, match="no column 'variant'"):
-        over_seeds(frame, by="variant")
+        over_seeds(frame, groupby="variant")
 
 
 def test_each_tile_is_asked_for_with_its_tissue(tiled, knowing):
@@ -317,7 +317,7 @@ def test_a_real_training(tiled, tmp_path, monkeypatch):
     config = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     model = sthist.models.Pix2Pix(config)
     before = model.weights_sha256()
-    given = {"test": 0.3, "n_max": 8, "metrics": "ssim", "folder": tmp_path}
+    given = {"test": 0.3, "n_tiles": 8, "metrics": "ssim", "folder": tmp_path}
     given |= {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "device": "cpu", "progress": False}
     frame = cross_validate_virtual_he(tiled, model, baselines="mean colour", **given)
     assert frame.groupby("method").size().to_dict() == {"model": 8, "shuffled": 8, "mean colour": 8}

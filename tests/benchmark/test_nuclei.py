@@ -37,12 +37,12 @@ def test_shifts_are_found(laid, against):
     means = {}
     for shift in (0.0, 1.5):
         _moved(laid, f"moved{shift:g}".replace(".", "_"), shift)
-        frame = nucleus_preservation(laid, f"moved{shift:g}".replace(".", "_"), against=against, min_iou=0.3)
+        frame = nucleus_preservation(laid, f"moved{shift:g}".replace(".", "_"), reference=against, min_iou=0.3)
         by = frame.groupby("method")[["nucleus_f1", "nucleus_iou", "nucleus_shift_um"]]
         means[shift] = by.mean().loc["virtual"]
         means[shift]["nucleus_shift_um"] = by.median().loc["virtual", "nucleus_shift_um"]
         assert by.mean().loc["shuffled", "nucleus_f1"] < 0.2
-        assert frame.attrs["against"] == ("nucleus_boundaries" if against == "vendor" else against)
+        assert frame.attrs["reference"] == ("nucleus_boundaries" if against == "vendor" else against)
     assert means[0.0].nucleus_f1 > 0.8
     assert means[0.0].nucleus_shift_um < 0.5
     assert means[1.5].nucleus_shift_um == pytest.approx(1.5, abs=0.25)
@@ -85,16 +85,16 @@ def test_several_samples(laid):
     other.shapes["nuclei"] = other["nucleus_boundaries"]
     del other.shapes["nucleus_boundaries"]
     samples = {"a": laid, "b": other}
-    frame = nucleus_preservation(samples, "he", against="vendor", seed=3)
+    frame = nucleus_preservation(samples, "he", reference="vendor", seed=3)
     assert list(frame.columns[:3]) == ["sample", "method", "tile"]
     for name, sdata in samples.items():
-        alone = nucleus_preservation(sdata, "he", against="vendor", seed=3)
+        alone = nucleus_preservation(sdata, "he", reference="vendor", seed=3)
         pd.testing.assert_frame_equal(
             frame[frame["sample"] == name].drop(columns="sample").reset_index(drop=True),
             alone.drop(columns="sample"),
             check_dtype=False,
         )
-    assert frame.attrs["against"] == {"a": "nucleus_boundaries", "b": "nuclei"}
+    assert frame.attrs["reference"] == {"a": "nucleus_boundaries", "b": "nuclei"}
     sthist.pp.tiles(other, size_um=48, px=96, sampling="fps", n_tiles=6, overwrite=True)
     with pytest.raises(ValueError, match=r"Tiles 'tiles' of sample 'b' are .*size_um=48.*those of 'a' .*size_um=64"):
         nucleus_preservation(samples, "he")
@@ -110,13 +110,13 @@ def test_bad_input(laid):
     with pytest.raises(KeyError, match="No image 'virtual_he'"):
         nucleus_preservation(laid)
     with pytest.raises(KeyError, match="No shapes? 'nuclei'|No shape"):
-        nucleus_preservation(laid, "he", against="nuclei")
+        nucleus_preservation(laid, "he", reference="nuclei")
     sthist.pp.tiles(laid, size_um=64, px=32, key_added="coarse")
     with pytest.raises(ValueError, match="cannot be told apart at 2 µm/px"):
-        nucleus_preservation(laid, "he", tiles="coarse")
+        nucleus_preservation(laid, "he", regions="coarse")
     laid.shapes["nuclei"] = laid["nucleus_boundaries"]
     with pytest.raises(ValueError, match="Several shapes could be the nuclei: 'nuclei', 'nucleus_boundaries'"):
-        nucleus_preservation(laid, "he", against="vendor")
+        nucleus_preservation(laid, "he", reference="vendor")
     del laid.shapes["nuclei"], laid.shapes["nucleus_boundaries"]
     with pytest.raises(KeyError, match="Found no outlines of nuclei"):
-        nucleus_preservation(laid, "he", against="vendor")
+        nucleus_preservation(laid, "he", reference="vendor")

@@ -20,7 +20,7 @@ def test_nuclei_and_seams(name):
     sthist.tl.virtual_he(sdata)
     sthist.pp.tissue(sdata)
     sthist.pp.tiles(sdata, size_um=81.6, px=96)  # 0.85 µm/px, that of the coarser stain
-    frame = nucleus_preservation(sdata, against="stain", min_iou=0.3)
+    frame = nucleus_preservation(sdata, reference="stain", min_iou=0.3)
     f1 = frame.groupby("method")["nucleus_f1"].mean()
     assert f1["virtual"] > 0.7
     assert f1["shuffled"] < 0.2

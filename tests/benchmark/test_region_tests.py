@@ -49,6 +49,6 @@ def test_what_cannot_be_tested_is_said(frame):
     with pytest.raises(ValueError, match="No score can be tested"):
         region_tests(frame, metrics=["lpips"])
     with pytest.raises(ValueError, match="no column 'region'"):
-        region_tests(frame, by="region")
+        region_tests(frame, groupby="region")
     with pytest.raises(ValueError, match="no score 'sim'"):
         region_tests(frame, metrics="sim")

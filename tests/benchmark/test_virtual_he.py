@@ -45,7 +45,7 @@ def test_it_beats_those_that_know_nothing(scored):
     assert means.loc["virtual", "nucleus_f1"] > 0.5
     assert means.loc["shuffled", "nucleus_f1"] < 0.2
     assert frame[frame.method == "virtual"].nucleus_shift_um.median() < 1.0
-    summary = scores.summarize(frame, by=None)
+    summary = scores.summarize(frame, groupby=None)
     assert summary.set_index("method").loc["virtual", "nucleus_f1"] == pytest.approx(means.loc["virtual", "nucleus_f1"])
 
 
@@ -74,10 +74,10 @@ def test_bad_input(scored):
     with pytest.raises(KeyError, match=r"has no column 'class'; it has"):
         sthist.benchmark.virtual_he(scored, classes="class")
     with pytest.raises(KeyError, match=r"No table 'spots_table'"):
-        sthist.benchmark.virtual_he(scored, tiles="spots")
+        sthist.benchmark.virtual_he(scored, regions="spots")
     sthist.pp.tiles(scored, size_um=64, px=32, key_added="coarse")
     with pytest.raises(ValueError, match=r"cannot be told apart at 2 µm/px"):
-        sthist.benchmark.virtual_he(scored, tiles="coarse")
+        sthist.benchmark.virtual_he(scored, regions="coarse")
     scored["tiles_table"].obsm["spatial"] = scored["tiles_table"].obsm["spatial"] + 5000
     with pytest.raises(ValueError, match=r"None of the .* tiles lies on both 'virtual_he' and 'he'"):
         sthist.benchmark.virtual_he(scored)
@@ -88,7 +88,7 @@ def test_sets_by_the_name_of_an_encoder(scored):
     scored.images["again"] = scored["he"]
     frames = {
         key: sthist.benchmark.virtual_he(
-            scored, key, he="he", metrics=("fid", "kid"), extractor="morphology", nuclei=False, nulls=False
+            scored, key, he="he", metrics=("fid", "kid"), encoder="morphology", nuclei=False, nulls=False
         )
         for key in ("again", "virtual_he")
     }
@@ -96,7 +96,7 @@ def test_sets_by_the_name_of_an_encoder(scored):
     assert values["again"]["fid"] == pytest.approx(0, abs=1e-3)
     assert values["virtual_he"]["fid"] > 1
     assert values["virtual_he"]["kid"] > values["again"]["kid"]
-    assert frames["again"].attrs["extractor"] == "morphology, standardised by the real tiles"
+    assert frames["again"].attrs["encoder"] == "morphology, standardised by the real tiles"
     assert "nucleus_f1" not in frames["again"]
 
 
@@ -120,7 +120,7 @@ def test_fid_of_standardised_features(scored):
     roots = np.sqrt(np.linalg.eigvals(one @ other).real.clip(0)).sum()
     expected = (gap**2).sum() + np.trace(one) + np.trace(other) - 2 * roots
     for unit in (1.0, 1000.0):
-        frame = sthist.benchmark.virtual_he(scored, metrics="fid", extractor=Colours(unit), nuclei=False, nulls=False)
+        frame = sthist.benchmark.virtual_he(scored, metrics="fid", encoder=Colours(unit), nuclei=False, nulls=False)
         assert frame.attrs["sets"][0]["value"] == pytest.approx(expected, rel=1e-3)
 
 
@@ -136,7 +136,7 @@ def test_nuclei_against_what_is_known(scored):
         assert means[truth]["virtual"] > 0.6 > 0.3 > means[truth]["shuffled"]
     assert means["stain"]["virtual"] > means[True]["virtual"]
     assert means["vendor"].equals(means["nucleus_boundaries"])
-    alone = nucleus_preservation(scored, against="stain")  # also on tiles that the real H&E does not reach
+    alone = nucleus_preservation(scored, reference="stain")  # also on tiles that the real H&E does not reach
     assert alone[alone.method == "virtual"].nucleus_f1.mean() == pytest.approx(means["stain"]["virtual"], abs=0.01)
     with pytest.raises(KeyError, match="'nuclei'"):
         sthist.benchmark.virtual_he(scored, nuclei="nuclei")
@@ -177,11 +177,11 @@ def test_several_samples(several):
     assert set(virtual.tile[virtual["sample"] == "a"]) & set(virtual.tile[virtual["sample"] == "b"])
     sets = {(each["method"], each["class"]): each for each in frame.attrs["sets"]}
     assert sets["virtual", None]["n"] == len(virtual)
-    assert frame.attrs["extractor"] == "morphology, standardised by the real tiles"
+    assert frame.attrs["encoder"] == "morphology, standardised by the real tiles"
     images = [np.concatenate(each) for each in zip(*(part.read() for _, part in shared), strict=True)]
     extractor, _ = find_extractor("morphology", TileSpec(64, 128), images[1])
-    assert sets["virtual", None]["value"] == pytest.approx(scores.fid(*images, extractor=extractor), rel=1e-6)
-    summary = scores.summarize(frame, by=None).set_index("method")
+    assert sets["virtual", None]["value"] == pytest.approx(scores.fid(*images, encoder=extractor), rel=1e-6)
+    summary = scores.summarize(frame, groupby=None).set_index("method")
     assert summary.loc["virtual", "fid"] == sets["virtual", None]["value"]
     assert set(frame.attrs["seam"]) == {"a", "b"}
     assert "ratio" in frame.attrs["seam"]["a"]
@@ -220,7 +220,7 @@ def test_only_tiles_that_a_model_has_not_seen(several, knowing):
     tested = {"a": ids[:4], "b": ids[4:7]}
     model = _tested(knowing, several, tested)
     found = sthist.benchmark.virtual_he(
-        several, of=model, classes="half", metrics=("ssim", "kid"), nulls=False, nuclei=False
+        several, model=model, classes="half", metrics=("ssim", "kid"), nulls=False, nuclei=False
     )
     assert {name: mine.tolist() for name, mine in found.groupby("sample").tile} == tested
     rows = frame.set_index(["sample", "tile"]).loc[list(zip(found["sample"], found.tile, strict=True))]
@@ -231,7 +231,7 @@ def test_only_tiles_that_a_model_has_not_seen(several, knowing):
     assert found["class"][found["sample"] == "b"].tolist() == ["right"] * 3
     # A sample that was trained on as a whole is left out.
     model.tiles.loc[model.tiles["sample"] == "a", "part"] = "train"
-    left = sthist.benchmark.virtual_he(several, of=model, metrics="ssim", nuclei=False)
+    left = sthist.benchmark.virtual_he(several, model=model, metrics="ssim", nuclei=False)
     assert set(left["sample"]) == {"b"}
     assert set(left.attrs["seam"]) == {"b"}
 
@@ -239,16 +239,16 @@ def test_only_tiles_that_a_model_has_not_seen(several, knowing):
 def test_models_whose_test_is_not_known(several, knowing):
     model = _tested(knowing, several, {"a": [], "b": []})
     with pytest.raises(ValueError, match=r"has the part 'test': train it with test="):
-        sthist.benchmark.virtual_he(several, of=model)
+        sthist.benchmark.virtual_he(several, model=model)
     with pytest.raises(KeyError, match=r"trained on the samples \['a', 'b'\], and on none called 'c': give a mapping"):
-        sthist.benchmark.virtual_he({"c": several["a"]}, of=model)
+        sthist.benchmark.virtual_he({"c": several["a"]}, model=model)
     with pytest.raises(ValueError, match=r"does not know its tiles: .* tiles\.csv"):
-        sthist.benchmark.virtual_he(several, of=sthist.models.Pix2Pix())
+        sthist.benchmark.virtual_he(several, model=sthist.models.Pix2Pix())
     ids = several["b"]["tiles_table"].obs["instance_id"]
     model = _tested(knowing, several, {"a": [], "b": ids})
     model.tiles["x_um"] += 1
     with pytest.raises(ValueError, match=r"are not among 'tiles', the first at .* what 'half' says"):
-        sthist.benchmark.virtual_he(several, of=model, classes="half")
+        sthist.benchmark.virtual_he(several, model=model, classes="half")
 
 
 def test_tiles_that_the_training_has_spread(tmp_path):
@@ -268,7 +268,7 @@ def test_tiles_that_the_training_has_spread(tmp_path):
         progress=False,
     )
     sthist.tl.virtual_he(samples, model, progress=False)
-    frame = sthist.benchmark.virtual_he(samples, of=model, nulls=False)
+    frame = sthist.benchmark.virtual_he(samples, model=model, nulls=False)
     tested = model.tiles[model.tiles["part"] == "test"]
     assert sorted(zip(frame["sample"], frame.tile, strict=True)) == sorted(
         zip(tested["sample"], tested["instance_id"], strict=True)
@@ -278,7 +278,7 @@ def test_tiles_that_the_training_has_spread(tmp_path):
         centres = tested.loc[tested["sample"] == name, ["x_um", "y_um"]].to_numpy()
         a, b = (TileReader(sdata, key, TileSpec(32, 64), fill=255).read(centres) for key in ("virtual_he", "he"))
         np.testing.assert_allclose(frame.psnr[frame["sample"] == name], scores.psnr(a, b))
-    again = sthist.benchmark.virtual_he(samples, of=sthist.models.load(tmp_path), nulls=False)
+    again = sthist.benchmark.virtual_he(samples, model=sthist.models.load(tmp_path), nulls=False)
     pd.testing.assert_frame_equal(again, frame)
     with pytest.raises(KeyError, match="'half'|No table 'tiles_table'"):
-        sthist.benchmark.virtual_he(samples, of=model, classes="half")
+        sthist.benchmark.virtual_he(samples, model=model, classes="half")

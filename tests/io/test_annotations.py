@@ -389,7 +389,7 @@ class TestCores:
         sdata = picture(300, 400, um=Scale([0.5, 0.5], ("x", "y")))
         path = write(tmp_path / "x.geojson", cores(grid, missing=["B-2"], degrees=0))
         sthist.io.read_annotations(sdata, path, key_added="cores")
-        sthist.pp.tiles(sdata, size_um=8, px=16, shapes="cores", min_tissue=0.9)
+        sthist.pp.tiles(sdata, size_um=8, px=16, regions="cores", min_tissue=0.9)
         assert set(sdata["tiles_table"].obs["core"]) == set(grid.values()) - {"B-2"}
 
     def test_as_the_map_of_an_array(self, tmp_path):
@@ -405,7 +405,7 @@ class TestCores:
             features[-1]["properties"]["isMissing"] = core.state == "missing"
         sthist.io.read_annotations(sdata, write(tmp_path / "x.geojson", features), image="he", key_added="drawn")
         assert sdata["drawn"]["row"].tolist() == known["row"].tolist()
-        sthist.pp.tma(sdata, table=sdata["drawn"], key_added="found")
+        sthist.pp.tma(sdata, core_map=sdata["drawn"], key_added="found")
         obs = sdata["found_table"].obs
         expected = [f"P{column}" for column in obs["column"]]
         assert obs["patient"].astype(str).tolist() == expected

@@ -164,7 +164,7 @@ def test_real_spots_lie_on_tissue():
     tissue = sdata["tissue"].geometry.union_all()
     assert sdata["spots"].geometry.within(tissue.buffer(50)).mean() > 0.95
     assert tissue.area / (9270 * 9936 * 0.687**2) == pytest.approx(0.17, abs=0.04)
-    sthist.pp.tiles(sdata, sampling="regions", shapes="spots", key_added="spot_tiles")
+    sthist.pp.tiles(sdata, sampling="regions", regions="spots", key_added="spot_tiles")
     assert sdata["spot_tiles_table"].n_obs == 180
 
 

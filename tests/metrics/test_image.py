@@ -142,10 +142,10 @@ def test_fid_by_definition(tiles):
     one, other = features(a, corners), features(b, corners)
     s, t = np.cov(one.T), np.cov(other.T)
     expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
-    assert image.fid(a, b, extractor=corners) == pytest.approx(expected, rel=1e-5)
-    assert image.fid(b, a, extractor=corners) == pytest.approx(expected, rel=1e-5)
-    assert image.fid(a, a, extractor=corners) == pytest.approx(0, abs=1e-6)
-    assert image.fid(a, a[::-1], extractor=corners) == pytest.approx(0, abs=1e-6)
+    assert image.fid(a, b, encoder=corners) == pytest.approx(expected, rel=1e-5)
+    assert image.fid(b, a, encoder=corners) == pytest.approx(expected, rel=1e-5)
+    assert image.fid(a, a, encoder=corners) == pytest.approx(0, abs=1e-6)
+    assert image.fid(a, a[::-1], encoder=corners) == pytest.approx(0, abs=1e-6)
 
 
 def test_kid_by_definition(tiles):
@@ -159,8 +159,8 @@ def test_kid_by_definition(tiles):
     n = len(one)
     within = [np.mean([kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j]) for x in (one, other)]
     across = np.mean([kernel(x, y) for x in one for y in other])
-    assert image.kid(a, b, extractor=corners) == pytest.approx(sum(within) - 2 * across, rel=1e-5, abs=1e-12)
-    drawn = [image.kid(a, b, extractor=corners, subset_size=4, n_subsets=5, seed=seed) for seed in (0, 0, 1)]
+    assert image.kid(a, b, encoder=corners) == pytest.approx(sum(within) - 2 * across, rel=1e-5, abs=1e-12)
+    drawn = [image.kid(a, b, encoder=corners, subset_size=4, n_subsets=5, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -169,13 +169,13 @@ def test_few_images(tiles, caplog):
     a, b = tiles
     for score in (image.fid, image.kid):
         with pytest.raises(ValueError, match="at least two images; these have 1 and 8"):
-            score(a[:1], b, extractor=colours)
+            score(a[:1], b, encoder=colours)
     with pytest.raises(ValueError, match="asked for are 100 of 1"):
-        image.kid(a, b, extractor=colours, subset_size=1)
+        image.kid(a, b, encoder=colours, subset_size=1)
     with caplog.at_level(logging.WARNING, "sthist"):
-        image.fid(a, b, extractor=corners)
+        image.fid(a, b, encoder=corners)
         assert not caplog.messages
-        image.fid(a[:3], b, extractor=corners)
+        image.fid(a[:3], b, encoder=corners)
     assert caplog.messages == ["FID of 3 images and 5 features is biased upwards: it needs more images than features."]
 
 
@@ -183,13 +183,13 @@ def test_extractor_that_is_none(tiles):
     """Features of another shape, or not finite; weights beside an extractor."""
     a, b = tiles
     with pytest.raises(ValueError, match=r"for 8 images this one gave shape \(8, 3, 48\)"):
-        image.fid(a, b, extractor=lambda batch: batch.double().mean(3))
+        image.fid(a, b, encoder=lambda batch: batch.double().mean(3))
     with pytest.raises(ValueError, match=r"shape \(8, 3\), not all finite"):
-        image.kid(a, b, extractor=lambda batch: colours(batch) * np.nan)
+        image.kid(a, b, encoder=lambda batch: colours(batch) * np.nan)
     with pytest.raises(ValueError, match="an extractor brings its own"):
-        image.fid(a, b, extractor=colours, weights="some.pth")
-    with pytest.raises(ValueError, match="either extractor= or weights="):
-        image.clip_similarity(a, b, extractor=colours, weights="folder")
+        image.fid(a, b, encoder=colours, weights="some.pth")
+    with pytest.raises(ValueError, match="either encoder= or weights="):
+        image.clip_similarity(a, b, encoder=colours, weights="folder")
 
 
 def test_extractor_is_evaluated(tiles):
@@ -204,7 +204,7 @@ def test_extractor_is_evaluated(tiles):
             return self.still(self.drop(colours(batch)))
 
     toy = Toy()
-    assert image.fid(*tiles, extractor=toy) == image.fid(*tiles, extractor=colours)
+    assert image.fid(*tiles, encoder=toy) == image.fid(*tiles, encoder=colours)
     assert toy.training
     assert toy.drop.training
     assert not toy.still.training
@@ -215,9 +215,9 @@ def test_clip_similarity_by_definition(tiles):
     a, b = tiles
     one, other = features(a, corners), features(b, corners)
     expected = [x @ y / np.sqrt((x @ x) * (y @ y)) for x, y in zip(one, other, strict=True)]
-    np.testing.assert_allclose(image.clip_similarity(a, b, extractor=corners), expected, rtol=1e-9)
-    np.testing.assert_allclose(image.clip_similarity(a, a, extractor=corners), 1, rtol=1e-12)
-    assert isinstance(image.clip_similarity(a[0], b[0], extractor=corners), float)
+    np.testing.assert_allclose(image.clip_similarity(a, b, encoder=corners), expected, rtol=1e-9)
+    np.testing.assert_allclose(image.clip_similarity(a, a, encoder=corners), 1, rtol=1e-12)
+    assert isinstance(image.clip_similarity(a[0], b[0], encoder=corners), float)
 
 
 # Weights
@@ -326,8 +326,8 @@ def test_unavailable(tiles, tmp_path, monkeypatch):
             score(*tiles)
         for part in (name, folder, "https://", "weights=", "Nothing is downloaded"):
             assert part in str(caught.value)
-    with pytest.raises(image.MetricUnavailable, match="needs the model 'nobody/nothing'.*weights=.*extractor="):
-        image.clip_similarity(*tiles, extractor="nobody/nothing")
+    with pytest.raises(image.MetricUnavailable, match="needs the model 'nobody/nothing'.*weights=.*encoder="):
+        image.clip_similarity(*tiles, encoder="nobody/nothing")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "inception.pth").touch()
@@ -361,7 +361,7 @@ def test_clip_folder(tiles, tmp_path):
         )
     expected = torch.nn.functional.cosine_similarity(x.image_embeds, y.image_embeds).numpy()
     np.testing.assert_allclose(image.clip_similarity(a, b, weights=tmp_path / "clip"), expected, rtol=1e-5)
-    np.testing.assert_allclose(image.clip_similarity(a, b, extractor=str(tmp_path / "clip")), expected, rtol=1e-5)
+    np.testing.assert_allclose(image.clip_similarity(a, b, encoder=str(tmp_path / "clip")), expected, rtol=1e-5)
     state = {name: value for name, value in model.state_dict().items() if "visual_projection" not in name}
     save_file(state, tmp_path / "clip" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 weights of the image tower"):
@@ -411,7 +411,7 @@ def test_summarize(tiles):
     classes = pd.Categorical(["s"] * 3 + ["t"] * 4 + [None], ["t", "s"])
     metrics = ["ssim", "clip", "fid", "kid"]
     frame = image.compare(
-        a, b, classes=classes, metrics=metrics, extractor=colours, options={"clip": {"extractor": corners}}
+        a, b, classes=classes, metrics=metrics, encoder=colours, options={"clip": {"encoder": corners}}
     )
     table = image.summarize(frame)
     assert list(table.columns) == ["class", "method", "n", "ssim", "ssim_sd", "clip", "clip_sd", "fid", "kid"]
@@ -422,12 +422,12 @@ def test_summarize(tiles):
     assert row["n"] == 3
     assert row["ssim"] == pytest.approx(expected.mean())
     assert row["ssim_sd"] == pytest.approx(expected.std(ddof=1))
-    assert row["clip"] == pytest.approx(image.clip_similarity(a[:3], b[:3], extractor=corners).mean())
-    assert row["fid"] == pytest.approx(image.fid(a[:3], b[:3], extractor=colours), abs=1e-9)
-    assert row["kid"] == pytest.approx(image.kid(a[:3], b[:3], extractor=colours), abs=1e-9)
-    every = image.summarize(frame, by=None).set_index("method")
+    assert row["clip"] == pytest.approx(image.clip_similarity(a[:3], b[:3], encoder=corners).mean())
+    assert row["fid"] == pytest.approx(image.fid(a[:3], b[:3], encoder=colours), abs=1e-9)
+    assert row["kid"] == pytest.approx(image.kid(a[:3], b[:3], encoder=colours), abs=1e-9)
+    every = image.summarize(frame, groupby=None).set_index("method")
     assert every.loc["virtual", "n"] == 8
-    assert every.loc["virtual", "fid"] == pytest.approx(image.fid(a, b, extractor=colours), abs=1e-9)
+    assert every.loc["virtual", "fid"] == pytest.approx(image.fid(a, b, encoder=colours), abs=1e-9)
     assert every.loc["shuffled", "fid"] == pytest.approx(every.loc["virtual", "fid"], abs=1e-9)
     assert every.loc["mean colour", "ssim"] < every.loc["virtual", "ssim"]
 
@@ -436,7 +436,7 @@ def test_scores_of_a_set_stay_with_their_tiles(tiles):
     """Another grouping into classes of the same sizes has not been scored."""
     a, b = tiles
     classes = ["x"] * 3 + ["y"] * (len(a) - 3)
-    frame = image.compare(a, b, classes=classes, metrics=["fid"], extractor=colours, nulls=False)
+    frame = image.compare(a, b, classes=classes, metrics=["fid"], encoder=colours, nulls=False)
     assert isinstance(image.summarize(frame)["fid"].iloc[0], float)
     turned = frame.assign(**{"class": list(reversed(classes))})
     turned.attrs = frame.attrs
@@ -445,14 +445,14 @@ def test_scores_of_a_set_stay_with_their_tiles(tiles):
 
 def test_sets_belong_to_their_tiles(tiles):
     """Of a part of the tiles, of another grouping, and of a class of one tile there is no FID."""
-    frame = image.compare(*tiles, classes=["s"] + ["t"] * 7, metrics=["mse", "fid"], extractor=colours, nulls=False)
+    frame = image.compare(*tiles, classes=["s"] + ["t"] * 7, metrics=["mse", "fid"], encoder=colours, nulls=False)
     table = image.summarize(frame).set_index("class")
     assert table.loc["s", "fid"] == "not available"
     assert table.loc["t", "fid"] >= 0
     assert "at least two tiles" in table.attrs["not_available"]["fid"]
-    assert image.summarize(frame[frame["tile"] > 2], by=None)["fid"].tolist() == ["not available"]
+    assert image.summarize(frame[frame["tile"] > 2], groupby=None)["fid"].tolist() == ["not available"]
     frame["half"] = frame["tile"] % 2
-    assert image.summarize(frame, by="half")["fid"].tolist() == ["not available"] * 2
+    assert image.summarize(frame, groupby="half")["fid"].tolist() == ["not available"] * 2
 
 
 def test_not_available(tiles, caplog):
@@ -485,13 +485,13 @@ def test_tables_refuse(tiles):
     with pytest.raises(ValueError, match="nulls=False"):
         image.compare(a[0], b[0])
     assert len(image.compare(a[0], b[0], nulls=False)) == 1
-    with pytest.raises(ValueError, match="no column 'class'.*by=None"):
+    with pytest.raises(ValueError, match="no column 'class'.*groupby=None"):
         image.summarize(image.compare(a, b))
 
 
 def test_equal_images_in_the_summary(tiles):
     """An infinite PSNR stays infinite."""
-    table = image.summarize(image.compare(tiles[0], tiles[0], nulls=False), by=None)
+    table = image.summarize(image.compare(tiles[0], tiles[0], nulls=False), groupby=None)
     assert table.loc[0, "psnr"] == np.inf
     assert np.isnan(table.loc[0, "psnr_sd"])
 
@@ -545,7 +545,7 @@ def test_regions_that_cannot_be_tested(scored):
     with pytest.raises(ValueError, match="no score 'mse'"):
         image.region_tests(scored, "mse")
     with pytest.raises(ValueError, match="no column 'region'"):
-        image.region_tests(scored, "ssim", by="region")
+        image.region_tests(scored, "ssim", groupby="region")
 
 
 # Seams

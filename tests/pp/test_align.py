@@ -423,23 +423,23 @@ class TestUnits:
     def test_every_pair_of_units_gives_the_same_place(self, fine, units, to, per_um):
         matrix = np.diag([per_um, per_um, 1.0]) @ self.away @ np.diag([*[0.5 if units == "px" else 1.0] * 2, 1.0])
         expected = self.away @ np.diag([0.5, 0.5, 1.0])
-        sthist.pp.align(fine, "he", to, matrix=matrix, units=units)
+        sthist.pp.align(fine, "he", to, matrix=matrix, unit=units)
         np.testing.assert_allclose(sthist.scale.matrix_to(fine["he"]), expected)
         points = np.array([[0.0, 0], [300, 10], [20, 250], [200, 200]])
         fixed = apply(matrix, points)
         fixed[1] += 0.5 * per_um
-        sthist.pp.align(fine, "he", to, landmarks=(points, fixed), units=units)
+        sthist.pp.align(fine, "he", to, landmarks=(points, fixed), unit=units)
         residuals = fine.attrs["sthist"]["alignment"]["he"]["residuals_um"]
         np.testing.assert_allclose(residuals, from_landmarks(points, fixed).residuals / per_um)
 
     @pytest.mark.parametrize(
         ("meant", "given", "hint"),
         [
-            (("um", "um"), {"to": "um"}, r"its side of the image is in µm \(units='um'\)"),
-            (("px", "um"), {"to": "um", "units": "um"}, r"its side of the image is in pixels \(units='px'\)"),
+            (("um", "um"), {"to": "um"}, r"its side of the image is in µm \(unit='um'\)"),
+            (("px", "um"), {"to": "um", "unit": "um"}, r"its side of the image is in pixels \(unit='px'\)"),
             (("px", "um"), {"to": "fine"}, r"its other side is in µm \(to='um'\)"),
             (("px", "fine"), {"to": "um"}, r"its other side is in pixels of image 'fine' \(to='fine'\)"),
-            (("um", "um"), {"to": "fine"}, r"in µm \(units='um'\) and its other side is in µm \(to='um'\)"),
+            (("um", "um"), {"to": "fine"}, r"in µm \(unit='um'\) and its other side is in µm \(to='um'\)"),
         ],
     )
     def test_units_that_were_mixed_up(self, fine, meant, given, hint):
@@ -460,10 +460,10 @@ class TestUnits:
             sthist.pp.align(fine, "he", "um", matrix=right @ np.diag([1.3, 1.3, 1]))
 
     def test_the_present_scale_serves_where_nothing_is_recorded(self, toy):
-        sthist.pp.align(toy, "he", "um", matrix=self.away, units="um")
+        sthist.pp.align(toy, "he", "um", matrix=self.away, unit="um")
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), self.away @ np.diag([0.5, 0.5, 1.0]))
         with pytest.raises(ValueError, match=r"disagree.*its present scale"):
-            sthist.pp.align(toy, "he", "um", matrix=self.away @ np.diag([0.5, 0.5, 1.0]), units="um")
+            sthist.pp.align(toy, "he", "um", matrix=self.away @ np.diag([0.5, 0.5, 1.0]), unit="um")
 
     @pytest.mark.parametrize("system", ["global", "slide"])
     def test_an_unknown_scale(self, toy, system):
@@ -473,20 +473,20 @@ class TestUnits:
         set_transformation(toy["he"], {system: Identity()}, set_all=True)
         alone = "he_px" if system == "global" else "slide"
         with pytest.raises(
-            ValueError, match=rf"units='um' needs.*pp.set_scale\(sdata, 'he', mpp=..., coordinate_system='{alone}'\)"
+            ValueError, match=rf"unit='um' needs.*pp.set_scale\(sdata, 'he', mpp=..., coordinate_system='{alone}'\)"
         ):
-            sthist.pp.align(toy, "he", "um", matrix=self.away, units="um")
+            sthist.pp.align(toy, "he", "um", matrix=self.away, unit="um")
         if system == "global":
             set_transformation(toy["he"], Identity(), alone)
         sthist.pp.set_scale(toy, "he", mpp=0.5, coordinate_system=alone)
-        sthist.pp.align(toy, "he", "um", matrix=self.away, units="um")
+        sthist.pp.align(toy, "he", "um", matrix=self.away, unit="um")
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), self.away @ np.diag([0.5, 0.5, 1.0]))
 
     def test_units_that_are_none(self, toy):
-        with pytest.raises(ValueError, match=r"units='mm' is none of \['px', 'um'\]"):
-            sthist.pp.align(toy, "he", matrix=np.eye(3), units="mm")
+        with pytest.raises(ValueError, match=r"unit='mm' is none of \['px', 'um'\]"):
+            sthist.pp.align(toy, "he", matrix=np.eye(3), unit="mm")
         with pytest.raises(ValueError, match=r"matrix='auto' finds them itself"):
-            sthist.pp.align(toy, "he", matrix="auto", units="um")
+            sthist.pp.align(toy, "he", matrix="auto", unit="um")
 
 
 class TestAttach:

@@ -290,7 +290,7 @@ def test_regions_in_other_units():
 def test_cores_and_tiles_of_a_microarray():
     """Labels of cores reach tiles by area; a missing core gets none, though a polygon covers it."""
     sdata = sthist.datasets.toy("tma", size_um=700)
-    sthist.pp.tma(sdata, cells="table", overwrite=True)
+    sthist.pp.tma(sdata, regions="table", overwrite=True)
     sdata.shapes["all"] = ShapesModel.parse(
         gpd.GeoDataFrame({"label": ["a"]}, geometry=[shapely.box(0, 0, 700, 700)]), transformations={"um": Identity()}
     )
@@ -298,7 +298,7 @@ def test_cores_and_tiles_of_a_microarray():
     obs = sdata["cores_table"].obs
     assert obs["label"].isna().to_numpy().tolist() == (obs["state"] == "missing").tolist()
     sdata["cores_table"].obs["grade"] = pd.Categorical(["low"] * 3 + ["high"] * 6)
-    sthist.pp.tiles(sdata, size_um=30, px=30, shapes="cores")
+    sthist.pp.tiles(sdata, size_um=30, px=30, regions="cores")
     sthist.pp.label_regions(sdata, "tiles", "cores", label="grade", key_added="grade")
     tiles = sdata["tiles_table"].obs
     whole = tiles["grade_fraction"] > 0.6

@@ -96,18 +96,18 @@ def test_by():
     """Named for all, or by side; the name of the index is that of var_names."""
     left, right = table(SYMBOLS, ids=IDS), table(SYMBOLS, ids=[*IDS[:3], "ENSG99999999999", "x", None])
     assert len(sthist.pp.match_genes(left, right).names) == 6
-    assert len(sthist.pp.match_genes(left, right, by="ids").names) == 3
-    assert sthist.pp.match_genes(left, right, by={"data": "ids"}).columns == {"data": "ids", "reference": "ids"}
+    assert len(sthist.pp.match_genes(left, right, column="ids").names) == 3
+    assert sthist.pp.match_genes(left, right, column={"data": "ids"}).columns == {"data": "ids", "reference": "ids"}
     left.var_names.name = "symbol"
-    assert sthist.pp.match_genes(left, SYMBOLS, by="symbol").columns["data"] == "var_names"
+    assert sthist.pp.match_genes(left, SYMBOLS, column="symbol").columns["data"] == "var_names"
     numbers = table(SYMBOLS, entrez=[2597, 60, 4072, 916, 3856, 7431])
-    assert sthist.pp.match_genes(numbers, ["60", "916"], by="entrez").index["data"].tolist() == [1, 3]
+    assert sthist.pp.match_genes(numbers, ["60", "916"], column="entrez").index["data"].tolist() == [1, 3]
     with pytest.raises(
-        KeyError, match=r"by='gene_id': 'data' has no such column in var; it has .*Did you mean 'gene_ids'"
+        KeyError, match=r"column='gene_id': 'data' has no such column in var; it has .*Did you mean 'gene_ids'"
     ):
-        sthist.pp.match_genes(table(SYMBOLS, gene_ids=IDS), right, by="gene_id")
-    with pytest.raises(KeyError, match="by= names 'date', but the sides are .*Did you mean 'data'"):
-        sthist.pp.match_genes(left, right, by={"date": "ids"})
+        sthist.pp.match_genes(table(SYMBOLS, gene_ids=IDS), right, column="gene_id")
+    with pytest.raises(KeyError, match="column= names 'date', but the sides are .*Did you mean 'data'"):
+        sthist.pp.match_genes(left, right, column={"date": "ids"})
 
 
 def test_versions_of_ensembl_do_not_count():

@@ -219,7 +219,7 @@ def test_reader_applies_it(toy, method):
     normalizer = stain_normalize(toy, method=method)
     spec = TileSpec(64, 128)
     centres = np.random.default_rng(0).uniform(-10, 410, (20, 2))
-    plain, lazy = (TileReader(toy, "he", spec, fill=255, transform=each) for each in (None, normalizer))
+    plain, lazy = (TileReader(toy, "he", spec, fill=255, normalizer=each) for each in (None, normalizer))
     tiles = plain.read(centres)
     made = lazy.read(centres)
     np.testing.assert_array_equal(made, normalizer(tiles))
@@ -235,10 +235,10 @@ def test_reader_applies_it(toy, method):
 def test_reader_of_arrays_and_what_it_refuses(toy, stained):
     to_um = np.diag([0.5, 0.5, 1.0])
     array = np.ascontiguousarray(stained.transpose(2, 0, 1))
-    invert = TileReader.from_array(array, to_um, TileSpec(50, 100), transform=lambda tiles: 255 - tiles)
+    invert = TileReader.from_array(array, to_um, TileSpec(50, 100), normalizer=lambda tiles: 255 - tiles)
     np.testing.assert_array_equal(invert.read([[100, 100]])[0], 255 - stained[150:250, 150:250])
-    with pytest.raises(ValueError, match="transform= is for three channels of uint8"):
-        TileReader(toy, "morphology_focus", TileSpec(64, 64), transform=lambda tiles: tiles)
+    with pytest.raises(ValueError, match="normalizer= is for three channels of uint8"):
+        TileReader(toy, "morphology_focus", TileSpec(64, 64), normalizer=lambda tiles: tiles)
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
@@ -247,7 +247,7 @@ def test_written_image_equals_what_is_read_lazily(backed, method):
     normalizer = stain_normalize(backed, method=method, key_added="he_normalized", progress=False)
     again = sd.read_zarr(backed.path)
     spec = TileSpec(64, 128)
-    lazily = TileReader(backed, "he", spec, fill=255, transform=normalizer)
+    lazily = TileReader(backed, "he", spec, fill=255, normalizer=normalizer)
     corners = np.random.default_rng(0).integers(0, 600, (20, 2)) * 0.5 + lazily.extent_um[:2]
     centres = corners + spec.size_um / 2
     lazy = lazily.read(centres)
@@ -302,7 +302,7 @@ def test_registered_slide(stained):
     found = stain_normalize(sdata, key_added="normal", progress=False)
     assert degrees(found.source.stains, straight.stains).max() < 1
     spec = TileSpec(64, 64)
-    lazy = TileReader(sdata, "he", spec, transform=found).read([[450, 380]])
+    lazy = TileReader(sdata, "he", spec, normalizer=found).read([[450, 380]])
     np.testing.assert_array_equal(TileReader(sdata, "normal", spec).read([[450, 380]]), lazy)
     to_pixels = get_transformation(sdata["normal"], "pixels").to_affine_matrix(("x", "y"), ("x", "y"))
     to_um = get_transformation(sdata["normal"], "um").to_affine_matrix(("x", "y"), ("x", "y"))

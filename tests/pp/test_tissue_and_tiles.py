@@ -89,7 +89,7 @@ def test_grid_covers_the_tissue_once(section):
 
 def test_tiles_around_regions(backed):
     """One per cell, centred on it, also in the store; scanpy and squidpy find the coordinates."""
-    sthist.pp.tiles(backed, size_um=16, px=32, sampling="regions", shapes="cell_boundaries")
+    sthist.pp.tiles(backed, size_um=16, px=32, sampling="regions", regions="cell_boundaries")
     again = sd.read_zarr(backed.path)
     table = again["tiles_table"]
     assert table.n_obs == len(backed["cell_boundaries"])
@@ -110,7 +110,7 @@ def test_tiles_around_regions(backed):
         ({"sampling": "random"}, ValueError, "sampling is 'random'"),
         ({"overlap": 1.0}, ValueError, "overlap is 1.0"),
         ({"size_um": -1}, ValueError, "size_um is -1"),
-        ({"shapes": "nucleus_boundaries", "size_um": 100}, ValueError, "No tile of 100 µm has at least 50% tissue"),
+        ({"regions": "nucleus_boundaries", "size_um": 100}, ValueError, "No tile of 100 µm has at least 50% tissue"),
     ],
 )
 def test_bad_tiles(toy, kwargs, error, message):

@@ -53,7 +53,7 @@ def true_core(sdata):
 
 
 @pytest.mark.parametrize("degrees", [0, 5, -4])
-@pytest.mark.parametrize("source", [{}, {"image": "morphology_focus"}, {"cells": "table"}])
+@pytest.mark.parametrize("source", [{}, {"image": "morphology_focus"}, {"regions": "table"}])
 def test_the_toys_cores_are_found(toy_tma, source, degrees):
     """Also where the array is turned: all of them, one missing and one broken, and each cell in its own."""
     matrix = turn(toy_tma, degrees)
@@ -95,8 +95,8 @@ def test_written_and_read_back(toy_tma, tmp_path):
     backed = sd.read_zarr(tmp_path / "tma.zarr")
     known = pd.DataFrame({"core": ["A1", "B2"], "patient": ["007", "008"], "score": [1.5, 2.0], "label": ["a/b", None]})
     for sample in (toy_tma, backed):
-        sthist.pp.tma(sample, key_added="found", table=known)
-        sthist.pp.tma(sample, key_added="found", table=known, overwrite=True)
+        sthist.pp.tma(sample, key_added="found", core_map=known)
+        sthist.pp.tma(sample, key_added="found", core_map=known, overwrite=True)
     again = sd.read_zarr(tmp_path / "tma.zarr")
     for sample in (backed, again):
         pd.testing.assert_frame_equal(pd.DataFrame(sample["found"]), pd.DataFrame(toy_tma["found"]))
@@ -317,10 +317,10 @@ class TestTilesAndRegions:
         known = pd.DataFrame({"core": ["A1", "A2", "A3"], "patient": ["P1", "P2", "P3"]})
         sthist.pp.tissue(toy_tma)
         sthist.pp.tiles(toy_tma, size_um=60, px=60, key_added="before")
-        sthist.pp.tma(toy_tma, table=known)
+        sthist.pp.tma(toy_tma, core_map=known)
         sthist.pp.tiles(toy_tma, size_um=60, px=60, key_added="after")
-        sthist.pp.tiles(toy_tma, size_um=60, px=60, shapes="cores", min_tissue=0.05, key_added="filling")
-        sthist.pp.tiles(toy_tma, size_um=60, px=60, sampling="regions", shapes="cores", key_added="middles")
+        sthist.pp.tiles(toy_tma, size_um=60, px=60, regions="cores", min_tissue=0.05, key_added="filling")
+        sthist.pp.tiles(toy_tma, size_um=60, px=60, sampling="regions", regions="cores", key_added="middles")
         pd.testing.assert_series_equal(
             toy_tma["before_table"].obs["core"], toy_tma["after_table"].obs["core"], check_names=False
         )
@@ -377,7 +377,7 @@ class TestMap:
             table.to_csv(tmp_path / "map.csv", index=table.index.name is not None, sep=separator)
             table = tmp_path / "map.csv"
         with caplog.at_level(logging.INFO, logger="sthist"):
-            sthist.pp.tma(toy_tma, cells="table", table=table, key_added="found")
+            sthist.pp.tma(toy_tma, regions="table", core_map=table, key_added="found")
         obs = toy_tma["found_table"].obs
         assert obs["patient"].iloc[:8].tolist() == [*"abcdefgh"]
         assert pd.isna(obs["patient"].iloc[8])
@@ -393,7 +393,7 @@ class TestMap:
     def test_text_stays_text(self, toy_tma, tmp_path):
         """Patient 007; numbers stay numbers; other names of cores are kept."""
         (tmp_path / "map.csv").write_text("row,column,core,patient,age\nA,1,lung 7,007,61\nC,3,tonsil,,\n")
-        sthist.pp.tma(toy_tma, cells="table", table=tmp_path / "map.csv", key_added="found")
+        sthist.pp.tma(toy_tma, regions="table", core_map=tmp_path / "map.csv", key_added="found")
         obs = toy_tma["found_table"].obs
         assert obs.loc["A1", ["name", "patient", "age"]].tolist() == ["lung 7", "007", 61.0]
         assert obs.loc["C3", "name"] == "tonsil"
@@ -402,7 +402,7 @@ class TestMap:
     def test_cores_without_a_row(self, toy_tma, caplog):
         """They are named."""
         sthist.pp.tma(
-            toy_tma, cells="table", table=pd.DataFrame({"core": ["A1", "A2"], "label": [1, 2]}), key_added="f"
+            toy_tma, regions="table", core_map=pd.DataFrame({"core": ["A1", "A2"], "label": [1, 2]}), key_added="f"
         )
         assert "says nothing of 6 cores that were found: 'B1', 'B2', 'B3', 'C1', 'C2', 'C3'" in caplog.text
         assert toy_tma["f_table"].obs["label"].isna().sum() == 7
@@ -415,7 +415,7 @@ class TestMap:
         days = pd.to_datetime(["2020-01-02", None])
         known = pd.DataFrame({"core": ["A1", "A2"], "Num cells": [3, 4], "grade": [1, 2], "Grade": ["x", "y"]})
         known = known.assign(responder=[True, False], day=days)
-        sthist.pp.tma(backed, cells="table", table=known, key_added="found")
+        sthist.pp.tma(backed, regions="table", core_map=known, key_added="found")
         again = sd.read_zarr(tmp_path / "tma.zarr")["found_table"]
         assert again.obs.loc["A2", ["Num_cells", "grade", "Grade_2"]].tolist() == [4, 2, "y"]
         assert again.uns["sthist"]["found_table"]["renamed"] == {"Num_cells": "Num cells", "Grade_2": "Grade"}
@@ -436,13 +436,13 @@ class TestMap:
         """They are named."""
         (tmp_path / "map.csv").write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            sthist.pp.tma(toy_tma, cells="table", table=tmp_path / "map.csv", key_added="found")
+            sthist.pp.tma(toy_tma, regions="table", core_map=tmp_path / "map.csv", key_added="found")
         assert "found" not in toy_tma.shapes
 
     def test_several_samples(self, toy_tma):
         """A mapping, one after the other."""
         samples = {"a": toy_tma, "b": sd.deepcopy(toy_tma)}
-        sthist.pp.tma(samples, cells="table", key_added="found")
+        sthist.pp.tma(samples, regions="table", key_added="found")
         assert all(len(sample["found"]) == 9 for sample in samples.values())
 
     @pytest.mark.parametrize(
@@ -470,29 +470,29 @@ class TestMap:
         """Said before anything is written."""
         table = pd.DataFrame(table) if isinstance(table, dict) else table
         with pytest.raises(error, match=message):
-            sthist.pp.tma(toy_tma, cells="table", table=table, key_added="found")
+            sthist.pp.tma(toy_tma, regions="table", core_map=table, key_added="found")
         assert "found" not in toy_tma.shapes
         assert "core" not in toy_tma["table"].obs
 
     def test_an_old_patient_does_not_stay(self, toy_tma):
         """Of a map that is no longer joined; a patient that others wrote does."""
         known = pd.DataFrame({"core": ["A1", "A2"], "patient": ["P1", "P2"]})
-        sthist.pp.tma(toy_tma, cells="table", table=known, key_added="found")
-        sthist.pp.tma(toy_tma, cells="table", key_added="found", overwrite=True)
+        sthist.pp.tma(toy_tma, regions="table", core_map=known, key_added="found")
+        sthist.pp.tma(toy_tma, regions="table", key_added="found", overwrite=True)
         assert "patient" not in toy_tma["table"].obs
         toy_tma["table"].obs["patient"] = "P9"
-        sthist.pp.tma(toy_tma, cells="table", key_added="found", overwrite=True)
+        sthist.pp.tma(toy_tma, regions="table", key_added="found", overwrite=True)
         assert (toy_tma["table"].obs["patient"] == "P9").all()
         del toy_tma["table"].obs["core"]
         with pytest.raises(ValueError, match=r"obs\['patient'\] already"):
-            sthist.pp.tma(toy_tma, cells="table", table=known, key_added="other")
+            sthist.pp.tma(toy_tma, regions="table", core_map=known, key_added="other")
 
 
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
         ({"image": "hé"}, KeyError, "No image 'hé'"),
-        ({"cells": "tabel"}, KeyError, "No shapes or table 'tabel'.*Did you mean 'table'"),
+        ({"regions": "tabel"}, KeyError, "No shapes or table 'tabel'.*Did you mean 'table'"),
         ({"grid": (3, 0)}, ValueError, r"grid is \(3, 0\)"),
         ({"grid": 3}, ValueError, "grid is 3"),
         ({"first": "one"}, ValueError, "first is 'one'"),

@@ -55,7 +55,9 @@ def scatter(frame: pd.DataFrame, colours: np.ndarray, px: int, mpp: float, s: fl
 def test_dots_are_matplotlibs(s, dpi):
     frame = molecules(2000, 40, size_um=0.2125 * 256)
     spec = TileSpec.from_mpp(0.2125, 256)
-    overlay = Overlay(sample(frame, size=256, mpp=0.2125), spec, background="black", palette="fixed", s=s, dpi=dpi)
+    overlay = Overlay(
+        sample(frame, size=256, mpp=0.2125), spec, background="black", palette="fixed", dot_s=s, dot_dpi=dpi
+    )
     ours = overlay.read([[0.2125 * 128] * 2])[0]
     codes = pd.Categorical(frame.gene, categories=overlay.genes).codes
     theirs = scatter(frame, overlay.palette(0)[codes], 256, 0.2125, s, dpi)
@@ -318,9 +320,9 @@ class TestIndex:
         ({"background": "white"}, r"background is 'white'"),
         ({"palette": "rainbow"}, r"palette is 'rainbow'"),
         ({"dot_um": 0.0}, r"A dot would be 0 pixels wide"),
-        ({"s": 1e6}, r"A dot would be .* at most 128"),
+        ({"dot_s": 1e6}, r"A dot would be .* at most 128"),
         ({"dot_um": 0.03}, r"A dot of 0.06 pixels is too small to leave a trace"),
-        ({"dot_um": 1.0, "s": 0.3}, r"as dot_um= or as s=, not both"),
+        ({"dot_um": 1.0, "dot_s": 0.3}, r"as dot_um= or as dot_s=, not both"),
         ({"mode": "none"}, r"on a black background shows nothing"),
         ({"seed": -1}, r"seed is -1; it is 0 or more"),
         ({"limits": (5, 5), "background": "stain"}, r"the first must be less than the second"),

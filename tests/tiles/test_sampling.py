@@ -67,7 +67,7 @@ class TestFarthestPoints:
             farthest_points(np.empty((0, 2)), 3)
         with pytest.raises(ValueError, match=r"finite numbers"):
             farthest_points([[0.0, np.nan]], 1)
-        with pytest.raises(ValueError, match=r"n is 0"):
+        with pytest.raises(ValueError, match=r"n_tiles is 0"):
             farthest_points(self.points, 0)
 
 
@@ -167,7 +167,7 @@ class TestFpsTiles:
         cells = gpd.GeoDataFrame({"radius": [3.0] * len(grid)}, geometry=gpd.points_from_xy(*grid.T))
         sdata.shapes["cells"] = ShapesModel.parse(cells, transformations={"um": Identity()})
         for n in (1, 20):
-            sthist.pp.tiles(sdata, size_um=30, px=30, sampling="fps", shapes="cells", n_tiles=n, key_added=f"of_{n}")
+            sthist.pp.tiles(sdata, size_um=30, px=30, sampling="fps", regions="cells", n_tiles=n, key_added=f"of_{n}")
             centres = sdata[f"of_{n}_table"].obsm["spatial"]
             assert len(centres) == n
             assert (np.abs(centres - 350) < 65).all()

@@ -16,13 +16,13 @@ def test_cores_are_called_at_least_as_well_as_tiles():
         sthist.tl.virtual_he(data, within=within, progress=False)
     sthist.pp.tissue(sections)
     sthist.pp.tiles(sections, size_um=32, px=64, overlap=0.5)
-    sthist.pp.tiles(array, size_um=32, px=64, shapes="cores")
+    sthist.pp.tiles(array, size_um=32, px=64, regions="cores")
     for data in (sections, array):
         sthist.pp.embed(data, "morphology", image="virtual_he", progress=False)
         sthist.pp.label_regions(data, "tiles", by="regions", key_added="truth")
     annotator = sthist.tl.train_annotator(sections, "truth", split="sample", folds=2, baseline=False)
     sthist.tl.annotate(array, annotator)
-    sthist.tl.pool_topk(array, "annotation", by="cores")
+    sthist.tl.pool_topk(array, "annotation", groupby="cores")
     tiles, cores = array["tiles_table"], array["cores_table"]
     labelled = tiles.obs["truth"].notna().to_numpy()
     scored = np.isfinite(cores.obsm["annotation_score"]["duct"])

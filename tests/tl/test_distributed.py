@@ -205,7 +205,7 @@ def test_overlay_on_a_cluster(client, backed, tmp_path, monkeypatch, in_memory):
     """Transcripts are drawn by workers as they are here, whether they lie in memory or in a file."""
     if not in_memory:
         monkeypatch.setattr("sthist.tiles._molecules.index.IN_MEMORY", 10)
-    overlay = sthist.tiles.Overlay(backed, sthist.tiles.TileSpec.from_mpp(0.5, 128), s=0.9)
+    overlay = sthist.tiles.Overlay(backed, sthist.tiles.TileSpec.from_mpp(0.5, 128), dot_s=0.9)
     pixels = []
     for name, given in (("here", None), ("there", client)):
         canvas = Canvas(tmp_path / name, "dots", extent_um=(0, 0, 400, 400), mpp=0.5, fingerprint={}, block_px=512)

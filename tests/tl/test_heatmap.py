@@ -226,8 +226,8 @@ class TestModels:
             (two_scores, {"classes": CLASSES, "kernel_px": 60, "kernel_um": 30}, ValueError, "takes one of them"),
             (two_scores, {"classes": CLASSES, "kernel_um": -3}, ValueError, "positive numbers"),
             (two_scores, {"classes": CLASSES, "smooth_um": -1}, ValueError, "smooth_um is -1"),
-            (two_scores, {"classes": CLASSES, "mode": "x"}, ValueError, "mode is 'x'"),
-            (two_scores, {"classes": CLASSES, "mode": "dense"}, ValueError, "no tokens"),
+            (two_scores, {"classes": CLASSES, "method": "x"}, ValueError, "method is 'x'"),
+            (two_scores, {"classes": CLASSES, "method": "dense"}, ValueError, "no tokens"),
             (two_scores, {"classes": CLASSES, "key_added": "he"}, ValueError, "exists"),
             (two_scores, {"classes": CLASSES, "key_added": "a b"}, ValueError, "letters, digits"),
             (two_scores, {"classes": CLASSES, "mpp": 0.1}, ValueError, "allow_upsampling"),
@@ -276,7 +276,7 @@ class TestDense:
                     lambda rows: np.tanh(rows[:, :2]),
                     encoder=encoder,
                     classes=CLASSES,
-                    mode=mode,
+                    method=mode,
                     within=within,
                     tissue=False,
                     key_added=mode,
@@ -295,7 +295,7 @@ class TestDense:
                 lambda rows: rows[:, 0],
                 encoder=encoder,
                 classes=["a"],
-                mode="auto",
+                method="auto",
                 tissue=False,
                 overwrite=True,
                 progress=False,
@@ -315,7 +315,7 @@ class TestDense:
                 lambda rows: (rows - rows.mean(1, keepdims=True)) @ score,
                 encoder=vit,
                 classes=["a"],
-                mode=mode,
+                method=mode,
                 within=(90, 90, 314, 314),
                 kernel_um=56.0,
                 stride_um=28.0,
@@ -364,7 +364,7 @@ def test_on_disk_and_to_cells(backed):
     np.testing.assert_array_equal(written(again), written(backed))
     assert np.isnan(written(again)).any()
     assert again.attrs["sthist"]["results"]["heatmap"]["call"] == "tl.heatmap"
-    sthist.tl.transfer_labels(again, "heatmap", to="table", key_added="seen")
+    sthist.tl.transfer_labels(again, "heatmap", regions="table", key_added="seen")
     scores = again["table"].obsm["seen_scores"]
     assert list(scores.columns) == ["tumour", "B_cells"]
     assert scores.notna().all(axis=1).mean() > 0.95

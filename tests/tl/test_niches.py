@@ -33,12 +33,12 @@ def by_loop(adata, k=None, radius=None):
 
 
 class TestComposition:
-    @pytest.mark.parametrize("how", [{"k": 1}, {"k": 7}, {"radius_um": 12.0}, {"radius_um": 40.0}])
+    @pytest.mark.parametrize("how", [{"n_neighbors": 1}, {"n_neighbors": 7}, {"radius_um": 12.0}, {"radius_um": 40.0}])
     def test_equals_a_loop(self, how):
         adata = points()
         adata.obs.loc[adata.obs_names[::4], "kind"] = np.nan
         sthist.tl.niches(adata, "kind", n_niches=2, **how)
-        expected = by_loop(adata, how.get("k"), how.get("radius_um"))
+        expected = by_loop(adata, how.get("n_neighbors"), how.get("radius_um"))
         np.testing.assert_allclose(adata.obsm["niche_composition"], expected)
         np.testing.assert_array_equal(adata.obs["niche"].isna(), np.isnan(expected[:, 0]))
         made = adata.uns["sthist"]["niche"]
@@ -49,14 +49,14 @@ class TestComposition:
         """Shares of classes in place of one label: the mean of those of all neighbours."""
         adata = points()
         adata.obsm["shares"] = pd.get_dummies(adata.obs["kind"]).astype(float)
-        sthist.tl.niches(adata, "kind", k=5, n_niches=3)
-        sthist.tl.niches(adata, "shares", k=5, n_niches=3, key_added="soft")
+        sthist.tl.niches(adata, "kind", n_neighbors=5, n_niches=3)
+        sthist.tl.niches(adata, "shares", n_neighbors=5, n_niches=3, key_added="soft")
         np.testing.assert_array_equal(adata.obsm["soft_composition"], adata.obsm["niche_composition"])
 
     def test_neighbours_are_sought_within_each_sample(self):
         """Two samples on one place do not mix, though their niches are common."""
         one, two = points(seed=1, labels=("a", "b")), points(seed=2, labels=("b", "c"))
-        sthist.tl.niches({"one": one, "two": two}, "kind", k=5, n_niches=4)
+        sthist.tl.niches({"one": one, "two": two}, "kind", n_neighbors=5, n_niches=4)
         for each, absent in ((one, "c"), (two, "a")):
             found = each.obsm["niche_composition"]
             assert list(found.columns) == ["a", "b", "c"]
@@ -71,9 +71,9 @@ class TestComposition:
 def test_planted_regions_are_found(seed):
     """Ducts, stroma and immune aggregates; by default, and where their number is known."""
     sdata = sthist.datasets.toy(size_um=1200, mpp=2.0, seed=seed)
-    sthist.tl.transfer_labels(sdata, "regions", to="table", key_added="region_true")
-    sthist.tl.niches(sdata, "cell_type", truth="region_true", key_added="default")
-    sthist.tl.niches(sdata, "cell_type", n_niches=3, truth="region_true", key_added="three")
+    sthist.tl.transfer_labels(sdata, "regions", regions="table", key_added="region_true")
+    sthist.tl.niches(sdata, "cell_type", reference="region_true", key_added="default")
+    sthist.tl.niches(sdata, "cell_type", n_niches=3, reference="region_true", key_added="three")
     made = sdata["table"].uns["sthist"]
     print(seed, {key: (made[key]["ari"], made[key]["nmi"]) for key in ("default", "three")})
     assert made["default"]["ari"] >= 0.8
@@ -108,9 +108,9 @@ class TestMethod:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"k": 60}, ValueError, "has 60 rows, too few for 60 neighbours"),
-        ({"k": 0}, ValueError, "k is 0"),
-        ({"k": 3, "radius_um": 4}, ValueError, "takes one of them"),
+        ({"n_neighbors": 60}, ValueError, "has 60 rows, too few for 60 neighbours"),
+        ({"n_neighbors": 0}, ValueError, "n_neighbors is 0"),
+        ({"n_neighbors": 3, "radius_um": 4}, ValueError, "takes one of them"),
         ({"radius_um": -4}, ValueError, "radius_um is -4"),
         ({"n_niches": 0}, ValueError, "n_niches is 0"),
         ({"method": "kmeans"}, ValueError, "n_niches is None"),
@@ -118,7 +118,7 @@ class TestMethod:
         ({"method": "x"}, ValueError, "do not go together"),
         ({"resolution": -1}, ValueError, "resolution is -1"),
         ({"label": "kin"}, KeyError, "no column 'kin'"),
-        ({"truth": "x"}, KeyError, "no column 'x'"),
+        ({"reference": "x"}, KeyError, "no column 'x'"),
         ({"key_added": "kind"}, ValueError, "has 'kind' already"),
     ],
 )

@@ -19,7 +19,7 @@ COLUMNS = ["tumour", "T_NK", "normal"]
 def _array():
     sdata = sthist.datasets.toy("tma", size_um=600, mpp=1.0)
     sthist.pp.tma(sdata, overwrite=True)
-    sthist.pp.tiles(sdata, size_um=24, px=24, shapes="cores")
+    sthist.pp.tiles(sdata, size_um=24, px=24, regions="cores")
     return sdata
 
 
@@ -106,7 +106,7 @@ class TestCores:
 class TestOtherGroups:
     def test_shapes_without_a_table(self, array):
         """Tiles lie in them by their centroid, and a table is made."""
-        sthist.tl.pool_topk(array, "kind", by="regions", k=2)
+        sthist.tl.pool_topk(array, "kind", groupby="regions", k=2)
         table = array["regions_table"]
         assert table.obs["kind"].cat.categories.tolist() == CLASSES
         assert len(table) == len(array["regions"])
@@ -122,8 +122,8 @@ class TestOtherGroups:
         """Patients have no place: they get a table of their own, to which further scores are added."""
         tiles = array["tiles_table"]
         tiles.obs["patient"] = pd.Categorical(np.where(tiles.obs["core"].astype(str).str[0] == "A", "P1", "P2"))
-        sthist.tl.pool_topk(array, "kind", by="patient", k="all")
-        sthist.tl.pool_topk(array, "one", by="patient", k=1)
+        sthist.tl.pool_topk(array, "kind", groupby="patient", k="all")
+        sthist.tl.pool_topk(array, "one", groupby="patient", k=1)
         found = array["patient_table"]
         assert list(found.obs_names) == ["P1", "P2"]
         np.testing.assert_allclose(found.obs["one"], tiles.obs.groupby("patient", observed=True)["one"].max())
@@ -132,7 +132,7 @@ class TestOtherGroups:
         array.write(tmp_path / "x.zarr")
         assert sd.read_zarr(tmp_path / "x.zarr")["patient_table"].n_obs == 2
         with pytest.raises(ValueError, match=r"has 'kind' already"):
-            sthist.tl.pool_topk(array, "kind", by="patient", table="tiles_table")
+            sthist.tl.pool_topk(array, "kind", groupby="patient", table="tiles_table")
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ class TestOtherGroups:
         ({"k": True}, ValueError, "k is True"),
         ({"k": "most"}, ValueError, "k is 'most'"),
         ({"min_tiles": 0}, ValueError, "min_tiles is 0"),
-        ({"by": "cors"}, KeyError, "Did you mean 'cores'"),
+        ({"groupby": "cors"}, KeyError, "Did you mean 'cores'"),
         ({"key": "kid"}, KeyError, "No table has scores 'kid'"),
         ({"key": "patch"}, TypeError, "scores are numbers"),
         ({"key": "bare"}, TypeError, "no names of classes"),
         ({"table": "cores_table"}, KeyError, "has no scores 'kind'"),
-        ({"by": "nowhere"}, ValueError, "belongs to any"),
+        ({"groupby": "nowhere"}, ValueError, "belongs to any"),
     ],
 )
 def test_what_cannot_be_is_refused(array, kwargs, error, message):

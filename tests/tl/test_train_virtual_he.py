@@ -197,8 +197,8 @@ class TestTiles:
             "palette": "permuted",
             "color": "red",
             "min_qv": 30.0,
-            "s": 0.5,
-            "dpi": 64.0,
+            "dot_s": 0.5,
+            "dot_dpi": 64.0,
         }
         assert model.config.training["data"]["dots_s"] == [0.5, 1.5]
         plain, _ = fits[0]["pairs"].read(np.array([0]))
@@ -379,7 +379,7 @@ class TestPrompts:
     def test_files_of_exported_pairs(self, sdata, fits, tmp_path):
         """What was exported for upstream is what is trained on here: its training tiles, with its prompts."""
         lay(sdata, 60)
-        sthist.tiles.export_pairs(sdata, tmp_path, prompt="This is a breast H&E image", test_fraction=0.2, s=0.3)
+        sthist.tiles.export_pairs(sdata, tmp_path, prompt="This is a breast H&E image", test_fraction=0.2, dot_s=0.3)
         path = tmp_path / "train_prompts.json"
         model = train_virtual_he(sdata, prompts=path, validation=0, **QUICK)
         assert self.texts(fits)[0] == {"breast": "This is a breast H&E image"}

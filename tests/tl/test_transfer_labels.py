@@ -29,7 +29,7 @@ def add_tiles(sdata, size_um, overlap=0.0, key="tiles"):
         gpd.GeoDataFrame(geometry=[shapely.box(x0 - 1, y0 - 1, x1 + size_um, y1 + size_um)]),
         transformations={"um": Identity()},
     )
-    sthist.pp.tiles(sdata, size_um=size_um, px=8, overlap=overlap, shapes="field", key_added=key)
+    sthist.pp.tiles(sdata, size_um=size_um, px=8, overlap=overlap, regions="field", key_added=key)
     del sdata.shapes["field"]
 
 
@@ -225,7 +225,7 @@ def test_a_microarray_from_its_map_to_cells_and_back():
     discs = sdata["cores"]
     grades = dict(zip(discs.index, ["low", "high", "low", "high", "high", "low", "low", "low", "high"], strict=True))
     known = pd.DataFrame({"core": list(grades), "grade": list(grades.values()), "patient": [f"P{i}" for i in range(9)]})
-    sthist.pp.tma(sdata, table=known, key_added="found")
+    sthist.pp.tma(sdata, core_map=known, key_added="found")
     sthist.pp.tissue(sdata)
     sthist.pp.tiles(sdata, size_um=40, px=20, min_tissue=0.05)
     sthist.pp.label_regions(sdata, "tiles", "found", label="grade", key_added="grade", min_fraction=0.05)
@@ -252,7 +252,7 @@ def test_a_microarray_from_its_map_to_cells_and_back():
     ("kwargs", "error", "message"),
     [
         ({"source": "region"}, KeyError, "No shapes or table 'region'.*Did you mean 'regions'"),
-        ({"to": "cells"}, KeyError, "No shapes or table 'cells'"),
+        ({"regions": "cells"}, KeyError, "No shapes or table 'cells'"),
         ({"label": "grade"}, KeyError, "Shapes 'regions' have no column 'grade'"),
         ({"scores": "p"}, KeyError, r"Shapes 'regions' have no table, and so no obsm\['p'\]"),
         ({"label": "label", "scores": "p"}, ValueError, "a call reads one of them"),
@@ -273,7 +273,7 @@ def test_a_microarray_from_its_map_to_cells_and_back():
 def test_bad_arguments(toy, kwargs, error, message):
     """Said before anything is written."""
     with pytest.raises(error, match=message):
-        sthist.tl.transfer_labels(toy, **({"source": "regions", "to": "table"} | kwargs))
+        sthist.tl.transfer_labels(toy, **({"source": "regions", "regions": "table"} | kwargs))
     assert "label" not in toy["table"].obs
 
 

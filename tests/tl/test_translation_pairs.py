@@ -42,7 +42,7 @@ class TestReading:
     def test_plain_tiles_are_those_of_the_readers(self, sdata):
         pairs = pairs_of(sdata)
         inputs, targets = pairs.read(np.array([2, 0]))
-        overlay = Overlay(sdata, SPEC, s=0.3, color="red", seed=0)
+        overlay = Overlay(sdata, SPEC, dot_s=0.3, color="red", seed=0)
         assert np.array_equal(inputs, overlay.read(CENTRES[[2, 0]]))
         assert np.array_equal(targets, TileReader(sdata, "he", SPEC, fill=255).read(CENTRES[[2, 0]]))
         assert inputs.dtype == targets.dtype == np.uint8
@@ -163,7 +163,7 @@ class TestAugmentation:
     def test_sizes_of_dots_are_drawn_per_tile(self, sdata):
         pairs = pairs_of(sdata, augment=False, palette="fixed", dots_s=(2.0, 8.0))
         overlays = [
-            Overlay(sdata, SPEC, s=size, palette="fixed", seed=0).read(CENTRES[:1])[0] for size in (0.3, 2.0, 8.0)
+            Overlay(sdata, SPEC, dot_s=size, palette="fixed", seed=0).read(CENTRES[:1])[0] for size in (0.3, 2.0, 8.0)
         ]
         seen = set()
         for epoch in range(20):
@@ -186,8 +186,8 @@ class TestLimits:
         assert np.array_equal(other.read(CENTRES), Overlay(sdata, SPEC, limits=(low, 2 * high), seed=0).read(CENTRES))
         assert np.array_equal(overlay.read(CENTRES), before)
         assert overlay.limits == (low, high)
-        both = overlay.restyled(limits=(low, 2 * high), s=4.0)
-        assert both.dot_px == overlay.restyled(s=4.0).dot_px
+        both = overlay.restyled(limits=(low, 2 * high), dot_s=4.0)
+        assert both.dot_px == overlay.restyled(dot_s=4.0).dot_px
         assert both.limits == (low, 2 * high)
 
     @pytest.mark.parametrize("limits", [(5.0, 5.0), (9.0, 1.0), (0.0, np.nan)])

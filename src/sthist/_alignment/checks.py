@@ -51,7 +51,7 @@ def own_mpp(sdata: SpatialData, image: str) -> tuple[float, float]:
     system = alone[0] if alone else f"{image}_px"
     first = "" if alone else f"set_transformation(sdata[{image!r}], Identity(), {system!r}) of spatialdata, then "
     msg = (
-        f"units='um' needs the micrometres per pixel of image {image!r}, which neither its metadata nor a "
+        f"unit='um' needs the micrometres per pixel of image {image!r}, which neither its metadata nor a "
         f"transformation to 'um' "
         f"state. Give them: {first}pp.set_scale(sdata, {image!r}, mpp=..., coordinate_system={system!r})."
     )
@@ -84,7 +84,7 @@ def other_reading(sdata: SpatialData, image: str, to_um: np.ndarray, stated: flo
     "" if none.
     """
     excess = np.linalg.svd(to_um[:2, :2], compute_uv=False) / stated
-    as_um, as_px = "its side of the image is in µm (units='um')", "its side of the image is in pixels (units='px')"
+    as_um, as_px = "its side of the image is in µm (unit='um')", "its side of the image is in pixels (unit='px')"
     image_side, changed = (as_um, stated) if units == "px" else (as_px, 1 / stated)
     target = {"its other side is in µm (to='um')": 1 / unit}
     for name, element in sdata.images.items():

@@ -107,7 +107,7 @@ def names_of_table(adata: AnnData, by: str | None = None, side: str = "data") ->
     if by is not None:
         if by not in adata.var:
             known = [VAR_NAMES, *map(str, adata.var.columns)]
-            msg = f"by={by!r}: {side!r} has no such column in var; it has {known}.{closest(by, known)}"
+            msg = f"column={by!r}: {side!r} has no such column in var; it has {known}.{closest(by, known)}"
             raise KeyError(msg)
         return {by: adata.var[by].reset_index(drop=True)}
     columns = {VAR_NAMES: index}
@@ -244,7 +244,7 @@ def _too_few(picked: Mapping[str, _Column], chosen: Mapping[str, str], anchor: s
         f"and one. "
         f"{shown[worst]}; {shown[anchor]}. Are both of one species, and do both have symbols, or both Ensembl "
         f"ids? A column of "
-        "var that has the other names is found by itself, or named with by=."
+        "var that has the other names is found by itself, or named with column=."
     )
 
 

@@ -48,7 +48,7 @@ def annotation_transfer(
     reference: Literal["label", "real"] = "label",
     classes: Sequence[str] | None = None,
     he: str | None = None,
-    tiles: str = "tiles",
+    regions: str = "tiles",
     samples: Any = None,
     split: str | Mapping[str, str] = "block",
     folds: int | None = None,
@@ -84,7 +84,7 @@ def annotation_transfer(
         Classes to take, in this order, in place of all of the column.
     he
         Key of the real H&E.
-    tiles
+    regions
         Tiles that :func:`sthist.pp.tiles` has laid. Those that leave either image are left out.
     samples, split, block_um, gap_um
         Which tiles are trained on together, as of :func:`sthist.tl.train_annotator`. With ``annotator=`` they say only
@@ -132,7 +132,7 @@ def annotation_transfer(
     """
     _require(label, annotator, reference)
     seed = settings.seed if seed is None else int(seed)
-    rows = _rows(data, key, he, tiles, label, annotator, classes, samples)
+    rows = _rows(data, key, he, regions, label, annotator, classes, samples)
     grouping = group_rows(rows.units, split, block_um=block_um, gap_um=gap_um)
     if annotator is None:
         encoder = _loaded(encoder, rows.spec, device)

@@ -36,13 +36,13 @@ def ablate_virtual_he(
     split: str | Mapping[str, str] = "block",
     test: Any = 0.2,
     folds: int | None = None,
-    tiles: str = "tiles",
+    regions: str = "tiles",
     baselines: Sequence[str] = BASELINES,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
-    extractor: str | Encoder | Callable[[Any], Any] | None = "morphology",
+    encoder: str | Encoder | Callable[[Any], Any] | None = "morphology",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     classes: str | None = None,
-    n_max: int | None = None,
+    n_tiles: int | None = None,
     validation: float = 0.1,
     block_um: float | None = None,
     gap_um: float | None = None,
@@ -71,8 +71,8 @@ def ablate_virtual_he(
         Of the trainings of each variant.
     test
         As of :func:`cross_validate_virtual_he`: by default a fifth of the tiles, once. None tests all, in ``folds``.
-    split, folds, tiles, baselines, metrics, extractor, options, classes, n_max, validation, block_um, gap_um, samples,
-    seed, folder
+    split, folds, regions, baselines, metrics, encoder, options, classes, n_tiles, validation, block_um, gap_um,
+    samples, seed, folder
         As of :func:`cross_validate_virtual_he`.
     training
         Of :func:`sthist.tl.train_virtual_he`, for all variants.
@@ -101,7 +101,7 @@ def ablate_virtual_he(
     >>> training = {"model": sthist.models.Pix2Pix(tiny), "epochs": 1, "steps_per_epoch": 2}
     >>> training |= {"device": "cpu", "progress": False}
     >>> frame = sthist.benchmark.ablate_virtual_he(
-    ...     sdata, variants, seeds=(0,), n_max=8, metrics="ssim", baselines="mean colour", **training
+    ...     sdata, variants, seeds=(0,), n_tiles=8, metrics="ssim", baselines="mean colour", **training
     ... )
     >>> [label.get_text() for label in sthist.pl.ablation(frame).get_yticklabels()]
     ['as it is', 'not turned']
@@ -115,7 +115,7 @@ def ablate_virtual_he(
             )
             raise ValueError(msg)
         first = next(iter(data.values())) if isinstance(data, Mapping) else data
-        variants = paper_variants(laid_tiles(first, tiles)[1], model, training)
+        variants = paper_variants(laid_tiles(first, regions)[1], model, training)
     _require_distinct(variants)
     return run_study(arguments, variants)
 
@@ -173,13 +173,13 @@ def cross_validate_virtual_he(
     test: Any = None,
     folds: int | None = None,
     seeds: Sequence[int] = (0,),
-    tiles: str = "tiles",
+    regions: str = "tiles",
     baselines: Sequence[str] = BASELINES,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
-    extractor: str | Encoder | Callable[[Any], Any] | None = "morphology",
+    encoder: str | Encoder | Callable[[Any], Any] | None = "morphology",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     classes: str | None = None,
-    n_max: int | None = None,
+    n_tiles: int | None = None,
     validation: float = 0.1,
     block_um: float | None = None,
     gap_um: float | None = None,
@@ -214,7 +214,7 @@ def cross_validate_virtual_he(
         says, up to ten of them, so that each is left out once; else five.
     seeds
         Of the trainings, each of which is scored.
-    tiles
+    regions
         Tiles that :func:`sthist.pp.tiles` has laid; of their size is what is scored. The model is trained on tiles of
         that size, too, or of ``size_um=`` and ``px=``, around the same centres.
     baselines
@@ -223,11 +223,11 @@ def cross_validate_virtual_he(
         is always there.
     metrics, options
         As of :func:`sthist.metrics.image.compare`.
-    extractor
+    encoder
         Of FID and KID, as of :func:`virtual_he`.
     classes
         Column of the tiles' table with region classes.
-    n_max
+    n_tiles
         Held-out tiles that are scored in each fold, at most, drawn at random; all by default. They are in memory at
         once.
     validation
@@ -251,7 +251,7 @@ def cross_validate_virtual_he(
     One row per fold, seed, method and tile: ``split``, ``fold``, ``seed``, ``method`` (``"model"``, the baselines,
     ``"shuffled"``), ``sample``, ``tile`` (the instance id), ``class`` if asked for, and the metrics of tiles. The
     baselines stand under every seed alike. ``attrs["sets"]`` has FID and KID by fold, seed and method,
-    ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not be computed,
+    ``attrs["encoder"]`` what they looked through, ``attrs["not_available"]`` what could not be computed,
     ``attrs["leaks"]`` why scores are too good, ``attrs["folds"]`` the sizes. :func:`over_seeds` summarises it.
 
     Raises
@@ -271,7 +271,7 @@ def cross_validate_virtual_he(
     >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     >>> training = {"epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
     >>> frame = sthist.benchmark.cross_validate_virtual_he(
-    ...     sdata, sthist.models.Pix2Pix(tiny), test=0.3, n_max=8, metrics="ssim", **training
+    ...     sdata, sthist.models.Pix2Pix(tiny), test=0.3, n_tiles=8, metrics="ssim", **training
     ... )
     >>> sthist.benchmark.over_seeds(frame)["method"].tolist()
     ['model', 'shuffled', 'beer-lambert', 'beer-lambert, training colours', 'mean colour']

@@ -37,12 +37,12 @@ def nucleus_preservation(
     data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",
     *,
-    against: str = "stain",
+    reference: str = "stain",
     he: str | None = None,
     image: str | Sequence[str] | None = None,
     channel: str | None = None,
     z: int | None = None,
-    tiles: str = "tiles",
+    regions: str = "tiles",
     min_iou: float = 0.5,
     nulls: bool = True,
     seed: int | None = None,
@@ -57,15 +57,15 @@ def nucleus_preservation(
         One sample, or a mapping of name to sample.
     key
         The virtual image.
-    against
+    reference
         What counts as the truth: ``"stain"``, nuclei segmented in the same way from the nuclear stain; ``"vendor"``,
         the vendor's outlines of nuclei, or the key of such shapes; ``"real"``, nuclei segmented from the haematoxylin
         of the real H&E.
     he
-        The real H&E, for ``against="real"``.
+        The real H&E, for ``reference="real"``.
     image, channel, z
-        The nuclear stain, for ``against="stain"``; as of :func:`sthist.tl.virtual_he`.
-    tiles
+        The nuclear stain, for ``reference="stain"``; as of :func:`sthist.tl.virtual_he`.
+    regions
         Tiles that :func:`sthist.pp.tiles` has laid, alike in all samples. Those that leave an image are left out.
     min_iou
         Overlap above which two nuclei are one, as of :func:`sthist.metrics.image.nucleus_preservation`.
@@ -79,8 +79,8 @@ def nucleus_preservation(
     -------
     One row per sample, method (``"virtual"``, ``"shuffled"``) and tile: ``sample``, ``method``, ``tile`` (the instance
     id), ``n_found``, ``n_true``, ``precision``, ``recall``, ``nucleus_f1``, ``nucleus_iou`` (mean over matched nuclei)
-    and ``nucleus_shift_um`` (median over matched nuclei). What has no nuclei to score is NaN. ``attrs["against"]`` says
-    what counted as the truth; of a mapping of samples it is a mapping, too.
+    and ``nucleus_shift_um`` (median over matched nuclei). What has no nuclei to score is NaN. ``attrs["reference"]``
+    says what counted as the truth; of a mapping of samples it is a mapping, too.
 
     Raises
     ------
@@ -99,17 +99,17 @@ def nucleus_preservation(
     >>> sthist.tl.virtual_he(sdata)
     >>> sthist.pp.tissue(sdata)
     >>> sthist.pp.tiles(sdata, size_um=64, px=128)
-    >>> frame = sthist.benchmark.nucleus_preservation(sdata, against="vendor")
+    >>> frame = sthist.benchmark.nucleus_preservation(sdata, reference="vendor")
     >>> f1 = frame.groupby("method")["nucleus_f1"].mean()
     >>> bool(f1["virtual"] > f1["shuffled"])
     True
     """
     import pandas as pd
 
-    parts = shared_tiles(samples_of(data), tiles, lambda _: (key,))
+    parts = shared_tiles(samples_of(data), regions, lambda _: (key,))
     require_fine(parts[0][1].spec.mpp)
     seed = settings.seed if seed is None else seed
-    truths = truths_of(parts, against, he=he, image=image, channel=channel, z=z)
+    truths = truths_of(parts, reference, he=he, image=image, channel=channel, z=z)
     frames = []
     for (sample, shared), truth in zip(parts, truths, strict=True):
         with naming(sample.name):
@@ -118,10 +118,10 @@ def nucleus_preservation(
         frames.append(frame)
     frame = pd.concat(frames, ignore_index=True)
     known = {
-        sample.name: against if truth.shapes is None else truth.shapes
+        sample.name: reference if truth.shapes is None else truth.shapes
         for (sample, _), truth in zip(parts, truths, strict=True)
     }
-    frame.attrs["against"] = known if isinstance(data, Mapping) else next(iter(known.values()))
+    frame.attrs["reference"] = known if isinstance(data, Mapping) else next(iter(known.values()))
     return frame
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 KEYS = ("variant", "factor", "method")
 
 
-def over_seeds(frame: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.DataFrame:
+def over_seeds(frame: pd.DataFrame, *, groupby: Sequence[str] | None = None) -> pd.DataFrame:
     """Mean of each score over seeds, and how far the seeds lie apart.
 
     A score of a seed is its mean over all held-out tiles; of FID and KID, which belong to whole sets, over the folds.
@@ -24,7 +24,7 @@ def over_seeds(frame: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.Da
     ----------
     frame
         Of :func:`cross_validate_virtual_he` or :func:`ablate_virtual_he`.
-    by
+    groupby
         Columns to group by; by default ``variant``, ``factor`` and ``method``, those that there are. With ``"class"``
         among them FID and KID are those of the classes.
 
@@ -45,7 +45,13 @@ def over_seeds(frame: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.Da
     >>> sthist.benchmark.over_seeds(frame).round(3).to_dict("records")
     [{'method': 'model', 'n_seeds': 2, 'n_tiles': 2, 'ssim': 0.65, 'ssim_sd': 0.071}]
     """
-    keys = [name for name in KEYS if name in frame] if by is None else [by] if isinstance(by, str) else list(by)
+    keys = (
+        [name for name in KEYS if name in frame]
+        if groupby is None
+        else [groupby]
+        if isinstance(groupby, str)
+        else list(groupby)
+    )
     missing = [name for name in ["seed", *keys] if name not in frame]
     if missing or not keys:
         msg = f"The table has no column {missing[0] if missing else KEYS!r}, but {list(frame.columns)}."
@@ -60,7 +66,7 @@ def over_seeds(frame: pd.DataFrame, *, by: Sequence[str] | None = None) -> pd.Da
 
 
 def region_tests(
-    frame: pd.DataFrame, *, by: str = "class", method: str = "virtual", metrics: Sequence[str] | None = None
+    frame: pd.DataFrame, *, groupby: str = "class", method: str = "virtual", metrics: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Test each score between region classes: one-way ANOVA, and Tukey's test of every two classes.
 
@@ -68,7 +74,7 @@ def region_tests(
     ----------
     frame
         Of :func:`virtual_he` with ``classes=``.
-    by
+    groupby
         Column of the class.
     method
         Whose scores, where there is a column ``method``.
@@ -98,8 +104,8 @@ def region_tests(
     """
     import pandas as pd
 
-    check_column(frame, by)
-    numbers = [name for name in frame.select_dtypes("number").columns if name not in (*NO_SCORES, by)]
+    check_column(frame, groupby)
+    numbers = [name for name in frame.select_dtypes("number").columns if name not in (*NO_SCORES, groupby)]
     wanted = numbers if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
     parts, reasons = [], {}
     for name in wanted:
@@ -108,7 +114,7 @@ def region_tests(
             reasons[name] = frame.attrs.get("not_available", {}).get(name, "There are no scores.")
             continue
         try:
-            tested = scores.region_tests(known, name, by, method=method)
+            tested = scores.region_tests(known, name, groupby, method=method)
         except ValueError as error:
             reasons[name] = str(error)
             continue

@@ -47,13 +47,13 @@ class Design:
     test: Any
     folds: int | None
     seeds: Sequence[int]
-    tiles: str
+    regions: str
     baselines: Sequence[str]
     metrics: Sequence[str]
-    extractor: Any
+    encoder: Any
     options: Mapping[str, Mapping[str, Any]] | None
     classes: str | None
-    n_max: int | None
+    n_tiles: int | None
     validation: float
     block_um: float | None
     gap_um: float | None
@@ -90,7 +90,7 @@ class Study:
         import pandas as pd
 
         frames: list[pd.DataFrame] = []
-        attrs: dict[str, Any] = {"sets": [], "not_available": {}, "extractor": None, "leaks": self.grouping.leaks}
+        attrs: dict[str, Any] = {"sets": [], "not_available": {}, "encoder": None, "leaks": self.grouping.leaks}
         attrs["folds"] = [
             {"train": len(fold.train), "validation": len(fold.validation), "test": len(fold.test)}
             for fold in self.folds
@@ -116,7 +116,7 @@ class Study:
                 scored = score(self._baseline(method, fold))
                 for seed in self.design.seeds:
                     _keep(scored, frames, attrs, variant=method, factor=BASELINE, fold=number, seed=seed, method=method)
-            attrs["extractor"] = score.extractor[1]
+            attrs["encoder"] = score.extractor[1]
         frame = pd.concat(frames, ignore_index=True)
         split = self.design.split
         frame.insert(2, "split", split if isinstance(split, str) else "explicit")
@@ -184,7 +184,7 @@ class _Scorer:
         """What FID and KID look through, and its name."""
         if not set(SETS) & set(self._design.metrics):
             return None, None
-        return find_extractor(self._design.extractor, self._study.sections.spec, self.real)
+        return find_extractor(self._design.encoder, self._study.sections.spec, self.real)
 
     def __call__(self, virtual: np.ndarray, *, sets: bool = True) -> pd.DataFrame:
         # The same images at other places are the same set.
@@ -196,7 +196,7 @@ class _Scorer:
             metrics=metrics,
             nulls=False,
             seed=self._design.seed,
-            extractor=self.extractor[0],
+            encoder=self.extractor[0],
             options=self._design.options,
         ).drop(columns="method")
         frame.insert(0, "sample", self._samples)
@@ -223,7 +223,7 @@ def make_study(
     largest = max((float(each.get("size_um") or 0) for each in full.values()), default=0.0)
     sections = find_sections(
         data,
-        design.tiles,
+        design.regions,
         largest_um=largest,
         classes=design.classes,
         samples=_patients(design.samples),
@@ -240,7 +240,7 @@ def make_study(
         test=design.test,
         folds=design.folds,
         validation=design.validation,
-        n_max=design.n_max,
+        n_max=design.n_tiles,
         seed=design.seed,
     )
     specs = {}
@@ -266,8 +266,8 @@ def _require(design: Design) -> None:
     if not design.seeds or len(set(design.seeds)) < len(design.seeds):
         msg = f"seeds= is {list(design.seeds)}; it is at least one number, each once."
         raise ValueError(msg)
-    if design.n_max is not None and design.n_max < 2:
-        msg = f"n_max is {design.n_max}; at least two tiles are scored."
+    if design.n_tiles is not None and design.n_tiles < 2:
+        msg = f"n_tiles is {design.n_tiles}; at least two tiles are scored."
         raise ValueError(msg)
 
 

@@ -272,7 +272,7 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
     tiles: Any = getattr(model, "tiles", None)
     if tiles is None:
         msg = (
-            "of= is a model that does not know its tiles: take the one that tl.train_virtual_he returns, or load "
+            "model= is one that does not know its tiles: take the one that tl.train_virtual_he returns, or load "
             "it from the folder of "
             "its training, where tiles.csv is."
         )
@@ -291,7 +291,7 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
     if not unseen:
         msg = (
             f"None of the model's tiles of {wanted[:8]} has the part 'test': train it with test=, such as "
-            f"test=0.2, or leave of= out to "
+            f"test=0.2, or leave model= out to "
             "score all laid tiles."
         )
         raise ValueError(msg)

@@ -121,12 +121,12 @@ def virtual_he(
     data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",
     *,
-    of: Translator | None = None,
+    model: Translator | None = None,
     he: str | None = None,
-    tiles: str = "tiles",
+    regions: str = "tiles",
     classes: str | None = None,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
-    extractor: str | Encoder | Callable[[Any], Any] | None = "morphology",
+    encoder: str | Encoder | Callable[[Any], Any] | None = "morphology",
     options: Mapping[str, Mapping[str, Any]] | None = None,
     nuclei: bool | str = True,
     nulls: bool = True,
@@ -140,21 +140,21 @@ def virtual_he(
         One sample, or a mapping of name to sample, with both images registered in ``um``.
     key
         The virtual image.
-    of
+    model
         A model of :func:`sthist.tl.train_virtual_he`: score the tiles that its training has held out (``test=``), and
         no others. They are found by sample and place, whether they were laid or spread by the training; samples without
         such are left out. By default all laid tiles are scored, also those that a model was trained on, whose scores
         are too good.
     he
         The real one.
-    tiles
+    regions
         Tiles that :func:`sthist.pp.tiles` has laid, alike in all samples. Those that leave either image are left out.
     classes
         Column of the tiles' table that holds the region class of each; :func:`region_tests` compares them.
     metrics
         As of :func:`sthist.metrics.image.compare`: ``"mse"``, ``"psnr"``, ``"ssim"``, ``"lpips"``, ``"clip"``,
         ``"fid"``, ``"kid"``.
-    extractor
+    encoder
         What FID and KID look through: the name of an encoder such as ``"morphology"``, which is built in, or an
         encoder, whose features are standardised by the real tiles; a function, as of :func:`sthist.metrics.image.fid`;
         or None for Inception-v3, whose weights have to be there. Values through different ones do not compare.
@@ -176,7 +176,7 @@ def virtual_he(
     One row per method and tile: ``sample``, ``method``, ``tile`` (the instance id), ``class`` if asked for, one column
     per metric, and ``nucleus_f1``, ``nucleus_iou``, ``nucleus_shift_um`` (median over matched nuclei). All tiles of all
     samples are held in memory at once: six bytes per pixel. ``attrs["sets"]`` holds FID and KID, which are of the tiles
-    of all samples together, ``attrs["extractor"]`` what they looked through, ``attrs["not_available"]`` what could not
+    of all samples together, ``attrs["encoder"]`` what they looked through, ``attrs["not_available"]`` what could not
     be computed and why; ``attrs["seam"]`` says how far the tiles show that the image was made of: ``seam``, the score
     of :func:`sthist.metrics.image.seam_score` on their borders, ``interior``, the same half a tile beside them, and
     their ``ratio``, about 1 where seams do not show; or the ``reason`` why there are none. Of a mapping of samples it
@@ -205,7 +205,7 @@ def virtual_he(
     (['virtual', 'mean colour', 'shuffled'], True)
     """
     parts = shared_tiles(
-        samples_of(data), tiles, lambda sdata: (key, _sample.find_he(sdata, he)), column=classes, of=of
+        samples_of(data), regions, lambda sdata: (key, _sample.find_he(sdata, he)), column=classes, of=model
     )
     spec = parts[0][1].spec
     if nuclei:
@@ -215,7 +215,7 @@ def virtual_he(
     virtual, real = (_joined(pixels) for pixels in zip(*(part.read() for _, part in parts), strict=True))
     called = None
     if set(SETS) & set([metrics] if isinstance(metrics, str) else metrics):
-        extractor, called = find_extractor(extractor, spec, real)
+        encoder, called = find_extractor(encoder, spec, real)
     frame = scores.compare(
         virtual,
         real,
@@ -223,7 +223,7 @@ def virtual_he(
         metrics=metrics,
         nulls=nulls,
         seed=seed,
-        extractor=extractor,  # type: ignore[arg-type]
+        encoder=encoder,  # type: ignore[arg-type]
         options=options,
     )
     if nuclei:
@@ -232,7 +232,7 @@ def virtual_he(
     names = np.repeat([sample.name for sample, _ in parts], [len(part) for _, part in parts])
     frame.insert(0, "sample", names[frame["tile"]])
     frame["tile"] = _column(parts, "instance_id")[frame["tile"]]
-    frame.attrs["extractor"] = called
+    frame.attrs["encoder"] = called
     seams = {sample.name: seam_of(sample.data, key, seed=seed) for sample, _ in parts}
     frame.attrs["seam"] = seams if isinstance(data, Mapping) else next(iter(seams.values()))
     return frame

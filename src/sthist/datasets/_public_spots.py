@@ -254,12 +254,12 @@ def single_cell_reference(tissue: str, path: str | Path | None = None, *, backed
     return ad.read_h5ad(fetch(source)[0] if path is None else path, backed="r" if backed else None)
 
 
-def bracs(folder: str | Path | None = None, mpp: float = 0.25, **kwargs: Any) -> Any:
+def bracs(path: str | Path | None = None, mpp: float = 0.25, **kwargs: Any) -> Any:
     """Regions of breast tumours with one of seven labels, H&E (Brancati et al. 2022); given to those who register.
 
     Parameters
     ----------
-    folder
+    path
         Your copy, such as ``BRACS_RoI/latest_version``. Without it, the error says how to get one.
     mpp
         µm per pixel: the slides were scanned at 40x.
@@ -280,15 +280,15 @@ def bracs(folder: str | Path | None = None, mpp: float = 0.25, **kwargs: Any) ->
     >>> import sthist
     >>> tiles = sthist.datasets.bracs("BRACS_RoI/latest_version")  # doctest: +SKIP
     """
-    return _walled("bracs", folder, mpp, kwargs)
+    return _walled("bracs", path, mpp, kwargs)
 
 
-def spider(folder: str | Path | None = None, mpp: float = 0.5, **kwargs: Any) -> Any:
+def spider(path: str | Path | None = None, mpp: float = 0.5, **kwargs: Any) -> Any:
     """Tiles of several organs with labels, H&E (SPIDER, Nechaev et al. 2025); given on request.
 
     Parameters
     ----------
-    folder
+    path
         Your copy of one organ. Without it, the error says how to get one.
     mpp
         µm per pixel: the tiles are of 20x.
@@ -309,7 +309,7 @@ def spider(folder: str | Path | None = None, mpp: float = 0.5, **kwargs: Any) ->
     >>> import sthist
     >>> tiles = sthist.datasets.spider("spider/SPIDER-breast")  # doctest: +SKIP
     """
-    return _walled("spider", folder, mpp, kwargs)
+    return _walled("spider", path, mpp, kwargs)
 
 
 def _walled(name: str, folder: str | Path | None, mpp: float, kwargs: dict[str, Any]) -> Any:

@@ -40,7 +40,7 @@ SAMPLE_PX = 2_000_000
 
 
 def simulate_hrst(
-    he_image: np.ndarray | str | Path,
+    image: np.ndarray | str | Path,
     mpp: float,
     *,
     blur_um: float = 0.5,
@@ -61,7 +61,7 @@ def simulate_hrst(
 
     Parameters
     ----------
-    he_image
+    image
         Pixels, (h, w, 3) uint8, or an image file.
     mpp
         µm per pixel, at most 1.5.
@@ -105,7 +105,7 @@ def simulate_hrst(
     from sthist.io._parts.he import read_he
 
     _require_ranges(mpp, blur_um, noise, background, transcripts_per_cell)
-    pixels = read_he(he_image, "he").pixels
+    pixels = read_he(image, "he").pixels
     rgb = np.asarray(pixels).transpose(1, 2, 0)
     seed = settings.seed if seed is None else int(seed)
     section = _Section(rgb, mpp, seed)

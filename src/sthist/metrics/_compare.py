@@ -34,7 +34,7 @@ def compare(
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
     nulls: bool = True,
     seed: int | None = None,
-    extractor: _deep.Extractor | None = None,
+    encoder: _deep.Extractor | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Score virtual tiles against the real ones, and beside them two predictions that know nothing of the tile.
@@ -55,7 +55,7 @@ def compare(
         Score the predictions that know nothing, too.
     seed
         Of the shuffling; by default that of the settings.
-    extractor
+    encoder
         Network of FID and KID, as of :func:`fid`.
     options
         Further arguments of a metric's function, by metric, such as ``{"lpips": {"net": "alex"}}``.
@@ -116,7 +116,7 @@ def compare(
         groups |= {str(key): np.asarray(index) for key, index in labels.groupby(labels, observed=True).indices.items()}
     for name in wanted:
         if name in SETS:
-            arguments = {"extractor": extractor} | ({"seed": seed} if name == "kid" else {}) | given.get(name, {})
+            arguments = {"encoder": encoder} | ({"seed": seed} if name == "kid" else {}) | given.get(name, {})
             try:
                 records += _score_sets(name, methods, real, groups, arguments)
             except MetricUnavailable as error:
@@ -128,14 +128,14 @@ def compare(
     return frame
 
 
-def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
+def summarize(frame: pd.DataFrame, groupby: str | None = "class") -> pd.DataFrame:
     """Mean and standard deviation of each score, and scores of whole sets, per class and method.
 
     Parameters
     ----------
     frame
         From :func:`compare`.
-    by
+    groupby
         Column to group by, beside the method; None for one row per method.
 
     Returns
@@ -162,7 +162,7 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
     """
     import pandas as pd
 
-    check_column(frame, by)
+    check_column(frame, groupby)
     reasons = dict(frame.attrs.get("not_available", {}))
     sets: dict[str, dict[tuple[Any, ...], float]] = {}
     for record in frame.attrs.get("sets", []):
@@ -170,7 +170,7 @@ def summarize(frame: pd.DataFrame, by: str | None = "class") -> pd.DataFrame:
         values[record["method"], record["rows"]] = record["value"]
     set_names = [name for name in SETS if name in sets or name in reasons]
     rows = []
-    keys = ["method"] if by is None else [by, "method"]
+    keys = ["method"] if groupby is None else [groupby, "method"]
     ordered = frame.assign(method=pd.Categorical(frame["method"], frame["method"].unique()))
     for key, part in ordered.groupby(keys, observed=True):
         row = dict(zip(keys, key, strict=True)) | {"n": len(part)}
@@ -220,7 +220,7 @@ def check_column(frame: pd.DataFrame, by: str | None) -> None:
     """Refuse a column that is not there."""
     if by is not None and by not in frame.columns:
         msg = (
-            f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or by=None "
+            f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or groupby=None "
             f"for one "
             "row per method."
         )
@@ -278,7 +278,7 @@ def _score_sets(
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """One metric of all tiles and of each class, for every method; classes of one tile have none."""
-    network = _deep.feature_extractor(name.upper(), options.pop("extractor", None), options.pop("weights", None))
+    network = _deep.feature_extractor(name.upper(), options.pop("encoder", None), options.pop("weights", None))
     target, *found = _features(network, methods, real)
     scored = {group: index for group, index in groups.items() if len(index) > 1}
     if name == "fid" and scored:

@@ -51,14 +51,14 @@ def lpips(a: Any, b: Any, *, net: Literal["vgg", "alex"] = "vgg", weights: Any =
     return scores(lpips_of(lpips_network(net, weights), one, other), single=single)
 
 
-def fid(a: Any, b: Any, *, extractor: Extractor | None = None, weights: Any = None) -> float:
+def fid(a: Any, b: Any, *, encoder: Extractor | None = None, weights: Any = None) -> float:
     """Fréchet distance between the features of two sets of images.
 
     Parameters
     ----------
     a, b
         uint8 images (n, h, w, 3); the sets may differ in number and in size of images.
-    extractor
+    encoder
         A callable or module that takes uint8 torch tensors (n, 3, h, w), on the CPU or a module's own device, and gives
         features (n, d). By default the 2,048 pooled features of Inception-v3, which make this the FID of Heusel et al.
         2017; images are scaled to 299 px with antialiasing.
@@ -82,11 +82,11 @@ def fid(a: Any, b: Any, *, extractor: Extractor | None = None, weights: Any = No
     >>> from sthist.metrics import image
     >>> tiles = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     >>> colour = lambda batch: batch.float().mean((2, 3))
-    >>> round(image.fid(tiles, tiles, extractor=colour), 6)
+    >>> round(image.fid(tiles, tiles, encoder=colour), 6)
     0.0
     """
     one, other = _two_sets(a, b, "FID")
-    network = feature_extractor("FID", extractor, weights)
+    network = feature_extractor("FID", encoder, weights)
     features = extract(network, one), extract(network, other)
     warn_biased(min(len(one), len(other)), features[0].shape[1])
     return frechet(*features)
@@ -96,7 +96,7 @@ def kid(
     a: Any,
     b: Any,
     *,
-    extractor: Extractor | None = None,
+    encoder: Extractor | None = None,
     weights: Any = None,
     subset_size: int = 1000,
     n_subsets: int = 100,
@@ -109,7 +109,7 @@ def kid(
 
     Parameters
     ----------
-    a, b, extractor, weights
+    a, b, encoder, weights
         As of :func:`fid`.
     subset_size
         Images of a subset; all, where there are fewer.
@@ -135,17 +135,17 @@ def kid(
     >>> from sthist.metrics import image
     >>> tiles = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     >>> colour = lambda batch: batch.float().mean((2, 3)) / 255
-    >>> image.kid(tiles[:20], tiles[20:] // 2, extractor=colour) > image.kid(tiles[:20], tiles[20:], extractor=colour)
+    >>> image.kid(tiles[:20], tiles[20:] // 2, encoder=colour) > image.kid(tiles[:20], tiles[20:], encoder=colour)
     True
     """
     one, other = _two_sets(a, b, "KID")
-    network = feature_extractor("KID", extractor, weights)
+    network = feature_extractor("KID", encoder, weights)
     features = extract(network, one), extract(network, other)
     return kernel_distance(*features, subset_size=subset_size, n_subsets=n_subsets, seed=seed)
 
 
 def clip_similarity(
-    a: Any, b: Any, *, extractor: Extractor | str | None = None, weights: Any = None
+    a: Any, b: Any, *, encoder: Extractor | str | None = None, weights: Any = None
 ) -> float | np.ndarray:
     """Cosine similarity of the CLIP embeddings of each pair of images.
 
@@ -153,7 +153,7 @@ def clip_similarity(
     ----------
     a, b
         uint8 images, (n, h, w, 3) or one (h, w, 3).
-    extractor
+    encoder
         The name of a CLIP model on the Hugging Face hub that is in the local cache, by default
         ``openai/clip-vit-large-patch14``; or a callable or module, as of :func:`fid`.
     weights
@@ -176,22 +176,22 @@ def clip_similarity(
     >>> from sthist.metrics import image
     >>> pink, blue = np.full((8, 8, 3), [250, 180, 210], np.uint8), np.full((8, 8, 3), [40, 30, 200], np.uint8)
     >>> colour = lambda batch: batch.float().mean((2, 3))
-    >>> round(image.clip_similarity(pink, blue, extractor=colour), 3)
+    >>> round(image.clip_similarity(pink, blue, encoder=colour), 3)
     0.747
     """
     one, other, single = pair(a, b)
-    network = clip_extractor(extractor, weights)
+    network = clip_extractor(encoder, weights)
     return scores(cosine(extract(network, one), extract(network, other)), single=single)
 
 
-def feature_extractor(metric: str, extractor: Extractor | None, weights: Any) -> Extractor:
+def feature_extractor(metric: str, encoder: Extractor | None, weights: Any) -> Extractor:
     """The given extractor, or Inception-v3."""
-    if extractor is None:
+    if encoder is None:
         return inception_extractor(metric, weights)
     if weights is not None:
         msg = "weights are those of the default network; an extractor brings its own. Give one of the two."
         raise ValueError(msg)
-    return extractor
+    return encoder
 
 
 def warn_biased(n: int, n_features: int) -> None:

@@ -65,13 +65,13 @@ def inception_extractor(metric: str, weights: Any) -> Any:
 
     import torch
 
-    way_out = "weights=, that file (it works with the package torch-fidelity), or extractor=, a network of your own"
+    way_out = "weights=, that file (it works with the package torch-fidelity), or encoder=, a network of your own"
     path = locate(metric, INCEPTION, weights, way_out)
     if find_spec("torch_fidelity") is None:
         msg = (
             f"{metric} looks through the Inception-v3 of the package torch-fidelity, which is not installed; its "
             f"weights "
-            f"are at {str(path)!r}. Install it, or give extractor=, a network of your own."
+            f"are at {str(path)!r}. Install it, or give encoder=, a network of your own."
         )
         raise MetricUnavailable(msg)
     from torchmetrics.image.fid import NoTrainInceptionV3
@@ -91,7 +91,7 @@ def inception_extractor(metric: str, weights: Any) -> Any:
 def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any], Any]:
     """The image tower of a CLIP model; a callable is given back as it is."""
     if extractor is not None and weights is not None:
-        msg = "Give either extractor= or weights=, not both."
+        msg = "Give either encoder= or weights=, not both."
         raise ValueError(msg)
     if extractor is not None and not isinstance(extractor, (str, Path)):
         return extractor
@@ -116,7 +116,7 @@ def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any]
             f"CLIP similarity needs the model {name!r}, which is neither a folder with a configuration, image "
             f"processor "
             f"and weights nor in {HF_HUB_CACHE}. Nothing is downloaded: fetch it with 'hf download {CLIP}', or give "
-            "weights=, a folder that transformers wrote, or extractor=, a network of your own."
+            "weights=, a folder that transformers wrote, or encoder=, a network of your own."
         )
         raise MetricUnavailable(msg) from error
     except RuntimeError as error:

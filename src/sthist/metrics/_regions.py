@@ -43,7 +43,7 @@ class RegionTest:
     pairs: pd.DataFrame
 
 
-def region_tests(frame: pd.DataFrame, metric: str, by: str = "class", *, method: str = "virtual") -> RegionTest:
+def region_tests(frame: pd.DataFrame, metric: str, groupby: str = "class", *, method: str = "virtual") -> RegionTest:
     """Test whether a score differs between classes: one-way ANOVA, then Tukey's test of every two classes.
 
     Neighbouring tiles are not independent, so p-values of tiles of one section are smaller than they should be.
@@ -54,7 +54,7 @@ def region_tests(frame: pd.DataFrame, metric: str, by: str = "class", *, method:
         From :func:`compare`; rows without a class are left out.
     metric
         Column of the score.
-    by
+    groupby
         Column of the class.
     method
         Whose score, where the frame has a column ``method``.
@@ -83,9 +83,9 @@ def region_tests(frame: pd.DataFrame, metric: str, by: str = "class", *, method:
     import pandas as pd
     from scipy import stats
 
-    values = by_class(frame, metric, by, method)
+    values = by_class(frame, metric, groupby, method)
     if len(values) < 2:
-        msg = f"A test between classes needs at least two; {by!r} has {list(values)}."
+        msg = f"A test between classes needs at least two; {groupby!r} has {list(values)}."
         raise ValueError(msg)
     for name, group in values.items():
         if len(group) < 2:

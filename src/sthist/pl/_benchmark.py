@@ -206,7 +206,7 @@ def image_metrics(
     frame: pd.DataFrame,
     *,
     metrics: Sequence[str] | None = None,
-    by: str = "class",
+    groupby: str = "class",
     method: str = "virtual",
     null: str | None = "mean colour",
     tests: bool = True,
@@ -226,7 +226,7 @@ def image_metrics(
         From :func:`sthist.metrics.image.compare`, with classes.
     metrics
         Which scores to show; by default all of tiles that there are.
-    by
+    groupby
         Column of the class.
     method
         Whose scores.
@@ -266,15 +266,15 @@ def image_metrics(
     if not shown:
         msg = f"The table has no scores of tiles to show, only {list(frame.columns)}."
         raise ValueError(msg)
-    groups = [by_class(frame, name, by, method) for name in shown]
-    results = [region_tests(frame, name, by, method=method) if tests else None for name in shown]
+    groups = [by_class(frame, name, groupby, method) for name in shown]
+    results = [region_tests(frame, name, groupby, method=method) if tests else None for name in shown]
     drawn = _axes(len(shown), ncols, len(groups[0]), axes)
     with_null = null is not None and "method" in frame.columns and null in set(frame["method"])
     for ax, name, values, result in zip(drawn, shown, groups, results, strict=True):
         _boxes(ax, values)
         ax.set_ylabel(LABELS.get(name, name))
         if with_null and null != method:
-            _null_line(ax, by_class(frame, name, by, str(null)), list(values), str(null))
+            _null_line(ax, by_class(frame, name, groupby, str(null)), list(values), str(null))
         if result is not None:
             ax.set_title(f"ANOVA p {_format_p(result.p)}", fontsize="medium")
             _brackets(ax, result.pairs, list(values))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def roc(
-    truth: Any,
+    labels: Any,
     scores: Any = None,
     *,
     classes: Sequence[str] | None = None,
@@ -27,7 +27,7 @@ def roc(
 
     Parameters
     ----------
-    truth
+    labels
         True classes, (n,); NaN and None do not count. Or, without ``scores``, the report of an annotator, which keeps
         no curves: the area of each class is drawn then, with its interval.
     scores
@@ -48,7 +48,7 @@ def roc(
     KeyError
         If there is no such class.
     TypeError
-        If ``truth`` is no report, and there are no scores.
+        If ``labels`` is no report, and there are no scores.
     ValueError
         If shapes do not match, names are missing, or no class has both kinds of rows.
 
@@ -61,25 +61,25 @@ def roc(
     ['a 1.00 (n=2)', 'b 1.00 (n=2)']
     """
     if scores is None:
-        if not (hasattr(truth, "auc") and hasattr(truth, "classes")):
-            msg = f"A {type(truth).__name__} is no report: give true classes and scores."
+        if not (hasattr(labels, "auc") and hasattr(labels, "classes")):
+            msg = f"A {type(labels).__name__} is no report: give true classes and scores."
             raise TypeError(msg)
-        ax = _axes(ax, (4.5, 0.5 + 0.35 * len(truth.classes)))
-        _draw_areas(ax, truth)
+        ax = _axes(ax, (4.5, 0.5 + 0.35 * len(labels.classes)))
+        _draw_areas(ax, labels)
         return finish([ax], save)[0]
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    frame, labels = _matched(truth, scores, classes)
+    frame, true = _matched(labels, scores, classes)
     ax = _axes(ax, (4.5, 4.5))
     for name in frame.columns:
-        true = labels == name
-        if true.all() or not true.any():
+        of_class = true == name
+        if of_class.all() or not of_class.any():
             continue
-        false_rate, true_rate, _ = roc_curve(true, frame[name])
-        area = roc_auc_score(true, frame[name])
-        ax.plot(false_rate, true_rate, label=f"{name} {area:.2f} (n={int(true.sum())})", drawstyle="steps-post")
+        false_rate, true_rate, _ = roc_curve(of_class, frame[name])
+        area = roc_auc_score(of_class, frame[name])
+        ax.plot(false_rate, true_rate, label=f"{name} {area:.2f} (n={int(of_class.sum())})", drawstyle="steps-post")
     if not ax.get_lines():
-        msg = f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(labels))}."
+        msg = f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(true))}."
         raise ValueError(msg)
     ax.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
     ax.set(
@@ -94,7 +94,7 @@ def roc(
 
 
 def confusion(
-    truth: Any,
+    labels: Any,
     predicted: Any = None,
     *,
     classes: Sequence[str] | None = None,
@@ -107,7 +107,7 @@ def confusion(
 
     Parameters
     ----------
-    truth
+    labels
         True classes, (n,), one row each; or, without ``predicted``, the report of an annotator.
     predicted
         Called classes, (n,), one column each. Rows with NaN or None in either do not count.
@@ -129,7 +129,7 @@ def confusion(
     Raises
     ------
     TypeError
-        If ``truth`` is no report, and there are no calls.
+        If ``labels`` is no report, and there are no calls.
     ValueError
         If lengths differ, nothing is known of any row, or ``classes`` lacks one.
 
@@ -140,7 +140,7 @@ def confusion(
     >>> [text.get_text() for text in ax.texts]
     ['1', '1', '0', '1']
     """
-    counts, names = _counts(truth, predicted, classes)
+    counts, names = _counts(labels, predicted, classes)
     size = 1.4 + 0.5 * len(names)
     ax = _axes(ax, (size + 1.2, size))
     total = counts.sum(axis=1, keepdims=True)

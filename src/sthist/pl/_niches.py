@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def niche_composition(
-    adata: AnnData,
+    data: AnnData,
     key: str = "niche",
     groupby: str | None = None,
     *,
@@ -31,7 +31,7 @@ def niche_composition(
 
     Parameters
     ----------
-    adata
+    data
         A table with niches, as of :func:`sthist.tl.niches`.
     key
         Column of the niches; ``obsm[key + "_composition"]`` holds what they are made of.
@@ -66,11 +66,11 @@ def niche_composition(
     import matplotlib.pyplot as plt
 
     for column in (key, groupby):
-        if column is not None and column not in adata.obs:
-            there = [str(name) for name in adata.obs]
+        if column is not None and column not in data.obs:
+            there = [str(name) for name in data.obs]
             msg = f"The table has no column {column!r}; it has {there}.{closest(column, there)}"
             raise KeyError(msg)
-    shares, part_colours = _of_niches(adata, key) if groupby is None else _of_groups(adata, key, groupby)
+    shares, part_colours = _of_niches(data, key) if groupby is None else _of_groups(data, key, groupby)
     if not len(shares):
         msg = f"No row has a niche in {key!r}."
         raise ValueError(msg)

@@ -97,7 +97,7 @@ def overlay(
     spec = TileSpec.from_mpp(mpp, px)
     if overlay is None:
         style: dict[str, Any] = {"palette": "fixed", "allow_upsampling": True} | kwargs
-        if not {"dot_um", "s"} & set(style):
+        if not {"dot_um", "dot_s"} & set(style):
             style["dot_um"] = max(1.0, mpp)
         drawn = Overlay(sdata, spec, genes=genes, **style)
     else:
@@ -138,7 +138,7 @@ def _gene_legend(ax: Axes, drawn: Overlay, tile_id: Any) -> None:
 
 def tiles(
     sdata: SpatialData,
-    tiles: str = "tiles",
+    regions: str = "tiles",
     *,
     n: int = 8,
     show: Sequence[Literal["overlay", "he"] | str] | None = None,
@@ -155,7 +155,7 @@ def tiles(
     ----------
     sdata
         One sample.
-    tiles
+    regions
         Tiles that :func:`sthist.pp.tiles` has laid.
     n
         How many, drawn at random; all if there are fewer.
@@ -196,9 +196,9 @@ def tiles(
     """
     import matplotlib.pyplot as plt
 
-    table, spec = laid_tiles(sdata, tiles)
+    table, spec = laid_tiles(sdata, regions)
     if color is not None and color not in table.obs:
-        msg = f"Table '{tiles}_table' has no column {color!r}; it has {list(table.obs.columns)}."
+        msg = f"Table '{regions}_table' has no column {color!r}; it has {list(table.obs.columns)}."
         raise KeyError(msg)
     if overlay is not None:
         require_no_style(kwargs)

@@ -162,7 +162,7 @@ def align(
     *,
     matrix: Any = None,
     landmarks: Any = None,
-    units: Units = "px",
+    unit: Units = "px",
     seed: int | None = None,
 ) -> None:
     """Register an image, such as the H&E of the same section, by a matrix or by landmarks.
@@ -172,9 +172,9 @@ def align(
     A matrix or landmarks lead from one side to another, (x, y) each, x to the right and y down:
 
     - *The image's side* is in full-resolution pixels of ``image``, the corner of the first one at (0, 0)
-      (``units="px"``), or in micrometres from that corner (``units="um"``; the image's µm/px turns them into pixels).
+      (``unit="px"``), or in micrometres from that corner (``unit="um"``; the image's µm/px turns them into pixels).
     - *The other side* is the frame ``to``: full-resolution pixels of that image, or units of that coordinate system.
-      ``to="um"`` is the sample's own micrometres. ``units`` says nothing of this side.
+      ``to="um"`` is the sample's own micrometres. ``unit`` says nothing of this side.
 
     What Xenium Explorer exports is in pixels on both sides, from the image to the morphology image: the defaults.
 
@@ -198,7 +198,7 @@ def align(
         file with the columns ``alignmentX``, ``alignmentY``, ``fixedX``, ``fixedY`` (Xenium Explorer) or ``moving_x``,
         ``moving_y``, ``fixed_x``, ``fixed_y``, or Xenium Explorer's zip. The affine with the least squared distances is
         taken.
-    units
+    unit
         What the image's side is in: ``"px"`` or ``"um"``. For ``"um"`` the image's µm/px has to be known, from its
         metadata or, without these, from where it lies now.
     seed
@@ -239,15 +239,15 @@ def align(
     if (matrix is None) == (landmarks is None):
         msg = "Give either matrix= or landmarks=."
         raise ValueError(msg)
-    if units not in UNITS:
-        msg = f"units={units!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}."
+    if unit not in UNITS:
+        msg = f"unit={unit!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}."
         raise ValueError(msg)
     element = _sample.get(sdata, "images", image)
     _sample.require_one_sample(sdata)
     found: dict[str, Any] = {}
     if isinstance(matrix, str) and matrix == "auto":
-        if units != "px":
-            msg = "units= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
+        if unit != "px":
+            msg = "unit= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
             raise ValueError(msg)
         automatic = find_alignment(sdata, image, to, seed=settings.seed if seed is None else seed)
         alignment, to, found = _alignment.Alignment(automatic.to_um), _sample.UM, automatic.facts
@@ -258,7 +258,7 @@ def align(
     previous = dict(get_transformation(element, get_all=True))
     records = sdata.attrs.setdefault("sthist", {}).setdefault("alignment", {})
     record = records.get(image)
-    facts = _alignment.align(sdata, image, alignment, to, units)
+    facts = _alignment.align(sdata, image, alignment, to, unit)
     records[image] = _store.provenance("pp.align", **facts, **found)
     written = False
     try:

@@ -131,7 +131,7 @@ class RegionSource(Source):
 
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
         """A reader of the tiles."""
-        options = {} if normalizer is None else {"transform": normalizer}
+        options = {} if normalizer is None else {"normalizer": normalizer}
         return TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
 
     def require_inside(self, reader: TileReader, outside: Literal["error", "nan"]) -> np.ndarray:
@@ -223,7 +223,7 @@ class FolderSource(Source):
 
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> FolderReader:
         """A reader of the tiles."""
-        options = {} if normalizer is None else {"transform": normalizer}
+        options = {} if normalizer is None else {"normalizer": normalizer}
         return FolderReader(self.tiles, self._spec(encoder), fill=PAPER, **options)
 
     def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"]) -> np.ndarray:

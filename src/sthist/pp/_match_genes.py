@@ -21,7 +21,7 @@ def match_genes(
     data: SpatialData | AnnData | Mapping[str, SpatialData | AnnData],
     reference: SpatialData | AnnData | Sequence[str] | None = None,
     *,
-    by: str | Mapping[str, str] | None = None,
+    column: str | Mapping[str, str] | None = None,
     table: str | None = None,
     ignore_case: bool | None = None,
     min_overlap: float = MIN_OVERLAP,
@@ -40,7 +40,7 @@ def match_genes(
     reference
         Another table, or a list of genes, such as that of a model. Its order and spelling are the result's. May be left
         out for a mapping; then the first sample is the reference.
-    by
+    column
         Column of ``var`` that names the genes, ``"var_names"`` for its index, where it shall not be found: one for all
         tables, or one by side.
     table
@@ -58,7 +58,7 @@ def match_genes(
     Raises
     ------
     KeyError
-        If there is no such table or column, or ``by`` names no side.
+        If there is no such table or column, or ``column`` names no side.
     TypeError
         If ``data`` or ``reference`` is nothing of that kind.
     ValueError
@@ -91,13 +91,14 @@ def match_genes(
             raise ValueError(msg)
         anchor = "reference"
         sides[anchor] = reference
-    if isinstance(by, Mapping):
-        for side in by:
+    if isinstance(column, Mapping):
+        for side in column:
             if side not in sides:
-                msg = f"by= names {side!r}, but the sides are {list(sides)}.{closest(side, sides)}"
+                msg = f"column= names {side!r}, but the sides are {list(sides)}.{closest(side, sides)}"
                 raise KeyError(msg)
     named = {
-        side: _named(each, by.get(side) if isinstance(by, Mapping) else by, table, side) for side, each in sides.items()
+        side: _named(each, column.get(side) if isinstance(column, Mapping) else column, table, side)
+        for side, each in sides.items()
     }
     return match_names(named, anchor, ignore_case=ignore_case, min_overlap=min_overlap)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @over_samples
 def set_scale(
-    sdata: SpatialData,
+    data: SpatialData,
     image: str,
     *,
     mpp: float | None = None,
@@ -27,7 +27,7 @@ def set_scale(
 
     Parameters
     ----------
-    sdata
+    data
         The sample, or a mapping of name to sample.
     image
         Key of the image whose scale is known.
@@ -61,5 +61,5 @@ def set_scale(
     >>> sthist.scale.resolve_mpp(sdata, "dapi")
     (0.5, 0.5)
     """
-    changed = scale.register(sdata, image, mpp, coordinate_system=coordinate_system, overwrite=overwrite)
-    _store.write_transformations(sdata, changed)
+    changed = scale.register(data, image, mpp, coordinate_system=coordinate_system, overwrite=overwrite)
+    _store.write_transformations(data, changed)

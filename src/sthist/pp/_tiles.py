@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @over_samples
 def tiles(
-    sdata: SpatialData,
+    data: SpatialData,
     *,
     size_um: float = 112.0,
     px: int = 224,
     sampling: Literal["grid", "regions", "fps"] = "grid",
-    shapes: str | None = None,
+    regions: str | None = None,
     overlap: float = 0.0,
     min_tissue: float = 0.5,
     n_tiles: int = 2000,
@@ -43,16 +43,16 @@ def tiles(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     size_um
         Side of a tile in micrometres. A Visium spot is 55 µm wide, and 100 µm lie between two of them.
     px
         Pixels to which a tile will be sampled.
     sampling
-        ``"grid"``: side by side over the tissue. ``"regions"``: one around the centroid of each region of ``shapes``.
+        ``"grid"``: side by side over the tissue. ``"regions"``: one around the centroid of each region of ``regions``.
         ``"fps"``: around cells that are spread evenly by farthest point sampling, as ST2HE's training tiles are.
-    shapes
+    regions
         For ``"grid"``, outlines of the tissue (``"tissue"`` by default, see :func:`sthist.pp.tissue`); for
         ``"regions"``, the regions (the spots by default, where a reader found some); for ``"fps"``, the cells (those of
         the cell table by default).
@@ -114,28 +114,28 @@ def tiles(
     if n_tiles < 1 or not 0 <= max_blank <= 1:
         msg = f"n_tiles is {n_tiles} and max_blank {max_blank}; they are at least 1, and from 0 to 1."
         raise ValueError(msg)
-    _sample.require_one_sample(sdata)
-    if sampling == "regions" and shapes is None:
-        shapes = _sample.roles(sdata).get("spots", {}).get("shapes")
-    if sampling == "regions" and shapes is None:
-        msg = f"sampling='regions' needs the regions: shapes=. {_sample.describe('shapes', sdata.shapes)}"
+    _sample.require_one_sample(data)
+    if sampling == "regions" and regions is None:
+        regions = _sample.roles(data).get("spots", {}).get("shapes")
+    if sampling == "regions" and regions is None:
+        msg = f"sampling='regions' needs regions=, the key of shapes. {_sample.describe('shapes', data.shapes)}"
         raise ValueError(msg)
     table_key = f"{key_added}_table"
-    _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
-    _store.require_free(sdata, table_key, "tables", overwrite=overwrite)
-    shapes = shapes or (find_cells(sdata) if sampling == "fps" else _sample.find_tissue(sdata))
-    regions = present(sd.transform(_sample.get(sdata, "shapes", shapes), to_coordinate_system=_sample.UM))
+    _store.require_free(data, key_added, "shapes", overwrite=overwrite)
+    _store.require_free(data, table_key, "tables", overwrite=overwrite)
+    regions = regions or (find_cells(data) if sampling == "fps" else _sample.find_tissue(data))
+    shapes = present(sd.transform(_sample.get(data, "shapes", regions), to_coordinate_system=_sample.UM))
     if sampling == "grid":
-        centres, fraction = _grid(shapely.union_all(regions.geometry), spec, overlap, min_tissue)
+        centres, fraction = _grid(shapely.union_all(shapes.geometry), spec, overlap, min_tissue)
         obs = pd.DataFrame({"tissue_fraction": fraction})
         hint = f"has at least {min_tissue:.0%} tissue; lower min_tissue"
     else:
-        centres = centroids(regions)
+        centres = centroids(shapes)
         chosen: Any = slice(None)
         if sampling == "fps":
             named = [images] if isinstance(images, str) else list(images or [])
-            chosen = spread_tiles(_views(sdata, spec, named), centres, spec.size_um, n_tiles, max_blank)
-        centres, obs = centres[chosen], pd.DataFrame({"source_id": regions.index.astype(str)[chosen]})
+            chosen = spread_tiles(_views(data, spec, named), centres, spec.size_um, n_tiles, max_blank)
+        centres, obs = centres[chosen], pd.DataFrame({"source_id": shapes.index.astype(str)[chosen]})
         hint = f"lies on all images and is blank by at most {max_blank:.0%}; check their alignment, raise max_blank"
     if len(centres) == 0:
         msg = f"No tile of {size_um:g} µm {hint}, or make tiles smaller."
@@ -144,14 +144,14 @@ def tiles(
     squares = shapely.box(*(centres - half).T, *(centres + half).T)
     ids = np.arange(len(centres))
     frame = gpd.GeoDataFrame(geometry=squares, index=ids)
-    made = _store.provenance("pp.tiles", spec=spec.to_dict(), sampling=sampling, shapes=shapes, overlap=overlap)
-    obs = obs.assign(region=pd.Categorical([key_added] * len(ids)), instance_id=ids, **core_columns(sdata, centres))
+    made = _store.provenance("pp.tiles", spec=spec.to_dict(), sampling=sampling, regions=regions, overlap=overlap)
+    obs = obs.assign(region=pd.Categorical([key_added] * len(ids)), instance_id=ids, **core_columns(data, centres))
     obs = obs.set_index(ids.astype(str))
     table = ad.AnnData(obs=obs, obsm={"spatial": centres}, uns={"tile_spec": spec.to_dict()})
     table = TableModel.parse(table, region=key_added, region_key="region", instance_key="instance_id")
     element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
-    _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
-    _store.add(sdata, "tables", table_key, table, made, overwrite=overwrite)
+    _store.add(data, "shapes", key_added, element, made, overwrite=overwrite)
+    _store.add(data, "tables", table_key, table, made, overwrite=overwrite)
 
 
 FPS_BATCH = 64
@@ -190,7 +190,7 @@ def find_cells(sdata: SpatialData) -> str:
     if found is None:
         msg = (
             f"Found no cells to sample. {_sample.describe('shapes', sdata.shapes)} Say which ones they are with "
-            f"shapes=."
+            f"regions=."
         )
         raise KeyError(msg)
     return found[0]

@@ -26,7 +26,7 @@ SUBSETS = ("train", "test")
 
 def paired_loader(
     sdata: SpatialData,
-    tiles: str = "tiles",
+    regions: str = "tiles",
     *,
     overlay: Overlay | None = None,
     he: str | None = None,
@@ -43,7 +43,7 @@ def paired_loader(
     ----------
     sdata
         One sample, with an H&E registered in ``um`` (:func:`sthist.pp.align`).
-    tiles
+    regions
         Tiles that :func:`sthist.pp.tiles` has laid; their size and pixels are taken.
     overlay
         How the input is drawn; by default one of the tiles' spec, with ``kwargs``.
@@ -77,7 +77,7 @@ def paired_loader(
     >>> [(overlay.shape, he.shape) for _, overlay, he in loader]
     [((3, 128, 128, 3), (3, 128, 128, 3)), ((3, 128, 128, 3), (3, 128, 128, 3))]
     """
-    table, spec = laid_tiles(sdata, tiles)
+    table, spec = laid_tiles(sdata, regions)
     overlay, target = _readers(sdata, spec, overlay, he, kwargs, allow_upsampling=allow_upsampling)
     return TileLoader(
         [overlay, target],
@@ -92,8 +92,8 @@ def paired_loader(
 
 def export_pairs(
     sdata: SpatialData,
-    folder: str | Path,
-    tiles: str = "tiles",
+    path: str | Path,
+    regions: str = "tiles",
     *,
     prompt: str = "dapi2he",
     prompt_column: str | None = None,
@@ -109,9 +109,9 @@ def export_pairs(
 
     Parameters
     ----------
-    sdata, tiles, overlay, he, allow_upsampling, kwargs
+    sdata, regions, overlay, he, allow_upsampling, kwargs
         As of :func:`sthist.tiles.paired_loader`.
-    folder
+    path
         Is made. ``train_A`` and ``test_A`` hold the overlays, ``train_B`` and ``test_B`` the H&E under the same names,
         and ``train_prompts.json`` and ``test_prompts.json`` map each name to its prompt.
     prompt
@@ -145,7 +145,7 @@ def export_pairs(
     """
     from PIL import Image
 
-    table, spec = laid_tiles(sdata, tiles)
+    table, spec = laid_tiles(sdata, regions)
     seed = settings.seed if seed is None else seed
     style = kwargs if overlay is not None else {"seed": seed} | kwargs
     overlay, target = _readers(sdata, spec, overlay, he, style, allow_upsampling=allow_upsampling)
@@ -155,18 +155,18 @@ def export_pairs(
         n_dropped, n_test = int((split == "dropped").sum()), int((split == "test").sum())
         logger.warning("%d of %d tiles overlap the %d test tiles and are left out.", n_dropped, len(split), n_test)
     if prompt_column is not None and prompt_column not in table.obs:
-        msg = f"Table '{tiles}_table' has no column {prompt_column!r}; it has {list(table.obs.columns)}."
+        msg = f"Table '{regions}_table' has no column {prompt_column!r}; it has {list(table.obs.columns)}."
         raise KeyError(msg)
     prompts = [prompt] * len(table) if prompt_column is None else table.obs[prompt_column].astype(str).tolist()
     ids = table.obs["instance_id"].to_numpy()
     names = [f"{prefix}{tile}.png" for tile in ids]
-    folder = Path(folder)
+    path = Path(path)
     for subset in SUBSETS:
         for side in "AB":
-            (folder / f"{subset}_{side}").mkdir(parents=True, exist_ok=True)
-        taken = [name for name in names if (folder / f"{subset}_A" / name).exists()]
+            (path / f"{subset}_{side}").mkdir(parents=True, exist_ok=True)
+        taken = [name for name in names if (path / f"{subset}_A" / name).exists()]
         if taken:
-            msg = f"{folder / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
+            msg = f"{path / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
             raise FileExistsError(msg)
     for subset in SUBSETS:
         chosen = np.flatnonzero(split == subset)
@@ -174,11 +174,11 @@ def export_pairs(
             batch = chosen[start : start + 32]
             pairs = zip(batch, overlay.read(centres[batch], ids=ids[batch]), target.read(centres[batch]), strict=True)
             for i, stain, histology in pairs:
-                Image.fromarray(stain).save(folder / f"{subset}_A" / names[i])
-                Image.fromarray(histology).save(folder / f"{subset}_B" / names[i])
-        path = folder / f"{subset}_prompts.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(known | {names[i]: prompts[i] for i in chosen}, indent=1, ensure_ascii=False))
+                Image.fromarray(stain).save(path / f"{subset}_A" / names[i])
+                Image.fromarray(histology).save(path / f"{subset}_B" / names[i])
+        prompt_file = path / f"{subset}_prompts.json"
+        known = json.loads(prompt_file.read_text()) if prompt_file.exists() else {}
+        prompt_file.write_text(json.dumps(known | {names[i]: prompts[i] for i in chosen}, indent=1, ensure_ascii=False))
 
 
 def _readers(

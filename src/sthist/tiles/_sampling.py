@@ -18,29 +18,29 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Grey of RGB, ITU-R BT.601, as Pillow and OpenCV have it."""
 
 
-def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarray:
+def farthest_points(centres: Any, n_tiles: int, *, seed: int | None = None) -> np.ndarray:
     """Choose points that are spread evenly: each the farthest from all that were chosen before it.
 
-    The first k of ``n`` points are those of any larger ``n``; turning or shifting the points does not change the
-    choice.
+    The first k of ``n_tiles`` points are those of any larger ``n_tiles``; turning or shifting the points does not
+    change the choice.
 
     Parameters
     ----------
-    points
+    centres
         (m, 2): x, y.
-    n
+    n_tiles
         How many; at most m are returned.
     seed
         The first point is drawn; by default it is the one nearest the mean of all.
 
     Returns
     -------
-    Indices into ``points``, int64 of shape (min(n, m),), in the order of the choice.
+    Indices into ``centres``, int64 of shape (min(n, m),), in the order of the choice.
 
     Raises
     ------
     ValueError
-        If there are no points, they are not (m, 2) finite numbers, or ``n`` is not positive.
+        If there are no points, they are not (m, 2) finite numbers, or ``n_tiles`` is not positive.
 
     Examples
     --------
@@ -48,10 +48,10 @@ def farthest_points(points: Any, n: int, *, seed: int | None = None) -> np.ndarr
     >>> sthist.tiles.farthest_points([[0, 0], [1, 0], [2, 0], [9, 0]], 3).tolist()
     [2, 3, 0]
     """
-    if int(n) != n or n < 1:
-        msg = f"n is {n!r}; it is a whole number from 1 on."
+    if int(n_tiles) != n_tiles or n_tiles < 1:
+        msg = f"n_tiles is {n_tiles!r}; it is a whole number from 1 on."
         raise ValueError(msg)
-    return next(iter_farthest(points, int(n), seed=seed))
+    return next(iter_farthest(centres, int(n_tiles), seed=seed))
 
 
 def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterator[np.ndarray]:

@@ -55,12 +55,12 @@ def niches(
     label: str,
     *,
     table: str | None = None,
-    k: int | None = None,
+    n_neighbors: int | None = None,
     radius_um: float | None = None,
     method: Literal["leiden", "kmeans"] | None = None,
     resolution: float | None = None,
     n_niches: int | None = None,
-    truth: str | None = None,
+    reference: str | None = None,
     key_added: str = "niche",
     overwrite: bool = False,
     seed: int | None = None,
@@ -80,7 +80,7 @@ def niches(
         as the composition of spots or the scores of tiles.
     table
         Key of the table; by default the only one that has ``label``.
-    k
+    n_neighbors
         Number of neighbours; 10 by default.
     radius_um
         In place of it, all neighbours that are not farther than that.
@@ -91,7 +91,7 @@ def niches(
         Of Leiden: more niches where it is larger; 0.5 by default.
     n_niches
         Of k-means.
-    truth
+    reference
         Column of ``obs`` with niches that are known: how well those that are found agree with them is logged and kept.
         NaN does not count.
     key_added
@@ -109,7 +109,7 @@ def niches(
       labelled neighbour;
     * ``obsm[key_added + "_composition"]``: DataFrame of float64, one column per class; rows sum to 1 where labels do;
     * ``uns["sthist"][key_added]``: what was done; how many cells have no label, and so are in no composition; with
-      ``truth``, the adjusted Rand index ``ari`` and the normalised mutual information ``nmi``, over all samples.
+      ``reference``, the adjusted Rand index ``ari`` and the normalised mutual information ``nmi``, over all samples.
 
     Raises
     ------
@@ -130,16 +130,16 @@ def niches(
     import pandas as pd
 
     way, options = _clustering(method, resolution, n_niches)
-    k = _neighbours(k, radius_um)
+    n_neighbors = _neighbours(n_neighbors, radius_um)
     samples = [_Sample(each.name, each.data, label, table) for each in samples_of(data)]
     for sample in samples:
-        sample.require_ready(key_added, truth, k, overwrite=overwrite)
+        sample.require_ready(key_added, reference, n_neighbors, overwrite=overwrite)
     classes = list(dict.fromkeys(name for sample in samples for name in sample.classes))
-    compositions = [sample.composition(classes, k, radius_um) for sample in samples]
+    compositions = [sample.composition(classes, n_neighbors, radius_um) for sample in samples]
     joined = np.concatenate(compositions)
     codes = _ordered(_cluster(joined, way, options, settings.seed if seed is None else seed))
     names = [str(i + 1) for i in range(codes.max() + 1)]
-    agreement = {} if truth is None else _agreement(samples, truth, codes)
+    agreement = {} if reference is None else _agreement(samples, reference, codes)
     logger.info(
         "%d niches of %d cells; %d have no neighbour with a label.", len(names), len(codes), int((codes < 0).sum())
     )
@@ -150,7 +150,7 @@ def niches(
         made = _store.provenance(
             "tl.niches",
             label=label,
-            k=k,
+            n_neighbors=n_neighbors,
             radius_um=radius_um,
             method=way,
             **options,
@@ -159,7 +159,7 @@ def niches(
             classes=dict(zip(columns, classes, strict=True)),
             unlabelled=sample.n_unlabelled,
             without_neighbours=int((part < 0).sum()),
-            truth=truth,
+            reference=reference,
             **agreement,
         )
         niche = pd.Categorical.from_codes(part, categories=pd.Index(names, dtype=object))
@@ -190,7 +190,7 @@ def _clustering(method: str | None, resolution: float | None, n_niches: int | No
 
 def _neighbours(k: int | None, radius_um: float | None) -> int | None:
     if k is not None and radius_um is not None:
-        msg = f"k={k} and radius_um={radius_um} are given; a call takes one of them."
+        msg = f"n_neighbors={k} and radius_um={radius_um} are given; a call takes one of them."
         raise ValueError(msg)
     if radius_um is not None:
         if not (np.isfinite(radius_um) and radius_um > 0):
@@ -199,7 +199,7 @@ def _neighbours(k: int | None, radius_um: float | None) -> int | None:
         return None
     k = K if k is None else k
     if int(k) != k or k < 1:
-        msg = f"k is {k!r}; it is a whole number from 1 on."
+        msg = f"n_neighbors is {k!r}; it is a whole number from 1 on."
         raise ValueError(msg)
     return int(k)
 
@@ -222,16 +222,13 @@ class _Sample:
     def _of(self) -> str:
         return f"Sample {self.name!r}" if self._table is None else f"Table {self._table!r}"
 
-    def require_ready(self, key: str, truth: str | None, k: int | None, *, overwrite: bool) -> None:
+    def require_ready(self, key: str, reference: str | None, k: int | None, *, overwrite: bool) -> None:
         """Raise whatever would be in the way."""
-        if truth is not None and truth not in self.adata.obs:
-            msg = f"{self._of} has no column {truth!r}; it has {list(self.adata.obs)}."
+        if reference is not None and reference not in self.adata.obs:
+            msg = f"{self._of} has no column {reference!r}; it has {list(self.adata.obs)}."
             raise KeyError(msg)
         if k is not None and self.adata.n_obs <= k:
-            msg = (
-                f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take a smaller k, or "
-                f"radius_um=."
-            )
+            msg = f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take fewer, or radius_um=."
             raise ValueError(msg)
         places = self.adata.obsm.get("spatial")
         if places is None or not np.isfinite(np.asarray(places)).all():
@@ -352,18 +349,18 @@ def _ordered(codes: np.ndarray) -> np.ndarray:
     return np.where(codes >= 0, rank[codes], -1)
 
 
-def _agreement(samples: list[_Sample], truth: str, codes: np.ndarray) -> dict[str, float]:
+def _agreement(samples: list[_Sample], reference: str, codes: np.ndarray) -> dict[str, float]:
     import pandas as pd
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    known = pd.concat([sample.adata.obs[truth].astype(object) for sample in samples], ignore_index=True)
+    known = pd.concat([sample.adata.obs[reference].astype(object) for sample in samples], ignore_index=True)
     both = known.notna().to_numpy() & (codes >= 0)
     if not both.any():
-        msg = f"No row has both a niche and a value in {truth!r}."
+        msg = f"No row has both a niche and a value in {reference!r}."
         raise ValueError(msg)
     pair = known[both].astype(str).to_numpy(), codes[both]
     found = {"ari": float(adjusted_rand_score(*pair)), "nmi": float(normalized_mutual_info_score(*pair))}
-    logger.info("Agreement with %r: ARI %.3f, NMI %.3f.", truth, found["ari"], found["nmi"])
+    logger.info("Agreement with %r: ARI %.3f, NMI %.3f.", reference, found["ari"], found["nmi"])
     return found
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @over_samples
 def pool_topk(
-    sdata: SpatialData,
+    data: SpatialData,
     key: str,
     *,
-    by: str = "core",
+    groupby: str = "core",
     table: str | None = None,
     k: float | Literal["all"] = 0.1,
     min_tiles: int = 1,
@@ -45,12 +45,12 @@ def pool_topk(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     key
         Scores of tiles (or cells, or spots): a DataFrame in ``obsm``, called so or ``<key>_score``, with one column per
         class, as :func:`sthist.tl.annotate` writes it; or a column of numbers in ``obs``.
-    by
+    groupby
         What is scored: a column of ``obs`` that says where each tile belongs (``"core"``, ``"patient"``), or the key of
         shapes, in which tiles lie by their centroid.
     table
@@ -69,7 +69,7 @@ def pool_topk(
     Returns
     -------
     None. Writes, also in the store of a backed object, into the table of the cores or shapes, which is made where there
-    is none; for any other column, into a table ``<by>_table`` of its own, with one row per value:
+    is none; for any other column, into a table ``<groupby>_table`` of its own, with one row per value:
 
     * ``obs[key_added]``: the class with the highest score, categorical; NaN where there are too few tiles; for a column
       of numbers, its score, float64;
@@ -91,38 +91,38 @@ def pool_topk(
     >>> import numpy as np, sthist
     >>> sdata = sthist.datasets.toy("tma", size_um=600)
     >>> sthist.pp.tma(sdata, key_added="cores", overwrite=True)
-    >>> sthist.pp.tiles(sdata, size_um=32, px=32, shapes="cores")
+    >>> sthist.pp.tiles(sdata, size_um=32, px=32, regions="cores")
     >>> sdata["tiles_table"].obs["tumour"] = np.linspace(0, 1, sdata["tiles_table"].n_obs)
     >>> sthist.tl.pool_topk(sdata, "tumour", k=5)
     >>> bool(sdata["cores_table"].obs["tumour"].max() > 0.9)
     True
     """
     _require_arguments(k, min_tiles)
-    _sample.require_one_sample(sdata)
-    source = _table_with(sdata, key) if table is None else table
-    tiles = rows_of(sdata, source)
-    scores = _scores(sdata, source, key)
-    groups, target, names = _groups(sdata, tiles, source, by)
+    _sample.require_one_sample(data)
+    source = _table_with(data, key) if table is None else table
+    tiles = rows_of(data, source)
+    scores = _scores(data, source, key)
+    groups, target, names = _groups(data, tiles, source, groupby)
     name = key_added or key.removesuffix("_score")
     is_classes = hasattr(scores, "columns")
     obs_names, obsm_names = [name, f"{name}_tiles"], [f"{name}_score"] if is_classes else []
     if target is None:
-        _require_own_table(sdata, by, obs_names, obsm_names, overwrite=overwrite)
+        _require_own_table(data, groupby, obs_names, obsm_names, overwrite=overwrite)
     else:
-        require_free_columns(sdata, target, obs_names, obsm_names, overwrite=overwrite)
+        require_free_columns(data, target, obs_names, obsm_names, overwrite=overwrite)
     values = np.asarray(scores, np.float64).reshape(len(scores), -1)
     scored: Any = np.isfinite(values).all(axis=1)
     pooled, n_tiles, n_short = _top_means(values[scored], groups[scored], len(names), k)
     pooled[n_tiles < min_tiles] = np.nan
-    _report(k, n_short, n_tiles, min_tiles, ~scored, groups, by)
-    classes = _class_names(sdata.tables[source], key, scores)
+    _report(k, n_short, n_tiles, min_tiles, ~scored, groups, groupby)
+    classes = _class_names(data.tables[source], key, scores)
     columns = column_names(classes)
     obs, obsm = _columns(classes, columns, pooled, n_tiles, name)
     made = _store.provenance(
         "tl.pool_topk",
         key=key,
         table=source,
-        by=by,
+        groupby=groupby,
         k=k,
         min_tiles=min_tiles,
         classes=dict(zip(columns, classes, strict=True)),
@@ -132,9 +132,9 @@ def pool_topk(
         tiles_elsewhere=int((groups < 0).sum()),
     )
     if target is None:
-        _write_own_table(sdata, by, names, name, made, obs, obsm)
+        _write_own_table(data, groupby, names, name, made, obs, obsm)
     else:
-        add_columns(sdata, target, name, made, obs=obs, obsm=obsm)
+        add_columns(data, target, name, made, obs=obs, obsm=obsm)
 
 
 def _require_arguments(k: Any, min_tiles: int) -> None:
@@ -189,27 +189,30 @@ def _scores(sdata: SpatialData, table: str, key: str) -> pd.DataFrame | pd.Serie
     return adata.obs[key]
 
 
-def _groups(sdata: SpatialData, tiles: Rows, table: str, by: str) -> tuple[np.ndarray, Rows | None, list[str]]:
+def _groups(sdata: SpatialData, tiles: Rows, table: str, groupby: str) -> tuple[np.ndarray, Rows | None, list[str]]:
     """Where each tile belongs, -1 for nowhere; the rows that are scored, None for those of a table of their own.
 
     And their names.
     """
     obs = sdata.tables[table].obs
-    if by in obs:
-        target = _cores(sdata) if by == "core" else None
-        values = obs[by].astype("category")
+    if groupby in obs:
+        target = _cores(sdata) if groupby == "core" else None
+        values = obs[groupby].astype("category")
         names = [str(name) for name in (values.cat.categories if target is None else target.instances)]
         codes = _index(names, values.astype(object).where(values.notna(), None))
-    elif by in sdata.shapes or by in sdata.tables:
-        target = rows_of(sdata, by)
+    elif groupby in sdata.shapes or groupby in sdata.tables:
+        target = rows_of(sdata, groupby)
         names = [str(name) for name in target.instances]
         codes = first_inside(polygons_um(sdata, target), centroids_um(sdata, tiles))
     else:
         known = [*map(str, obs), *sdata.shapes]
-        msg = f"by={by!r} is neither a column of table {table!r} nor shapes; there are {known}.{closest(by, known)}"
+        msg = (
+            f"groupby={groupby!r} is neither a column of table {table!r} nor shapes; there are {known}."
+            f"{closest(groupby, known)}"
+        )
         raise KeyError(msg)
     if not (codes >= 0).any():
-        msg = f"None of the {len(codes)} rows of {table!r} belongs to any {by!r}."
+        msg = f"None of the {len(codes)} rows of {table!r} belongs to any {groupby!r}."
         raise ValueError(msg)
     return codes, target, names
 
@@ -257,17 +260,23 @@ def _top_means(
 
 
 def _report(
-    k: float | str, n_short: int, n_tiles: np.ndarray, min_tiles: int, unscored: np.ndarray, groups: np.ndarray, by: str
+    k: float | str,
+    n_short: int,
+    n_tiles: np.ndarray,
+    min_tiles: int,
+    unscored: np.ndarray,
+    groups: np.ndarray,
+    groupby: str,
 ) -> None:
     if n_short:
         logger.warning(
-            "%d of %d %r have fewer than k=%s tiles: all of theirs count there.", n_short, len(n_tiles), by, k
+            "%d of %d %r have fewer than k=%s tiles: all of theirs count there.", n_short, len(n_tiles), groupby, k
         )
     logger.info(
         "%d of %d %r have a score, %d fewer than %d tiles; %d tiles have no score, %d belong nowhere.",
         int((n_tiles >= min_tiles).sum()),
         len(n_tiles),
-        by,
+        groupby,
         int((n_tiles < min_tiles).sum()),
         min_tiles,
         int(unscored.sum()),
@@ -298,19 +307,19 @@ def _columns(
     return {name: call} | tiles, {f"{name}_score": pd.DataFrame(pooled, columns=columns)}
 
 
-def _own_table(by: str) -> str:
-    return f"{_sample.safe_key(by)}_table"
+def _own_table(groupby: str) -> str:
+    return f"{_sample.safe_key(groupby)}_table"
 
 
-def _require_own_table(sdata: SpatialData, by: str, obs: list[str], obsm: list[str], *, overwrite: bool) -> None:
+def _require_own_table(sdata: SpatialData, groupby: str, obs: list[str], obsm: list[str], *, overwrite: bool) -> None:
     """Refuse names that are taken in the table of a column's values, or a table of something else."""
-    key = _own_table(by)
+    key = _own_table(groupby)
     if key not in sdata.tables:
         _store.require_free(sdata, key, "tables", overwrite=False)
         return
     adata = sdata.tables[key]
     if "tl.pool_topk" not in {_call_of(adata, each) for each in adata.uns.get("sthist", {})}:
-        msg = f"The table {key!r}, which would hold the scores by {by!r}, is there, and of something else: rename it."
+        msg = f"The table {key!r}, which would hold scores by {groupby!r}, is there, and of something else: rename it."
         raise ValueError(msg)
     taken = [each for each in (*obs, *obsm) if each in adata.obs or each in adata.obsm]
     if taken and not overwrite:
@@ -323,7 +332,7 @@ def _require_own_table(sdata: SpatialData, by: str, obs: list[str], obsm: list[s
 
 def _write_own_table(
     sdata: SpatialData,
-    by: str,
+    groupby: str,
     names: list[str],
     key: str,
     made: dict[str, Any],
@@ -335,7 +344,7 @@ def _write_own_table(
     import pandas as pd
     from spatialdata.models import TableModel
 
-    before = sdata.tables.get(_own_table(by))
+    before = sdata.tables.get(_own_table(groupby))
     if before is not None and list(before.obs_names) == names:
         table = before.copy()
     else:
@@ -346,6 +355,6 @@ def _write_own_table(
         table.obsm[name] = frame.set_axis(table.obs_names)
     table.uns.setdefault("sthist", {})[key] = made
     if before is None:
-        _store.add(sdata, "tables", _own_table(by), table, made)
+        _store.add(sdata, "tables", _own_table(groupby), table, made)
     else:
-        _store.replace_table(sdata, _own_table(by), table, made)
+        _store.replace_table(sdata, _own_table(groupby), table, made)

@@ -42,9 +42,9 @@ class Scores:
 
 @over_samples
 def transfer_labels(
-    sdata: SpatialData,
+    data: SpatialData,
     source: str | Sequence[str],
-    to: str,
+    regions: str,
     *,
     label: str | None = None,
     scores: str | None = None,
@@ -62,13 +62,13 @@ def transfer_labels(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     source
         Key of the table of the tiles, or of any regions (labels or ``scores``); of polygons (a column of the shapes
         themselves; shapes without that column stand for their table); or of a heat map registered in ``um``, an image
         with one channel per class, named by them, or several such images.
-    to
+    regions
         Key of the cells or spots: their shapes or their table.
     label
         Column of ``source`` with the labels; ``"label"`` by default. NaN and blank text are no label.
@@ -111,7 +111,7 @@ def transfer_labels(
     --------
     >>> import sthist
     >>> sdata = sthist.datasets.toy(size_um=300)
-    >>> sthist.tl.transfer_labels(sdata, "regions", to="table")
+    >>> sthist.tl.transfer_labels(sdata, "regions", regions="table")
     >>> sdata["table"].obs["label"].isna().sum() < 5
     np.True_
     >>> sdata["table"].obsm["label_scores"].columns.tolist()
@@ -131,14 +131,14 @@ def transfer_labels(
     if overlaps not in {"smaller", "error"}:
         msg = f"overlaps is {overlaps!r}; it is 'smaller' or 'error'."
         raise ValueError(msg)
-    _sample.require_one_sample(sdata)
-    rows = rows_of(sdata, to)
+    _sample.require_one_sample(data)
+    rows = rows_of(data, regions)
     names = [key_added, f"{key_added}_score"]
-    require_free_columns(sdata, rows, names, [f"{key_added}_scores"], overwrite=overwrite)
-    places = centroids_um(sdata, rows)
-    found = _scores_at(sdata, source, places, label or "label", scores, overlaps)
+    require_free_columns(data, rows, names, [f"{key_added}_scores"], overwrite=overwrite)
+    places = centroids_um(data, rows)
+    found = _scores_at(data, source, places, label or "label", scores, overlaps)
     if found.outside.all():
-        msg = f"None of the {len(places)} rows of {to!r} lies in {source!r}: are both registered in 'um' rightly?"
+        msg = f"None of the {len(places)} rows of {regions!r} lies in {source!r}: are both registered in 'um' rightly?"
         raise ValueError(msg)
     call, best = _call(found, min_score)
     counts = {
@@ -151,7 +151,7 @@ def transfer_labels(
         "min_score.",
         int((call.codes >= 0).sum()),
         len(places),
-        to,
+        regions,
         counts["outside"],
         source,
         counts["unlabelled"],
@@ -170,7 +170,7 @@ def transfer_labels(
         **counts,
     )
     add_columns(
-        sdata,
+        data,
         rows,
         key_added,
         made,

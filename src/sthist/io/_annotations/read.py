@@ -86,7 +86,7 @@ def read_annotations(
     * for the cores of a microarray ``row`` and ``column``, from 0, told from names such as ``A-1``, and ``state``:
       ``"whole"`` or ``"missing"``. Where all are cores, they get the role ``"cores"``: :func:`sthist.pp.tiles` names
       the core of a tile, and ``within=`` leaves out what is missing. :func:`sthist.pp.tma` takes the shapes as its
-      ``table=``.
+      ``core_map=``.
 
     The nuclei of cells become ``sdata.shapes[key_added + "_nuclei"]``, indexed as their cells.
 

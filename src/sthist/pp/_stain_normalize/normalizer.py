@@ -34,7 +34,7 @@ KIND = "stain normaliser"
 class StainNormalizer:
     """Gives tiles of one slide the stain of another.
 
-    What :func:`stain_normalize` returns: ``TileReader(..., transform=normalizer)`` applies it to whatever is read. It
+    What :func:`stain_normalize` returns: ``TileReader(..., normalizer=normalizer)`` applies it to whatever is read. It
     can be pickled, called in several threads, and kept as a JSON file. ``source``, what was measured on this slide, may
     be the reference of another.
 

@@ -24,7 +24,7 @@ WRITE_PX = 512
 
 @over_samples
 def stain_normalize(
-    sdata: SpatialData,
+    data: SpatialData,
     image: str | None = None,
     *,
     method: Method = "macenko",
@@ -42,14 +42,14 @@ def stain_normalize(
 
     One fit for the whole slide, on tiles drawn from its tissue (``shapes["tissue"]`` if there, else found in the
     image); glass does not count. Nothing is written unless there is ``key_added``: the normaliser is applied to tiles
-    as they are read, by ``TileReader(..., transform=normalizer)``.
+    as they are read, by ``TileReader(..., normalizer=normalizer)``.
 
     Vahadane's method (sparse dictionaries) is not here: the libraries that have it are archived, experimental, or have
     changed colours with the version of their solver.
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     image
         Key of the H&E image; found where there is one.
@@ -106,20 +106,20 @@ def stain_normalize(
     >>> sdata = sthist.datasets.toy(size_um=300)
     >>> normalizer = sthist.pp.stain_normalize(sdata)
     >>> spec = sthist.tiles.TileSpec(size_um=112, px=224)
-    >>> reader = sthist.tiles.TileReader(sdata, "he", spec, transform=normalizer)
+    >>> reader = sthist.tiles.TileReader(sdata, "he", spec, normalizer=normalizer)
     >>> reader.read([[150.0, 150.0]]).shape
     (1, 224, 224, 3)
     """
     require_method(method)
-    key = _sample.find_he(sdata, image)
+    key = _sample.find_he(data, image)
     if key_added is not None:
-        _store.require_free(sdata, key_added, "images", overwrite=overwrite)
+        _store.require_free(data, key_added, "images", overwrite=overwrite)
     how: dict[str, Any] = {"method": method, "n_tiles": n_tiles, "mpp": mpp, "seed": seed}
     target = _resolve(reference, how)
-    source = StainReference.fit(sdata, key, within=within, white=white, **how)
+    source = StainReference.fit(data, key, within=within, white=white, **how)
     normalizer = StainNormalizer(source, target)
     if key_added is not None:
-        _write(sdata, key, normalizer, key_added, progress)
+        _write(data, key, normalizer, key_added, progress)
     return normalizer
 
 

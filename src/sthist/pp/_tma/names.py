@@ -64,7 +64,7 @@ def read_core_map(table: Any) -> tuple[pd.DataFrame, str]:
         named = table.index.name is not None and str(table.index.name).casefold() in NAME_COLUMNS
         return (table.reset_index() if named else table.reset_index(drop=True)), "The table of cores"
     if not isinstance(table, str | Path):
-        msg = f"table= is a csv file or a DataFrame, not {type(table).__name__}."
+        msg = f"core_map= is a csv file or a DataFrame, not {type(table).__name__}."
         raise TypeError(msg)
     if not Path(table).is_file():
         msg = f"There is no table of cores {table}."

@@ -42,12 +42,12 @@ OWN_COLUMNS = ("region", "instance_id", "row", "column", "state", "tissue_area_u
 
 @over_samples
 def tma(
-    sdata: SpatialData,
+    data: SpatialData,
     image: str | None = None,
-    cells: str | None = None,
+    regions: str | None = None,
     *,
     grid: tuple[int, int] | None = None,
-    table: str | Path | pd.DataFrame | None = None,
+    core_map: str | Path | pd.DataFrame | None = None,
     first: str | None = None,
     corner: Corner = "top left",
     rows_run: Literal["across", "down"] = "across",
@@ -70,18 +70,18 @@ def tma(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample: a slide with one array.
     image
-        Key of the image in which the tissue is looked for; by default as :func:`sthist.pp.tissue` does, or ``cells``
+        Key of the image in which the tissue is looked for; by default as :func:`sthist.pp.tissue` does, or ``regions``
         where they are given or there is no such image.
-    cells
+    regions
         Key of the cells or spots (their table or shapes) from which the tissue is told if no ``image`` is given, and
         which are counted.
     grid
         Rows and columns of the array; by default those that are found, which are fewer where all cores at an end are
         missing.
-    table
+    core_map
         Map of the array: a csv file (commas, semicolons or tabs) or a frame with one row per core, which has the
         columns ``row`` (letters or numbers) and ``column`` (or ``col``), or ``core`` (or ``name``) such as ``A1``; and
         whatever is known, such as ``patient`` and ``label``. Numbers count from 0 if there is a 0, else from 1. Columns
@@ -111,28 +111,28 @@ def tma(
       and ``state``: ``"whole"``; ``"broken"`` (torn deeper than half its radius, or with less than half of the usual
       tissue; a tear of less than 60 µm between nuclei is seen in an H&E alone); ``"missing"``;
     * ``sdata.tables[key_added + "_table"]``: the same columns, ``tissue_area_um2`` (float64), ``n_cells`` (``n_spots``
-      for spots) where there are any, and the columns of ``table``, NaN where it says nothing (text and dates
+      for spots) where there are any, and the columns of ``core_map``, NaN where it says nothing (text and dates
       categorical, yes and no nullable); ``obsm["spatial"]``, centroids x, y in µm;
     * in each other table whose rows are shapes (cells, spots, tiles): ``obs["core"]``, categorical, in which core the
-      centroid lies, NaN in none; and ``obs["patient"]``, where ``table`` names patients. Tiles that are made later get
-      both;
+      centroid lies, NaN in none; and ``obs["patient"]``, where ``core_map`` names patients. Tiles that are made later
+      get both;
     * the role ``"cores"``.
 
     Raises
     ------
     FileNotFoundError, KeyError
-        If there is no such image, element or file; if ``table`` lacks columns.
+        If there is no such image, element or file; if ``core_map`` lacks columns.
     ValueError
-        If no core is found; if they make no such grid, or it is not clear where its empty ends are; if ``table`` has a
-        core twice or one that is not on the array, a patient in two spellings, or cannot be read; if a name is taken or
-        an argument out of range.
+        If no core is found; if they make no such grid, or it is not clear where its empty ends are; if ``core_map`` has
+        a core twice or one that is not on the array, a patient in two spellings, or cannot be read; if a name is taken
+        or an argument out of range.
 
     Examples
     --------
     >>> import pandas as pd, sthist
     >>> sdata = sthist.datasets.toy("tma", size_um=900)
     >>> known = pd.DataFrame({"core": ["A1", "A2", "A3"], "patient": ["P1", "P1", "P2"]})
-    >>> sthist.pp.tma(sdata, table=known, key_added="found")
+    >>> sthist.pp.tma(sdata, core_map=known, key_added="found")
     >>> sdata["found_table"].obs.loc[["A2", "A3", "C1"], ["state", "patient"]]
           state patient
     A2    whole      P1
@@ -140,16 +140,16 @@ def tma(
     C1    whole     NaN
     """
     _require_arguments(grid, diameter_um, min_tissue, mpp, corner, rows_run)
-    _sample.require_one_sample(sdata)
+    _sample.require_one_sample(data)
     table_key = f"{key_added}_table"
-    _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
-    _store.require_free(sdata, table_key, "tables", overwrite=overwrite)
-    counted = _rows_to_count(sdata, cells)
-    results = sdata.attrs.get("sthist", {}).get("results", {})
-    annotated = [rows for rows in placed_tables(sdata) if results.get(rows.shapes, {}).get("call") != "pp.tma"]
+    _store.require_free(data, key_added, "shapes", overwrite=overwrite)
+    _store.require_free(data, table_key, "tables", overwrite=overwrite)
+    counted = _rows_to_count(data, regions)
+    results = data.attrs.get("sthist", {}).get("results", {})
+    annotated = [rows for rows in placed_tables(data) if results.get(rows.shapes, {}).get("call") != "pp.tma"]
     for rows in annotated:
-        require_free_columns(sdata, rows, ["core"], overwrite=overwrite)
-    mask, extent, source, bounded = _tissue(sdata, image, cells, counted, mpp)
+        require_free_columns(data, rows, ["core"], overwrite=overwrite)
+    mask, extent, source, bounded = _tissue(data, image, regions, counted, mpp)
     array = find_cores(
         mask,
         mpp,
@@ -162,14 +162,14 @@ def tma(
         min_tissue=min_tissue,
     )
     frame, area = _regions(array, extent[:2], mpp)
-    obs = _facts(sdata, frame, area, counted)
+    obs = _facts(data, frame, area, counted)
     renamed: dict[str, str] = {}
-    if table is not None:
-        known, renamed = join_core_map(table, array.grid, list(present(frame).index), OWN_COLUMNS)
+    if core_map is not None:
+        known, renamed = join_core_map(core_map, array.grid, list(present(frame).index), OWN_COLUMNS)
         obs = obs.join(known)
     if "patient" in obs:
         for rows in annotated:
-            require_free_columns(sdata, rows, ["patient"], overwrite=overwrite)
+            require_free_columns(data, rows, ["patient"], overwrite=overwrite)
     made = _store.provenance(
         "pp.tma",
         source=source,
@@ -183,8 +183,8 @@ def tma(
         columns=[str(name) for name in obs.columns],
         renamed=renamed,
     )
-    _write(sdata, key_added, frame, obs, made, overwrite=overwrite)
-    _annotate(sdata, annotated, key_added, made)
+    _write(data, key_added, frame, obs, made, overwrite=overwrite)
+    _annotate(data, annotated, key_added, made)
 
 
 def _require_arguments(
@@ -240,7 +240,7 @@ def _tissue(
         except KeyError:
             if image is not None or counted is None:
                 raise
-    assert counted is not None  # cells= was found
+    assert counted is not None  # regions= was found
     places = centroids_um(sdata, counted)
     places = places[np.isfinite(places).all(axis=1)]
     if len(places) == 0:

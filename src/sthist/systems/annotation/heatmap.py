@@ -37,7 +37,7 @@ DENSE_PX = 224
 
 @over_samples
 def heatmap(
-    sdata: SpatialData,
+    data: SpatialData,
     model: Any,
     *,
     encoder: Any = None,
@@ -51,7 +51,7 @@ def heatmap(
     within: Any = None,
     tissue: str | bool | None = None,
     smooth_um: float | None = None,
-    mode: Literal["crop", "dense", "auto"] = "crop",
+    method: Literal["crop", "dense", "auto"] = "crop",
     batch_size: int = 64,
     allow_upsampling: bool = False,
     key_added: str | None = None,
@@ -66,7 +66,7 @@ def heatmap(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     model
         What scores an embedding: a mapping of class to a phrase or several, such as ``{"tumour": "an H&E image of
@@ -95,7 +95,7 @@ def heatmap(
         all is scored.
     smooth_um
         Standard deviation of the Gaussian; one stride by default, 0 for none. What is not tissue counts nowhere.
-    mode
+    method
         ``"crop"`` embeds each kernel by itself. ``"dense"`` embeds large tiles once, and pools the tokens that lie in
         the kernel: much faster, and not the same: tokens see their surroundings, and a model of embeddings need not
         understand them. ``"auto"`` is dense where the encoder has tokens of the size of its embeddings.
@@ -125,7 +125,7 @@ def heatmap(
         If ``model`` is nothing that scores, or there is no encoder.
     ValueError
         If sizes do not fit each other; if the image has no scale, is not RGB, or is too coarse; if there is no tissue;
-        if scores are not finite; if the name is taken; if ``mode="dense"`` and the encoder has no tokens.
+        if scores are not finite; if the name is taken; if ``method="dense"`` and the encoder has no tokens.
 
     Examples
     --------
@@ -141,14 +141,14 @@ def heatmap(
     >>> sdata["blue_heatmap"].dims, str(sdata["blue_heatmap"].dtype)
     (('c', 'y', 'x'), 'float32')
     """
-    _sample.require_one_sample(sdata)
-    image = _rgb_image(sdata, image)
+    _sample.require_one_sample(data)
+    image = _rgb_image(data, image)
     encoder = _encoder_of(model, encoder)
-    if mode not in {"crop", "dense", "auto"}:
-        msg = f"mode is {mode!r}; it is 'crop', 'dense' or 'auto'."
+    if method not in {"crop", "dense", "auto"}:
+        msg = f"method is {method!r}; it is 'crop', 'dense' or 'auto'."
         raise ValueError(msg)
-    if mode == "dense" and not encoder.can_dense:
-        msg = f"{_name(encoder)!r} has one embedding per tile and no tokens: use mode='crop'."
+    if method == "dense" and not encoder.can_dense:
+        msg = f"{_name(encoder)!r} has one embedding per tile and no tokens: use method='crop'."
         raise ValueError(msg)
     if smooth_um is not None and not (np.isfinite(smooth_um) and smooth_um >= 0):
         msg = f"smooth_um is {smooth_um!r}; it is a number of µm from 0 on."
@@ -162,18 +162,18 @@ def heatmap(
     if key != _sample.safe_key(key):
         msg = f"key_added is {key!r}; letters, digits and _ . - alone can be stored."
         raise ValueError(msg)
-    _store.require_free(sdata, key, "images", overwrite=overwrite)
-    own_mpp = max(scale.resolve_mpp(sdata, image))
+    _store.require_free(data, key, "images", overwrite=overwrite)
+    own_mpp = max(scale.resolve_mpp(data, image))
     sizes = kernel_sizes(own_mpp, mpp, scorer.spec, (kernel_px, stride_px), (kernel_um, stride_um))
-    grid = KernelGrid.over(box_of(sdata, image, within), *sizes)
-    inside = cells_inside(sdata, image, grid, within, tissue)
+    grid = KernelGrid.over(box_of(data, image, within), *sizes)
+    inside = cells_inside(data, image, grid, within, tissue)
     if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
         encoder = encoder.at(TileSpec.from_mpp(grid.mpp, grid.kernel_px), strict=False)
-    dense = mode == "dense" or (mode == "auto" and _has_fitting_tokens(encoder))
+    dense = method == "dense" or (method == "auto" and _has_fitting_tokens(encoder))
     sigma = 1.0 if smooth_um is None else smooth_um / grid.stride_um
     with _scratch() as folder:
         values, n_scored = _map(
-            sdata,
+            data,
             image,
             grid,
             inside,
@@ -196,13 +196,13 @@ def heatmap(
             stride_um=grid.stride_um,
             mpp=grid.mpp,
             smooth_um=sigma * grid.stride_um,
-            mode="dense" if dense else "crop",
+            method="dense" if dense else "crop",
             kernels=n_scored,
             **scorer.facts,
         )
-        in_memory = _store.store_path(sdata) is None
+        in_memory = _store.store_path(data) is None
         element = _element(np.array(values) if in_memory else values, list(channels.values()), grid)
-        _store.add(sdata, "images", key, element, made, overwrite=overwrite)
+        _store.add(data, "images", key, element, made, overwrite=overwrite)
 
 
 def _rgb_image(sdata: SpatialData, image: str | None) -> str:

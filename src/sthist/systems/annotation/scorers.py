@@ -108,7 +108,7 @@ def _of_prompts(prompts: Mapping[str, Any], encoder: Any, classes: Sequence[str]
             msg = (
                 f"Images have embeddings of {embeddings.shape[1]} numbers, the prompts of {towards.shape[1]}: "
                 f"these cannot be compared. "
-                "Tokens of an image-text model often lie in a space of their own: use mode='crop'."
+                "Tokens of an image-text model often lie in a space of their own: use method='crop'."
             )
             raise ValueError(msg)
         return _directions(embeddings.astype(np.float64)) @ towards.T

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def virtual_he(
-    sdata: SpatialData | Mapping[str, SpatialData],
+    data: SpatialData | Mapping[str, SpatialData],
     model: str | Path | VirtualStainModel = "beer-lambert",
     *,
     image: str | Sequence[str] | None = None,
@@ -70,7 +70,7 @@ def virtual_he(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample, with a nuclear stain registered in ``um`` (:func:`sthist.io.xenium`,
         :func:`sthist.io.assemble`, or :func:`sthist.pp.set_scale`).
     model
@@ -127,7 +127,7 @@ def virtual_he(
         unknown to the model.
     ValueError
         If several elements could be meant; if the name is taken; if the stain has no scale, is too coarse, or shows no
-        tissue; if the transcripts do not lie on it; if ``sdata`` is several samples in one; if there is a ``client``,
+        tissue; if the transcripts do not lie on it; if ``data`` is several samples in one; if there is a ``client``,
         and the object is not backed by a store.
     PermissionError, RuntimeError
         If the store is read-only; if another process is writing to it, or workers do not see it or run other versions.
@@ -142,7 +142,7 @@ def virtual_he(
     >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
-    said = _tissues(sdata, tissue)
+    said = _tissues(data, tissue)
 
     @cache  # once for all samples, and not before the first of them is known to be right
     def resolved() -> VirtualStainModel:
@@ -159,7 +159,7 @@ def virtual_he(
         return told(said[id(section)] if said else tissue)  # type: ignore[arg-type]
 
     return _of_sample(
-        sdata,
+        data,
         ready,
         image=image,
         channel=channel,

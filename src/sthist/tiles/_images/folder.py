@@ -29,7 +29,7 @@ class FolderReader:
 
     Parameters
     ----------
-    tiles
+    data
         What :func:`sthist.io.tile_folder` gave, or rows of it.
     spec
         Physical size and pixels of the tiles.
@@ -39,13 +39,13 @@ class FolderReader:
         Read images whose µm/px is more than 1.5 times ``spec.mpp``.
     root
         The folder, if it is elsewhere now.
-    transform
+    normalizer
         As of :class:`TileReader`.
 
     Raises
     ------
     KeyError
-        If ``tiles`` is no such table.
+        If ``data`` is no such table.
     ValueError
         If an image is smaller than the tile, or coarser; while reading, if it is broken or has changed.
     FileNotFoundError
@@ -69,26 +69,26 @@ class FolderReader:
 
     def __init__(
         self,
-        tiles: AnnData,
+        data: AnnData,
         spec: TileSpec,
         *,
         fill: int | None = None,
         allow_upsampling: bool = False,
         root: str | Path | None = None,
-        transform: Transform | None = None,
+        normalizer: Transform | None = None,
     ) -> None:
-        made = tiles.uns.get("sthist", {}).get("tile_folder")
-        if made is None or not {"file", "height", "width", "mpp"} <= set(tiles.obs):
+        made = data.uns.get("sthist", {}).get("tile_folder")
+        if made is None or not {"file", "height", "width", "mpp"} <= set(data.obs):
             msg = (
                 "This table is no folder of tiles: it has no uns['sthist']['tile_folder'], or obs lacks file, height, "
                 "width or mpp."
             )
             raise KeyError(msg)
-        self.spec, self.fill, self._transform = spec, WHITE if fill is None else fill, transform
+        self.spec, self.fill, self._normalizer = spec, WHITE if fill is None else fill, normalizer
         self.root = Path(made["root"] if root is None else root)
-        self._files = tiles.obs["file"].astype(str).to_numpy()
-        self._sizes = tiles.obs[["height", "width"]].to_numpy(np.int64)
-        self._mpp = tiles.obs["mpp"].to_numpy(np.float64)
+        self._files = data.obs["file"].astype(str).to_numpy()
+        self._sizes = data.obs[["height", "width"]].to_numpy(np.int64)
+        self._mpp = data.obs["mpp"].to_numpy(np.float64)
         # A tile pixel takes what its centre shows: half of one at either side may lie beyond the image.
         small = self._sizes.min(axis=1) * self._mpp < spec.size_um - spec.mpp
         if fill is None and small.any():
@@ -155,6 +155,6 @@ class FolderReader:
             )
             raise ValueError(msg)
         reader = TileReader.from_array(
-            pixels, np.diag([mpp, mpp, 1.0]), self.spec, fill=self.fill, transform=self._transform
+            pixels, np.diag([mpp, mpp, 1.0]), self.spec, fill=self.fill, normalizer=self._normalizer
         )
         reader.read([[width * mpp / 2, height * mpp / 2]], out=tile[None])

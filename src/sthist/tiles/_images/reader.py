@@ -60,7 +60,7 @@ class TileReader:
         Read an image whose µm/px is more than 1.5 times ``spec.mpp``.
     cache_bytes
         Memory for decoded chunks.
-    transform
+    normalizer
         What is done to RGB tiles as they are read, after filling, such as :func:`sthist.pp.stain_normalize` returns:
         takes uint8 of shape (n, h, w, 3) and returns such, each tile as if it were alone; it is called in several
         threads.
@@ -70,7 +70,7 @@ class TileReader:
     KeyError
         If there is no such image or channel.
     ValueError
-        If an image has no scale, no plane ``z``, or is coarser than asked; if there is a ``transform``, and the image
+        If an image has no scale, no plane ``z``, or is coarser than asked; if there is a ``normalizer``, and the image
         has not three channels of uint8; while reading, if pixels are NaN.
 
     Examples
@@ -94,11 +94,11 @@ class TileReader:
         fill: float = 0,
         allow_upsampling: bool = False,
         cache_bytes: int = 256 * 2**20,
-        transform: Transform | None = None,
+        normalizer: Transform | None = None,
     ) -> None:
         keys = [image] if isinstance(image, str) else list(image)
         sources = [source_from_element(sdata, key, channels=channels, z=z, projection=projection) for key in keys]
-        self._setup(sources, spec, fill, cache_bytes, transform, allow_upsampling=allow_upsampling)
+        self._setup(sources, spec, fill, cache_bytes, normalizer, allow_upsampling=allow_upsampling)
 
     @classmethod
     def from_array(
@@ -109,7 +109,7 @@ class TileReader:
         *,
         fill: float = 0,
         cache_bytes: int = 256 * 2**20,
-        transform: Transform | None = None,
+        normalizer: Transform | None = None,
     ) -> TileReader:
         """A reader of an array in memory, at any resolution.
 
@@ -119,11 +119,11 @@ class TileReader:
             Pixels, (c, y, x).
         to_um
             (3, 3) matrix from pixels (x, y, 1) to µm; pixel (0, 0) covers [0, 1) x [0, 1).
-        spec, fill, cache_bytes, transform
+        spec, fill, cache_bytes, normalizer
             As of the class.
         """
         source = source_from_array(array, to_um)
-        return cls.from_sources([source], spec, fill=fill, cache_bytes=cache_bytes, transform=transform)
+        return cls.from_sources([source], spec, fill=fill, cache_bytes=cache_bytes, normalizer=normalizer)
 
     @classmethod
     def from_sources(
@@ -133,7 +133,7 @@ class TileReader:
         *,
         fill: float = 0,
         cache_bytes: int = 256 * 2**20,
-        transform: Transform | None = None,
+        normalizer: Transform | None = None,
     ) -> TileReader:
         """A reader of sources, at any resolution.
 
@@ -141,11 +141,11 @@ class TileReader:
         ----------
         sources
             Images that tile one plane.
-        spec, fill, cache_bytes, transform
+        spec, fill, cache_bytes, normalizer
             As of the class.
         """
         reader = cls.__new__(cls)
-        reader._setup(sources, spec, fill, cache_bytes, transform, allow_upsampling=True)
+        reader._setup(sources, spec, fill, cache_bytes, normalizer, allow_upsampling=True)
         return reader
 
     def at(self, spec: TileSpec) -> TileReader:
@@ -157,7 +157,7 @@ class TileReader:
             Of the new tiles.
         """
         return self.from_sources(
-            self.sources, spec, fill=self.fill, cache_bytes=2 * self._group_bytes, transform=self.transform
+            self.sources, spec, fill=self.fill, cache_bytes=2 * self._group_bytes, normalizer=self.normalizer
         )
 
     def _setup(
@@ -166,11 +166,11 @@ class TileReader:
         spec: TileSpec,
         fill: float,
         cache_bytes: int,
-        transform: Transform | None,
+        normalizer: Transform | None,
         *,
         allow_upsampling: bool,
     ) -> None:
-        self.sources, self.spec, self.fill, self.transform = sources, spec, fill, transform
+        self.sources, self.spec, self.fill, self.normalizer = sources, spec, fill, normalizer
         self.channels = sources[0].channels
         self.dtype = sources[0].dtype
         for source in sources[1:]:
@@ -181,9 +181,9 @@ class TileReader:
                     f"{self.dtype} against {source.channels} of {source.dtype}."
                 )
                 raise ValueError(msg)
-        if transform is not None and (self.dtype != np.uint8 or len(self.channels) != 3):
+        if normalizer is not None and (self.dtype != np.uint8 or len(self.channels) != 3):
             msg = (
-                f"transform= is for three channels of uint8 (RGB); image {sources[0].name!r} has {len(self.channels)} "
+                f"normalizer= is for three channels of uint8 (RGB); image {sources[0].name!r} has {len(self.channels)} "
                 f"of {self.dtype}."
             )
             raise ValueError(msg)
@@ -282,8 +282,8 @@ class TileReader:
                 "before reading tiles."
             )
             raise ValueError(msg)
-        if self.transform is not None:
-            tile[:] = self.transform(tile[None])[0]
+        if self.normalizer is not None:
+            tile[:] = self.normalizer(tile[None])[0]
 
 
 def read_region(

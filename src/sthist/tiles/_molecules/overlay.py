@@ -50,11 +50,11 @@ class Overlay:
     color
         Of the dots of ``"mono"``.
     dot_um
-        Diameter of a dot in µm; in place of ``s``.
-    s, dpi
+        Diameter of a dot in µm; in place of ``dot_s``.
+    dot_s, dot_dpi
         Size as of matplotlib's ``scatter`` (points squared) at a resolution: a disc of ``sqrt(s) * dpi / 72`` pixels;
-        0.3 where neither this nor ``dot_um`` is given. The paper draws ``s=0.3`` at 64 dpi, half a pixel: at that size,
-        s acts as an opacity.
+        0.3 where neither this nor ``dot_um`` is given. The paper draws ``dot_s=0.3`` at 64 dpi, half a pixel: at that
+        size, s acts as an opacity.
     min_qv
         Transcripts of less quality are left out; 20 itself is kept.
     genes
@@ -111,8 +111,8 @@ class Overlay:
         palette: Literal["permuted", "fixed"] | Mapping[str, Any] = "permuted",
         color: Any = (1.0, 0.35, 0.35),
         dot_um: float | None = None,
-        s: float | None = None,
-        dpi: float = 64.0,
+        dot_s: float | None = None,
+        dot_dpi: float = 64.0,
         min_qv: float = 20.0,
         genes: str | Sequence[str] | None = None,
         controls: str | Sequence[str] | None = None,
@@ -136,8 +136,8 @@ class Overlay:
         if mode == "none" and background == "black":
             msg = 'mode="none" on a black background shows nothing.'
             raise ValueError(msg)
-        if dot_um is not None and s is not None:
-            msg = f"Give the size of a dot as dot_um= or as s=, not both ({dot_um!r} and {s!r})."
+        if dot_um is not None and dot_s is not None:
+            msg = f"Give the size of a dot as dot_um= or as dot_s=, not both ({dot_um!r} and {dot_s!r})."
             raise ValueError(msg)
         self.spec, self.seed = spec, settings.seed if seed is None else int(seed)
         if self.seed < 0:
@@ -169,7 +169,7 @@ class Overlay:
             self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
         self.limits = limits if limits is not None or self._reader is None else measured_limits(self._reader)
         require_limits(self.limits)
-        self._restyle(mode, palette, color, dot_um, s, dpi)
+        self._restyle(mode, palette, color, dot_um, dot_s, dot_dpi)
 
     @property
     def memory_bytes(self) -> int:
@@ -185,8 +185,8 @@ class Overlay:
         palette: Literal["permuted", "fixed"] | Mapping[str, Any] | None = None,
         color: Any = None,
         dot_um: float | None = None,
-        s: float | None = None,
-        dpi: float | None = None,
+        dot_s: float | None = None,
+        dot_dpi: float | None = None,
         limits: tuple[float, float] | None = None,
         seed: int | None = None,
     ) -> Overlay:
@@ -194,7 +194,7 @@ class Overlay:
 
         Parameters
         ----------
-        mode, palette, color, dot_um, s, dpi, limits, seed
+        mode, palette, color, dot_um, dot_s, dot_dpi, limits, seed
             As of the class; what is not given stays.
 
         Returns
@@ -207,21 +207,21 @@ class Overlay:
         if limits is not None:
             require_limits(limits)
             other.limits = limits
-        if all(each is None for each in (mode, palette, color, dot_um, s, dpi)):
+        if all(each is None for each in (mode, palette, color, dot_um, dot_s, dot_dpi)):
             return other  # the dots stay as they are
         mode = self.mode if mode is None else mode
         if mode != "none" and self.index is None:
             msg = 'This overlay was made with mode="none": it has no transcripts to draw. Make a new one.'
             raise ValueError(msg)
-        if dot_um is None and s is None:
-            dot_um, s = self._dot_um, self._s
+        if dot_um is None and dot_s is None:
+            dot_um, dot_s = self._dot_um, self._s
         other._restyle(
             mode,
             self._palette if palette is None else palette,
             self._color if color is None else color,
             dot_um,
-            s,
-            self._dpi if dpi is None else dpi,
+            dot_s,
+            self._dpi if dot_dpi is None else dot_dpi,
         )
         return other
 
@@ -256,7 +256,7 @@ class Overlay:
         if not 0 < self.dot_px <= MAX_DOT_PX:
             msg = (
                 f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change "
-                f"dot_um= or s=."
+                f"dot_um= or dot_s=."
             )
             raise ValueError(msg)
         n_offsets = 32 if self.dot_px < 4 else 16

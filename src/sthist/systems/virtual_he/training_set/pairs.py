@@ -227,7 +227,7 @@ def open_section(
             allow_upsampling=allow_upsampling,
             **config.style(),
         )
-        overlays = (first, *(first.restyled(s=size, dpi=config.dot_dpi) for size in dots_s))
+        overlays = (first, *(first.restyled(dot_s=size, dot_dpi=config.dot_dpi) for size in dots_s))
     return SectionReaders(overlays, target)
 
 
