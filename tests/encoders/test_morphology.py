@@ -19,7 +19,6 @@ from sthist.encoders._morphology.encoder import (
     FAMILIES,
     STAIN_VECTORS,
     Morphology,
-    morphology_feature_meaning,
     morphology_feature_names,
 )
 
@@ -75,14 +74,14 @@ class TestNames:
     @pytest.mark.parametrize("name", NAMES)
     def test_each_is_documented_once(self, name):
         assert sum(re.fullmatch(pattern, name) is not None for pattern in FAMILIES) == 1
-        assert morphology_feature_meaning(name)
+        assert Morphology().feature_meaning(name)
 
     def test_each_documented_family_exists(self):
         assert all(any(re.fullmatch(pattern, name) for name in NAMES) for pattern in FAMILIES)
 
     def test_unknown_name(self):
         with pytest.raises(KeyError, match="nuclei_colour"):
-            morphology_feature_meaning("nuclei_colour")
+            Morphology().feature_meaning("nuclei_colour")
 
 
 class TestStains:

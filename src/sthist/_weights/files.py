@@ -55,39 +55,6 @@ def locate(metric: str, url: str, weights: Any, way_out: str) -> Path:
     return path
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """Tensors of a state dict, by name, from a safetensors or a torch file, without running any code of it."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        msg = f"{str(path)!r} cannot be read as weights: {(str(error).splitlines() or [repr(error)])[0]}"
-        raise ValueError(msg) from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        msg = f"{str(path)!r} is no state dict: a dict of tensors by name is expected."
-        raise ValueError(msg)
-    return state
-
-
-def load_strictly(module: Any, state: dict[str, Any], path: Path) -> None:
-    """Load all weights of a module."""
-    own = module.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    unequal = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    for names, what in ((missing, "lacks"), (unknown, "has unknown"), (sorted(unequal), "has other shapes of")):
-        if names:
-            msg = f"{str(path)!r} does not fit the network: it {what} {len(names)} weights, such as {names[:3]}."
-            raise ValueError(msg)
-    module.load_state_dict(state)
-
-
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts keep the tensors."""
@@ -97,21 +64,11 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Files:
-    """What a network is loaded from.
+    """What a network is loaded from."""
 
-    Attributes
-    ----------
-    weights
-        The file of its tensors; None for random ones.
-    folder
-        Where its further files are.
-    commit
-        Of the hub, that the files belong to.
-    """
-
-    weights: Path | None = None
-    folder: Path | None = None
-    commit: str | None = None
+    weights: Path | None = None  # the file of its tensors; None for random ones
+    folder: Path | None = None  # with its further files
+    commit: str | None = None  # of the hub, that the files belong to
 
     def config(self, name: str = "config.json") -> dict[str, Any]:
         """Content of a JSON file of the folder; empty where there is none."""
@@ -170,11 +127,11 @@ def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
     for name in preferred:
         if (path / name).is_file():
             return path / name
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    if len(found) == 1:
-        return found[0]
-    names = [file.name for file in found or sorted(path.iterdir())][:8]
-    what = "several files of weights" if found else f"none of {list(preferred or SUFFIXES)}"
+    candidates = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(candidates) == 1:
+        return candidates[0]
+    names = [file.name for file in candidates or sorted(path.iterdir())][:8]
+    what = "several files of weights" if candidates else f"none of {list(preferred or SUFFIXES)}"
     msg = f"The folder {str(path)!r} has {what}: {names}. Pass the file itself."
     raise ValueError(msg)
 
@@ -195,7 +152,13 @@ def read(path: Path) -> dict[str, Any]:
                 warnings.filterwarnings("ignore", message="Detected pickle protocol")
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path)) from error
+        msg = (
+            f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is "
+            "damaged. If you trust it, convert it once: `model = torch.load(path, weights_only=False)`, then "
+            f"`safetensors.torch.save_file(model.state_dict(), {path.with_suffix('.safetensors').name!r})`, and pass "
+            "that file."
+        )
+        raise ValueError(msg) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
         why = (str(error).splitlines() or [repr(error)])[0]
         msg = f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}"
@@ -211,16 +174,6 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _refusal(path: Path) -> str:
-    return (
-        f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is "
-        f"damaged. If you "
-        "trust it, convert it once: `model = torch.load(path, weights_only=False)`, then "
-        f"`safetensors.torch.save_file(model.state_dict(), {path.with_suffix('.safetensors').name!r})`, and pass "
-        f"that file."
-    )
-
-
 def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: tuple[str, ...] = ()) -> None:
     """Put all weights into a module."""
     own = module.state_dict()
@@ -230,8 +183,8 @@ def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: 
         if name in state and state[name].shape != value.shape
     ]
     missing = [f"{name} {tuple(value.shape)}" for name, value in own.items() if name not in state]
-    unknown = [f"{name} {tuple(value.shape)}" for name, value in state.items() if name not in own]
-    unknown = [name for name in unknown if not name.startswith(leave)] if leave else unknown
+    left_over = [name for name in state if name not in own and not (leave and name.startswith(leave))]
+    unknown = [f"{name} {tuple(state[name].shape)}" for name in left_over]
     wrong = [
         f"{what} {len(names)}: {'; '.join(names[:SHOWN])}"
         for what, names in (

@@ -8,7 +8,7 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sthist._settings import settings
 
@@ -39,7 +39,7 @@ def fetch(source: Source, revision: str | None = None, *, announce: bool = True)
     elif announce:
         source.announce("Using the weights in the cache of")
     same = commit_of(weights) or revision
-    unknown = [name for name in source.extras if _asked(source, name, same)]
+    unknown = [name for name in source.extras if _look_up(source, name, same) is None]
     if unknown and (online or reachable()):
         for name in unknown:
             _download(source, name, same)
@@ -87,20 +87,15 @@ def published_digest(path: Path) -> str | None:
 
 
 def _cached(source: Source, names: Sequence[str], revision: str | None) -> Path | None:
+    paths = (_look_up(source, name, revision) for name in names)
+    return next((Path(path) for path in paths if isinstance(path, str)), None)
+
+
+def _look_up(source: Source, name: str, revision: str | None) -> Any:
+    """Path of a cached file, None if nothing is known of it, or a mark that the model does not have it."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in names:
-        found = try_to_load_from_cache(source.hub_id, name, revision=revision or "main")
-        if isinstance(found, str):
-            return Path(found)
-    return None
-
-
-def _asked(source: Source, name: str, revision: str | None) -> bool:
-    """Whether a file has to be asked for: the cache also knows which files a model does not have."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return try_to_load_from_cache(source.hub_id, name, revision=revision or "main") is None
+    return try_to_load_from_cache(source.hub_id, name, revision=revision or "main")
 
 
 def _first(source: Source, names: Sequence[str], revision: str | None) -> Path:

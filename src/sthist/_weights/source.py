@@ -12,28 +12,14 @@ WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of weights before any of them are loaded.
+    """What is known of weights before any of them are loaded."""
 
-    Attributes
-    ----------
-    hub_id
-        ``owner/name`` on the Hugging Face hub; empty where they are not there.
-    licence
-        As its makers name it.
-    gated
-        Whether one has to ask for access first, as far as was known when this was written: the hub decides.
-    files
-        Names of the files, the preferred first.
-    extras
-        Further files that are taken if they are there.
-    """
-
-    hub_id: str
-    licence: str
+    hub_id: str  # owner/name on the Hugging Face hub; empty where they are not there
+    licence: str  # as its makers name it
     _: KW_ONLY
-    gated: bool = False
-    files: tuple[str, ...] = WEIGHT_NAMES
-    extras: tuple[str, ...] = ("config.json",)
+    gated: bool = False  # given on request, as far as was known when this was written: the hub decides
+    files: tuple[str, ...] = WEIGHT_NAMES  # the preferred first
+    extras: tuple[str, ...] = ("config.json",)  # taken if they are there
 
     @property
     def page(self) -> str:

@@ -5,9 +5,8 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "_encoder": ["Encoder"],
+        "_encoder": ["Encoder", "Joined"],
         "_get": ["available", "get"],
-        "_joined": ["Joined"],
         "_morphology.encoder": ["Morphology", "morphology_feature_names"],
         "_transform": ["Transform"],
     },

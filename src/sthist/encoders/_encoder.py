@@ -1,4 +1,4 @@
-"""What every encoder has: a name, a size, the tile that it is meant for, and ``embed``."""
+"""What every encoder has: a name, a size, the tile that it is meant for, and ``embed``; and several side by side."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 
 from sthist._sample.elements import safe_key
 from sthist._settings import logger
+from sthist.tiles import TileSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import pandas as pd
 
-    from sthist.tiles import TileSpec
-
 SCALE_TOLERANCE = 0.02
+SAME_SIZE = 1e-3
+"""Sizes of tiles that differ by less, of the larger one, are one size."""
+
 PROBE_PX = 224
 """Side of the blank tile that tells the size of an embedding, where nothing else does."""
 
@@ -160,8 +162,8 @@ class Encoder(ABC):
         if self.spec is not None and abs(spec.mpp / self.spec.mpp - 1) > SCALE_TOLERANCE:
             msg = (
                 f"The encoder {self.name!r} was trained on {self.spec.mpp:.4g} µm/px, the tiles have "
-                f"{spec.mpp:.4g}. Lay tiles of "
-                f"{round(spec.size_um / self.spec.mpp)} px on {spec.size_um:.4g} µm, or pass spec= if you mean it."
+                f"{spec.mpp:.4g}. Lay tiles of {round(spec.size_um / self.spec.mpp)} px on {spec.size_um:.4g} µm, or "
+                "pass spec= if you mean it."
             )
             if strict:
                 raise ValueError(msg)
@@ -223,9 +225,8 @@ def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
     """Embeddings as they are given, if there is one finite row per tile."""
     if rows.ndim != 2 or len(rows) != n:
         msg = (
-            f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A "
-            f"network that "
-            "gives maps or tokens needs pooling first."
+            f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A network "
+            "that gives maps or tokens needs pooling first."
         )
         raise ValueError(msg)
     if not np.isfinite(rows).all():
@@ -233,3 +234,78 @@ def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
         msg = f"{name!r} gave NaN or infinity, first for tile {row} of the batch. Try precision='float32'."
         raise ValueError(msg)
     return rows
+
+
+class Joined(Encoder):
+    """Several encoders, whose embeddings stand side by side in their order.
+
+    Each resizes the tile to its own pixels; the tissue that they see has to be the same.
+
+    Parameters
+    ----------
+    encoders
+        Two or more.
+
+    Raises
+    ------
+    ValueError
+        If they are trained for tiles of different physical size, or there is none.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> both = sthist.encoders.get(
+    ...     ["timm:resnet10t", "timm:test_resnet"], pretrained=False, device="cpu"
+    ... )
+    >>> both.embed(np.zeros((2, 64, 64, 3), np.uint8)).shape, both.key
+    ((2, 608), 'X_timm_resnet10t_timm_test_resnet')
+    """
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        if not encoders:
+            msg = "There is no encoder to join."
+            raise ValueError(msg)
+        self.encoders = list(encoders)
+        self.name = "+".join(encoder.name for encoder in self.encoders)
+        self.spec = common_spec(self.encoders)
+        self.provenance = {
+            "source": "joined",
+            "order": [encoder.name for encoder in self.encoders],
+            "encoders": [encoder.provenance for encoder in self.encoders],
+        }
+
+    def _measured(self) -> int:
+        return sum(encoder.dim for encoder in self.encoders)
+
+    @property
+    def feature_names(self) -> list[str] | None:  # type: ignore[override]
+        """Of each dimension, the encoder's name before it, if all encoders have them."""
+        if any(encoder.feature_names is None for encoder in self.encoders):
+            return None
+        return [f"{encoder.name}:{name}" for encoder in self.encoders for name in encoder.feature_names or []]
+
+    @property
+    def key(self) -> str:
+        """Key of the embeddings in ``obsm``."""
+        return f"X_{safe_key([encoder.name for encoder in self.encoders])}"
+
+    def embed(self, tiles: np.ndarray) -> np.ndarray:
+        """Embed a batch of tiles with each encoder: (n, d) float32, d the sum of the sizes."""
+        checked_tiles(tiles)
+        return np.concatenate([encoder.embed(tiles) for encoder in self.encoders], axis=1)
+
+
+def common_spec(encoders: Sequence[Encoder]) -> TileSpec | None:
+    """The tile of several encoders: one physical size, the pixels of the finest."""
+    specs = [(encoder.name, encoder.spec) for encoder in encoders if encoder.spec is not None]
+    if not specs:
+        return None
+    smallest, largest = min(spec.size_um for _, spec in specs), max(spec.size_um for _, spec in specs)
+    if largest - smallest > SAME_SIZE * largest:
+        sizes = ", ".join(f"{name!r} {spec.size_um:g} µm" for name, spec in specs)
+        msg = (
+            f"These encoders were trained for tiles of different size: {sizes}. One tile cannot be right for all; give "
+            "spec=TileSpec(size_um=..., px=...) if you want it nevertheless."
+        )
+        raise ValueError(msg)
+    return TileSpec(size_um=specs[0][1].size_um, px=max(spec.px for _, spec in specs))

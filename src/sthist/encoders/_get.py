@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist import _weights
 from sthist._settings import logger
-from sthist.encoders._encoder import Encoder
-from sthist.encoders._joined import Joined
-from sthist.encoders._registry import CARDS, ZOO_NAMES, Card
+from sthist.encoders._encoder import Encoder, Joined
+from sthist.encoders._registry import CARDS, ZOO_NAMES, Card, did_you_mean
 from sthist.encoders._transform import Transform
 from sthist.tiles import TileSpec
 
@@ -106,7 +105,7 @@ def get(
     device
         Of torch; by default :attr:`sthist.settings.device`.
     precision
-        ``"auto"`` (bf16 on cuda that has it, float32 elsewhere), ``"float32"``, ``"bf16"`` or ``"fp16"``.
+        ``"auto"`` (bf16 on cuda that has it, float32 elsewhere), ``"float32"`` or ``"bf16"``.
     compile
         Compile the network, which takes a minute and is faster after it.
     pretrained
@@ -159,7 +158,9 @@ def get(
         raise ValueError(msg)
     if encoder == "morphology":
         _refuse(encoder, weights=weights, revision=revision)
-        return _renamed(_morphology(spec), name)
+        from sthist.encoders._morphology.encoder import Morphology
+
+        return _renamed(Morphology(spec=spec), name)
     return _named(encoder, origin, spec, name, running)
 
 
@@ -214,21 +215,10 @@ def _card(typed: str, *, needs_weights: bool) -> Card:
 
 
 def _load(card: Card, files: _weights.Files) -> Loaded:
-    if card.via == "open_clip":
-        from sthist.encoders._loaders import open_clip as open_clip_loader
-
-        return open_clip_loader.load(card, files)
-    if card.via == "conch":
-        from sthist.encoders._loaders import conch as conch_loader
-
-        return conch_loader.load(card, files)
-    if card.via in {"transformers", "keep"}:
-        from sthist.encoders._loaders import transformers as transformers_loader
-
-        return (transformers_loader.load_keep if card.via == "keep" else transformers_loader.load)(card, files)
-    from sthist.encoders._loaders import timm as timm_loader
-
-    return timm_loader.load(card, files)
+    """Build a network and load its weights; only the library that it needs is imported."""
+    module, function = ("transformers", "load_keep") if card.via == "keep" else (card.via, "load")
+    loaded: Loaded = getattr(importlib.import_module(f"sthist.encoders._loaders.{module}"), function)(card, files)
+    return loaded
 
 
 def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple[Card, Loaded, dict[str, Any]]:
@@ -236,12 +226,10 @@ def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple
     from sthist.encoders._loaders import zoo as zoo_loader
 
     if typed not in ZOO_NAMES and not (zoo_loader.installed() and typed in zoo_loader.cards()):
-        close = difflib.get_close_matches(typed, [*CARDS, "morphology", *ZOO_NAMES], n=3)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         msg = (
-            f"There is no encoder {typed!r}.{hint} There are 'morphology', {', '.join(map(repr, CARDS))}, "
-            f"'timm:<name>', "
-            "'open_clip:<model>/<tag>', and those that sthist.encoders.available() lists."
+            f"There is no encoder {typed!r}.{did_you_mean(typed, [*CARDS, 'morphology', *ZOO_NAMES])} There are "
+            f"'morphology', {', '.join(map(repr, CARDS))}, 'timm:<name>', 'open_clip:<model>/<tag>', and those that "
+            "sthist.encoders.available() lists."
         )
         raise KeyError(msg)
     if origin["revision"] is not None or not origin["pretrained"]:
@@ -286,9 +274,9 @@ def _own(encoder: Any, transform: Any, spec: TileSpec | None, name: str | None, 
 def _joined(
     encoders: Sequence[Any], arguments: dict[str, Any], transform: Any, spec: TileSpec | None, name: str | None
 ) -> Encoder:
-    given = [argument for argument in ("weights", "revision") if arguments[argument] is not None]
-    if given or transform is not None:
-        msg = f"{given or ['transform']} belong to one encoder: load each with get(), and pass the list of them."
+    of_one = [argument for argument in ("weights", "revision") if arguments[argument] is not None]
+    if of_one or transform is not None:
+        msg = f"{of_one or ['transform']} belong to one encoder: load each with get(), and pass the list of them."
         raise ValueError(msg)
     parts = [part if isinstance(part, Encoder) else get(part, spec=spec, **arguments) for part in encoders]
     return _renamed(parts[0] if len(parts) == 1 else Joined(parts), name)
@@ -301,13 +289,7 @@ def _renamed(encoder: Encoder, name: str | None) -> Encoder:
 
 
 def _refuse(what: str, **arguments: Any) -> None:
-    given = [name for name, value in arguments.items() if value is not None]
-    if given:
-        msg = f"{' and '.join(f'{name}=' for name in given)} do not go with {what!r}, which is given as it is."
+    passed = [f"{name}=" for name, value in arguments.items() if value is not None]
+    if passed:
+        msg = f"{' and '.join(passed)} do not go with {what!r}, which is given as it is."
         raise ValueError(msg)
-
-
-def _morphology(spec: TileSpec | None) -> Encoder:
-    from sthist.encoders._morphology.encoder import Morphology
-
-    return Morphology() if spec is None else Morphology(spec=spec)

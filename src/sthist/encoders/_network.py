@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,34 +18,14 @@ if TYPE_CHECKING:
 
     from sthist.tiles import TileSpec
 
-PRECISIONS = {"float32": None, "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
+PRECISIONS = ("float32", "bf16")
 
 
 class NetworkEncoder(Encoder):
     """An encoder that is a module of torch: float images in, one row per image out.
 
-    The module may have ``tokens`` (images to (n, gh, gw, d)).
-
-    Parameters
-    ----------
-    name
-        As the user typed it.
-    module
-        Put into evaluation mode and onto the device.
-    transform
-        A :class:`Transform`, or a function of a tensor (n, 3, px, px) of uint8 on the device.
-    spec, dim
-        The tile that it was trained for; the size of its embeddings, where that is known.
-    text
-        A module whose ``embed_text`` takes a list of texts, and gives (n, d).
-    logit_scale
-        Of an image-text model.
-    trainable
-        Whether gradients pass.
-    device, precision, compile
-        As in :func:`sthist.encoders.get`.
-    provenance
-        What is known of its origin.
+    The module may have ``tokens`` (images to (n, gh, gw, d)). ``transform`` is a :class:`Transform`, or a function of a
+    tensor (n, 3, px, px) of uint8 on the device; ``text`` a module whose ``embed_text`` takes a list of texts.
     """
 
     def __init__(
@@ -82,37 +63,25 @@ class NetworkEncoder(Encoder):
         }
 
     def embed(self, tiles: np.ndarray) -> np.ndarray:
-        """Embed a batch of tiles.
-
-        Returns (n, d) float32.
-        """
-        if len(checked_tiles(tiles)) == 0:
-            return np.empty((0, self.dim), np.float32)
-        return checked_rows(self._run(self._forward, tiles).cpu().numpy(), len(tiles), self.name)
+        """Embed a batch of tiles: (n, d) float32."""
+        return next(self.embed_batches([tiles]))
 
     def embed_batches(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Embed one batch after another; the next is on the device before the last has come back.
-
-        Returns an iterator of (n, d) float32, in the order of the batches.
-        """
-        before: tuple[Any, int] | None = None
+        """Embed one batch after another; the next is on the device before the last has come back."""
+        running: deque[tuple[Any, int]] = deque()
         for tiles in batches:
             n = len(checked_tiles(tiles))
-            running = self._run(self._forward, tiles) if n else np.empty((0, self.dim), np.float32)
-            if before is not None:
-                yield self._fetched(*before)
-            before = running, n
-        if before is not None:
-            yield self._fetched(*before)
+            running.append((self._run(self._forward, tiles) if n else None, n))
+            if len(running) > 1:
+                yield self._fetched(*running.popleft())
+        if running:
+            yield self._fetched(*running.popleft())
 
     def _fetched(self, rows: Any, n: int) -> np.ndarray:
-        return rows if n == 0 else checked_rows(rows.cpu().numpy(), n, self.name)
+        return checked_rows(rows.cpu().numpy(), n, self.name) if n else np.empty((0, self.dim), np.float32)
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embed texts into the space of the images, as the network gives them: normalise both to compare.
-
-        Returns (n, d) float32.
-        """
+        """Embed texts into the space of the images, as the network gives them: (n, d) float32."""
         if not self.can_text:
             return super().embed_text(texts)
         import torch
@@ -125,10 +94,7 @@ class NetworkEncoder(Encoder):
         return checked_rows(rows, len(listed), self.name)
 
     def dense(self, tiles: np.ndarray) -> np.ndarray:
-        """Embed the places within each tile: patch tokens, or the last map of a convolutional network.
-
-        Returns (n, gh, gw, d) float32; d may differ from ``dim``.
-        """
+        """Embed the places within each tile, patch tokens or the last map: (n, gh, gw, d) float32."""
         if not self.can_dense:
             return super().dense(tiles)
         if len(checked_tiles(tiles)) == 0:
@@ -142,38 +108,22 @@ class NetworkEncoder(Encoder):
 
         with torch.inference_mode(), self._autocast(), evaluating(self.network):
             pixels = _upload(tiles, self.device)
-            if isinstance(self.transform, Transform):
-                images = self.transform(pixels)
-            else:
-                images = self.transform(pixels.permute(0, 3, 1, 2))
-            found = function(images)
-            if not isinstance(found, torch.Tensor):
-                msg = (
-                    f"{self.name!r} gave a {type(found).__name__} in place of a tensor; wrap it in a module that "
-                    f"picks one."
-                )
+            images = self.transform(pixels if isinstance(self.transform, Transform) else pixels.permute(0, 3, 1, 2))
+            rows = function(images)
+            if not isinstance(rows, torch.Tensor):
+                what = type(rows).__name__
+                msg = f"{self.name!r} gave a {what} in place of a tensor; wrap it in a module that picks one."
                 raise ValueError(msg)
-            return found.float()
+            return rows.float()
 
     def _autocast(self) -> Any:
         import torch
 
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype=getattr(torch, dtype or "bfloat16"), enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class FunctionEncoder(Encoder):
-    """A function of the user's own: tiles (n, px, px, 3) of uint8 in, an array or a tensor (n, d) out.
-
-    Parameters
-    ----------
-    name
-        Of the encoder.
-    function
-        The function.
-    spec
-        The tile that it is meant for.
-    """
+    """A function of the user's own: tiles (n, px, px, 3) of uint8 in, an array or a tensor (n, d) out."""
 
     def __init__(self, name: str, function: Callable[[np.ndarray], Any], *, spec: TileSpec | None = None) -> None:
         self.name, self.function, self.spec = name, function, spec
@@ -181,10 +131,7 @@ class FunctionEncoder(Encoder):
         self.provenance = {"source": "callable", "callable": origin}
 
     def embed(self, tiles: np.ndarray) -> np.ndarray:
-        """Embed a batch of tiles.
-
-        Returns (n, d) float32.
-        """
+        """Embed a batch of tiles: (n, d) float32."""
         if len(checked_tiles(tiles)) == 0:
             return np.empty((0, self.dim), np.float32)
         rows = self.function(tiles)
@@ -200,7 +147,7 @@ def chosen_precision(precision: str | None, device: Any) -> str:
     if precision in (None, "auto"):
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     if precision not in PRECISIONS:
-        msg = f"There is no precision {precision!r}; there are 'auto' and {sorted(PRECISIONS)}."
+        msg = f"There is no precision {precision!r}; there are 'auto', 'float32' and 'bf16'."
         raise ValueError(msg)
     return str(precision)
 

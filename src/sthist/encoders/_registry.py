@@ -5,12 +5,16 @@ Where their weights are, under which licence, and for which tile they were train
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sthist._weights.source import Source
 from sthist.encoders._transform import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from sthist.tiles import TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 TILE_UM = 112.0
 """Side of the tile of encoders trained at 0.5 µm/px on 224 px, and of the benchmarks of spatial transcriptomics."""
@@ -21,43 +25,31 @@ VIT_L = {"img_size": 224, "patch_size": 16, "init_values": 1e-5}
 SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 """Layers by name: timm's, and those of torch."""
 
+BILINEAR = Transform(IMAGENET_MEAN, IMAGENET_STD, 224, "bilinear")
+PICKLE_FIRST = ("pytorch_model.bin", "model.safetensors")
 OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class Card(Source):
-    """What is known of an encoder before any of it is loaded; where its weights are, as of :class:`Source`.
+    """What is known of an encoder before any of it is loaded; where its weights are, as of :class:`Source`."""
 
-    Attributes
-    ----------
-    via
-        How it is loaded: ``timm``, ``open_clip``, ``transformers``, ``keep``, ``conch``, ``zoo`` or ``sthist``.
-    dim
-        Size of an embedding.
-    spec, transform
-        The tile that it was trained for, and how its pixels are normalised.
-    architecture, arguments
-        Of the network, where the folder of its weights does not say so in a ``config.json``.
-    pool
-        How tokens become an embedding: ``"network"`` as it does itself, ``"cls"``, or ``"cls+mean"`` of the patches.
-    text
-        Whether it embeds texts.
-    dense
-        Whether it embeds places within a tile.
-    known
-        Whether more than the name is known.
-    """
-
-    via: str
+    via: str  # what loads it: timm, open_clip, transformers, keep, conch, zoo or sthist
     dim: int | None = None
-    spec: TileSpec | None = None
+    spec: TileSpec | None = None  # the tile that it was trained for
     transform: Transform = Transform(size=224)
-    architecture: str = ""
+    architecture: str = ""  # with its arguments, where no config.json beside the weights says so
     arguments: dict[str, Any] = field(default_factory=dict)
-    pool: str = "network"
-    text: bool = False
-    dense: bool = True
-    known: bool = True
+    pool: str = "network"  # how tokens become an embedding: as the network does it, "cls", or "cls+mean" of the patches
+    text: bool = False  # whether it embeds texts
+    dense: bool = True  # whether it embeds places within a tile
+    known: bool = True  # whether more than the name is known
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A sentence with the names that are like a wrong one; empty if none is."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(repr(prefix + each) for each in close)}?" if close else ""
 
 
 def _pathology(hub_id: str, licence: str, dim: int, **rest: Any) -> Card:
@@ -81,8 +73,8 @@ CARDS: dict[str, Card] = {
         architecture="vit_large_patch16_224",
         arguments=VIT_L | {"dynamic_img_size": True},
         pool="cls",
-        transform=Transform(IMAGENET_MEAN, IMAGENET_STD, 224, "bilinear"),
-        files=("pytorch_model.bin", "model.safetensors"),
+        transform=BILINEAR,
+        files=PICKLE_FIRST,
     ),
     "uni2": _pathology(
         "MahmoodLab/UNI2-h",
@@ -104,8 +96,8 @@ CARDS: dict[str, Card] = {
             **SWIGLU,
         },
         pool="cls",
-        transform=Transform(IMAGENET_MEAN, IMAGENET_STD, 224, "bilinear"),
-        files=("pytorch_model.bin", "model.safetensors"),
+        transform=BILINEAR,
+        files=PICKLE_FIRST,
     ),
     "conch": _image_text(
         "MahmoodLab/CONCH",
@@ -114,7 +106,7 @@ CARDS: dict[str, Card] = {
         px=448,
         via="conch",
         gated=True,
-        files=("pytorch_model.bin", "model.safetensors"),
+        files=PICKLE_FIRST,
         extras=("config.json", "meta.yaml"),
     ),
     "virchow2": _pathology(
@@ -136,7 +128,7 @@ CARDS: dict[str, Card] = {
         architecture="vit_giant_patch14_dinov2",
         arguments=VIT_L | {"embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334},
         pool="cls",
-        files=("pytorch_model.bin", "model.safetensors"),
+        files=PICKLE_FIRST,
     ),
     "h-optimus-0": _pathology(
         "bioptimus/H-optimus-0",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist import _weights
 from sthist._settings import settings
-from sthist._weights.files import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, load_strictly, locate, read_weights
+from sthist._weights.files import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, locate
 from sthist.metrics._arrays import batches, to_torch
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def lpips_network(net: Any = "vgg", weights: Any = None) -> Any:
         raise ValueError(msg)
     name, url, _ = LPIPS_NETS[net]
     path = locate(f"LPIPS ({net})", url, weights, f"weights=, a state dict of torchvision's {name}")
-    state = read_weights(path)
+    state = _weights.read(path)
     # Every weight that is drawn here is replaced below; the user's own draws stay as they are.
     with torch.random.fork_rng(devices=[]):
         network = _NoTrainLpips(net=net, pnet_rand=True)
@@ -39,7 +40,7 @@ def lpips_network(net: Any = "vgg", weights: Any = None) -> Any:
     features = {
         key.removeprefix("features."): value for key, value in state.items() if not key.startswith("classifier.")
     }
-    load_strictly(network.net, {slices.get(key, key): value for key, value in features.items()}, path)
+    _weights.load_into(network.net, {slices.get(key, key): value for key, value in features.items()}, path)
     return network.to(settings.torch_device())
 
 
@@ -77,7 +78,7 @@ def inception_extractor(metric: str, weights: Any) -> Any:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     state: Any = io.BytesIO()
-    torch.save(read_weights(path), state)
+    torch.save(_weights.read(path), state)
     state.seek(0)
     try:
         with torch.random.fork_rng(devices=[]):

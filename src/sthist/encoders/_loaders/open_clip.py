@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,9 @@ import torch
 from torch import nn
 
 from sthist import _weights
-from sthist.encoders._loaders.timm import HUB_PREFIX, Loaded
-from sthist.encoders._registry import OPEN_CLIP_NAMES, Card
-from sthist.encoders._transform import CLIP_MEAN, CLIP_STD, INTERPOLATIONS, Transform
+from sthist.encoders._loaders.timm import HUB_PREFIX, Loaded, transform_of
+from sthist.encoders._registry import OPEN_CLIP_NAMES, Card, did_you_mean
+from sthist.encoders._transform import CLIP_MEAN, CLIP_STD, Transform
 
 if TYPE_CHECKING:
     from sthist._weights.files import Files
@@ -30,15 +29,15 @@ class ClipImages(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d), not normalised."""
-        found = self.visual(images)
-        return found[0] if isinstance(found, tuple) else found
+        pooled = self.visual(images)
+        return pooled[0] if isinstance(pooled, tuple) else pooled
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings of places (n, gh, gw, d), before they are projected."""
-        found = self.visual.forward_intermediates(
+        maps = self.visual.forward_intermediates(
             images, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
         )
-        return found["image_intermediates"][-1].permute(0, 2, 3, 1)
+        return maps["image_intermediates"][-1].permute(0, 2, 3, 1)
 
 
 class ClipTexts(nn.Module):
@@ -83,7 +82,7 @@ def card_of(name: str, *, needs_tag: bool) -> Card:
         hub_id,
         "see its page",
         "open_clip",
-        transform=_transform(described, usual),
+        transform=transform_of(described, usual),
         architecture=architecture,
         arguments={"quick_gelu": bool(described.get("quick_gelu", False))},
         files=(file,) if file else OPEN_CLIP_NAMES,
@@ -98,9 +97,7 @@ def _split(name: str, known: list[str]) -> tuple[str, str]:
     model, _, tag = name.rpartition("/")
     if model.replace("/", "-") in known:
         return model.replace("/", "-"), tag
-    close = difflib.get_close_matches(model or name, known, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    msg = f"open_clip has no model {model or name!r}.{hint}"
+    msg = f"open_clip has no model {model or name!r}.{did_you_mean(model or name, known)}"
     raise KeyError(msg)
 
 
@@ -118,7 +115,9 @@ def load(card: Card, files: Files) -> Loaded:
     clip = _build(config | card.arguments)
     if files.weights is not None:
         _fill(clip, files)
-    transform = replace(_transform(described.get("preprocess_cfg", {}), card.transform), size=_side(clip.visual))
+    side = clip.visual.image_size
+    side = int(side[0] if isinstance(side, (tuple, list)) else side)
+    transform = replace(transform_of(described.get("preprocess_cfg", {}), card.transform), size=side)
     return Loaded(
         ClipImages(clip.visual),
         transform,
@@ -158,21 +157,6 @@ def _fill(clip: Any, files: Files) -> None:
         load_checkpoint(clip, str(files.weights))
     except (RuntimeError, KeyError, AttributeError, ValueError):
         _weights.load_into(clip, state, str(files.weights))
-
-
-def _transform(described: dict[str, Any], default: Transform) -> Transform:
-    interpolation = described.get("interpolation")
-    return Transform(
-        described.get("mean") or default.mean,
-        described.get("std") or default.std,
-        default.size,
-        interpolation if interpolation in INTERPOLATIONS else default.interpolation,
-    )
-
-
-def _side(visual: Any) -> int:
-    size = visual.image_size
-    return int(size[0] if isinstance(size, (tuple, list)) else size)
 
 
 def _tokenizer(text: dict[str, Any], files: Files) -> Any:

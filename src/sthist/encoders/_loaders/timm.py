@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sthist import _weights
-from sthist.encoders._registry import Card
+from sthist.encoders._registry import Card, did_you_mean
 from sthist.encoders._transform import INTERPOLATIONS, Transform
 
 if TYPE_CHECKING:
@@ -25,30 +25,14 @@ HUB_PREFIX = "hf-hub:"
 
 @dataclass
 class Loaded:
-    """What a loader gives.
+    """What a loader gives."""
 
-    Attributes
-    ----------
-    module
-        Images to embeddings; ``tokens`` to places within them.
-    transform
-        Of its input.
-    dim
-        Size of an embedding, where it is known.
-    text
-        A module whose ``embed_text`` takes a list of texts.
-    logit_scale
-        Of an image-text model.
-    provenance
-        Of the library.
-    """
-
-    module: nn.Module
-    transform: Any
+    module: nn.Module  # images to embeddings; its ``tokens``: to places within them
+    transform: Any  # of its input
     dim: int | None = None
-    text: nn.Module | None = None
+    text: nn.Module | None = None  # its ``embed_text`` takes a list of texts
     logit_scale: float | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # of the library
 
 
 class TimmImages(nn.Module):
@@ -69,9 +53,10 @@ class TimmImages(nn.Module):
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings of places (n, gh, gw, d)."""
-        found = self.trunk.forward_features(images)
         last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
-        return as_grid(found, getattr(self.trunk, "num_prefix_tokens", 0), channels_last=last)
+        return as_grid(
+            self.trunk.forward_features(images), getattr(self.trunk, "num_prefix_tokens", 0), channels_last=last
+        )
 
     @property
     def dim(self) -> int:
@@ -81,15 +66,15 @@ class TimmImages(nn.Module):
         return int(self.trunk.num_features) * (2 if self.pool == "cls+mean" else 1)
 
 
-def as_grid(found: Any, prefix: int, *, channels_last: bool = False) -> torch.Tensor:
+def as_grid(tokens: Any, prefix: int, *, channels_last: bool = False) -> torch.Tensor:
     """Tokens (n, prefix + g * g, d) or maps (n, d, g, g) as (n, g, g, d)."""
-    if isinstance(found, torch.Tensor) and found.ndim == 4:
-        return found if channels_last else found.permute(0, 2, 3, 1)
-    if isinstance(found, torch.Tensor) and found.ndim == 3:
-        side = math.isqrt(found.shape[1] - prefix)
-        if side * side == found.shape[1] - prefix:
-            return found[:, prefix:].unflatten(1, (side, side))
-    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if isinstance(tokens, torch.Tensor) and tokens.ndim == 4:
+        return tokens if channels_last else tokens.permute(0, 2, 3, 1)
+    if isinstance(tokens, torch.Tensor) and tokens.ndim == 3:
+        side = math.isqrt(tokens.shape[1] - prefix)
+        if side * side == tokens.shape[1] - prefix:
+            return tokens[:, prefix:].unflatten(1, (side, side))
+    shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
     msg = f"This network gives no grid of places within a tile, but {shape}."
     raise ValueError(msg)
 
@@ -101,30 +86,26 @@ def card_of(name: str) -> Card:
     if name.startswith(HUB_PREFIX):
         hub_id = name.removeprefix(HUB_PREFIX)
         return Card(hub_id, "see its page", "timm", transform=Transform(size=224))
-    if not timm.is_model(name.split(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f" Did you mean {' or '.join(repr(f'timm:{match}') for match in close)}?" if close else ""
-        msg = f"timm has no network {name!r}.{hint}"
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        msg = f"timm has no network {name!r}.{did_you_mean(name, timm.list_models(), 'timm:')}"
         raise KeyError(msg)
     try:
         described = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        msg = (
-            f"timm has no weights {name!r}; for {name.split('.')[0]!r} it has "
-            f"{timm.list_pretrained(name.split('.')[0] + '.*')}."
-        )
+        msg = f"timm has no weights {name!r}; for {architecture!r} it has {timm.list_pretrained(f'{architecture}.*')}."
         raise KeyError(msg) from error
     hub_id = (described.hf_hub_id if described is not None else None) or ""
     tag = described.tag if described is not None else None
     if hub_id == "timm/":
-        hub_id = f"timm/{name.split('.')[0]}.{tag}" if tag else ""
+        hub_id = f"timm/{architecture}.{tag}" if tag else ""
     file = getattr(described, "hf_hub_filename", None)
     return Card(
         hub_id,
         getattr(described, "license", None) or "see its page",
         "timm",
         transform=transform_of(described.to_dict() if described is not None else {}, Transform(size=224)),
-        architecture=name.split(".")[0],
+        architecture=architecture,
         files=(file,) if file else Card("", "", "").files,
     )
 
@@ -149,13 +130,13 @@ def load(card: Card, files: Files) -> Loaded:
     if not architecture:
         msg = (
             f"Nothing says what the architecture of {card.hub_id!r} is: it needs the config.json of its page, or "
-            f"weights=."
+            "weights=."
         )
         raise ValueError(msg)
     if not timm.is_model(architecture):
         msg = (
             f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which {files.folder} "
-            f"asks for."
+            "asks for."
         )
         raise KeyError(msg)
     arguments = with_layers(card.arguments | described.get("model_args", {})) | {"num_classes": 0}
@@ -192,12 +173,8 @@ def fill(trunk: Any, state: dict[str, Any], files: Files) -> None:
     own = trunk.state_dict()
     fits = all(name in state and state[name].shape == value.shape for name, value in own.items())
     convert = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
-    source = str(files.weights)
-    if fits or convert is None:
-        _weights.load_into(trunk, state, source, leave=heads)
-        return
-    try:
-        converted = convert(dict(state), trunk)
-    except (KeyError, RuntimeError, ValueError, AttributeError, IndexError, AssertionError):
-        converted = state  # of a layout that timm does not know either: say how it differs
-    _weights.load_into(trunk, converted, source, leave=heads)
+    if not fits and convert is not None:
+        # Of a layout that timm does not know either, load_into says how it differs.
+        with suppress(KeyError, RuntimeError, ValueError, AttributeError, IndexError, AssertionError):
+            state = convert(dict(state), trunk)
+    _weights.load_into(trunk, state, str(files.weights), leave=heads)

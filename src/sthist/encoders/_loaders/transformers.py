@@ -165,12 +165,8 @@ def load_keep(card: Card, files: Files) -> Loaded:
     text = transformers.BertModel(transformers.BertConfig(**config["text_config"]))
     logit_scale = nn.Parameter(torch.zeros(()))
     whole = nn.Module()
-    whole.visual, whole.visual_head, whole.text, whole.logit_scale = (
-        images.visual,
-        images.visual_head,
-        text,
-        logit_scale,
-    )
+    whole.visual, whole.visual_head, whole.text = images.visual, images.visual_head, text
+    whole.logit_scale = logit_scale
     if files.weights is not None:
         state = {
             name.replace(".ls1.weight", ".ls1.gamma").replace(".ls2.weight", ".ls2.gamma"): value

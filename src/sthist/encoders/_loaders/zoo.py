@@ -87,10 +87,10 @@ def _loaded(model: Any, card: Card) -> Loaded:
     import importlib
 
     from sthist.encoders._loaders.timm import Loaded
-    from sthist.encoders._loaders.zoo_modules import ZooImages, ZooTexts, as_given
+    from sthist.encoders._loaders.zoo_modules import ZooImages, ZooTexts, unchanged
 
-    given = model.get_transform()
-    transform = as_given if given is None else folded(given) or given
+    own = model.get_transform()
+    transform = unchanged if own is None else folded(own) or own
     scale: Any = getattr(getattr(model, "model", None), "logit_scale", None)
     return Loaded(
         ZooImages(model),

@@ -45,6 +45,6 @@ class ZooTexts(nn.Module):
         return torch.as_tensor(self.zoo[0].encode_text(texts))
 
 
-def as_given(images: torch.Tensor) -> torch.Tensor:
+def unchanged(images: torch.Tensor) -> torch.Tensor:
     """Tiles as they are, for models that prepare them themselves."""
     return images

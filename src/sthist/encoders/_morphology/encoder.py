@@ -80,21 +80,6 @@ def morphology_feature_names() -> tuple[str, ...]:
     return tuple(describe(blank, 1.0, Stains.of(STAIN_VECTORS, 255.0)))
 
 
-def morphology_feature_meaning(name: str) -> str:
-    """Unit, transformation and meaning of a feature of the ``morphology`` encoder.
-
-    Examples
-    --------
-    >>> from sthist.encoders._morphology.encoder import morphology_feature_meaning
-    >>> morphology_feature_meaning("nuclei_area_um2_median")
-    'ln of the area in µm²'
-    """
-    if name not in morphology_feature_names():
-        msg = f"The morphology encoder has no feature {name!r}; see morphology_feature_names()."
-        raise KeyError(msg)
-    return next(text for pattern, text in FAMILIES.items() if re.fullmatch(pattern, name))
-
-
 class Morphology(Encoder):
     """Named features of an H&E tile: stains, colours, texture at 1 to 16 µm, and nuclei; no weights, no randomness.
 
@@ -177,8 +162,18 @@ class Morphology(Encoder):
         return Morphology(spec=spec, stain_vectors=self.stain_vectors, white=self.white)
 
     def feature_meaning(self, name: str) -> str:
-        """Unit, transformation and meaning of a feature."""
-        return morphology_feature_meaning(name)
+        """Unit, transformation and meaning of a feature.
+
+        Examples
+        --------
+        >>> from sthist.encoders import Morphology
+        >>> Morphology().feature_meaning("nuclei_area_um2_median")
+        'ln of the area in µm²'
+        """
+        if name not in morphology_feature_names():
+            msg = f"The morphology encoder has no feature {name!r}; see morphology_feature_names()."
+            raise KeyError(msg)
+        return next(text for pattern, text in FAMILIES.items() if re.fullmatch(pattern, name))
 
     def embed(self, tiles: np.ndarray, mpp: float | None = None) -> np.ndarray:
         """Features of tiles.
