@@ -33,7 +33,6 @@ from spatialdata.transformations import Affine, set_transformation
 import sthist
 from sthist._alignment.read import from_landmarks
 from sthist._sample.elements import find_nuclear
-from sthist.tiles._images.image import extent_um
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +67,7 @@ def pairs() -> Iterator[Pair]:
 
 def in_place(name: str, sdata, shift_um: float = 500.0) -> Pair:
     """A pair whose images lie on each other; nine places of the stain."""
-    x0, y0, x1, y1 = extent_um(sdata, find_nuclear(sdata)[0])
+    x0, y0, x1, y1 = sthist.tiles.open_image(sdata, find_nuclear(sdata)[0]).extent_um
     places = np.stack(np.meshgrid(np.linspace(x0, x1, 5)[1:-1], np.linspace(y0, y1, 5)[1:-1]), -1).reshape(-1, 2)
     truth = sthist.scale.matrix_to(sdata["he"])
     return Pair(name, sdata, truth, truth, places, shift_um)
@@ -164,7 +163,7 @@ def random_move(rng: np.random.Generator, centre: np.ndarray, shift: float, *, m
 
 def measure(pair: Pair, n: int) -> dict:
     """Errors of n runs; the first one starts from where the H&E lies, for a pair that is not in place."""
-    centre = np.array(extent_um(pair.sdata, find_nuclear(pair.sdata)[0])).reshape(2, 2).mean(0)
+    centre = np.array(sthist.tiles.open_image(pair.sdata, find_nuclear(pair.sdata)[0]).extent_um).reshape(2, 2).mean(0)
     elsewhere = not np.array_equal(pair.start, pair.truth)
     rng = np.random.default_rng(0)
     found, seconds, refused = [], [], []

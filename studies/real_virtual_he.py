@@ -21,7 +21,6 @@ from realdata import HIGH_RES
 import sthist
 from sthist.benchmark._virtual_he import seam_of
 from sthist.tiles import Overlay, TileSpec, read_region
-from sthist.tiles._images.image import extent_um
 
 SECTIONS = ("cosmx_lung12", "merscope_mouse_brain", "xenium_breast_rep1")
 MODELS = {"beer_lambert": "beer-lambert"}
@@ -42,7 +41,7 @@ def nuclei_and_seams(sdata, key: str) -> dict:
 
 def against_real(sdata, keys: list[str], mpp: float) -> dict:
     """Error of colour and correlation of darkness at a coarse resolution, where both images are."""
-    x0, y0, x1, y1 = extent_um(sdata, ["dapi"])
+    x0, y0, x1, y1 = sthist.tiles.open_image(sdata, "dapi").extent_um
     box = (x0, y0, x1, y1)
     real = read_region(sdata, "he", box, mpp, fill=255).astype(float)
     found = {}
@@ -63,7 +62,7 @@ def _compare(made: np.ndarray, real: np.ndarray) -> dict:
 def views(sdata, keys: list[str]) -> dict[str, np.ndarray]:
     """A part of the section as stain and transcripts, by each model, and real if there is one."""
     stain = list(sthist._sample.elements.find_nuclear(sdata)[0])
-    x0, y0, x1, y1 = extent_um(sdata, stain)
+    x0, y0, x1, y1 = sthist.tiles.open_image(sdata, stain).extent_um
     side = min(SHOWN_UM, x1 - x0, y1 - y0)
     centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
     spec = TileSpec(side, SHOWN_PX)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,6 +47,18 @@ def matrix_to(element: Any, coordinate_system: str = _sample.UM) -> np.ndarray:
     return np.asarray(
         transformations[coordinate_system].to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y")), np.float64
     )
+
+
+def matrix_to_um(sdata: SpatialData, kind: Literal["points", "shapes"], key: str) -> np.ndarray:
+    """(3, 3) from an element's coordinates to µm; a ValueError says that it is not registered there."""
+    element = _sample.get(sdata, kind, key)
+    try:
+        return matrix_to(element)
+    except KeyError:
+        msg = (
+            f"{kind.capitalize()} {key!r} are not registered in {_sample.UM!r}; give the scale once with pp.set_scale."
+        )
+        raise ValueError(msg) from None
 
 
 def pixel_size(matrix: np.ndarray) -> tuple[float, float]:
@@ -213,9 +225,8 @@ def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: flo
             new = np.diag([factor, factor, 1.0]) @ _place(sdata, name, coordinate_system)
             if not np.allclose(new, there, rtol=TOLERANCE, atol=1.0):
                 msg = (
-                    f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was "
-                    f"it aligned?). "
-                    "Pass overwrite=True to move it."
+                    f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was it "
+                    "aligned?). Pass overwrite=True to move it."
                 )
                 raise ValueError(msg)
 

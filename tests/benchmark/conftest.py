@@ -31,10 +31,10 @@ class Knowing(VirtualStainModel):
     paint: Any = staticmethod(lambda tiles: tiles)
     trained = 0
 
-    def mpp(self, elements: Any) -> float:
+    def mpp(self, stain: Any) -> float:
         return self.config.spec.mpp
 
-    def prepare(self, elements: Any, extent_um: Any, mpp: float, *, allow_upsampling: bool) -> Stainer:
+    def prepare(self, elements: Any, stain: Any, mpp: float, *, allow_upsampling: bool) -> Stainer:
         assert mpp == self.config.spec.mpp
         reader = TileReader(
             elements.sdata, self.config.image, self.config.spec, fill=255, allow_upsampling=allow_upsampling

@@ -63,7 +63,7 @@ def test_levels_are_quantiles_over_the_tissue(toy):
     Those of the whole field, the null, are not.
     """
     elements = sthist._sample.elements.find_high_res(toy)
-    facts = BeerLambert().prepare(elements, (0, 0, 400, 400), 0.5).facts
+    facts = BeerLambert().prepare(elements, sthist.tiles.open_image(toy, elements.nuclear), 0.5).facts
     dapi = toy["morphology_focus"].to_numpy()[0]
     tissue = rasterize(toy["regions"].geometry, (0, 0), 0.5, dapi.shape) > 0
     found = facts["stain_levels"]["DAPI"]

@@ -527,7 +527,7 @@ class TestRunning:
         facts = []
         for model in (small(), small().running_on(precision="bf16"), small(seed=1)):
             elements = sthist._sample.elements.find_high_res(sdata)
-            facts.append(model.prepare(elements, (0, 0, 100, 100), 0.5).facts)
+            facts.append(model.prepare(elements, sthist.tiles.open_image(sdata, elements.nuclear), 0.5).facts)
         assert facts[0]["arithmetic"] == ["cpu", "float32", "eager"]
         assert facts[1]["arithmetic"] == ["cpu", "bf16", "eager"]
         assert facts[0]["weights"] != facts[2]["weights"]

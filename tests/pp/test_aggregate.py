@@ -21,7 +21,7 @@ from spatialdata.models import PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, set_transformation
 
 import sthist
-from sthist.tiles._regions.locate import LEAST_BATCH, RegionIndex, SquareGrid, Tally
+from sthist.tiles._regions.locate import LEAST_BATCH, RegionIndex, SparseCounts, SquareGrid
 
 GENES = [f"gene_{i}" for i in range(5)]
 MANY = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -390,7 +390,7 @@ def test_a_tally_is_a_counter(seed, batch):
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sthist.tiles._regions.locate.LEAST_BATCH", batch)
-        tally, counter = Tally(7), Counter()
+        tally, counter = SparseCounts(7), Counter()
         for _ in range(12):
             rows, columns = rng.integers(0, rng.integers(1, 50), 60), rng.integers(0, 7, 60)
             tally.add(rows, columns)
@@ -406,7 +406,7 @@ def test_a_tally_is_a_counter(seed, batch):
 
 def test_memory_goes_with_what_is_different():
     """A hundred million additions of a thousand pairs would take 800 MB."""
-    tally = Tally(10)
+    tally = SparseCounts(10)
     rows, columns = (axis.ravel() for axis in np.meshgrid(np.arange(100), np.arange(10)))
     for _ in range(20):
         tally.add(np.tile(rows, 500), np.tile(columns, 500))

@@ -376,7 +376,7 @@ def test_tables_that_cannot_be_had(tmp_path):
     on_disk.file.close()
     with pytest.raises(ValueError, match=r"X is a Array, not in memory \(adata.to_memory\(\) reads it\)"):
         sthist.pp.genes(table(da.ones((3, 4))))
-    with pytest.raises(TypeError, match="A SpatialData or an AnnData is needed, not ndarray"):
+    with pytest.raises(TypeError, match="an AnnData or a mapping of name to such is needed, not ndarray"):
         sthist.pp.genes(np.ones((3, 4)))
 
 
@@ -445,7 +445,7 @@ class TestSpatialData:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(_store, "commit", full)
+        monkeypatch.setattr(_store.store, "commit", full)
         with pytest.raises(OSError, match="is full"):
             sthist.pp.genes(backed)
         for sdata in (backed, sd.read_zarr(backed.path)):

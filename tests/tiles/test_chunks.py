@@ -7,7 +7,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 
-from sthist.tiles._images.image import Planes, chunk_reader
+from sthist.tiles._images.planes import Planes, chunk_reader
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

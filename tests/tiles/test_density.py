@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import sthist
 from sthist import _sample
 from sthist._sample.elements import is_gene
 from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, paint_cells
@@ -14,7 +15,7 @@ def test_counts_equal_a_histogram(toy):
     """Numpy's own, of the same molecules."""
     elements = _sample.find_high_res(toy)
     grid = Grid.over((0, 0, 400, 400), 2.0)
-    counts, n = count_transcripts(elements, grid)
+    counts, n = count_transcripts(elements, sthist.tiles.open_image(toy, elements.nuclear), grid)
     frame = toy["transcripts"].compute()
     frame = frame[(frame.qv >= 20) & is_gene(frame.feature_name.astype(str))]
     expected, _, _ = np.histogram2d(frame.y, frame.x, bins=200, range=[[0, 400], [0, 400]])

@@ -13,7 +13,7 @@ from spatialdata.models import Image2DModel, Image3DModel
 from spatialdata.transformations import Affine
 
 from sthist.tiles import TileReader, TileSpec, read_region
-from sthist.tiles._images import image as source_module
+from sthist.tiles._images import planes as source_module
 
 
 def affine(angle=0.0, flip=False, scale=(1.0, 1.0), shear=0.0, shift=(0.0, 0.0)):
@@ -193,7 +193,7 @@ def test_each_chunk_is_decoded_once(tmp_path, monkeypatch):
     x0, y0, x1, y1 = reader.extent_um
     reader.read(np.random.default_rng(0).uniform([x0, y0], [x1, y1], (500, 2)))
     assert len(loaded) == len(set(loaded)) == 64
-    assert type(reader.sources[0].levels[0].planes._data).__module__.startswith("zarr")
+    assert type(reader.image.fields[0].levels[0].planes._data).__module__.startswith("zarr")
 
 
 def test_scattered_tiles_do_not_fill_the_memory():

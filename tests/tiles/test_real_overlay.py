@@ -9,7 +9,6 @@ from realdata import HIGH_RES
 import sthist
 from sthist import _sample
 from sthist.tiles import Overlay, TileSpec
-from sthist.tiles._images.image import extent_um
 
 
 @pytest.mark.parametrize("name", sorted(HIGH_RES))
@@ -24,7 +23,7 @@ def test_dots_lie_where_the_transcripts_are(name):
     counts, columns, rows = np.histogram2d(*places.T, bins=20)
     column, row = np.unravel_index(counts.argmax(), counts.shape)
     centre = np.array([columns[column : column + 2].mean(), rows[row : row + 2].mean()])
-    x0, y0, x1, y1 = extent_um(sdata, keys)
+    x0, y0, x1, y1 = sthist.tiles.open_image(sdata, keys).extent_um
     assert (x0 <= centre[0] <= x1) & (y0 <= centre[1] <= y1)
     tile, bare = overlay.read([centre])[0], overlay.restyled(mode="none").read([centre])[0]
     changed = (tile != bare).any(-1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import sthist
 from sthist.tiles import TileSpec, farthest_points, has_content
-from sthist.tiles._images.image import source_from_array
+from sthist.tiles._images.image import image_of_array
 from sthist.tiles._sampling import lies_inside, spatial_split
 
 
@@ -94,19 +94,22 @@ def test_tiles_that_leave_an_image():
     turned = np.array(
         [[0.0, -0.5, 100.0], [0.5, 0.0, 0.0], [0, 0, 1]]
     )  # 90 degrees; 200 px along x become 100 µm along y
-    source = source_from_array(np.zeros((1, 100, 200), np.uint8), turned)
+    image = image_of_array(np.zeros((1, 100, 200), np.uint8), turned)
     centres = np.array([[75.0, 50.0], [60.0, 10.0], [60.0, 9.0], [59.0, 50.0], [90.0, 90.0], [90.5, 90.0]])
-    assert lies_inside([source], centres, 20.0).tolist() == [True, True, False, False, True, False]
+    assert lies_inside(image, centres, 20.0).tolist() == [True, True, False, False, True, False]
 
 
 def test_tiles_over_a_gap_between_fields_of_view():
     def field(x):
         to_um = np.array([[1.0, 0, x], [0, 1, 0], [0, 0, 1]])
-        return source_from_array(np.zeros((1, 300, 300), np.uint8), to_um)
+        return image_of_array(np.zeros((1, 300, 300), np.uint8), to_um)
+
+    def both(x):
+        return sthist.tiles.Image(field(0).fields + field(x).fields)
 
     over = np.array([[300.0, 150.0]])
-    assert lies_inside([field(0), field(300)], over, 100.0).tolist() == [True]
-    assert lies_inside([field(0), field(315)], over, 100.0).tolist() == [False]
+    assert lies_inside(both(300), over, 100.0).tolist() == [True]
+    assert lies_inside(both(315), over, 100.0).tolist() == [False]
 
 
 class TestSplit:

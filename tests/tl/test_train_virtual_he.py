@@ -624,4 +624,4 @@ def with_pixels(element, pixels):
 
 def id_of(reader):
     """What is the same of all readers of one image."""
-    return (reader.sources[0].name, reader.sources[0].to_um.tobytes(), reader.dtype.str)
+    return (reader.image.key, reader.image.fields[0].to_um.tobytes(), reader.dtype.str)

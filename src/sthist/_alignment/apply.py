@@ -103,9 +103,8 @@ def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndar
         return {_sample.UM: np.linalg.inv(from_um), to: np.eye(3)}
     others = [name for name in sdata.images if name != image]
     msg = (
-        f"to={to!r} is no other image ({others}), and no coordinate system in which another element is registered "
-        f"as well as in "
-        f"'um' (there are {sdata.coordinate_systems})."
+        f"to={to!r} is no other image ({others}), and no coordinate system in which another element is registered as "
+        f"well as in 'um' (there are {sdata.coordinate_systems})."
     )
     raise KeyError(msg)
 

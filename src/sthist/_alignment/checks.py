@@ -65,11 +65,9 @@ def require_consistent(alignment: Alignment, unit: float) -> None:
         return
     worst = int(np.argmax(alignment.residuals))
     msg = (
-        f"{files.MATRIX} and {files.KEYPOINTS} of {alignment.what} contradict each other by {gap:.1f} µm: the "
-        f"matrix puts the "
-        f"{len(alignment.residuals)} keypoints a median of {np.median(alignment.residuals) * unit:.1f} µm off "
-        f"(keypoint "
-        f"{worst} by {alignment.residuals[worst] * unit:.1f} µm), an affine fitted to them "
+        f"{files.MATRIX} and {files.KEYPOINTS} of {alignment.what} contradict each other by {gap:.1f} µm: the matrix "
+        f"puts the {len(alignment.residuals)} keypoints a median of {np.median(alignment.residuals) * unit:.1f} µm off "
+        f"(keypoint {worst} by {alignment.residuals[worst] * unit:.1f} µm), an affine fitted to them "
         f"{np.median(alignment.fitted) * unit:.1f} µm."
     )
     if gap >= CONTRADICTORY_UM:

@@ -25,18 +25,10 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
 
 @dataclass(frozen=True)
 class Csv:
-    """Text of a csv file.
+    """Text of a csv file."""
 
-    Attributes
-    ----------
-    text
-        All of it.
-    what
-        The file's name, for messages.
-    """
-
-    text: str
-    what: str
+    text: str  # all of it
+    what: str  # the file's name, for messages
 
     @property
     def rows(self) -> list[list[str]]:
@@ -85,8 +77,8 @@ def find_member(path: Path, name: str) -> Csv | None:
         msg = f"{path} is damaged or no zip that can be read ({error}). Download the alignment file again."
         raise ValueError(msg) from None
     if len(members) > 1:
-        found = _listed([info.filename for info in members])
-        msg = f"{path} holds {len(members)} files {name}: {found}. Unpack the right one and give that."
+        listed = _listed([info.filename for info in members])
+        msg = f"{path} holds {len(members)} files {name}: {listed}. Unpack the right one and give that."
         raise ValueError(msg)
     if len(content) > MAX_BYTES:
         msg = f"{what} is larger than {MAX_BYTES / 1e6:.0f} MB; no alignment is. Unpack and check it."

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Matrices and landmarks, read from arrays and files, and the affine that they mean."""
 
 from __future__ import annotations
 
@@ -19,24 +19,14 @@ LANDMARK_COLUMNS = (
 
 @dataclass(frozen=True)
 class Alignment:
-    """An affine from an image's pixels to the frame of another element.
+    """An affine from an image's pixels to the frame of another element."""
 
-    Attributes
-    ----------
-    matrix
-        (3, 3): (x, y, 1) of the image to (x, y, 1) of the target frame.
-    residuals
-        Distance of each landmark from where the matrix puts it, in units of the target frame; None for a matrix alone.
-    fitted
-        What the affine that fits the landmarks best would leave of these distances, where the matrix is another one.
-    what
-        File that both are from, for messages.
-    """
-
-    matrix: np.ndarray
+    matrix: np.ndarray  # (3, 3): (x, y, 1) of the image to (x, y, 1) of the target frame
+    # distance of each landmark from where the matrix puts it, in units of the target frame; None for a matrix alone
     residuals: np.ndarray | None = None
+    # what the affine that fits the landmarks best would leave of these distances, where the matrix is another one
     fitted: np.ndarray | None = None
-    what: str = "the alignment"
+    what: str = "the alignment"  # file that both are from, for messages
 
     @property
     def gap(self) -> float:
@@ -99,9 +89,8 @@ def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
         raise ValueError(msg)
     if not np.allclose(matrix[2], [0, 0, 1], atol=1e-9):
         msg = (
-            f"{what} is no affine matrix: its last row is {matrix[2].tolist()}, not [0, 0, 1]. Projective "
-            f"matrices cannot "
-            "be undone tile by tile; fit an affine one."
+            f"{what} is no affine matrix: its last row is {matrix[2].tolist()}, not [0, 0, 1]. Projective matrices "
+            "cannot be undone tile by tile; fit an affine one."
         )
         raise ValueError(msg)
     # Relative to the lengths of its columns: a small scale is no singular matrix.

@@ -26,22 +26,12 @@ LEAST_INLIERS, LEAST_SHARE = 8, 0.35
 
 @dataclass(frozen=True)
 class Registration:
-    """What was found.
+    """What was found."""
 
-    Attributes
-    ----------
-    matrix
-        (3, 3): (x, y, 1) of the fixed image to the moving one, both in µm from their corner.
-    n_inliers, n_patches
-        Patches that agree on it at the finest level, and those that were found somewhere.
-    residual_um
-        Median distance of the inliers from where it puts them.
-    """
-
-    matrix: np.ndarray
-    n_inliers: int
-    n_patches: int
-    residual_um: float
+    matrix: np.ndarray  # (3, 3): (x, y, 1) of the fixed image to the moving one, both in µm from their corner
+    n_inliers: int  # patches that agree on it at the finest level
+    n_patches: int  # patches that were found somewhere
+    residual_um: float  # median distance of the inliers from where it puts them
 
 
 def register(
@@ -62,9 +52,9 @@ def register(
     candidates += search_turns(shrink(fixed, coarse), shrink(moving, coarse), step_um * coarse)
     best: Registration | None = None
     for matrix in candidates:
-        found = refine(fixed, moving, step_um, matrix, factors[:2], rng)
-        if found is not None and (best is None or found.n_inliers > best.n_inliers):
-            best = found
+        refined = refine(fixed, moving, step_um, matrix, factors[:2], rng)
+        if refined is not None and (best is None or refined.n_inliers > best.n_inliers):
+            best = refined
     if best is None:
         return None
     return refine(fixed, moving, step_um, best.matrix, factors[1:] or factors, rng)
@@ -94,7 +84,7 @@ def search_turns(fixed: np.ndarray, moving: np.ndarray, step_um: float) -> list[
     side = int(np.ceil(np.hypot(*moving.shape))) + 2
     n = fft.next_fast_len(max(fixed.shape) + side, real=True)
     target = fft.rfft2(_standard(fixed), (n, n))
-    found: list[tuple[float, np.ndarray]] = []
+    candidates: list[tuple[float, np.ndarray]] = []
     prepared = _standard(moving)
     for linear in _turns():
         to_moving = np.eye(3)
@@ -109,9 +99,9 @@ def search_turns(fixed: np.ndarray, moving: np.ndarray, step_um: float) -> list[
         shift = np.array([x - n if x >= fixed.shape[1] else x, y - n if y >= fixed.shape[0] else y]) * step_um
         back = np.eye(3)
         back[:2, 2] = -shift
-        found.append((float(correlation[y, x]) / norm, to_moving @ back))
-    found.sort(key=lambda pair: -pair[0])
-    return _distinct([matrix for _, matrix in found], np.array(fixed.shape[::-1]) * step_um)
+        candidates.append((float(correlation[y, x]) / norm, to_moving @ back))
+    candidates.sort(key=lambda pair: -pair[0])
+    return _distinct([matrix for _, matrix in candidates], np.array(fixed.shape[::-1]) * step_um)
 
 
 def _turns() -> Iterator[np.ndarray]:
@@ -165,7 +155,7 @@ def refine(
     rng: np.random.Generator,
 ) -> Registration | None:
     """Follow a matrix from level to level; None where too few patches agree at the last."""
-    found: Registration | None = None
+    registration: Registration | None = None
     for factor in factors:
         step = step_um * factor
         target = shrink(fixed, factor)
@@ -177,8 +167,8 @@ def refine(
         correction, inliers, residual = fitted
         to_um = np.diag([step, step, 1.0])
         matrix = matrix @ to_um @ correction @ np.linalg.inv(to_um)
-        found = Registration(matrix, int(inliers.sum()), len(places), float(residual * step))
-    return found
+        registration = Registration(matrix, int(inliers.sum()), len(places), float(residual * step))
+    return registration
 
 
 def match_patches(fixed: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,8 +213,8 @@ def _best_shift(template: np.ndarray, window: np.ndarray, reach: int, n: int) ->
     if correlation[i, j] < LEAST_CORRELATION or not (0 < i < size - 1 and 0 < j < size - 1):
         return None
     return (
-        j - reach + _peak(correlation[i, j - 1 : j + 2]),
-        i - reach + _peak(correlation[i - 1 : i + 2, j]),
+        j - reach + peak_between(correlation[i, j - 1 : j + 2]),
+        i - reach + peak_between(correlation[i - 1 : i + 2, j]),
     )
 
 
@@ -235,14 +225,14 @@ def _window_spread(window: np.ndarray, side: int) -> np.ndarray:
     return np.sqrt(np.maximum(squares - total**2 / side**2, 0.0))
 
 
-def _peak(values: np.ndarray) -> float:
+def peak_between(values: np.ndarray) -> float:
     """Where the parabola through three values has its top, from the middle one."""
     curvature = values[0] - 2 * values[1] + values[2]
     return 0.0 if curvature >= 0 else float(np.clip(0.5 * (values[0] - values[2]) / curvature, -0.5, 0.5))
 
 
 def _agree(
-    places: np.ndarray, found: np.ndarray, rng: np.random.Generator
+    places: np.ndarray, targets: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """The affine on which most pairs agree, which they are, and their median distance; None where too few do."""
     if len(places) < LEAST_INLIERS:
@@ -253,19 +243,19 @@ def _agree(
         design = np.c_[places[three], np.ones(3)]
         if abs(np.linalg.det(design)) < PATCH_PX**2 / 4:
             continue
-        inliers = _distances(places, found, np.linalg.solve(design, found[three])) < TOLERANCE_PX
+        inliers = _distances(places, targets, np.linalg.solve(design, targets[three])) < TOLERANCE_PX
         if inliers.sum() > best.sum():
             best = inliers
     for _ in range(3):
         if best.sum() < max(LEAST_INLIERS, LEAST_SHARE * len(places)):
             return None
-        solution = np.linalg.lstsq(np.c_[places[best], np.ones(int(best.sum()))], found[best], rcond=None)[0]
-        distances = _distances(places, found, solution)
+        solution = np.linalg.lstsq(np.c_[places[best], np.ones(int(best.sum()))], targets[best], rcond=None)[0]
+        distances = _distances(places, targets, solution)
         best = distances < TOLERANCE_PX
     matrix = np.eye(3)
     matrix[:2] = solution.T
     return matrix, best, float(np.median(distances[best]))
 
 
-def _distances(places: np.ndarray, found: np.ndarray, solution: np.ndarray) -> np.ndarray:
-    return np.asarray(np.linalg.norm(places @ solution[:2] + solution[2] - found, axis=1))
+def _distances(places: np.ndarray, targets: np.ndarray, solution: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.norm(places @ solution[:2] + solution[2] - targets, axis=1))

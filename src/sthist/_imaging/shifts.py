@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import stains
 from sthist._imaging.nuclei import GRAIN_UM, MIN_AREA_UM2, SURROUND_UM, contrast_of
+from sthist._imaging.registration import peak_between
 
 STAIN_VECTORS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
 """Haematoxylin and eosin as Ruifrok and Johnston 2001 measured them."""
@@ -242,7 +243,7 @@ def _match(fixed: np.ndarray, moving: np.ndarray, mask: np.ndarray, reach: float
     confidence = max(0.0, float(sought[i, j] - chance.mean()) / spread)
     if max(offsets[i], offsets[j]) >= near:  # it may rise further beyond
         return None, confidence
-    peak = [_top(correlation[i, j - 1 : j + 2]), _top(correlation[i - 1 : i + 2, j])]
+    peak = [peak_between(correlation[i, j - 1 : j + 2]), peak_between(correlation[i - 1 : i + 2, j])]
     return np.array([j - far, i - far]) + peak, confidence
 
 
@@ -271,9 +272,3 @@ def _masked_correlation(fixed: np.ndarray, moving: np.ndarray, mask: np.ndarray,
     squares = np.maximum(square_one, 0) * np.maximum(square_other, 0)
     usable = (number >= 0.25 * mask.sum()) & (squares > 1e-12 * max(float(squares.max()), 1e-300))
     return np.where(usable, product / np.sqrt(np.where(usable, squares, 1.0)), np.nan)
-
-
-def _top(values: np.ndarray) -> float:
-    """Where the parabola through three values has its top, from the middle one."""
-    curvature = values[0] - 2 * values[1] + values[2]
-    return float(np.clip(0.5 * (values[0] - values[2]) / curvature, -0.5, 0.5)) if curvature < 0 else 0.0

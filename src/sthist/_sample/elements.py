@@ -13,7 +13,7 @@ from sthist._sample import other_tools
 from sthist._settings import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from geopandas import GeoDataFrame
     from shapely.geometry.base import BaseGeometry
@@ -132,9 +132,9 @@ def describe(kind: str, keys: Iterable[str]) -> str:
 
 
 def roles(sdata: SpatialData) -> dict[str, Any]:
-    """What the readers recorded of the elements' roles.
+    """What the readers recorded of the elements' roles, and LazySlide and sopa where they recorded nothing.
 
-    What LazySlide and sopa recorded where they recorded nothing.
+    A verb that finds several elements asks once, and hands the answer to each look-up as ``recorded``.
     """
     return other_tools.roles(sdata) | sdata.attrs.get("sthist", {}).get("roles", {})
 
@@ -171,14 +171,14 @@ def channel_names(element: Any) -> list[str]:
     return [str(name) for name in get_channel_names(element)]
 
 
-def find_he(sdata: SpatialData, image: str | None = None) -> str:
+def find_he(sdata: SpatialData, image: str | None = None, *, recorded: Mapping[str, Any] | None = None) -> str:
     """Key of the H&E image: given, recorded by the reader, or the only image named like one."""
     if image is not None:
         get(sdata, "images", image)
         return image
-    recorded = roles(sdata).get("he", {}).get("image")
-    if recorded in sdata.images:
-        return str(recorded)
+    key = (roles(sdata) if recorded is None else recorded).get("he", {}).get("image")
+    if key in sdata.images:
+        return str(key)
     candidates = [name for name in _measured_images(sdata) if HE_NAMES.search(name)]
     return _only_one(sdata, "H&E image", "images", candidates, "image=")
 
@@ -196,34 +196,16 @@ def _measured_images(sdata: SpatialData) -> list[str]:
 
 @dataclass(frozen=True)
 class HighResElements:
-    """The elements of one sample of high-resolution spatial transcriptomics, by role.
+    """The elements of one sample of high-resolution spatial transcriptomics, by role."""
 
-    Attributes
-    ----------
-    sdata
-        The sample.
-    nuclear
-        Images of the nuclear stain that together tile one plane.
-    nuclear_channel
-        Its channel.
-    cytoplasm_channels
-        Channels of the same images that show cytoplasm or membrane.
-    points, gene
-        Key of the transcripts and their gene column.
-    table
-        Key of the cell table.
-    z
-        Plane of the stain that counts; None for the projection of all.
-    """
-
-    sdata: SpatialData
-    nuclear: tuple[str, ...]
-    nuclear_channel: str
-    cytoplasm_channels: tuple[str, ...] = ()
-    points: str | None = None
-    gene: str | None = None
-    table: str | None = None
-    z: int | None = None
+    sdata: SpatialData  # the sample
+    nuclear: tuple[str, ...]  # images of the nuclear stain that together tile one plane
+    nuclear_channel: str  # its channel
+    cytoplasm_channels: tuple[str, ...] = ()  # channels of the same images that show cytoplasm or membrane
+    points: str | None = None  # key of the transcripts
+    gene: str | None = None  # their gene column
+    table: str | None = None  # key of the cell table
+    z: int | None = None  # plane of the stain that counts; None for the projection of all
 
 
 def find_high_res(
@@ -237,15 +219,16 @@ def find_high_res(
 ) -> HighResElements:
     """Resolve nuclear stain, transcripts and cells; everything is found where there is one candidate."""
     require_one_sample(sdata)
-    nuclear, nuclear_channel = find_nuclear(sdata, image, channel)
+    recorded = roles(sdata)
+    nuclear, nuclear_channel = find_nuclear(sdata, image, channel, recorded=recorded)
     names = channel_names(sdata.images[nuclear[0]])
-    recorded = roles(sdata).get("nuclear", {}).get("cytoplasm")
+    stated = recorded.get("nuclear", {}).get("cytoplasm")
     cytoplasm = (
-        [name for name in recorded if name in names and name != nuclear_channel]
-        if recorded is not None
+        [name for name in stated if name in names and name != nuclear_channel]
+        if stated is not None
         else [name for name in names if name != nuclear_channel and CYTOPLASM_NAMES.search(name)]
     )
-    points_key, gene = find_transcripts(sdata, points)
+    points_key, gene = find_transcripts(sdata, points, recorded=recorded)
     return HighResElements(
         sdata=sdata,
         nuclear=nuclear,
@@ -253,16 +236,20 @@ def find_high_res(
         cytoplasm_channels=tuple(cytoplasm),
         points=points_key,
         gene=gene,
-        table=find_cell_table(sdata, table),
+        table=find_cell_table(sdata, table, recorded=recorded),
         z=z,
     )
 
 
 def find_nuclear(
-    sdata: SpatialData, image: str | Sequence[str] | None = None, channel: str | None = None
+    sdata: SpatialData,
+    image: str | Sequence[str] | None = None,
+    channel: str | None = None,
+    *,
+    recorded: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[str, ...], str]:
     """Images of the nuclear stain that tile one plane, and its channel."""
-    role = roles(sdata).get("nuclear", {})
+    role = (roles(sdata) if recorded is None else recorded).get("nuclear", {})
     if image is not None:
         keys = (image,) if isinstance(image, str) else tuple(image)
         for key in keys:
@@ -310,9 +297,11 @@ def _nuclear_channel(key: str, names: list[str], channel: str | None) -> str:
     raise ValueError(msg)
 
 
-def find_transcripts(sdata: SpatialData, points: str | None = None) -> tuple[str | None, str | None]:
+def find_transcripts(
+    sdata: SpatialData, points: str | None = None, *, recorded: Mapping[str, Any] | None = None
+) -> tuple[str | None, str | None]:
     """Key of the transcripts and their gene column; (None, None) where the object has no points."""
-    role = roles(sdata).get("transcripts", {})
+    role = (roles(sdata) if recorded is None else recorded).get("transcripts", {})
     if points is None:
         if role.get("points") in sdata.points:
             points = role["points"]
@@ -328,20 +317,21 @@ def find_transcripts(sdata: SpatialData, points: str | None = None) -> tuple[str
         columns = [str(column) for column in element.columns]
         msg = (
             f"Points {points!r} name no gene column{'' if gene is None else f' ({gene!r} is not there)'}: their "
-            f"columns "
-            f"are {columns}. Parse them with PointsModel.parse(..., feature_key=...) or "
-            "io.assemble(..., gene=...)."
+            f"columns are {columns}. Parse them with PointsModel.parse(..., feature_key=...) or io.assemble(..., "
+            "gene=...)."
         )
         raise ValueError(msg)
     return points, str(gene)
 
 
-def find_cell_table(sdata: SpatialData, table: str | None = None) -> str | None:
+def find_cell_table(
+    sdata: SpatialData, table: str | None = None, *, recorded: Mapping[str, Any] | None = None
+) -> str | None:
     """The table of cells: the one that is named, else one whose cells can be placed."""
     if table is not None:
         get(sdata, "tables", table)
         return table
-    recorded = roles(sdata).get("cells", {}).get("table")
+    usual = (roles(sdata) if recorded is None else recorded).get("cells", {}).get("table")
     other = other_tools.without_counts(sdata)
     candidates = [
         name
@@ -351,7 +341,7 @@ def find_cell_table(sdata: SpatialData, table: str | None = None) -> str | None:
         and name not in adata.uns.get("sthist", {})
         and name not in other
     ]
-    name = recorded if recorded in sdata.tables else candidates[0] if len(candidates) == 1 else None
+    name = usual if usual in sdata.tables else candidates[0] if len(candidates) == 1 else None
     if name is not None and cell_shapes(sdata, name) is None:
         logger.info("The cells of table %r are left aside: no shapes are theirs.", name)
         return None
@@ -363,7 +353,8 @@ def find_expression_table(sdata: SpatialData, table: str | None = None) -> str:
     if table is not None:
         get(sdata, "tables", table)
         return table
-    recorded = {roles(sdata).get(role, {}).get("table") for role in ("cells", "spots")}
+    known = roles(sdata)
+    recorded = {known.get(role, {}).get("table") for role in ("cells", "spots")}
     other = other_tools.without_counts(sdata)
     measured = [
         name for name, adata in sdata.tables.items() if adata.X is not None and adata.n_vars and name not in other
@@ -400,11 +391,11 @@ def cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
             return regions[0], instances
     names = [adata.obs["cell_id"].to_numpy()] if "cell_id" in adata.obs else []
     for instances in (*names, adata.obs_names.to_numpy()):
-        wanted = pd.Index(instances.astype(str))
+        cell_names = pd.Index(instances.astype(str))
         for key in sorted(sdata.shapes, key=lambda key: "cell" not in key):
             index = sdata.shapes[key].index
-            if len(wanted) and index.is_unique:
-                places = pd.Index(index.astype(str)).get_indexer(wanted)
+            if len(cell_names) and index.is_unique:
+                places = pd.Index(index.astype(str)).get_indexer(cell_names)
                 if (places >= 0).all():
                     return key, index.to_numpy()[places]
     return None
@@ -421,8 +412,8 @@ def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
     from spatialdata.transformations import get_transformation
 
     adata = sdata.tables[table]
-    found = cell_shapes(sdata, table)
-    if found is None or adata.X is None:
+    link = cell_shapes(sdata, table)
+    if link is None or adata.X is None:
         regions = adata.uns.get("spatialdata_attrs", {}).get("region", "nothing")
         msg = (
             f"Table {table!r} "
@@ -431,7 +422,7 @@ def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
             f"instance_key=)."
         )
         raise ValueError(msg)
-    key, instances = found
+    key, instances = link
     shapes = sdata.shapes[key]
     if UM not in get_transformation(shapes, get_all=True):
         msg = f"Shapes {key!r} are not registered in {UM!r}; add the scale with pp.set_scale."

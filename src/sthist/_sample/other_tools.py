@@ -36,26 +36,26 @@ GLOBAL = "global"
 def roles(sdata: SpatialData) -> dict[str, Any]:
     """Roles of elements as other packages recorded them, in the form of sthist's own."""
     stain, points, bins = (_text(sdata, name) for name in (CELL_IMAGE, TRANSCRIPTS, BINS_TABLE))
-    found: dict[str, Any] = {}
+    recorded: dict[str, Any] = {}
     he = next((key for key in (_text(sdata, TISSUE_IMAGE), stain, slide_image(sdata)) if _is_rgb(sdata, key)), None)
     if he is not None:
-        found["he"] = {"image": he}
+        recorded["he"] = {"image": he}
     if stain in sdata.images and not _is_rgb(sdata, stain):
-        found["nuclear"] = {"images": [stain]}
+        recorded["nuclear"] = {"images": [stain]}
     if points in sdata.points:
-        found["transcripts"] = {"points": points}
+        recorded["transcripts"] = {"points": points}
     if bins in sdata.tables:
         squares = _region(sdata.tables[bins])
-        found["spots"] = {"table": bins} | ({"shapes": squares} if squares in sdata.shapes else {})
+        recorded["spots"] = {"table": bins} | ({"shapes": squares} if squares in sdata.shapes else {})
     if SOPA_TABLE in sdata.tables and SOPA_TABLE not in without_counts(sdata):
         boundaries = _region(sdata.tables[SOPA_TABLE])
         if boundaries is not None and boundaries == _text(sdata, BOUNDARIES):
-            found["cells"] = {"table": SOPA_TABLE}
+            recorded["cells"] = {"table": SOPA_TABLE}
     named = [spec.get("tissue_name") for spec in tile_specs(sdata).values()]
     tissue = next((key for key in (*named, TISSUES) if key in sdata.shapes), None)
     if tissue is not None and _slide(sdata) is not None:
-        found["tissue"] = {"shapes": tissue}
-    return found
+        recorded["tissue"] = {"shapes": tissue}
+    return recorded
 
 
 def _text(sdata: SpatialData, name: str) -> str | None:
@@ -123,9 +123,8 @@ def stated_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
         mpp, element = slide[0]["mpp"], sdata.images[image]
         if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not (np.isfinite(mpp) and mpp > 0):
             msg = (
-                f"attrs[{SLIDE!r}]['mpp'] of the object is {mpp!r}; it should be a positive number. Give the "
-                f"scale with "
-                f"pp.set_scale(sdata, {image!r}, mpp=..., overwrite=True)."
+                f"attrs[{SLIDE!r}]['mpp'] of the object is {mpp!r}; it should be a positive number. Give the scale "
+                f"with pp.set_scale(sdata, {image!r}, mpp=..., overwrite=True)."
             )
             raise ValueError(msg)
         reduction = 1.0 if _shape(element) == slide[1] else _reduction(element, slide[1])

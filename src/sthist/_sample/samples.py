@@ -24,24 +24,13 @@ Verb = TypeVar("Verb", bound="Callable[..., Any]")
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a study.
+    """One sample of a study."""
 
-    Attributes
-    ----------
-    name
-        As it was given.
-    data
-        A SpatialData or an AnnData.
-    patient
-        Whom it is of; None where it is not known, or where the sample holds several patients, as a microarray does.
-    batch
-        What it was made with others in; None where it is not known.
-    """
-
-    name: str
-    data: Any
+    name: str  # as it was given
+    data: Any  # a SpatialData or an AnnData
+    # whom it is of; None where it is not known, or where the sample holds several patients, as a microarray does
     patient: str | None = None
-    batch: str | None = None
+    batch: str | None = None  # what it was made with others in; None where it is not known
 
 
 def samples_of(data: Any, table: Any = None) -> list[Sample]:
@@ -56,9 +45,9 @@ def samples_of(data: Any, table: Any = None) -> list[Sample]:
         msg = "There are no samples: the mapping is empty."
         raise ValueError(msg)
     _require_names(data)
-    given = None if table is None else read_sample_table(table, data)
+    facts = None if table is None else read_sample_table(table, data)
     samples = [
-        Sample(name, each, *(_fact(name, each, given, column) for column in ("patient", "batch")))
+        Sample(name, each, *(_fact(name, each, facts, column) for column in ("patient", "batch")))
         for name, each in data.items()
     ]
     require_one_spelling([sample.patient for sample in samples])

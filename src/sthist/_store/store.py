@@ -85,9 +85,8 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         msg = (
-            f"The disk of {folder} is full ({free / 1e6:.0f} MB are free, or a quota is used up): "
-            f"{error.strerror}. The elements "
-            "are as they were. Make room and call again: what was done is continued."
+            f"The disk of {folder} is full ({free / 1e6:.0f} MB are free, or a quota is used up): {error.strerror}. "
+            "The elements are as they were. Make room and call again: what was done is continued."
         )
         raise OSError(error.errno, msg) from error
 
@@ -237,12 +236,7 @@ def write_transformations(sdata: SpatialData, names: list[str]) -> None:
 
 def write_attributes(sdata: SpatialData) -> None:
     """Write an object's attributes to its store; nothing in memory."""
-    if store_path(sdata) is None:
-        return
-    with writing(sdata):
-        sdata.write_attrs()
-        if sdata.has_consolidated_metadata():
-            sdata.write_consolidated_metadata()
+    write_transformations(sdata, [])
 
 
 def _set(sdata: SpatialData, kind: str, name: str, element: Any) -> None:

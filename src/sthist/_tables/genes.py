@@ -197,8 +197,8 @@ def _assemble(picked: Mapping[str, _Column], chosen: Mapping[str, str], anchor: 
         compared = pd.Index(column.compared, dtype=object)
         positions[side] = order.get_indexer(compared).astype(np.int64)
         first = ~compared.duplicated()
-        found = np.flatnonzero(first & (positions[side] >= 0))
-        index[side] = found[np.argsort(positions[side][found])]
+        shared = np.flatnonzero(first & (positions[side] >= 0))
+        index[side] = shared[np.argsort(positions[side][shared])]
         overlap[side] = len(order) / len(column.distinct)
         missing[side] = column.written[first & (positions[side] < 0) & (compared != "")]
     names = picked[anchor].written[index[anchor]]
@@ -240,11 +240,9 @@ def _too_few(picked: Mapping[str, _Column], chosen: Mapping[str, str], anchor: s
     }
     common = len(_common(picked))
     return (
-        f"{common} genes match, {_share(picked):.1%} of the smallest side; at least {min_overlap:.0%} are needed, "
-        f"and one. "
-        f"{shown[worst]}; {shown[anchor]}. Are both of one species, and do both have symbols, or both Ensembl "
-        f"ids? A column of "
-        "var that has the other names is found by itself, or named with column=."
+        f"{common} genes match, {_share(picked):.1%} of the smallest side; at least {min_overlap:.0%} are needed, and "
+        f"one. {shown[worst]}; {shown[anchor]}. Are both of one species, and do both have symbols, or both Ensembl "
+        "ids? A column of var that has the other names is found by itself, or named with column=."
     )
 
 

@@ -26,21 +26,11 @@ SAME_BORDER = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """Polygons with a class each.
+    """Polygons with a class each."""
 
-    Attributes
-    ----------
-    polygons
-        (n,) geometries in µm, valid, not empty.
-    codes
-        (n,) int: place of the class of each in ``classes``.
-    classes
-        Names, as they were given.
-    """
-
-    polygons: np.ndarray
-    codes: np.ndarray
-    classes: list[str]
+    polygons: np.ndarray  # (n,) geometries in µm, valid, not empty
+    codes: np.ndarray  # (n,) int: place of the class of each in ``classes``
+    classes: list[str]  # names, as they were given
 
 
 def as_classes(values: pd.Series, where: str) -> tuple[np.ndarray, list[str]]:
@@ -181,8 +171,7 @@ def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, 
         if overlaps == "error":
             msg = (
                 f"{n} pairs of the shapes {key!r} have two labels and overlap, by {total:.0f} µm² in all, such as "
-                f"{i!r} and "
-                f"{j!r}. Part them, or pass overlaps='smaller'."
+                f"{i!r} and {j!r}. Part them, or pass overlaps='smaller'."
             )
             raise ValueError(msg)
         logger.warning(

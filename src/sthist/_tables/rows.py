@@ -10,9 +10,10 @@ import numpy as np
 
 from sthist import _sample, _store, scale
 from sthist._sample.elements import is_missing
+from sthist._tables.find import require_free
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -20,21 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Regions, and the table that annotates them.
+    """Regions, and the table that annotates them."""
 
-    Attributes
-    ----------
-    shapes
-        Key of the regions.
-    table
-        Key of their table; None where they have none yet.
-    instances
-        Name of the region of each row, (n,): of the table's, or of all regions.
-    """
-
-    shapes: str
-    table: str | None
-    instances: np.ndarray
+    shapes: str  # key of the regions
+    table: str | None  # key of their table; None where they have none yet
+    instances: np.ndarray  # name of the region of each row, (n,): of the table's, or of all regions
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -54,8 +45,7 @@ def _require_own_names(sdata: SpatialData, shapes: str) -> None:
         first, second = np.flatnonzero(index == twice)[:2]
         msg = (
             f"Shapes {shapes!r} have the name {twice!r} more than once, in rows {first} and {second}, so that it "
-            f"cannot be told which "
-            f"of them a row of a table is. Give each its own: sdata[{shapes!r}] = "
+            f"cannot be told which of them a row of a table is. Give each its own: sdata[{shapes!r}] = "
             f"sdata[{shapes!r}].reset_index(drop=True)."
         )
         raise ValueError(msg)
@@ -68,16 +58,14 @@ def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
         _raise_missing(sdata, name)
     if table is not None:
         _sample.get(sdata, "tables", table)
-        found = _sample.cell_shapes(sdata, table)
-        if found is None or name not in (table, found[0]):
-            wanted = (
-                "no shapes of this sample are its rows" if found is None else f"its rows are {found[0]!r}, not {name!r}"
+        cells = _sample.cell_shapes(sdata, table)
+        if cells is None or name not in (table, cells[0]):
+            link = (
+                "no shapes of this sample are its rows" if cells is None else f"its rows are {cells[0]!r}, not {name!r}"
             )
-            msg = (
-                f"Table {table!r}: {wanted}. Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
-            )
+            msg = f"Table {table!r}: {link}. Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
             raise ValueError(msg)
-        return Rows(found[0], table, np.asarray(found[1]))
+        return Rows(cells[0], table, np.asarray(cells[1]))
     tables = {rows.table: rows for rows in _linked_tables(sdata) if rows.shapes == name and rows.table is not None}
     if not tables:
         return Rows(name, None, sdata.shapes[name].index.to_numpy())
@@ -96,10 +84,9 @@ def _raise_missing(sdata: SpatialData, name: str) -> None:
 
 def _linked_tables(sdata: SpatialData) -> list[Rows]:
     """All tables whose rows are shapes of this sample."""
-    found = {
-        key: _sample.cell_shapes(sdata, key) for key, adata in sdata.tables.items() if "spatialdata_attrs" in adata.uns
-    }
-    return [Rows(shapes[0], key, np.asarray(shapes[1])) for key, shapes in found.items() if shapes is not None]
+    linked = [key for key, adata in sdata.tables.items() if "spatialdata_attrs" in adata.uns]
+    cells = {key: _sample.cell_shapes(sdata, key) for key in linked}
+    return [Rows(shapes[0], key, np.asarray(shapes[1])) for key, shapes in cells.items() if shapes is not None]
 
 
 def _preferred(sdata: SpatialData, shapes: str, tables: list[str]) -> str:
@@ -132,22 +119,11 @@ def placed_tables(sdata: SpatialData) -> list[Rows]:
     return placed
 
 
-def to_um(sdata: SpatialData, shapes: str) -> np.ndarray:
-    """(3, 3): (x, y, 1) of shapes to µm."""
-    try:
-        return scale.matrix_to(_sample.get(sdata, "shapes", shapes))
-    except KeyError as error:
-        if error.args[0] != _sample.UM:
-            raise
-        msg = f"Shapes {shapes!r} are not registered in {_sample.UM!r}; give the scale once with pp.set_scale."
-        raise ValueError(msg) from None
-
-
 def centroids_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
     """Centroids of regions in µm, (n, 2) float64: x, y; NaN where a region is empty."""
     import shapely
 
-    matrix = to_um(sdata, rows.shapes)
+    matrix = scale.matrix_to_um(sdata, "shapes", rows.shapes)
     centres = shapely.get_coordinates(_with_empty_as_nan(shapely.centroid(_geometry(sdata, rows))))
     return centres @ matrix[:2, :2].T + matrix[:2, 2]
 
@@ -169,7 +145,7 @@ def polygons_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
     geometry[is_missing(frame.loc[rows.instances])] = None
     if "radius" in frame:
         geometry = shapely.buffer(geometry, frame["radius"].loc[rows.instances].to_numpy(), quad_segs=16)
-    matrix = to_um(sdata, rows.shapes)
+    matrix = scale.matrix_to_um(sdata, "shapes", rows.shapes)
     if np.array_equal(matrix, np.eye(3)):
         return geometry
     return shapely.transform(geometry, lambda places: places @ matrix[:2, :2].T + matrix[:2, 2])
@@ -192,27 +168,34 @@ def pairs_inside(polygons: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, 
     there = np.flatnonzero(np.isfinite(places).all(axis=1))
     # The tree is of the points: shapely prepares what is looked up in it, which pays for polygons alone.
     tree = shapely.STRtree(shapely.points(places[there]))
-    which, found = tree.query(polygons, predicate="intersects")
-    order = np.lexsort((which, found))
-    return which[order], there[found[order]]
+    polygon, place = tree.query(polygons, predicate="intersects")
+    order = np.lexsort((polygon, place))
+    return polygon[order], there[place[order]]
 
 
 def first_inside(polygons: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The first polygon that each place lies in, (n,) int; -1 for none."""
-    which, found = pairs_inside(polygons, places)
+    polygon, place = pairs_inside(polygons, places)
     first = np.full(len(places), -1)
-    first[found[::-1]] = which[::-1]
+    first[place[::-1]] = polygon[::-1]
     return first
+
+
+def cores_of(sdata: SpatialData) -> Rows | None:
+    """The cores of the array, if the sample knows of one."""
+    role = _sample.roles(sdata).get("cores", {})
+    if role.get("shapes") not in sdata.shapes:
+        return None
+    return rows_of(sdata, role["shapes"], role["table"] if role.get("table") in sdata.tables else None)
 
 
 def core_columns(sdata: SpatialData, places: np.ndarray) -> dict[str, Any]:
     """Columns ``core`` and, where it is known, ``patient`` for places in µm, (n, 2); none on a sample without cores."""
     import pandas as pd
 
-    role = _sample.roles(sdata).get("cores", {})
-    if role.get("shapes") not in sdata.shapes:
+    cores = cores_of(sdata)
+    if cores is None:
         return {}
-    cores = rows_of(sdata, role["shapes"], role["table"] if role.get("table") in sdata.tables else None)
     codes = first_inside(polygons_um(sdata, cores), places)
     columns: dict[str, Any] = {
         "core": pd.Categorical.from_codes(codes, categories=pd.Index(cores.instances).astype(str))
@@ -224,28 +207,13 @@ def core_columns(sdata: SpatialData, places: np.ndarray) -> dict[str, Any]:
 
 
 def require_free_columns(
-    sdata: SpatialData, rows: Rows, obs: list[str], obsm: list[str] | None = None, *, overwrite: bool
+    sdata: SpatialData, rows: Rows, obs: Sequence[str], obsm: Sequence[str] = (), *, overwrite: bool
 ) -> None:
     """Refuse names of columns that are taken, also in other case, or that SpatialData does not take."""
-    for name in (*obs, *(obsm or [])):
-        if name != _sample.safe_key(name):
-            msg = f"key_added gives the name {name!r}; letters, digits and _ . - alone can be stored."
-            raise ValueError(msg)
     if rows.table is None:
         _store.require_free(sdata, f"{rows.shapes}_table", "tables", overwrite=False)
-        return
-    adata = sdata.tables[rows.table]
-    reserved = {adata.uns["spatialdata_attrs"][key] for key in ("region_key", "instance_key")}
-    for kind, names, there in (("obs", obs, adata.obs), ("obsm", obsm or [], adata.obsm)):
-        known = {str(column).casefold(): str(column) for column in there}
-        for name in names:
-            column = known.get(name.casefold(), name)
-            fixed = name in reserved or column != name
-            if fixed or (name in there and not overwrite):
-                hint = "key_added= for another name" if fixed else "overwrite=True to replace it"
-                case = "" if column == name else f", and {name!r} differs in case alone"
-                msg = f"Table {rows.table!r} has {kind}[{column!r}] already{case}. Pass {hint}."
-                raise ValueError(msg)
+    adata = None if rows.table is None else sdata.tables[rows.table]
+    require_free(adata, f"Table {rows.table!r}", obs, obsm, overwrite=overwrite)
 
 
 def add_columns(
@@ -265,14 +233,28 @@ def add_columns(
         _fill(table, key, made, obs, obsm or {}, uns or {})
         _store.add(sdata, "tables", name, table, made)
         return
-    adata = sdata.tables[rows.table]
-    if _store.store_path(sdata) is None:
+    write_columns(sdata, rows.table, sdata.tables[rows.table], key, made, obs=obs, obsm=obsm, uns=uns)
+
+
+def write_columns(
+    data: Any,
+    table: str | None,
+    adata: AnnData,
+    key: str,
+    made: dict[str, Any],
+    *,
+    obs: Mapping[str, Any],
+    obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> None:
+    """Add columns to the table of a SpatialData, also in its store, or to an AnnData; None takes a column away."""
+    if table is None or _store.store_path(data) is None:
         _fill(adata, key, made, obs, obsm or {}, uns or {})
         return
     # The object keeps its own until the store has the new one: writing can fail.
     changed = adata.copy()
     _fill(changed, key, made, obs, obsm or {}, uns or {})
-    _store.replace_table(sdata, rows.table, changed, made)
+    _store.replace_table(data, table, changed, made)
 
 
 def new_table(sdata: SpatialData, rows: Rows) -> AnnData:
@@ -297,12 +279,14 @@ def _fill(
     obsm: Mapping[str, Any],
     uns: Mapping[str, Any],
 ) -> None:
-    for name, values in obs.items():
-        if values is None:
-            del adata.obs[name]
-        else:
-            adata.obs[name] = values
-    for name, values in obsm.items():
-        adata.obsm[name] = values.set_axis(adata.obs_names) if hasattr(values, "set_axis") else values
+    for kind, columns in (("obs", obs), ("obsm", obsm)):
+        there = getattr(adata, kind)
+        for name, values in columns.items():
+            if values is None:
+                if name in there:
+                    del there[name]
+            else:
+                is_frame = kind == "obsm" and hasattr(values, "set_axis")
+                there[name] = values.set_axis(adata.obs_names) if is_frame else values
     adata.uns.update(uns)
     adata.uns.setdefault("sthist", {})[key] = made

@@ -174,7 +174,7 @@ class Truth:
         """The tiles that lie where nuclei are known."""
         if self.shapes is not None:
             return shared
-        inside = lies_inside(self._reader(shared).sources, shared.centres, shared.spec.size_um)
+        inside = lies_inside(self._reader(shared).image, shared.centres, shared.spec.size_um)
         if not inside.any():
             msg = f"None of the {len(shared)} tiles lies on {', '.join(map(repr, self.images))}."
             raise ValueError(msg)

@@ -12,8 +12,10 @@ from sthist._sample.samples import patients_of_rows, samples_of
 from sthist._settings import logger
 from sthist.benchmark._tiles import require_column, require_images
 from sthist.tiles import TileReader
+from sthist.tiles._images.image import open_he, open_image
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._sampling import lies_inside
+from sthist.tiles._spec import same_spec
 from sthist.training.split_groups import INSIDE, group_rows, kinds_of, watched_part
 from sthist.training.splits import Grouping, Units, folds_of
 
@@ -155,7 +157,7 @@ def find_sections(
     spec: Any = None
     for sample in listed:
         section, own = _section(sample, tiles, he, elements)
-        if spec is not None and own != spec:
+        if spec is not None and not same_spec(own, spec):
             msg = (
                 f"Tiles {tiles!r} of sample {sample.name!r} are {own}, those of {listed[0].name!r} {spec}; lay them "
                 f"alike."
@@ -179,23 +181,17 @@ def find_sections(
 def _section(sample: Any, tiles: str, he: str | None, elements: dict[str, Any]) -> tuple[Section, TileSpec]:
     require_images(sample)
     sdata = sample.data
-    key = _sample.find_he(sdata, he)
+    image = open_he(sdata, he)
     table, spec = laid_tiles(sdata, tiles)
-    target = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
-    if target.dtype != np.uint8 or len(target.channels) != 3:
-        msg = (
-            f"Image {key!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of "
-            f"uint8 are needed."
-        )
-        raise ValueError(msg)
-    return Section(sample.name, _sample.find_high_res(sdata, **elements), table, key, target), spec
+    target = TileReader.from_image(image, spec, fill=255, allow_upsampling=True)
+    return Section(sample.name, _sample.find_high_res(sdata, **elements), table, image.key, target), spec
 
 
 def _inside(section: Section, size_um: float) -> np.ndarray:
     """Rows whose tiles lie on both images."""
-    stain = TileReader(section.sdata, section.elements.nuclear, section.target.spec, allow_upsampling=True)
+    stain = open_image(section.sdata, section.elements.nuclear)
     centres = np.asarray(section.table.obsm["spatial"], np.float64)[:, :2]
-    inside = [lies_inside(reader.sources, centres, size_um) for reader in (section.target, stain)]
+    inside = [lies_inside(image, centres, size_um) for image in (section.target.image, stain)]
     rows = np.flatnonzero(np.logical_and.reduce(inside))
     if not len(rows):
         msg = (

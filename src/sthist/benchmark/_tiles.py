@@ -12,9 +12,10 @@ from sthist import _sample
 from sthist._sample.samples import naming
 from sthist._settings import logger
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.image import open_image
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._sampling import lies_inside
+from sthist.tiles._spec import same_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -100,9 +101,9 @@ def predict_tiles(
             tiles[mine] = predict_tiles(told, elements, centres[mine], spec, batch_size=batch_size)
         return tiles
     own = getattr(model.config, "spec", None) or spec
-    extent = extent_um(elements.sdata, elements.nuclear)
-    stainer = model.prepare(elements, extent, own.mpp, allow_upsampling=True)
-    if own.px == spec.px and abs(own.size_um / spec.size_um - 1) < 1e-6:
+    stain = open_image(elements.sdata, elements.nuclear)
+    stainer = model.prepare(elements, stain, own.mpp, allow_upsampling=True)
+    if same_spec(own, spec):
         return _predict(stainer, centres, own, batch_size)
     side = int(np.ceil(spec.size_um / own.size_um - 1e-9))
     offsets = (np.arange(side) - (side - 1) / 2) * own.size_um
@@ -305,7 +306,7 @@ def _on_images(
     sdata: SpatialData, obs: pd.DataFrame, centres: np.ndarray, spec: TileSpec, images: Sequence[str]
 ) -> SharedTiles:
     readers = tuple(TileReader(sdata, name, spec, fill=255, allow_upsampling=True) for name in images)
-    inside = np.logical_and.reduce([lies_inside(reader.sources, centres, spec.size_um) for reader in readers])
+    inside = np.logical_and.reduce([lies_inside(reader.image, centres, spec.size_um) for reader in readers])
     if not inside.any():
         where = "both " if len(images) == 2 else ""
         msg = f"None of the {len(centres)} tiles lies on {where}{' and '.join(map(repr, images))}."

@@ -10,8 +10,8 @@ from sthist import _sample, stains
 from sthist._imaging.nuclei import segment_nuclei
 from sthist._sample.elements import region_geometry
 from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
-from sthist.tiles._images.image import extent_um
-from sthist.tiles._images.reader import read_region
+from sthist.tiles._images.image import open_image
+from sthist.tiles._images.reader import read_box
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,14 +84,15 @@ def alignment(
         msg = f"There is no panel {unknown[0]!r}; there are {list(PANELS)}."
         raise ValueError(msg)
     nuclear, channel = _sample.find_nuclear(sdata, to)
-    he = _sample.find_he(sdata, he)
-    extent = extent_um(sdata, nuclear) if within is None else region_geometry(sdata, within).bounds
+    stained = open_image(sdata, nuclear, channels=[channel])
+    real = open_image(sdata, _sample.find_he(sdata, he))
+    extent = stained.extent_um if within is None else region_geometry(sdata, within).bounds
     drawn = make_axes(len(panels), len(panels), extent, axes, panels)
     drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     for ax, panel in zip(drawn, panels, strict=True):
         mpp = panel_mpp(ax, extent, saved=save is not None)
-        histology = read_region(sdata, he, extent, mpp, fill=255)[..., :3]
-        stain = read_region(sdata, nuclear, extent, mpp, channels=[channel])[..., 0].astype(np.float32)
+        histology = read_box(real, extent, mpp, fill=255)[..., :3]
+        stain = read_box(stained, extent, mpp)[..., 0].astype(np.float32)
         if panel == "checkerboard":
             show_image(ax, _checkerboard(histology, stain, squares), extent, panel)
         else:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample, scale
+from sthist import _sample
 from sthist._tables.rows import Rows, polygons_um
-from sthist.tiles._images.image import source_from_element, values_at
-from sthist.tiles._images.reader import read_region
+from sthist.tiles._images.image import open_image, values_at
+from sthist.tiles._images.reader import read_box
 from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float
             image = _sample.find_he(sdata)
         except (KeyError, ValueError):
             return None
-    pixels = read_region(sdata, image, extent, mpp, fill=255 if is_rgb(sdata, image) else 0)
+    shown = open_image(sdata, image)
+    pixels = read_box(shown, extent, mpp, fill=255 if len(shown.channels) == 3 else 0)
     if pixels.shape[-1] == 3:
         return pixels
     first = pixels[..., 0].astype(np.float64)
@@ -50,10 +51,10 @@ def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp
 
     NaN outside.
     """
-    source = source_from_element(sdata, key, channels=[channel])
-    mpp = max(mpp, min(scale.pixel_size(source.to_um)))
+    image = open_image(sdata, key, channels=[channel])
+    mpp = max(mpp, image.finest_mpp)
     places, shape = _centres(extent, mpp)
-    values, _ = values_at(source, places)
+    values, _ = values_at(image, places)
     return values[:, 0].reshape(shape)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import region_geometry
+from sthist._tables.find import find_column, find_table
 from sthist._tables.genes import closest
 from sthist._tables.rows import Rows, polygons_um, rows_of
 from sthist.pl._base import (
@@ -221,43 +222,18 @@ def _paint(
 
 
 def _table_of(data: Any, basis: str, table: str | None) -> tuple[AnnData, Rows | None]:
-    if hasattr(data, "obs"):
-        return data, None
-    if table is None:
-        having = [name for name, adata in data.tables.items() if _key(adata, basis) is not None]
-        if len(having) > 1:
-            msg = f"Several tables have obsm[{basis!r}]: {', '.join(map(repr, sorted(having)))}. Choose with table="
-            raise ValueError(msg)
-        if not having:
-            there = [str(name) for adata in data.tables.values() for name in adata.obsm]
-            msg = (
-                f"No table has an embedding {basis!r}; there are {there}. scanpy makes them: sc.pp.neighbors, "
-                f"sc.tl.umap.{closest(basis, there)}"
-            )
-            raise KeyError(msg)
-        table = having[0]
-    rows = rows_of(data, table)
-    return data.tables[rows.table], rows
+    what = f"an embedding {basis!r}; scanpy makes them: sc.pp.neighbors, sc.tl.umap"
+    key, adata = find_table(data, table, lambda adata: _key(adata, basis), what, basis)
+    return adata, None if key is None else rows_of(data, key)
 
 
 def _rows_with(sdata: SpatialData, color: str, table: str | None) -> Rows:
-    """The rows that are drawn: they have the column."""
-    if table is None:
-        having = [name for name, adata in sdata.tables.items() if color in adata.obs]
-        usual = _sample.find_cell_table(sdata)
-        if usual in having:
-            having = [str(usual)]
-        if not having:
-            there = [str(name) for adata in sdata.tables.values() for name in adata.obs]
-            msg = f"No table has a column {color!r}; there are {there}.{closest(color, there)}"
-            raise KeyError(msg)
-        if len(having) > 1:
-            msg = f"Several tables have {color!r}: {', '.join(map(repr, sorted(having)))}. Choose with table="
-            raise ValueError(msg)
-        table = having[0]
-    rows = rows_of(sdata, table)
-    _require_column(sdata.tables[rows.table], color)
-    return rows
+    """The rows that are drawn: they have the column; those of the cells, where theirs has it."""
+    cells = _sample.find_cell_table(sdata) if table is None else None
+    if cells is not None and color in sdata.tables[cells].obs:
+        table = cells
+    key, _ = find_column(sdata, color, table)
+    return rows_of(sdata, str(key))
 
 
 def _require_column(adata: AnnData, color: str) -> None:

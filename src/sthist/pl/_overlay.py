@@ -10,7 +10,7 @@ from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist.pl._base import add_scale_bar, finish, make_axes, show_image
 from sthist.tiles import Overlay, TileReader, TileSpec
-from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.image import open_image
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._pairs import require_no_style
 
@@ -119,7 +119,7 @@ def _box(sdata: SpatialData, within: Any, kwargs: dict[str, Any]) -> tuple[float
     if within is not None:
         return region_geometry(sdata, within).bounds
     keys, _ = _sample.find_nuclear(sdata, kwargs.get("image"), kwargs.get("channel"))
-    x0, y0, x1, y1 = extent_um(sdata, keys)
+    x0, y0, x1, y1 = open_image(sdata, keys).extent_um
     half = min(PAPER_MPP * 256, (x1 - x0) / 2, (y1 - y0) / 2)
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
     return middle_x - half, middle_y - half, middle_x + half, middle_y + half

@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import region_geometry
+from sthist._tables.find import find_table
 from sthist._tables.genes import closest
 from sthist._tables.rows import Rows, polygons_um, rows_of
 from sthist.pl._base import (
@@ -22,12 +23,13 @@ from sthist.pl._base import (
     show_image,
 )
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
@@ -166,26 +168,24 @@ def find_scores(
 
 def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Scores]:
     for kind, name in (("obsm", key), ("obsm", f"{key}_score"), ("obs", key)):
-        having = [
-            each
-            for each, adata in sdata.tables.items()
-            if name in getattr(adata, kind) and table in (None, each) and _are_numbers(getattr(adata, kind)[name])
-        ]
-        if len(having) > 1:
-            msg = f"Several tables have {kind}[{name!r}]: {', '.join(map(repr, sorted(having)))}. Choose with table="
-            raise ValueError(msg)
-        if having:
-            rows = rows_of(sdata, having[0])
-            values = getattr(sdata.tables[having[0]], kind)[name]
-            if kind == "obs":
-                return {key: Scores(key, rows=rows, values=values.to_numpy(np.float64))}
-            made = sdata.tables[having[0]].uns.get("sthist", {}).get(name.removesuffix("_score"), {})
-            called = made.get("classes", {}) if hasattr(made, "get") else {}
-            called = called if hasattr(called, "get") else {}
-            return {
-                str(called.get(str(column), column)): Scores(key, rows=rows, values=values[column].to_numpy(np.float64))
-                for column in values.columns
-            }
+
+        def fits(adata: AnnData, kind: str = kind, name: str = name) -> bool:
+            return _are_numbers(getattr(adata, kind).get(name))
+
+        if not any(fits(adata) for each, adata in sdata.tables.items() if table in (None, each)):
+            continue
+        found, adata = find_table(sdata, table, fits, f"{kind}[{name!r}]")
+        rows = rows_of(sdata, str(found))
+        values = getattr(adata, kind)[name]
+        if kind == "obs":
+            return {key: Scores(key, rows=rows, values=values.to_numpy(np.float64))}
+        made = adata.uns.get("sthist", {}).get(name.removesuffix("_score"), {})
+        called = made.get("classes", {}) if hasattr(made, "get") else {}
+        called = called if hasattr(called, "get") else {}
+        return {
+            str(called.get(str(column), column)): Scores(key, rows=rows, values=values[column].to_numpy(np.float64))
+            for column in values.columns
+        }
     there = [*sdata.images, *(str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm))]
     msg = (
         f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in "
@@ -203,10 +203,8 @@ def _extent(sdata: SpatialData, scores: dict[str, Scores], image: str | None) ->
     import shapely
 
     first = next(iter(scores.values()))
-    if image is not None:
-        return extent_um(sdata, [image])
-    if first.rows is None:
-        return extent_um(sdata, [first.key])
+    if image is not None or first.rows is None:
+        return open_image(sdata, image or first.key).extent_um
     x0, y0, x1, y1 = shapely.total_bounds(polygons_um(sdata, first.rows)).tolist()
     return x0, y0, x1, y1
 

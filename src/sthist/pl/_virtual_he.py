@@ -9,8 +9,8 @@ import numpy as np
 from sthist import _sample
 from sthist._sample.elements import is_gene, region_geometry
 from sthist.pl._base import Extent, add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
-from sthist.tiles._images.image import extent_um
-from sthist.tiles._images.reader import read_region
+from sthist.tiles._images.image import open_image
+from sthist.tiles._images.reader import read_box
 from sthist.tiles._molecules.density import iter_points
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def virtual_he(
         if panel not in TITLES:
             msg = f"There is no panel {panel!r}; there are {list(TITLES)}."
             raise ValueError(msg)
-    extent = extent_um(sdata, elements.nuclear) if within is None else region_geometry(sdata, within).bounds
+    stained = open_image(sdata, elements.nuclear, channels=[elements.nuclear_channel])
+    extent = stained.extent_um if within is None else region_geometry(sdata, within).bounds
     for panel in shown:
         if panel in {"transcripts", "real"} and not available[panel]:
             msg = f"The panel {panel!r} cannot be shown: this object has no {TITLES[panel]} that is recognised."
@@ -117,14 +118,14 @@ def virtual_he(
     for ax, panel in zip(drawn, shown, strict=True):
         mpp = panel_mpp(ax, extent, saved=save is not None)
         if panel == "nuclear":
-            channels = [elements.nuclear_channel]
-            stain = read_region(sdata, elements.nuclear, extent, mpp, channels=channels)[..., 0]
+            stain = read_box(stained, extent, mpp)[..., 0]
             limits = {"vmin": limit(vmin, stain, "p1"), "vmax": limit(vmax, stain, "p99.8")}
             show_image(ax, stain, extent, TITLES[panel], cmap=cmap, **limits)
         elif panel == "transcripts":
             show_image(ax, _dots(elements, extent, mpp, genes), extent, TITLES[panel])
         else:
-            rgb = read_region(sdata, key if panel == "virtual" else _sample.find_he(sdata, he), extent, mpp, fill=255)
+            shown_image = open_image(sdata, key if panel == "virtual" else str(he))
+            rgb = read_box(shown_image, extent, mpp, fill=255)
             show_image(ax, rgb[..., :3], extent, TITLES[panel])
         add_scale_bar(ax, extent, "white" if panel in {"nuclear", "transcripts"} else "black")
     return finish(drawn, save)

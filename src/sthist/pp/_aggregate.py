@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _sample, _store
+from sthist import _sample, _store, scale
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.genes import closest
-from sthist.pp._region_sums import Sums, matrix_of, require_names, sum_points, sum_table
+from sthist.pp._region_sums import Sums, require_names, sum_points, sum_table
 from sthist.tiles._regions.locate import RegionIndex, SquareGrid
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
     """The regions, after what a table or a sum could not bear is refused."""
     import shapely
 
-    shapes, matrix = _sample.get(sdata, "shapes", key), matrix_of(sdata, "shapes", key)
+    shapes, matrix = _sample.get(sdata, "shapes", key), scale.matrix_to_um(sdata, "shapes", key)
     names = shapes.index
     if not len(names):
         msg = f"Shapes {key!r} are empty: there are no regions to sum into."

@@ -14,7 +14,7 @@ from sthist._imaging.tissue import mask_of_he
 from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import source_from_element
+from sthist.tiles._images.image import Image, field_of, open_image, require_he
 from sthist.tiles._images.reader import read_grid
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from sthist._alignment.checks import Units
     from sthist._imaging.registration import Registration
-    from sthist.tiles._images.image import ImageSource
 
 MAX_PIXELS = 6_000_000
 SCORE_UM = 4.0
@@ -33,7 +32,7 @@ SLACK = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class PixelAlignment:
     """An alignment that was found.
 
     Attributes
@@ -48,26 +47,27 @@ class Found:
     facts: dict[str, Any]
 
 
-def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int) -> Found:
+def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int) -> PixelAlignment:
     """Lay an H&E on a nuclear stain by their pixels."""
     nuclear, channel = _sample.find_nuclear(sdata, to)
     start, mpp = _start(sdata, image)
-    stain = TileReader(sdata, nuclear, TileSpec.from_mpp(1.0, 256), channels=[channel], allow_upsampling=True)
+    stain = open_image(sdata, nuclear, channels=[channel])
     corner = np.array(stain.extent_um[:2])
     own = np.diag([mpp, mpp, 1.0])  # the image's own frame: upright, in µm
-    source = _source(sdata, image, own)
-    size = np.array(source.size[::-1]) * mpp
+    he = Image((field_of(_sample.get(sdata, "images", image), image, own),))
+    require_he(f"Image {image!r}", len(he.channels), he.dtype)
+    size = np.array(he.fields[0].size[::-1]) * mpp
     extent = np.array(stain.extent_um[2:]) - corner
-    native = max(max(scale.pixel_size(each.to_um)) for each in (*stain.sources, source))
+    native = max(stain.coarsest_mpp, he.coarsest_mpp)
     step = max(native, float(np.sqrt(max(size.prod(), extent.prod()) / MAX_PIXELS)))
-    fixed = _nuclear(stain.at(TileSpec.from_mpp(step, 256)), corner, extent, step)
-    moving = _haematoxylin(source, size, step)
+    fixed = _nuclear(stain, corner, extent, step)
+    moving = _haematoxylin(he, size, step)
     to_corner = np.eye(3)
     to_corner[:2, 2] = -corner
     # From µm in the frame of the stain to µm in the image's own.
     first = None if start is None else own @ np.linalg.inv(start) @ np.linalg.inv(to_corner)
-    found = register(fixed, moving, step, start=first, seed=seed)
-    if found is None:
+    registration = register(fixed, moving, step, start=first, seed=seed)
+    if registration is None:
         msg = (
             f"Image {image!r} and {', '.join(map(repr, nuclear))} show nothing in common: no affine brings enough "
             f"of their nuclei "
@@ -75,24 +75,24 @@ def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int)
         )
         raise ValueError(msg)
     before = None if first is None else overlap_score(fixed, moving, first, step)
-    after = overlap_score(fixed, moving, found.matrix, step)
+    after = overlap_score(fixed, moving, registration.matrix, step)
     if before is not None and after < before - SLACK:
         msg = (
             f"The alignment that was found overlaps less ({after:.3f}) than the present one ({before:.3f}); nothing "
             f"is changed."
         )
         raise ValueError(msg)
-    to_um = np.linalg.inv(np.linalg.inv(own) @ found.matrix @ to_corner)
-    return Found(to_um, _facts(found, before, after))
+    to_um = np.linalg.inv(np.linalg.inv(own) @ registration.matrix @ to_corner)
+    return PixelAlignment(to_um, _facts(registration, before, after))
 
 
-def _facts(found: Registration, before: float | None, after: float) -> dict[str, Any]:
+def _facts(registration: Registration, before: float | None, after: float) -> dict[str, Any]:
     return {
         "score_before": before,
         "score_after": after,
-        "patches": found.n_patches,
-        "patches_that_agree": found.n_inliers,
-        "median_residual_um": found.residual_um,
+        "patches": registration.n_patches,
+        "patches_that_agree": registration.n_inliers,
+        "median_residual_um": registration.residual_um,
     }
 
 
@@ -112,26 +112,17 @@ def _start(sdata: SpatialData, image: str) -> tuple[np.ndarray | None, float]:
     return None, next(iter(stated.values()))
 
 
-def _source(sdata: SpatialData, image: str, to_um: np.ndarray) -> ImageSource:
-    source = source_from_element(sdata, image, to_um=to_um)
-    if source.dtype != np.uint8 or len(source.channels) != 3:
-        msg = (
-            f"Image {image!r} has {len(source.channels)} channels of {source.dtype}; an H&E has three colours of uint8."
-        )
-        raise ValueError(msg)
-    return source
-
-
-def _nuclear(reader: TileReader, corner: np.ndarray, extent: np.ndarray, step: float) -> np.ndarray:
+def _nuclear(stain: Image, corner: np.ndarray, extent: np.ndarray, step: float) -> np.ndarray:
     """The nuclear stain above its background, (h, w) float32."""
     shape = (max(1, int(extent[1] / step)), max(1, int(extent[0] / step)))
+    reader = TileReader.from_image(stain, TileSpec.from_mpp(step, 256), allow_upsampling=True)
     pixels = read_grid(reader, corner, shape)[..., 0].astype(np.float32)
     return np.clip(pixels - np.quantile(pixels, 0.2), 0, None)
 
 
-def _haematoxylin(source: ImageSource, size: np.ndarray, step: float) -> np.ndarray:
+def _haematoxylin(he: Image, size: np.ndarray, step: float) -> np.ndarray:
     """Haematoxylin of an H&E in its own frame, (h, w) float32; glass is 0, whatever its colour."""
-    reader = TileReader.from_sources([source], TileSpec.from_mpp(step, 256), fill=255)
+    reader = TileReader.from_image(he, TileSpec.from_mpp(step, 256), fill=255, allow_upsampling=True)
     rgb = read_grid(reader, (0.0, 0.0), (max(1, int(size[1] / step)), max(1, int(size[0] / step))))
     tissue = mask_of_he(rgb, step)
     glass = rgb[~tissue]

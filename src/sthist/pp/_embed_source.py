@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
-from sthist._tables.rows import Rows, add_columns, centroids_um, require_free_columns, rows_of
+from sthist._tables.find import require_free
+from sthist._tables.rows import Rows, add_columns, centroids_um, require_free_columns, rows_of, write_columns
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
 
@@ -141,7 +142,7 @@ class RegionSource(Source):
         if outside not in {"error", "nan"}:
             msg = f"outside is {outside!r}; it is 'error' or 'nan'."
             raise ValueError(msg)
-        image = shapely.union_all([shapely.MultiPoint(source.corners_um()).convex_hull for source in reader.sources])
+        image = shapely.union_all([shapely.MultiPoint(field.corners_um()).convex_hull for field in reader.image.fields])
         inside = np.isfinite(self.places).all(axis=1)
         inside[inside] = shapely.intersects_xy(image, *self.places[inside].T)
         if inside.all() or (outside == "nan" and inside.any()):
@@ -164,7 +165,7 @@ class RegionSource(Source):
         pixels = hashlib.blake2b(reader.read(some).tobytes(), digest_size=16)
         return {
             "image": self.image,
-            "lies": [[source.size, source.to_um.tolist()] for source in reader.sources],
+            "lies": [[field.size, field.to_um.tolist()] for field in reader.image.fields],
             "pixels": pixels.hexdigest(),
             "places": hashlib.blake2b(np.ascontiguousarray(self.places).tobytes(), digest_size=16).hexdigest(),
             "inside": int(inside.sum()),
@@ -246,19 +247,12 @@ class FolderSource(Source):
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
         """See :class:`Source`."""
-        if key in self.tiles.obsm and not overwrite:
-            msg = (
-                f"The folder of tiles has obsm[{key!r}] already. Pass overwrite=True to replace it, or key_added= for "
-                f"another name."
-            )
-            raise ValueError(msg)
+        require_free(self.tiles, "The folder of tiles", [], [key], overwrite=overwrite)
 
     def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
         """See :class:`Source`."""
-        self.tiles.obsm[key] = values
-        self.tiles.uns["sthist"][key] = made
-        if features is not None:
-            self.tiles.uns[f"{key}_features"] = features
+        uns = {} if features is None else {f"{key}_features": features}
+        write_columns(None, None, self.tiles, key, made, obs={}, obsm={key: values}, uns=uns)
 
     def writing(self) -> AbstractContextManager[None]:
         """See :class:`Source`."""

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _sample, _store
+from sthist import _store
 from sthist._sample.elements import COUNTS, is_gene
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
+from sthist._tables.find import called, find_expression
 from sthist._tables.genes import closest, collect_columns
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def genes(
     """
     _require_numbers(min_cells, min_counts, target_sum)
     adata, key = _find_table(data, table)
-    name = _called(key)
+    name = called(key)
     source, counts, features = find_raw_counts(adata, layer, name)
     wanted, n_controls = _wanted(adata, genes, controls, name)
     _say_copies(features[features.isin(wanted) & features.duplicated()], name)
@@ -161,30 +162,14 @@ def _require_numbers(min_cells: int, min_counts: int, target_sum: Any) -> None:
 
 def _find_table(data: Any, table: str | None) -> tuple[AnnData, str | None]:
     """The table, and its key in a SpatialData; a usable one."""
-    if hasattr(data, "tables"):
-        _sample.require_one_sample(data)
-        key = _sample.find_expression_table(data, table)
-        adata = data.tables[key]
-    elif hasattr(data, "var_names"):
-        if table is not None:
-            msg = f"table={table!r} names a table of a SpatialData, but an AnnData is given; leave it out."
-            raise ValueError(msg)
-        key, adata = None, data
-    else:
-        msg = f"A SpatialData or an AnnData is needed, not {type(data).__name__}."
-        raise TypeError(msg)
-    name = _called(key)
+    key, adata = find_expression(data, table)
     if 0 in adata.shape:
-        msg = f"{name} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes."
+        msg = f"{called(key)} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes."
         raise ValueError(msg)
     if adata.isbacked:
-        msg = f"{name} is backed by {adata.filename}; read it with adata.to_memory(), and write the result."
+        msg = f"{called(key)} is backed by {adata.filename}; read it with adata.to_memory(), and write the result."
         raise ValueError(msg)
     return adata, key
-
-
-def _called(key: str | None) -> str:
-    return "The table" if key is None else f"Table {key!r}"
 
 
 def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, csr_matrix, pd.Index]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sthist import _sample
+from sthist._tables.find import find_expression
 from sthist._tables.genes import MIN_OVERLAP, GeneMatch, closest, match_names, names_of_list, names_of_table
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def match_genes(
 def _named(data: Any, by: str | None, table: str | None, side: str) -> dict[str, Any]:
     """Columns that could name the genes of one side."""
     if hasattr(data, "tables"):
-        data = data.tables[_sample.find_expression_table(data, table)]
+        _, data = find_expression(data, table)
     if hasattr(data, "var_names"):
         return names_of_table(data, by, side)
     if side == "reference" and not isinstance(data, Mapping) and hasattr(data, "__iter__"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from sthist import _sample, scale
 from sthist._sample.elements import is_gene
 from sthist.pp._genes import find_raw_counts
 from sthist.tiles._molecules.density import iter_points
-from sthist.tiles._regions.locate import RegionIndex, SquareGrid, Tally, centroids_um
+from sthist.tiles._regions.locate import RegionIndex, SparseCounts, SquareGrid, centroids_um
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,17 +53,6 @@ class Sums:
     var: pd.DataFrame
     extent_um: np.ndarray
     facts: dict[str, int]
-
-
-def matrix_of(sdata: SpatialData, kind: Literal["points", "shapes"], key: str) -> np.ndarray:
-    """(3, 3) from an element's coordinates to µm; a ValueError says that it is registered elsewhere."""
-    try:
-        return scale.matrix_to(_sample.get(sdata, kind, key))
-    except KeyError as error:
-        if error.args != (_sample.UM,):
-            raise
-        msg = f"{kind.capitalize()} {key!r} are not registered in {_sample.UM!r}; add the scale with pp.set_scale."
-        raise ValueError(msg) from None
 
 
 def require_names(key: str, names: pd.Index) -> None:
@@ -111,14 +100,14 @@ def sum_points(
     """Counts of transcripts, one batch after another."""
     import pandas as pd
 
-    panel, tally = _Panel(controls), Tally(GENES)
+    panel, sparse = _Panel(controls), SparseCounts(GENES)
     facts = dict.fromkeys(("n_all", "n_controls", "n_low_quality", "n_counted", "n_outside"), 0)
     extent = np.array([np.inf, np.inf, -np.inf, -np.inf])
     with np.errstate(invalid="ignore"):  # of infinite coordinates, which are refused in a moment
         for x, y, gene in _iter_genes(sdata, key, min_qv, panel, facts):
             extent = _widen(extent, x, y)
             regions, points = finder.locate(x, y)
-            tally.add(regions, gene[points])
+            sparse.add(regions, gene[points])
             counted = int(np.count_nonzero(np.diff(points, prepend=-1)))
             facts["n_counted"] += counted
             facts["n_outside"] += len(x) - counted
@@ -129,9 +118,9 @@ def sum_points(
             f"gene, {facts['n_low_quality']} have qv < {min_qv:g}. Lower min_qv, or check the gene column."
         )
         raise ValueError(msg)
-    rows = _rows(finder, tally.rows)
+    rows = _rows(finder, sparse.rows)
     names, places = panel.ordered()
-    counts = tally.pop_csr(rows, places)
+    counts = sparse.pop_csr(rows, places)
     n = np.asarray(counts.sum(axis=1, dtype=np.int64)).ravel()
     return Sums(rows, counts, n, pd.DataFrame(index=names), extent, facts)
 
@@ -140,7 +129,7 @@ def _iter_genes(
     sdata: SpatialData, key: str, min_qv: float, panel: _Panel, facts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Transcripts that count, a batch at a time: x and y in µm, and the number of the gene. The others are counted."""
-    matrix_of(sdata, "points", key)
+    scale.matrix_to_um(sdata, "points", key)
     gene = str(_sample.find_transcripts(sdata, key)[1])
     columns = (gene, "qv") if "qv" in sdata.points[key].columns else (gene,)
     elements = _sample.HighResElements(sdata, (), "", points=key, gene=gene)
@@ -207,7 +196,7 @@ def _table_centroids(sdata: SpatialData, key: str) -> np.ndarray:
         )
         raise ValueError(msg)
     shapes, instances = found
-    matrix, element = matrix_of(sdata, "shapes", shapes), sdata.shapes[shapes]
+    matrix, element = scale.matrix_to_um(sdata, "shapes", shapes), sdata.shapes[shapes]
     require_names(shapes, element.index)
     places = element.index.get_indexer(instances)
     centres: np.ndarray = centroids_um(element.geometry.to_numpy()[places], matrix)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _sample, _store, scale
+from sthist import _sample, _store
 from sthist._sample.elements import present
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.rows import core_columns
 from sthist.tiles import Overlay, TileReader, TileSpec, has_content
-from sthist.tiles._images.image import pyramid
+from sthist.tiles._images.image import open_image
 from sthist.tiles._sampling import iter_farthest, lies_inside
 
 if TYPE_CHECKING:
@@ -203,9 +203,7 @@ def spread_tiles(
 
     Returns indices into ``centres``, at most ``n``, in the order of the choice.
     """
-    inside = np.flatnonzero(
-        np.logical_and.reduce([lies_inside(reader.sources, centres, size_um) for reader in readers])
-    )
+    inside = np.flatnonzero(np.logical_and.reduce([lies_inside(reader.image, centres, size_um) for reader in readers]))
     kept: list[int] = []
     n_blank = 0
     # Blank tiles are replaced by the next farthest, until there are enough or no cells are left.
@@ -231,22 +229,25 @@ def spread_tiles(
 def _views(sdata: SpatialData, spec: TileSpec, images: Sequence[str]) -> list[TileReader | Overlay]:
     """What tiles must show, read no finer than the images are: as grey of 8 bits, or as RGB."""
     views: list[TileReader | Overlay] = []
-    for key in images or _nuclear_and_he(sdata):
-        first = key if isinstance(key, str) else key[0]
-        mpp = min(scale.resolve_mpp(sdata, first))
-        seen = TileSpec(spec.size_um, max(1, min(spec.px, round(spec.size_um / mpp))))
+    recorded = _sample.roles(sdata)
+    for key in images or _nuclear_and_he(sdata, recorded):
+        image = open_image(sdata, key)
+        seen = TileSpec(spec.size_um, max(1, min(spec.px, round(spec.size_um / min(image.mpp)))))
+        named = [name.lower() for name in image.channels] in (["r", "g", "b"], ["red", "green", "blue"])
+        is_he = image.is_rgb and (named or image.key == recorded.get("he", {}).get("image"))
         views.append(
-            TileReader(sdata, key, seen, fill=255)
-            if _is_rgb(sdata, first)
-            else Overlay(sdata, seen, mode="none", image=key)
+            TileReader.from_image(image, seen, fill=255) if is_he else Overlay(sdata, seen, mode="none", image=key)
         )
     return views
 
 
-def _nuclear_and_he(sdata: SpatialData) -> list[str | tuple[str, ...]]:
+def _nuclear_and_he(sdata: SpatialData, recorded: dict[str, Any]) -> list[str | tuple[str, ...]]:
     """The nuclear stain and the H&E, those that there are; several that could be meant are an error."""
     keys: list[str | tuple[str, ...]] = []
-    for find in (lambda: _sample.find_nuclear(sdata)[0], lambda: _sample.find_he(sdata)):
+    for find in (
+        lambda: _sample.find_nuclear(sdata, recorded=recorded)[0],
+        lambda: _sample.find_he(sdata, recorded=recorded),
+    ):
         try:
             keys.append(find())
         except KeyError:  # there is none
@@ -258,11 +259,3 @@ def _nuclear_and_he(sdata: SpatialData) -> list[str | tuple[str, ...]]:
         )
         raise KeyError(msg)
     return keys
-
-
-def _is_rgb(sdata: SpatialData, image: str) -> bool:
-    element = _sample.get(sdata, "images", image)
-    pixels = pyramid(element)[0]
-    named = [name.lower() for name in _sample.channel_names(element)] in (["r", "g", "b"], ["red", "green", "blue"])
-    is_he = _sample.roles(sdata).get("he", {}).get("image") == image
-    return bool(pixels.dtype == np.uint8 and pixels.sizes["c"] == 3 and (named or is_he))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from sthist import _sample, _store
 from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
 from sthist._sample.samples import over_samples
-from sthist.tiles._images.image import extent_um, pyramid
-from sthist.tiles._images.reader import read_region
+from sthist.tiles._images.image import Image, open_image
+from sthist.tiles._images.reader import read_box
 from sthist.tiles._regions.raster import polygonize
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ def tissue(
 
     _sample.require_one_sample(sdata)
     _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
-    mask, extent, keys = tissue_mask(sdata, image, mpp)
-    polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), extent[:2], mpp)
+    shown = image_for_tissue(sdata, image)
+    keys = list(shown.keys)
+    mask = clean(tissue_mask(shown, mpp), mpp, min_area_um2, max_hole_um2)
+    polygons = polygonize(mask, shown.extent_um[:2], mpp)
     if not polygons:
         msg = (
             f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too "
@@ -86,27 +88,20 @@ def tissue(
     _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
 
 
-def tissue_mask(
-    sdata: SpatialData, image: str | None, mpp: float
-) -> tuple[np.ndarray, tuple[float, float, float, float], list[str]]:
-    """Where the tissue is in an image, (h, w) bool; the box in µm that it shows; and the keys of what was read."""
-    keys, channels = _image_for_tissue(sdata, image)
-    extent = extent_um(sdata, keys)
-    pixels = read_region(sdata, keys, extent, mpp, channels=channels, fill=255 if channels is None else 0)
-    mask = mask_of_he(pixels, mpp) if channels is None else mask_of_nuclear_stain(pixels[..., 0], mpp)
-    return mask, extent, keys
+def tissue_mask(image: Image, mpp: float) -> np.ndarray:
+    """Where the tissue is in an H&E, or in a nuclear stain of one channel, (h, w) bool."""
+    is_he = len(image.channels) > 1
+    pixels = read_box(image, image.extent_um, mpp, fill=255 if is_he else 0)
+    return mask_of_he(pixels, mpp) if is_he else mask_of_nuclear_stain(pixels[..., 0], mpp)
 
 
-def _image_for_tissue(sdata: SpatialData, image: str | None) -> tuple[list[str], list[str] | None]:
-    """Keys of the images, and the nuclear channel; None for H&E."""
+def image_for_tissue(sdata: SpatialData, image: str | None) -> Image:
+    """The H&E, or the nuclear channel of another image."""
     if image is None:
         try:
-            return [_sample.find_he(sdata)], None
+            return open_image(sdata, _sample.find_he(sdata))
         except KeyError:
             keys, channel = _sample.find_nuclear(sdata)
-            return list(keys), [channel]
-    element = _sample.get(sdata, "images", image)
-    level = pyramid(element)[0]
-    if level.sizes["c"] == 3 and level.dtype == "uint8" and "z" not in level.dims:
-        return [image], None
-    return [image], [_sample.find_nuclear(sdata, image)[1]]
+            return open_image(sdata, keys, channels=[channel])
+    named = open_image(sdata, image)
+    return named if named.is_rgb else named.select([_sample.find_nuclear(sdata, image)[1]])

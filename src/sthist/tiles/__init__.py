@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "tiles._blocks.estimate": ["Plan"],
         "tiles._blocks.run": ["map_tiles"],
         "tiles._images.folder": ["FolderReader"],
+        "tiles._images.image": ["Image", "open_image"],
         "tiles._images.reader": ["TileReader", "read_region"],
         "tiles._loader": ["TileLoader"],
         "tiles._molecules.overlay": ["Overlay"],

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Tiles that were laid: their table and their spec."""
 
 from __future__ import annotations
 
@@ -41,14 +41,7 @@ def _laid_by_lazyslide(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpe
     import shapely
 
     frame, stated = sdata.shapes[tiles], other_tools.tile_specs(sdata)[tiles]
-    try:
-        matrix = scale.matrix_to(frame)
-    except KeyError:
-        msg = (
-            f"Tiles {tiles!r} are not registered in 'um'; add the scale of the image that they are on with "
-            f"pp.set_scale."
-        )
-        raise ValueError(msg) from None
+    matrix = scale.matrix_to_um(sdata, "shapes", tiles)
     if stated.get("width") != stated.get("height") or not stated.get("width"):
         msg = (
             f"attrs['tile_spec'][{tiles!r}] has width {stated.get('width')} and height {stated.get('height')} px; "

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample
 from sthist._settings import logger, settings
+from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import TileReader
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._loader import TileLoader
 from sthist.tiles._molecules.overlay import Overlay
 from sthist.tiles._sampling import spatial_split
+from sthist.tiles._spec import same_spec
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -190,18 +191,11 @@ def _readers(
     *,
     allow_upsampling: bool,
 ) -> tuple[Overlay, TileReader]:
-    he = _sample.find_he(sdata, he)
-    target = TileReader(sdata, he, spec, fill=255, allow_upsampling=allow_upsampling)
-    if target.dtype != np.uint8 or len(target.channels) != 3:
-        msg = (
-            f"Image {he!r} is no H&E: it has {len(target.channels)} channels of {target.dtype}; three colours of "
-            f"uint8 are needed."
-        )
-        raise ValueError(msg)
+    target = TileReader.from_image(open_he(sdata, he), spec, fill=255, allow_upsampling=allow_upsampling)
     if overlay is None:
         return Overlay(sdata, spec, allow_upsampling=allow_upsampling, **kwargs), target
     require_no_style(kwargs)
-    if overlay.spec != spec:
+    if not same_spec(overlay.spec, spec):
         msg = f"The overlay is made for {overlay.spec}, the tiles are of {spec}."
         raise ValueError(msg)
     return overlay, target

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from sthist.tiles._images.image import ImageSource
+    from sthist.tiles._images.image import Image
 
 WHITE_ABOVE, MAX_BLANK = 230, 0.9
 """ST2HE's content rule: a tile is left out if more than 90 % of its pixels are black (0) or near white (> 230)."""
@@ -115,14 +115,14 @@ def has_content(tiles: np.ndarray, max_blank: float = MAX_BLANK) -> np.ndarray:
     return blank_fraction(tiles) <= max_blank
 
 
-def lies_inside(sources: Sequence[ImageSource], centres: np.ndarray, size_um: float) -> np.ndarray:
-    """Which tiles lie wholly on images that tile one plane.
+def lies_inside(image: Image, centres: np.ndarray, size_um: float) -> np.ndarray:
+    """Which tiles lie wholly on an image.
 
     Returns bool of shape (n,).
     """
     import shapely
 
-    outlines = [shapely.Polygon(source.corners_um()) for source in sources]
+    outlines = [shapely.Polygon(field.corners_um()) for field in image.fields]
     # A thousandth of a tile is rounding: of tiles that end where an image does, and of images that meet.
     area = shapely.union_all([outline.buffer(1e-3 * size_um, join_style="mitre") for outline in outlines])
     shapely.prepare(area)

@@ -9,6 +9,11 @@ from typing import Any
 from sthist import scale
 
 
+def same_spec(one: TileSpec, other: TileSpec) -> bool:
+    """Whether tiles are the same, up to rounding."""
+    return one.px == other.px and abs(one.size_um / other.size_um - 1) < 1e-6
+
+
 def same_scale(one: TileSpec, other: TileSpec) -> bool:
     """Whether tiles show as much tissue, on as many pixels per µm, within 2 %."""
     return max(abs(one.size_um / other.size_um - 1), abs(one.mpp / other.mpp - 1)) <= scale.TOLERANCE

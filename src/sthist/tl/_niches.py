@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _sample, _store
+from sthist import _store
 from sthist._sample.samples import samples_of
 from sthist._settings import logger, settings
-from sthist._tables.genes import closest
+from sthist._tables.find import find_table, require_free
 from sthist._tables.labels import as_classes, column_names
-from sthist._tables.rows import add_columns, require_free_columns, rows_of
+from sthist._tables.rows import write_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -209,12 +209,9 @@ class _Sample:
 
     def __init__(self, name: str, data: Any, label: str, table: str | None) -> None:
         self.name, self._data = name, data
-        if hasattr(data, "obs"):
-            self._table, self.adata = None, data
-        else:
-            _sample.require_one_sample(data)
-            self._table = table if table is not None else _table_with(data, label)
-            self.adata = _sample.get(data, "tables", self._table)
+        self._table, self.adata = find_table(
+            data, table, lambda adata: label in adata.obs or label in adata.obsm, f"{label!r}, in obs or obsm", label
+        )
         self._values, self.classes = _labels(self.adata, label, self._of)
         self.n_unlabelled = int(np.isnan(self._values).any(axis=1).sum())
 
@@ -235,11 +232,7 @@ class _Sample:
             msg = f"{self._of} needs finite places in µm in obsm['spatial']."
             raise ValueError(msg)
         names = [key], [f"{key}_composition"]
-        if self._table is not None:
-            require_free_columns(self._data, rows_of(self._data, self._table), *names, overwrite=overwrite)
-        elif not overwrite and (key in self.adata.obs or names[1][0] in self.adata.obsm):
-            msg = f"{self._of} has {key!r} already. Pass overwrite=True to replace it, or key_added= for another name."
-            raise ValueError(msg)
+        require_free(self.adata, self._of, *names, overwrite=overwrite)
 
     def composition(self, classes: Sequence[str], k: int | None, radius_um: float | None) -> np.ndarray:
         """Mean labels of each row and its neighbours, (n, classes); NaN where none of them has any."""
@@ -253,25 +246,8 @@ class _Sample:
 
     def write(self, key: str, made: dict[str, Any], niche: Any, composition: pd.DataFrame) -> None:
         """Add both columns to the table."""
-        if self._table is not None:
-            rows = rows_of(self._data, self._table)
-            add_columns(self._data, rows, key, made, obs={key: niche}, obsm={f"{key}_composition": composition})
-            return
-        self.adata.obs[key] = niche
-        self.adata.obsm[f"{key}_composition"] = composition.set_axis(self.adata.obs_names)
-        self.adata.uns.setdefault("sthist", {})[key] = made
-
-
-def _table_with(sdata: SpatialData, label: str) -> str:
-    having = [name for name, adata in sdata.tables.items() if label in adata.obs or label in adata.obsm]
-    if len(having) == 1:
-        return having[0]
-    if having:
-        msg = f"Several tables have {label!r}: {', '.join(map(repr, sorted(having)))}. Choose with table="
-        raise ValueError(msg)
-    known = [str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm)]
-    msg = f"No table has {label!r}, in obs or obsm. {_sample.describe('tables', sdata.tables)}{closest(label, known)}"
-    raise KeyError(msg)
+        columns = {"obs": {key: niche}, "obsm": {f"{key}_composition": composition}}
+        write_columns(self._data, self._table, self.adata, key, made, **columns)
 
 
 def _labels(adata: AnnData, label: str, of: str) -> tuple[np.ndarray, list[str]]:

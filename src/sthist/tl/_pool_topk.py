@@ -9,12 +9,14 @@ import numpy as np
 from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
+from sthist._tables.find import called, find_table, require_free
 from sthist._tables.genes import closest
 from sthist._tables.labels import column_names
 from sthist._tables.rows import (
     Rows,
     add_columns,
     centroids_um,
+    cores_of,
     first_inside,
     polygons_um,
     require_free_columns,
@@ -99,7 +101,8 @@ def pool_topk(
     """
     _require_arguments(k, min_tiles)
     _sample.require_one_sample(data)
-    source = _table_with(data, key) if table is None else table
+    source, _ = find_table(data, table, lambda adata: _has_scores(adata, key), f"scores {key!r}", key)
+    assert source is not None  # of a SpatialData
     tiles = rows_of(data, source)
     scores = _scores(data, source, key)
     groups, target, names = _groups(data, tiles, source, groupby)
@@ -148,21 +151,10 @@ def _require_arguments(k: Any, min_tiles: int) -> None:
         raise ValueError(msg)
 
 
-def _table_with(sdata: SpatialData, key: str) -> str:
-    having = [
-        name
-        for name, adata in sdata.tables.items()
-        if (key in adata.obsm or f"{key}_score" in adata.obsm or key in adata.obs)
-        and "tl.pool_topk" not in {_call_of(adata, each) for each in (key, key.removesuffix("_score"))}
-    ]
-    if len(having) == 1:
-        return having[0]
-    if having:
-        msg = f"Several tables have {key!r}: {', '.join(map(repr, sorted(having)))}. Choose with table="
-        raise ValueError(msg)
-    known = [str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm)]
-    msg = f"No table has scores {key!r}. {_sample.describe('tables', sdata.tables)}{closest(key, known)}"
-    raise KeyError(msg)
+def _has_scores(adata: Any, key: str) -> bool:
+    """Whether a table has scores by that name, and did not get them by pooling."""
+    there = key in adata.obsm or f"{key}_score" in adata.obsm or key in adata.obs
+    return there and "tl.pool_topk" not in {_call_of(adata, each) for each in (key, key.removesuffix("_score"))}
 
 
 def _call_of(adata: Any, key: str) -> str:
@@ -196,7 +188,7 @@ def _groups(sdata: SpatialData, tiles: Rows, table: str, groupby: str) -> tuple[
     """
     obs = sdata.tables[table].obs
     if groupby in obs:
-        target = _cores(sdata) if groupby == "core" else None
+        target = cores_of(sdata) if groupby == "core" else None
         values = obs[groupby].astype("category")
         names = [str(name) for name in (values.cat.categories if target is None else target.instances)]
         codes = _index(names, values.astype(object).where(values.notna(), None))
@@ -215,14 +207,6 @@ def _groups(sdata: SpatialData, tiles: Rows, table: str, groupby: str) -> tuple[
         msg = f"None of the {len(codes)} rows of {table!r} belongs to any {groupby!r}."
         raise ValueError(msg)
     return codes, target, names
-
-
-def _cores(sdata: SpatialData) -> Rows | None:
-    """The cores of the array, if the sample knows of one."""
-    role = _sample.roles(sdata).get("cores", {})
-    if role.get("shapes") not in sdata.shapes:
-        return None
-    return rows_of(sdata, role["shapes"], role["table"] if role.get("table") in sdata.tables else None)
 
 
 def _index(names: list[str], values: pd.Series) -> np.ndarray:
@@ -321,13 +305,7 @@ def _require_own_table(sdata: SpatialData, groupby: str, obs: list[str], obsm: l
     if "tl.pool_topk" not in {_call_of(adata, each) for each in adata.uns.get("sthist", {})}:
         msg = f"The table {key!r}, which would hold scores by {groupby!r}, is there, and of something else: rename it."
         raise ValueError(msg)
-    taken = [each for each in (*obs, *obsm) if each in adata.obs or each in adata.obsm]
-    if taken and not overwrite:
-        msg = (
-            f"Table {key!r} has {taken[0]!r} already. Pass overwrite=True to replace it, or key_added= for another "
-            f"name."
-        )
-        raise ValueError(msg)
+    require_free(adata, called(key), obs, obsm, overwrite=overwrite)
 
 
 def _write_own_table(

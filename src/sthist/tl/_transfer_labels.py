@@ -13,7 +13,7 @@ from sthist._settings import logger
 from sthist._tables.genes import closest
 from sthist._tables.labels import Overlaps, as_classes, column_names, labels_of, read_annotation
 from sthist._tables.rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
-from sthist.tiles._images.image import source_from_element, values_at
+from sthist.tiles._images.image import open_image, values_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,7 +200,7 @@ def _scores_at(
 
 
 def _of_heat_maps(sdata: SpatialData, keys: list[str], places: np.ndarray) -> Scores:
-    images = [source_from_element(sdata, key) for key in keys]
+    images = [open_image(sdata, key) for key in keys]
     classes = [name for image in images for name in image.channels]
     twice = [name for i, name in enumerate(classes) if name in classes[:i]]
     if twice:

@@ -11,11 +11,10 @@ import numpy as np
 from sthist import _sample
 from sthist._tables.genes import closest
 from sthist.tiles import FolderReader, TileReader, TileSpec
+from sthist.tiles._images.image import open_he
 from sthist.training.model import weight_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from anndata import AnnData
 
 NO_EMBEDDINGS = {"X_pca", "X_umap", "X_tsne", "X_diffmap", "X_draw_graph_fa", "X_spatial", "X_pca_harmony", "X_scvi"}
@@ -37,31 +36,6 @@ class Origin:
     encoder: str | None = None
     sha256: str | None = None
     spec: TileSpec | None = None
-
-
-def find_table(
-    data: Any, table: str | None, fits: Callable[[AnnData], bool], wanted: str
-) -> tuple[str | None, AnnData]:
-    """The table that is meant, and its key: given, or the only one that fits; an AnnData is its own."""
-    if hasattr(data, "obs_names"):
-        if table is not None:
-            msg = f"table={table!r} names a table of a SpatialData; this is an AnnData."
-            raise ValueError(msg)
-        return None, data
-    if not hasattr(data, "tables"):
-        msg = f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}."
-        raise TypeError(msg)
-    _sample.require_one_sample(data)
-    if table is not None:
-        return table, _sample.get(data, "tables", table)
-    found = [key for key, adata in data.tables.items() if fits(adata)]
-    if len(found) == 1:
-        return found[0], data.tables[found[0]]
-    if not found:
-        msg = f"No table has {wanted}. {_sample.describe('tables', data.tables)}"
-        raise KeyError(msg)
-    msg = f"Several tables have {wanted}: {', '.join(map(repr, sorted(found)))}. Say which one is meant with table=."
-    raise ValueError(msg)
 
 
 def embeddings_of(adata: AnnData) -> list[str]:
@@ -150,14 +124,7 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
     if "spatial" not in adata.obsm:
         msg = f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles."
         raise KeyError(msg)
-    key = _sample.find_he(data, image)
-    reader = TileReader(data, key, spec, fill=255)
-    if reader.dtype != np.uint8 or len(reader.channels) != 3:
-        msg = (
-            f"Image {key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of "
-            f"uint8 are needed."
-        )
-        raise ValueError(msg)
+    reader = TileReader.from_image(open_he(data, image), spec, fill=255)
     return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
 
 

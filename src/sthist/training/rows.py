@@ -10,6 +10,7 @@ import numpy as np
 from sthist import scale
 from sthist._sample.samples import Sample, patients_of_rows, samples_of
 from sthist._settings import logger
+from sthist._tables.find import find_table
 from sthist._tables.genes import closest
 from sthist._tables.labels import as_classes
 from sthist.tiles._spec import same_scale
@@ -18,7 +19,6 @@ from sthist.training.embeddings import (
     Origin,
     effective_mpp,
     find_embedding,
-    find_table,
     is_folder,
     origin_of,
     rows_of_embedding,
@@ -68,11 +68,13 @@ class Labelled:
 def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, classes: Sequence[str] | None) -> Labelled:
     """Collect the rows that have a label."""
     listed = samples_of(data, samples)
-    found = [find_table(each.data, table, lambda adata: label in adata.obs, f"a column {label!r}") for each in listed]
-    tables = [adata for _, adata in found]
+    keyed = [
+        find_table(each.data, table, lambda adata: label in adata.obs, f"a column {label!r}", label) for each in listed
+    ]
+    tables = [adata for _, adata in keyed]
     names = [
         f"{'the AnnData' if key is None else f'table {key!r}'} of sample {each.name!r}"
-        for each, (key, _) in zip(listed, found, strict=True)
+        for each, (key, _) in zip(listed, keyed, strict=True)
     ]
     for adata, name in zip(tables, names, strict=True):
         if label not in adata.obs:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import scale
 from sthist._imaging.tissue import clean, mask_of_he
-from sthist._sample import UM, find_he, find_tissue, require_one_sample
+from sthist._sample import UM, find_tissue, require_one_sample
 from sthist._sample.elements import present, region_geometry
 from sthist._settings import settings
 from sthist.tiles import TileReader, TileSpec
+from sthist.tiles._images.image import open_he, require_he
 from sthist.tiles._images.reader import read_grid
 from sthist.tiles._regions.raster import rasterize
 
@@ -65,32 +65,23 @@ def pixels_of(
     raise TypeError(msg)
 
 
-def he_reader(sdata: SpatialData, key: str, spec: TileSpec) -> TileReader:
-    """A reader of an H&E, white outside of it."""
-    reader = TileReader(sdata, key, spec, fill=255, allow_upsampling=True)
-    _require_rgb8(reader.dtype, len(reader.channels), f"Image {key!r}")
-    return reader
-
-
 def _of_section(
     sdata: SpatialData, image: str | None, within: Any, n_tiles: int, mpp: float, white: Any, seed: int
 ) -> StainPixels:
     require_one_sample(sdata)
-    key = find_he(sdata, image)
-    spec = TileSpec.from_mpp(max(mpp, *scale.resolve_mpp(sdata, key)), TILE_PX)
-    reader = he_reader(sdata, key, spec)
+    he = open_he(sdata, image)
+    spec = TileSpec.from_mpp(max(mpp, he.coarsest_mpp), TILE_PX)
+    reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
     tissue, overview = _overview(sdata, reader)
     white = _white_of(overview[~tissue]) if white is None else _checked_white(white)
     if within is not None:
         tissue &= rasterize([region_geometry(sdata, within)], reader.extent_um[:2], OVERVIEW_MPP, tissue.shape) > 0
     if not tissue.any():
         where = "" if within is None else f" within {within!r}"
-        msg = (
-            f"Found no tissue in image {key!r}{where}: its stain cannot be measured. Outline the tissue with pp.tissue."
-        )
+        msg = f"Found no tissue in image {he.key!r}{where}: its stain cannot be measured. Outline it with pp.tissue."
         raise ValueError(msg)
     centres, on_tissue = _sample(tissue, reader, n_tiles, seed)
-    origin = f"images[{key!r}], {len(centres)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
+    origin = f"images[{he.key!r}], {len(centres)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
     return StainPixels(reader.read(centres)[on_tissue], white, origin)
 
 
@@ -126,7 +117,7 @@ def _sample(tissue: np.ndarray, reader: TileReader, n_tiles: int, seed: int) -> 
 
 
 def _of_array(array: np.ndarray, white: Any) -> StainPixels:
-    _require_rgb8(array.dtype, array.shape[-1] if array.ndim == 3 else 0, f"The array of shape {array.shape}")
+    require_he(f"The array of shape {array.shape}", array.shape[-1] if array.ndim == 3 else 0, array.dtype)
     step = max(1, int(np.sqrt(array.shape[0] * array.shape[1] / 2e6)))
     pixels = array[::step, ::step]
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
@@ -157,12 +148,6 @@ def _checked_white(white: Any) -> tuple[float, float, float]:
         raise ValueError(msg)
     r, g, b = values.tolist()
     return (r, g, b)
-
-
-def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
-    if dtype != np.uint8 or n_channels != 3:
-        msg = f"{what} is no RGB image of 8 bits: it has {n_channels} channels of {dtype}; three of uint8 are needed."
-        raise ValueError(msg)
 
 
 def _spread(low: float, high: float, spec: TileSpec) -> np.ndarray:

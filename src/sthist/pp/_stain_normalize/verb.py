@@ -12,12 +12,14 @@ import numpy as np
 from sthist import _sample, _store, scale
 from sthist._sample.samples import over_samples
 from sthist.pp._stain_normalize.normalizer import StainNormalizer
-from sthist.pp._stain_normalize.pixels import he_reader
 from sthist.pp._stain_normalize.reference import Method, StainReference, Triple, require_method
-from sthist.tiles import Canvas, TileSpec, map_tiles
+from sthist.tiles import Canvas, TileReader, TileSpec, map_tiles
+from sthist.tiles._images.image import open_he
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from sthist.tiles import Image
 
 WRITE_PX = 512
 
@@ -111,15 +113,15 @@ def stain_normalize(
     (1, 224, 224, 3)
     """
     require_method(method)
-    key = _sample.find_he(data, image)
+    he = open_he(data, image)
     if key_added is not None:
         _store.require_free(data, key_added, "images", overwrite=overwrite)
     how: dict[str, Any] = {"method": method, "n_tiles": n_tiles, "mpp": mpp, "seed": seed}
     target = _resolve(reference, how)
-    source = StainReference.fit(data, key, within=within, white=white, **how)
+    source = StainReference.fit(data, he.key, within=within, white=white, **how)
     normalizer = StainNormalizer(source, target)
     if key_added is not None:
-        _write(data, key, normalizer, key_added, progress)
+        _write(data, he, normalizer, key_added, progress)
     return normalizer
 
 
@@ -131,16 +133,16 @@ def _resolve(reference: Any, how: dict[str, Any]) -> StainReference:
     return reference if isinstance(reference, StainReference) else StainReference.fit(reference, **how)
 
 
-def _write(sdata: SpatialData, key: str, normalizer: StainNormalizer, key_added: str, progress: bool | None) -> None:
+def _write(sdata: SpatialData, he: Image, normalizer: StainNormalizer, key_added: str, progress: bool | None) -> None:
     """Write the normalised image, block by block."""
-    mpp = min(scale.resolve_mpp(sdata, key))
-    reader = he_reader(sdata, key, TileSpec.from_mpp(mpp, WRITE_PX))
-    systems = _other_systems(sdata.images[key])
+    mpp = he.finest_mpp
+    reader = TileReader.from_image(he, TileSpec.from_mpp(mpp, WRITE_PX), fill=255, allow_upsampling=True)
+    systems = _other_systems(sdata.images[he.key])
     fingerprint = {
-        "image": key,
+        "image": he.key,
         "normalizer": normalizer.to_dict(),
-        "size": reader.sources[0].size,
-        "matrix": reader.sources[0].to_um.tolist(),
+        "size": he.fields[0].size,
+        "matrix": he.fields[0].to_um.tolist(),
         "systems": {name: matrix.tolist() for name, matrix in systems.items()},
     }
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from sthist._tables.rows import (
     require_free_columns,
     rows_of,
 )
-from sthist.pp._tissue import tissue_mask
+from sthist.pp._tissue import image_for_tissue, tissue_mask
 from sthist.pp._tma.find import LOST_SHARE, Corner, find_cores, is_broken
 from sthist.pp._tma.names import core_name, join_core_map, parse_core_name
 from sthist.tiles._regions.raster import polygonize
@@ -236,10 +236,12 @@ def _tissue(
     """
     if cells is None or image is not None:
         try:
-            return (*tissue_mask(sdata, image, mpp), True)
+            shown = image_for_tissue(sdata, image)
         except KeyError:
             if image is not None or counted is None:
                 raise
+        else:
+            return tissue_mask(shown, mpp), shown.extent_um, list(shown.keys), True
     assert counted is not None  # regions= was found
     places = centroids_um(sdata, counted)
     places = places[np.isfinite(places).all(axis=1)]

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
+from sthist._tables.find import find_table, require_free
 from sthist._tables.labels import column_names
+from sthist._tables.rows import write_columns
 from sthist.systems.annotation.annotator import Annotator
 from sthist.systems.annotation.prompts import checked_prompts, checked_templates
-from sthist.systems.annotation.scorers import ClassScorer, Found, FromAnnotator, FromPrompts
-from sthist.training.embeddings import find_table
+from sthist.systems.annotation.scorers import ClassScorer, ClassScores, FromAnnotator, FromPrompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
 
@@ -126,12 +125,12 @@ def _annotate_one(data: Any, scorer: ClassScorer, table: str | None, key_added: 
     if adata.n_obs == 0:
         msg = f"{where} has no rows."
         raise ValueError(msg)
-    _require_free(adata, where, key_added, overwrite=overwrite)
-    found = scorer.score(data, adata, where)
-    _write(data, key, adata, key_added, found)
-    counts = np.bincount(found.scores.argmax(axis=1), minlength=len(found.classes)).tolist()
-    said = ", ".join(f"{name} {n}" for name, n in zip(found.classes, counts, strict=True))
-    logger.info("%s: %d rows: %s.", where, adata.n_obs, said)
+    require_free(adata, where, [key_added], [f"{key_added}_score", f"{key_added}_similarity"], overwrite=overwrite)
+    result = scorer.score(data, adata, where)
+    _write(data, key, adata, key_added, result)
+    counts = np.bincount(result.scores.argmax(axis=1), minlength=len(result.classes)).tolist()
+    by_class = ", ".join(f"{name} {n}" for name, n in zip(result.classes, counts, strict=True))
+    logger.info("%s: %d rows: %s.", where, adata.n_obs, by_class)
 
 
 def _annotator(model: Any, classes: Sequence[str] | None) -> Annotator:
@@ -146,48 +145,15 @@ def _annotator(model: Any, classes: Sequence[str] | None) -> Annotator:
     return model
 
 
-def _require_free(adata: AnnData, where: str, key: str, *, overwrite: bool) -> None:
-    """Refuse names that are taken, or cannot be stored."""
-    if key != _sample.safe_key(key):
-        msg = f"key_added is {key!r}; letters, digits and _ . - alone can be stored."
-        raise ValueError(msg)
-    reserved = {adata.uns.get("spatialdata_attrs", {}).get(name) for name in ("region_key", "instance_key")}
-    for kind, names, there in (("obs", [key], adata.obs), ("obsm", [f"{key}_score", f"{key}_similarity"], adata.obsm)):
-        known = {str(name).casefold(): str(name) for name in there}
-        for name in names:
-            taken = known.get(name.casefold())
-            fixed = taken in reserved or taken not in (None, name)
-            if taken is not None and (fixed or not overwrite):
-                hint = "key_added= for another name" if fixed else "overwrite=True to replace it"
-                msg = f"{where} has {kind}[{taken!r}] already. Pass {hint}."
-                raise ValueError(msg)
-
-
-def _write(data: Any, key: str | None, adata: AnnData, key_added: str, found: Found) -> None:
-    """Put the columns into the table, and into the store of a backed object first: writing can fail."""
-    columns = column_names(found.classes)
-    made = found.made | {"classes": dict(zip(columns, found.classes, strict=True))}
-    backed = key is not None and _store.store_path(data) is not None
-    changed = adata.copy() if backed else adata
-    _fill(changed, key_added, found, columns)
-    changed.uns.setdefault("sthist", {})[key_added] = made
-    if key is not None and backed:
-        _store.replace_table(data, key, changed, made)
-
-
-def _fill(adata: AnnData, key: str, found: Found, columns: list[str]) -> None:
+def _write(data: Any, key: str | None, adata: AnnData, key_added: str, result: ClassScores) -> None:
+    """Put the columns into the table, and into the store of a backed object first."""
     import pandas as pd
 
-    names = pd.Index(found.classes, dtype=object)
-    adata.obs[key] = pd.Categorical.from_codes(found.scores.argmax(axis=1), categories=names)
-    for name, values in ((f"{key}_score", found.scores), (f"{key}_similarity", found.similarity)):
-        if values is not None:
-            adata.obsm[name] = _frame(values, adata, columns)
-        elif name in adata.obsm:
-            del adata.obsm[name]  # of what is being replaced
-
-
-def _frame(values: np.ndarray, adata: AnnData, columns: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(np.asarray(values, np.float32), index=adata.obs_names, columns=columns)
+    columns = column_names(result.classes)
+    made = result.made | {"classes": dict(zip(columns, result.classes, strict=True))}
+    calls = pd.Categorical.from_codes(result.scores.argmax(axis=1), categories=pd.Index(result.classes, dtype=object))
+    frames = {
+        f"{key_added}_{name}": None if values is None else pd.DataFrame(np.asarray(values, np.float32), columns=columns)
+        for name, values in (("score", result.scores), ("similarity", result.similarity))
+    }
+    write_columns(data, key, adata, key_added, made, obs={key_added: calls}, obsm=frames)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist import _sample, _store, scale
+from sthist import _sample, _store
 from sthist._sample.samples import over_samples, safe_names
 from sthist._settings import logger, settings
 from sthist.encoders import Encoder
@@ -24,12 +24,14 @@ from sthist.systems.annotation.sliding_windows import (
 )
 from sthist.systems.annotation.window_sizes import box_of, cells_inside, kernel_sizes
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import pyramid
+from sthist.tiles._images.image import open_he
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from spatialdata import SpatialData
+
+    from sthist.tiles import Image
 
 DENSE_PX = 224
 """Side of the tiles whose tokens are pooled, where the encoder has no spec."""
@@ -142,7 +144,7 @@ def heatmap(
     (('c', 'y', 'x'), 'float32')
     """
     _sample.require_one_sample(data)
-    image = _rgb_image(data, image)
+    he = open_he(data, image)
     encoder = _encoder_of(model, encoder)
     if method not in {"crop", "dense", "auto"}:
         msg = f"method is {method!r}; it is 'crop', 'dense' or 'auto'."
@@ -163,18 +165,16 @@ def heatmap(
         msg = f"key_added is {key!r}; letters, digits and _ . - alone can be stored."
         raise ValueError(msg)
     _store.require_free(data, key, "images", overwrite=overwrite)
-    own_mpp = max(scale.resolve_mpp(data, image))
-    sizes = kernel_sizes(own_mpp, mpp, scorer.spec, (kernel_px, stride_px), (kernel_um, stride_um))
-    grid = KernelGrid.over(box_of(data, image, within), *sizes)
-    inside = cells_inside(data, image, grid, within, tissue)
+    sizes = kernel_sizes(he.coarsest_mpp, mpp, scorer.spec, (kernel_px, stride_px), (kernel_um, stride_um))
+    grid = KernelGrid.over(box_of(data, he, within), *sizes)
+    inside = cells_inside(data, he, grid, within, tissue)
     if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
         encoder = encoder.at(TileSpec.from_mpp(grid.mpp, grid.kernel_px), strict=False)
     dense = method == "dense" or (method == "auto" and _has_fitting_tokens(encoder))
     sigma = 1.0 if smooth_um is None else smooth_um / grid.stride_um
     with _scratch() as folder:
         values, n_scored = _map(
-            data,
-            image,
+            he,
             grid,
             inside,
             encoder,
@@ -188,7 +188,7 @@ def heatmap(
         )
         made = _store.provenance(
             "tl.heatmap",
-            image=image,
+            image=he.key,
             encoder=_name(encoder),
             encoder_provenance=getattr(encoder, "provenance", {}),
             classes={channel: name for name, channel in channels.items()},
@@ -203,15 +203,6 @@ def heatmap(
         in_memory = _store.store_path(data) is None
         element = _element(np.array(values) if in_memory else values, list(channels.values()), grid)
         _store.add(data, "images", key, element, made, overwrite=overwrite)
-
-
-def _rgb_image(sdata: SpatialData, image: str | None) -> str:
-    key = _sample.find_he(sdata, image)
-    level = pyramid(sdata.images[key])[0]
-    if level.sizes["c"] != 3 or level.dtype != "uint8" or "z" in level.dims:
-        msg = f"Image {key!r} is {dict(level.sizes)} of {level.dtype}; an encoder sees 8-bit RGB."
-        raise ValueError(msg)
-    return key
 
 
 def _encoder_of(model: Any, encoder: Any) -> Any:
@@ -260,8 +251,7 @@ def _has_fitting_tokens(encoder: Any) -> bool:
 
 
 def _map(
-    sdata: SpatialData,
-    image: str,
+    he: Image,
     grid: KernelGrid,
     inside: np.ndarray,
     encoder: Any,
@@ -283,7 +273,7 @@ def _map(
     spec = large_tiles(grid, encoder.spec, DENSE_PX) if dense else TileSpec.from_mpp(grid.mpp, 256)
     if abs(spec.mpp / grid.mpp - 1) > 0.02:
         logger.info("Tokens are of tiles of %g µm at %.4g µm/px.", spec.size_um, spec.mpp)
-    reader = TileReader(sdata, image, spec, fill=255, allow_upsampling=allow_upsampling)
+    reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=allow_upsampling)
     logger.info("%d of %d kernels of %g µm lie on tissue.", n_scored, active.size, grid.kernel_px * grid.mpp)
     scores = _array(folder, "scores", (*grid.n_kernels, len(scorer.classes)))
     scores[:] = np.nan

@@ -164,7 +164,7 @@ def _directions(rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class ClassScores:
     """Scores of rows, (n, classes), and what made them."""
 
     classes: list[str]
@@ -182,7 +182,7 @@ class ClassScorer:
         """Whether a table can be scored."""
         return bool(embeddings_of(adata))
 
-    def score(self, data: Any, adata: AnnData, where: str) -> Found:
+    def score(self, data: Any, adata: AnnData, where: str) -> ClassScores:
         """Score it."""
         raise NotImplementedError
 
@@ -213,7 +213,7 @@ class FromPrompts(ClassScorer):
         """Whether a table has the embeddings."""
         return self.embedding in adata.obsm if self.embedding else bool(embeddings_of(adata))
 
-    def score(self, data: Any, adata: AnnData, where: str) -> Found:
+    def score(self, data: Any, adata: AnnData, where: str) -> ClassScores:
         """Score a table."""
         key = find_embedding(adata, self.embedding, where)
         origin = origin_of(adata, key)
@@ -238,7 +238,7 @@ class FromPrompts(ClassScorer):
             templates=list(self.templates),
             temperature=temperature,
         )
-        return Found(list(self.prompts), softmax(similarity / temperature), similarity, made)
+        return ClassScores(list(self.prompts), softmax(similarity / temperature), similarity, made)
 
     def _encoder_of(self, origin: Origin, key: str, where: str) -> Any:
         if origin.encoder is None:
@@ -273,7 +273,7 @@ class FromAnnotator(ClassScorer):
             return table_spec(adata) is not None or is_folder(adata)
         return self.embedding in adata.obsm
 
-    def score(self, data: Any, adata: AnnData, where: str) -> Found:
+    def score(self, data: Any, adata: AnnData, where: str) -> ClassScores:
         """Score a table."""
         annotator = self.annotator
         rows = self._from_tiles(data, adata, where) if annotator.needs_tiles else self._stored(adata, where)
@@ -289,7 +289,7 @@ class FromAnnotator(ClassScorer):
             embedding=None if annotator.needs_tiles else self.embedding,
             trained={name: config.training.get(name) for name in ("date", "n_rows", "seed")},
         )
-        return Found(list(config.classes), annotator.classify(rows), similarity, made)
+        return ClassScores(list(config.classes), annotator.classify(rows), similarity, made)
 
     def _stored(self, adata: AnnData, where: str) -> np.ndarray:
         key = find_embedding(adata, self.embedding, where)

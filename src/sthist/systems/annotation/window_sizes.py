@@ -10,14 +10,13 @@ from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist._settings import logger
 from sthist.pp._tissue import tissue_mask
-from sthist.tiles._images.image import extent_um
 from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.systems.annotation.sliding_windows import KernelGrid
-    from sthist.tiles import TileSpec
+    from sthist.tiles import Image, TileSpec
 
 KERNEL_PX, STRIDES = 64, 4
 """ST2HE's kernel, and how many strides it is long."""
@@ -26,17 +25,17 @@ TISSUE_MPP = 8.0
 """µm per pixel at which the tissue is looked for."""
 
 
-def box_of(sdata: SpatialData, image: str, within: Any) -> tuple[float, float, float, float]:
+def box_of(sdata: SpatialData, image: Image, within: Any) -> tuple[float, float, float, float]:
     """What is worked on, in µm: the image, or what of it lies in ``within``."""
-    x0, y0, x1, y1 = extent_um(sdata, [image])
+    x0, y0, x1, y1 = image.extent_um
     if within is None:
         return x0, y0, x1, y1
     left, top, right, bottom = region_geometry(sdata, within).bounds
     box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
     if not (box[0] < box[2] and box[1] < box[3]):
         msg = (
-            f"within={within!r} does not lie on the image {image!r}, which shows x {x0:g} to {x1:g} and y {y0:g} to "
-            f"{y1:g} µm."
+            f"within={within!r} does not lie on the image {image.key!r}, which shows x {x0:g} to {x1:g} and "
+            f"y {y0:g} to {y1:g} µm."
         )
         raise ValueError(msg)
     return box
@@ -81,7 +80,7 @@ def kernel_sizes(
 
 
 def cells_inside(
-    sdata: SpatialData, image: str, grid: KernelGrid, within: Any, tissue: str | bool | None
+    sdata: SpatialData, image: Image, grid: KernelGrid, within: Any, tissue: str | bool | None
 ) -> np.ndarray:
     """Which cells show tissue that is asked for, by their centre."""
 
@@ -93,18 +92,19 @@ def cells_inside(
     if isinstance(known, str) and (known in sdata.shapes or isinstance(tissue, str)):
         inside &= painted(known)
     elif known is not False:
-        inside &= _seen_tissue(sdata, image, grid)
+        inside &= _seen_tissue(image, grid)
     if not inside.any():
         msg = (
-            f"There is no tissue in what is to be scored of {image!r}. Name its outlines with tissue=, or score all "
-            f"with tissue=False."
+            f"There is no tissue in what is to be scored of {image.key!r}. Name its outlines with tissue=, or score "
+            f"all with tissue=False."
         )
         raise ValueError(msg)
     return inside
 
 
-def _seen_tissue(sdata: SpatialData, image: str, grid: KernelGrid) -> np.ndarray:
-    mask, (x0, y0, *_), _ = tissue_mask(sdata, image, TISSUE_MPP)
+def _seen_tissue(image: Image, grid: KernelGrid) -> np.ndarray:
+    mask = tissue_mask(image, TISSUE_MPP)
+    x0, y0, *_ = image.extent_um
     centres = [(np.arange(n) + 0.5) * grid.stride_um for n in grid.shape]
     rows = ((centres[0] + grid.origin_um[1] - y0) // TISSUE_MPP).astype(int).clip(0, mask.shape[0] - 1)
     columns = ((centres[1] + grid.origin_um[0] - x0) // TISSUE_MPP).astype(int).clip(0, mask.shape[1] - 1)

@@ -21,7 +21,7 @@ from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import Canvas, map_tiles
 from sthist.tiles._blocks.canvas import Layout
 from sthist.tiles._blocks.estimate import plan_tiles
-from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.image import open_image
 from sthist.training.model import Model, load
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.generator import Stainer
-    from sthist.tiles import Plan
+    from sthist.tiles import Image, Plan
 
 
 def virtual_he(
@@ -200,13 +200,11 @@ def _of_sample(
 ) -> Plan | None:
     elements = _sample.find_high_res(sdata, image=image, channel=channel, points=points, table=table, z=z)
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
-    stain = ready(sdata)
-    section_um = extent_um(sdata, elements.nuclear)
-    for key in elements.nuclear:
-        scale.resolve_mpp(sdata, key)
-    mpp = stain.mpp(elements) if mpp is None else float(mpp)
+    model = ready(sdata)
+    stain = open_image(sdata, elements.nuclear)
+    mpp = model.mpp(stain) if mpp is None else float(mpp)
     region = None if within is None else region_geometry(sdata, within)
-    canvas_um = section_um if region is None else _snap(region.bounds, section_um, mpp)
+    canvas_um = stain.extent_um if region is None else _snap(region.bounds, stain.extent_um, mpp)
     if client is not None and _store.store_path(sdata) is None:
         msg = (
             "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
@@ -219,7 +217,7 @@ def _of_sample(
     }
     if dry_run:
         start = time.perf_counter()
-        stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
+        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling)
         return plan_tiles(
             stainer.readers,
             stainer.predict,
@@ -232,9 +230,9 @@ def _of_sample(
             **options,
         )
     with _store.writing(sdata):
-        stainer = stain.prepare(elements, section_um, mpp, allow_upsampling=allow_upsampling)
+        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling)
         systems = _other_systems(elements)
-        fingerprint = _fingerprint(elements, stain, stainer, systems, region, batch_size)
+        fingerprint = _fingerprint(stain, model, stainer, systems, region, batch_size)
         digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
         with _store.workspace(sdata, key_added, digest) as folder:
             canvas = Canvas(
@@ -257,8 +255,8 @@ def _of_sample(
                 **options,
             )
             tile_px = stainer.readers[0].spec.px
-            facts = fingerprint | {"device": stain.device_name, "tile_px": tile_px}
-            made = _store.provenance("tl.virtual_he", model=stain.system, **facts)
+            facts = fingerprint | {"device": model.device_name, "tile_px": tile_px}
+            made = _store.provenance("tl.virtual_he", model=model.system, **facts)
             _store.publish(sdata, "images", key_added, canvas.store, made)
     return None
 
@@ -326,7 +324,7 @@ def _snap(
 
 
 def _fingerprint(
-    elements: HighResElements,
+    stain: Image,
     model: VirtualStainModel,
     stainer: Stainer,
     systems: dict[str, np.ndarray],
@@ -339,7 +337,7 @@ def _fingerprint(
     fingerprint = {
         "config": dataclasses.asdict(model.config),
         "section": stainer.facts,
-        "matrices": [scale.matrix_to(elements.sdata.images[key]).tolist() for key in elements.nuclear],
+        "matrices": [field.to_um.tolist() for field in stain.fields],
         "systems": {name: matrix.tolist() for name, matrix in systems.items()},
         "within": None if region is None else region.wkt,
         "overlap": stainer.overlap,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sthist._sample.elements import HighResElements
     from sthist.tiles import TileReader
+    from sthist.tiles._images.image import Image
 
 
 def as_input(tiles: torch.Tensor, low: float) -> torch.Tensor:
@@ -68,14 +69,14 @@ class VirtualStainModel(Model):
         return "cpu"
 
     @abstractmethod
-    def mpp(self, elements: HighResElements) -> float:
+    def mpp(self, stain: Image) -> float:
         """µm per pixel at which the model works on a section."""
 
     @abstractmethod
     def prepare(
         self,
         elements: HighResElements,
-        extent_um: tuple[float, float, float, float],
+        stain: Image,
         mpp: float,
         *,
         allow_upsampling: bool,

@@ -16,6 +16,7 @@ from sthist.tiles._molecules.density import Grid, count_transcripts
 if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.translator import Translator
+    from sthist.tiles import Image
 
 OVERLAP = 0.25
 """Part of a tile that is blended with the next."""
@@ -27,7 +28,7 @@ LOOKED_AT = 16
 def prepare_section(
     model: Translator,
     elements: HighResElements,
-    extent_um: tuple[float, float, float, float],
+    stain: Image,
     mpp: float,
     *,
     allow_upsampling: bool,
@@ -41,7 +42,7 @@ def prepare_section(
     overlay = Overlay(
         elements.sdata,
         spec,
-        image=list(elements.nuclear),
+        image=stain,
         channel=elements.nuclear_channel,
         points=elements.points,
         z=elements.z,
@@ -50,8 +51,8 @@ def prepare_section(
         **model.config.style(),
     )
     content = hashlib.blake2b(digest_size=16)
-    tissue = _tissue(model, elements, extent_um, content)
-    x0, y0, x1, y1 = extent_um
+    tissue = _tissue(model, elements, stain, content)
+    x0, y0, x1, y1 = stain.extent_um
     places = np.random.default_rng(0).uniform([x0, y0], [x1, y1], (LOOKED_AT, 2))
     content.update(overlay.read(places).tobytes())
     device = model.device_name.partition(":")[0]
@@ -72,14 +73,12 @@ def prepare_section(
     return Stainer(readers, Predict(model), facts, overlap=OVERLAP, concurrent=False, threads=threads)
 
 
-def _tissue(
-    model: Translator, elements: HighResElements, extent_um: tuple[float, float, float, float], content: Any
-) -> TileReader:
+def _tissue(model: Translator, elements: HighResElements, stain: Image, content: Any) -> TileReader:
     """A reader of what part of each pixel is tissue."""
-    grid, counts = Grid.over(extent_um, TISSUE_MPP), None
+    grid, counts = Grid.over(stain.extent_um, TISSUE_MPP), None
     if elements.points is not None:
-        counts, _ = count_transcripts(elements, grid, model.config.min_qv)
-    mask, where = find_tissue(elements, extent_um, grid, counts, content)
+        counts, _ = count_transcripts(elements, stain, grid, model.config.min_qv)
+    mask, where = find_tissue(elements, stain, grid, counts, content)
     content.update(mask.tobytes())
     return TileReader.from_array(mask[None], where.to_um, model.config.spec)
 

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample, scale
 from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
-from sthist.tiles._images.reader import TileReader, read_grid, read_region
+from sthist.tiles._images.image import open_he, require_he
+from sthist.tiles._images.reader import TileReader, read_box, read_grid
 from sthist.tiles._molecules.density import Grid
 from sthist.tiles._regions.raster import rasterize
 from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements
+    from sthist.tiles import Image
 
 SAMPLE_TILES, SAMPLE_PX = 64, 256
 TISSUE_MPP = 4.0
@@ -27,7 +28,7 @@ def reference_pixels(reference: Any, seed: int) -> np.ndarray:
     if isinstance(reference, SpatialData):
         reference = (reference, None)
     if isinstance(reference, tuple):
-        pixels = _pixels_of_image(reference[0], _sample.find_he(*reference), seed)
+        pixels = _pixels_of_image(open_he(*reference), seed)
     else:
         pixels = _pixels_of_array(np.asarray(reference))
     if len(pixels) == 0:
@@ -40,7 +41,7 @@ def _pixels_of_array(array: np.ndarray) -> np.ndarray:
     if array.ndim != 3:
         msg = f"The reference H&E has shape {array.shape}; it should be (h, w, 3)."
         raise ValueError(msg)
-    _require_rgb8(array.dtype, array.shape[-1], "the reference array")
+    require_he("The reference array", array.shape[-1], array.dtype)
     step = int(np.clip(np.sqrt(array.shape[0] * array.shape[1] / 1e6), 1, 8))
     image = array[::step, ::step]
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
@@ -48,12 +49,11 @@ def _pixels_of_array(array: np.ndarray) -> np.ndarray:
     return image[mask]
 
 
-def _pixels_of_image(sdata: Any, key: str, seed: int) -> np.ndarray:
-    mpp = float(np.sqrt(np.prod(scale.resolve_mpp(sdata, key))))
-    reader = TileReader(sdata, key, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
-    _require_rgb8(reader.dtype, len(reader.channels), f"image {key!r}")
+def _pixels_of_image(he: Image, seed: int) -> np.ndarray:
+    mpp = float(np.sqrt(np.prod(he.mpp)))
+    reader = TileReader.from_image(he, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
     grid = Grid.over(reader.extent_um, TISSUE_MPP)
-    overview = read_region(sdata, key, reader.extent_um, grid.bin_um, fill=255)
+    overview = read_box(he, he.extent_um, grid.bin_um, fill=255)
     mask = clean(mask_of_he(overview, grid.bin_um), grid.bin_um, min_area_um2=600.0, max_hole_um2=2500.0)
     centres = sample_tiles(reader.extent_um, reader.spec, mask, grid, seed)
     on_tissue = (
@@ -76,12 +76,6 @@ def sample_tiles(
     return centres[np.sort(np.random.default_rng(seed).permutation(candidates)[:SAMPLE_TILES])]
 
 
-def _require_rgb8(dtype: np.dtype, n_channels: int, what: str) -> None:
-    if dtype != np.uint8 or n_channels != 3:
-        msg = f"The H&E, {what}, has {n_channels} channels of {dtype}; three channels of uint8 (RGB) are needed."
-        raise ValueError(msg)
-
-
 def _spread(low: float, high: float, size: float) -> np.ndarray:
     """Centres of tiles that leave no gap from low to high, at least one."""
     n = max(1, int(np.ceil((high - low) / size)))
@@ -90,7 +84,7 @@ def _spread(low: float, high: float, size: float) -> np.ndarray:
 
 def find_tissue(
     elements: HighResElements,
-    extent_um: tuple[float, float, float, float],
+    stain: Image,
     grid: Grid,
     molecules: np.ndarray | None,
     content: Any,
@@ -102,12 +96,12 @@ def find_tissue(
     import spatialdata as sd
     from scipy.ndimage import gaussian_filter
 
-    coarse = Grid.over(extent_um, TISSUE_MPP)
+    coarse = Grid.over(stain.extent_um, TISSUE_MPP)
     if "tissue" in elements.sdata.shapes:
         shapes = sd.transform(elements.sdata.shapes["tissue"], to_coordinate_system="um")
         mask = rasterize(shapes.geometry, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
     else:
-        image = _read_stain(elements, extent_um, coarse)
+        image = _read_stain(stain.select([elements.nuclear_channel], z=elements.z), coarse)
         content.update(image.tobytes())
         density = None
         if molecules is not None:
@@ -116,22 +110,18 @@ def find_tissue(
         mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
     if not mask.any():
         msg = (
-            f"Found no tissue in the nuclear stain {elements.nuclear[0]!r}, channel {elements.nuclear_channel!r}: "
-            f"it is "
+            f"Found no tissue in the nuclear stain {stain.key!r}, channel {elements.nuclear_channel!r}: it is "
             "empty or constant. Choose another with image= and channel=, or put outlines in shapes['tissue']."
         )
         raise ValueError(msg)
     return gaussian_filter(mask.astype(np.float32), 0.7), coarse
 
 
-def _read_stain(elements: HighResElements, extent_um: tuple[float, float, float, float], grid: Grid) -> np.ndarray:
+def _read_stain(stain: Image, grid: Grid) -> np.ndarray:
     """The nuclear stain on a coarse grid."""
-    channels = [elements.nuclear_channel]
-    image = read_region(elements.sdata, elements.nuclear, extent_um, grid.bin_um, channels=channels, z=elements.z)[
-        ..., 0
-    ]
+    image = read_box(stain, stain.extent_um, grid.bin_um)[..., 0]
     # The last cells may have their centre beyond the image; they are as their neighbours, not dark.
-    x0, y0, x1, y1 = extent_um
+    x0, y0, x1, y1 = stain.extent_um
     if image.shape[0] > 1 and (image.shape[0] - 0.5) * grid.bin_um > y1 - y0 - 1e-6:
         image[-1] = image[-2]
     if image.shape[1] > 1 and (image.shape[1] - 0.5) * grid.bin_um > x1 - x0 - 1e-6:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sthist.systems.virtual_he.config import TranslationConfig
     from sthist.systems.virtual_he.generator import Stainer
     from sthist.systems.virtual_he.training_set.pairs import Pairs
+    from sthist.tiles._images.image import Image
 
 WEIGHTS = "model.safetensors"
 
@@ -282,14 +283,14 @@ class Translator(VirtualStainModel):
         """Where it runs."""
         return settings.torch_device() if self.device in (None, "auto") else str(self.device)
 
-    def mpp(self, elements: HighResElements) -> float:
+    def mpp(self, stain: Image) -> float:
         """µm per pixel that it was trained at."""
         return self.config.spec.mpp
 
     def prepare(
         self,
         elements: HighResElements,
-        extent_um: tuple[float, float, float, float],
+        stain: Image,
         mpp: float,
         *,
         allow_upsampling: bool = False,
@@ -300,8 +301,8 @@ class Translator(VirtualStainModel):
         ----------
         elements
             The section's elements by role.
-        extent_um
-            Box of the whole section, in µm.
+        stain
+            The nuclear stain, opened with all its channels.
         mpp
             µm per pixel of the result, which has to be the model's.
         allow_upsampling
@@ -316,7 +317,7 @@ class Translator(VirtualStainModel):
         """
         from sthist.systems.virtual_he.inference import prepare_section
 
-        return prepare_section(self, elements, extent_um, mpp, allow_upsampling=allow_upsampling)
+        return prepare_section(self, elements, stain, mpp, allow_upsampling=allow_upsampling)
 
     def prompt(self) -> str:
         """What the generator is told.

@@ -83,7 +83,7 @@ class Plan:
         )
 
 
-class Probe:
+class ChunkSample:
     """Single chunks of a canvas, spread over what is pending: painted, compressed and reduced, but not kept.
 
     Parameters
@@ -153,7 +153,7 @@ def plan_tiles(
         readers, predict, layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
     )
     blocks = layout.blocks()
-    probe = Probe(painter, blocks)
+    sample = ChunkSample(painter, blocks)
     n_tiles = painter.n_tiles(blocks)
     working = max(2, settings.threads) * max(map(painter.working_bytes, blocks))
     return Plan(
@@ -161,10 +161,10 @@ def plan_tiles(
         mpp=layout.mpp,
         blocks=len(blocks),
         tiles=n_tiles,
-        disk_bytes=int(sum(layout.level_bytes) * probe.compression),
+        disk_bytes=int(sum(layout.level_bytes) * sample.compression),
         free_bytes=_free(folder),
         memory_bytes=LIBRARIES_BYTES + working + sum(reader.memory_bytes for reader in readers),
-        seconds=seconds_before + n_tiles * probe.seconds_per_tile / n_machines,
+        seconds=seconds_before + n_tiles * sample.seconds_per_tile / n_machines,
     )
 
 
@@ -177,7 +177,7 @@ def require_space(painter: BlockPainter, canvas: Canvas) -> None:
     raw = sum(3 * (b.y1 - b.y0) * (b.x1 - b.x0) for b in pending) + sum(canvas.layout.level_bytes[1:])
     if free >= raw:
         return
-    needed = raw * Probe(painter, pending).compression
+    needed = raw * ChunkSample(painter, pending).compression
     if free < needed:
         msg = (
             f"{canvas.name} needs about {_gigabytes(needed)} more in {canvas.folder}, where {_gigabytes(free)} "

@@ -95,10 +95,9 @@ class FolderReader:
             row = int(small.argmax())
             height, width = (self._sizes[row] * self._mpp[row]).tolist()
             msg = (
-                f"{int(small.sum())} of {len(self)} images are smaller than a tile of {spec.size_um:g} µm, such "
-                f"as {self._files[row]!r} of "
-                f"{width:.4g} x {height:.4g} µm. Choose smaller tiles, or say with fill= what is around them, "
-                f"such as fill=255."
+                f"{int(small.sum())} of {len(self)} images are smaller than a tile of {spec.size_um:g} µm, such as "
+                f"{self._files[row]!r} of {width:.4g} x {height:.4g} µm. Choose smaller tiles, or say with fill= what "
+                "is around them, such as fill=255."
             )
             raise ValueError(msg)
         coarse = self._mpp > MAX_UPSAMPLING * spec.mpp

@@ -1,200 +1,21 @@
-"""Images as pyramids of chunked planes: what a reader reads from."""
+"""An image that is opened: what is known of it, looked up once and carried."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _sample, scale
+from sthist.tiles._images.planes import Planes, first_last
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from spatialdata import SpatialData
 
-
-def chunk_reader(array: Any) -> Callable[[int, int], np.ndarray] | None:
-    """A function from (row, column) to the decoded chunk, cut at the border; None where zarr itself has to read.
-
-    It exists for zarr v3 arrays in a local folder with a regular chunk grid, compressed with zstd alone, whose chunks
-    span all axes but the last two.
-    """
-    import zarr
-
-    if not isinstance(array, zarr.Array) or array.metadata.zarr_format != 3:
-        return None
-    metadata, store = array.metadata, array.store
-    if not isinstance(store, zarr.storage.LocalStore):
-        return None
-    plain = (
-        getattr(metadata.chunk_grid, "chunk_shape", None) is not None
-        and [type(codec).__name__ for codec in metadata.codecs] == ["BytesCodec", "ZstdCodec"]
-        and all(n >= length for n, length in zip(array.chunks[:-2], array.shape[:-2], strict=True))
-    )
-    if not plain:
-        return None
-    import pyarrow as pa
-
-    folder = store.root / array.path
-    endian = getattr(metadata.codecs[0], "endian", None)
-    dtype = np.dtype(array.dtype).newbyteorder(">" if endian is not None and endian.value == "big" else "<")
-    shape, chunk_shape, leading = array.shape, array.chunks, (0,) * (array.ndim - 2)
-    n_bytes = int(np.prod(chunk_shape)) * dtype.itemsize
-    codec = pa.Codec("zstd")
-
-    def read(row: int, column: int) -> np.ndarray:
-        path = folder / metadata.encode_chunk_key((*leading, row, column))
-        height = min(chunk_shape[-2], shape[-2] - row * chunk_shape[-2])
-        width = min(chunk_shape[-1], shape[-1] - column * chunk_shape[-1])
-        window = (*(slice(n) for n in shape[:-2]), slice(height), slice(width))
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # zarr does not store chunks of nothing but the fill value
-            return np.full((*shape[:-2], height, width), metadata.fill_value, array.dtype)
-        try:
-            pixels = np.frombuffer(codec.decompress(content, n_bytes), dtype).reshape(chunk_shape)
-        except (pa.ArrowException, ValueError, OSError) as error:
-            msg = f"The chunk {path} is damaged: {error}. Restore the file, or write the image again."
-            raise OSError(msg) from error
-        return pixels[window].astype(array.dtype, copy=False)
-
-    return read
-
-
-def values_at(source: ImageSource, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The full-resolution pixel under each place.
-
-    Returns Float64 of shape (n, channels), NaN outside of the image; and bool of shape (n,), whether a place is on
-    it. One chunk is in memory at a time.
-    """
-    planes = source.levels[0].planes
-    values = np.full((len(places), planes.shape[0]), np.nan)
-    to_px = np.linalg.inv(source.to_um)
-    column, row = (np.floor(places @ to_px[:2, :2].T + to_px[:2, 2])).T
-    on = (row >= 0) & (row < planes.height) & (column >= 0) & (column < planes.width)
-    inside = np.flatnonzero(on)
-    row, column = row[inside].astype(int), column[inside].astype(int)
-    # The number of a chunk is that of the last edge before it.
-    chunk_row = np.searchsorted(planes.y_edges, row, side="right") - 1
-    chunk_column = np.searchsorted(planes.x_edges, column, side="right") - 1
-    chunk = chunk_row * len(planes.x_edges) + chunk_column
-    order = np.argsort(chunk, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(chunk[order])) + 1):
-        if len(part):
-            i, j = chunk_row[part[0]], chunk_column[part[0]]
-            (pixels,) = planes.load(int(i), int(j), int(j) + 1)
-            values[inside[part]] = pixels[:, row[part] - planes.y_edges[i], column[part] - planes.x_edges[j]].T
-    return values, on
-
-
-Projection = Literal["max", "mean"]
-MAX_CALL_BYTES = 32 * 2**20
-"""Neighbouring chunks that are decoded with one call take this much memory at most."""
-
-
-class Planes:
-    """The (channel, y, x) planes of one pyramid level, loaded chunk by chunk.
-
-    Parameters
-    ----------
-    data
-        A numpy, zarr or dask array.
-    dims
-        Its axes, of ``c``, ``z``, ``y``, ``x``, the last two in this order at the end.
-    channels
-        Which channels to load, in this order.
-    z
-        A plane of a stack, or the first and the last of several; None for all.
-    projection
-        How several planes are projected.
-    """
-
-    def __init__(
-        self,
-        data: Any,
-        dims: tuple[str, ...],
-        channels: Sequence[int],
-        z: int | tuple[int, int] | None = None,
-        projection: Projection = "max",
-    ) -> None:
-        self._data, self._dims, self._channels = _behind_dask(data), dims, list(channels)
-        self._z, self._projection = z, projection
-        self.height, self.width = (int(n) for n in data.shape[-2:])
-        self.dtype = _pixel_dtype(data.dtype) if projection == "max" or "z" not in dims else np.dtype(np.float32)
-        self.y_edges, self.x_edges = (_chunk_edges(self._data, axis) for axis in (-2, -1))
-        self._read_chunk = chunk_reader(self._data)
-        self.chunk_bytes = self._bytes_of_a_chunk()
-        self.most_per_call = max(1, min(16, MAX_CALL_BYTES // self.chunk_bytes)) if self._read_chunk is None else 1
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """By its place on disk where it has one, so that another process opens it anew."""
-        arguments = (self._dims, self._channels, self._z, self._projection)
-        place = _place(self._data)
-        return (Planes, (self._data, *arguments)) if place is None else (_open_planes, (place, *arguments))
-
-    def _bytes_of_a_chunk(self) -> int:
-        """Memory that decoding a chunk takes, all channels and planes of it; 1 where it is in memory already."""
-        if self.in_memory:
-            return 1
-        area = int(np.diff(self.y_edges).max()) * int(np.diff(self.x_edges).max())
-        return area * int(np.prod(self._data.shape[:-2])) * self._data.dtype.itemsize
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether there is nothing to decode."""
-        return isinstance(self._data, np.ndarray)
-
-    @property
-    def n_bytes(self) -> int:
-        """Of all chunks, decoded."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return len(self._channels), self.height, self.width
-
-    def load(self, row: int, first: int, stop: int) -> list[np.ndarray]:
-        """The chunks ``first:stop`` of a row, (c, h, w) each; through zarr and dask, they are decoded with one call."""
-        ranges = {
-            "c": slice(min(self._channels), max(self._channels) + 1),
-            "z": slice(None) if self._z is None else slice(first_last(self._z)[0], first_last(self._z)[1] + 1),
-        }
-        leading = tuple(ranges[axis] for axis in self._dims[:-2])
-        if self._read_chunk is not None:
-            chunks = [self._read_chunk(row, column) for column in range(first, stop)]
-            # A few channels of a chunk would keep all of them alive.
-            return [self._project(c[leading] if c[leading].size == c.size else c[leading].copy()) for c in chunks]
-        rows, columns = slice(*self.y_edges[row : row + 2]), slice(self.x_edges[first], self.x_edges[stop])
-        try:
-            block = self._data[(*leading, rows, columns)]
-            if hasattr(block, "dask"):
-                block = block.compute(scheduler="synchronous")
-        except RuntimeError as error:  # what codecs raise
-            where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
-            msg = (
-                f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, "
-                f"or write it again."
-            )
-            raise OSError(msg) from error
-        block = self._project(np.asarray(block))
-        parts = np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
-        return parts if len(parts) == 1 else [part.copy() for part in parts]  # a part would keep its neighbours alive
-
-    def _project(self, block: np.ndarray) -> np.ndarray:
-        """A block of the channels from the first to the last wanted, with its stack projected, in the wanted order."""
-        if "z" in self._dims:
-            axis = self._dims.index("z")
-            block = block.max(axis) if self._projection == "max" else block.mean(axis, dtype=np.float32)
-        low = min(self._channels)
-        if self._channels != list(range(low, low + block.shape[0])):
-            block = block[[channel - low for channel in self._channels]]
-        return block.astype(self.dtype, copy=False)
+    from sthist.tiles._images.planes import Projection
 
 
 @dataclass(frozen=True)
@@ -205,28 +26,16 @@ class Level:
     factor: tuple[float, float]
 
     def displacement(self) -> float:
-        """How far, in level-0 pixels, its content may lie from where its size says (see :meth:`ImageSource.level`)."""
+        """How far, in level-0 pixels, its content may lie from where its size says (see :meth:`Field.level`)."""
         sizes = (self.planes.height, self.planes.width)
         return max(size * abs(factor - round(factor)) for size, factor in zip(sizes, self.factor, strict=True))
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """An image as a pyramid, and the matrix that takes its level-0 pixels (x, y, 1) to µm.
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One image element: its pyramid, finest level first, and the matrix from its level-0 pixels (x, y, 1) to µm."""
 
-    Attributes
-    ----------
-    name
-        Key of the image, for messages.
-    levels
-        Finest first.
-    to_um
-        Float64 of shape (3, 3).
-    channels
-        Names of the channels that are read.
-    """
-
-    name: str
+    key: str
     levels: tuple[Level, ...]
     to_um: np.ndarray
     channels: tuple[str, ...]
@@ -263,66 +72,215 @@ class ImageSource:
                 best = level
         return best
 
+    def select(self, channels: Sequence[str] | None, z: int | tuple[int, int] | None, projection: Projection) -> Field:
+        """The same element with some of its channels, or planes of its stack."""
+        chosen = self.channels if channels is None else tuple(channels)
+        for channel in chosen:
+            if channel not in self.channels:
+                msg = f"Image {self.key!r} has no channel {channel!r}; it has {list(self.channels)}."
+                raise KeyError(msg)
+        planes = self.levels[0].planes
+        if z is not None and not 0 <= first_last(z)[0] <= first_last(z)[1] < planes.depth:
+            msg = f"Image {self.key!r} has no plane z={z}: it has {planes.depth} (0 to {planes.depth - 1})."
+            raise ValueError(msg)
+        indices = [planes.channels[self.channels.index(channel)] for channel in chosen]
+        levels = tuple(Level(level.planes.select(indices, z, projection), level.factor) for level in self.levels)
+        return Field(self.key, levels, self.to_um, chosen)
 
-def source_from_array(array: np.ndarray, to_um: np.ndarray, name: str = "array") -> ImageSource:
-    """An array of (c, y, x) in memory, registered by its (x, y, 1) to µm matrix."""
-    planes = Planes(array, ("c", "y", "x"), range(array.shape[0]))
-    return ImageSource(
-        name, (Level(planes, (1.0, 1.0)),), np.asarray(to_um, np.float64), tuple(map(str, range(array.shape[0])))
-    )
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An image that is opened by :func:`sthist.tiles.open_image`; no pixel is read yet.
+
+    Attributes
+    ----------
+    fields
+        The image elements that tile its plane: one, or several such as the fields of view of CosMx, of which the first
+        counts where they overlap. Each has a ``key``, pyramid ``levels``, finest first, and ``to_um``, the (3, 3)
+        matrix from its full-resolution pixels (x, y, 1) to µm.
+
+    Raises
+    ------
+    ValueError
+        If the elements differ in their channels or their type of pixel.
+    """
+
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        first = self.fields[0]
+        for other in self.fields[1:]:
+            if other.channels != first.channels or other.dtype != first.dtype:
+                msg = (
+                    f"Images {first.key!r} and {other.key!r} do not tile one plane: channels {first.channels} of "
+                    f"{first.dtype} against {other.channels} of {other.dtype}."
+                )
+                raise ValueError(msg)
+
+    @property
+    def key(self) -> str:
+        """Key of the first element."""
+        return self.fields[0].key
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all elements."""
+        return tuple(field.key for field in self.fields)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels that are read."""
+        return self.fields[0].channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the pixels."""
+        return self.fields[0].dtype
+
+    @property
+    def mpp(self) -> tuple[float, float]:
+        """Micrometres per pixel along x and y, of the first element."""
+        return scale.pixel_size(self.fields[0].to_um)
+
+    @property
+    def finest_mpp(self) -> float:
+        """The smallest µm per pixel of any element, along x or y."""
+        return min(min(scale.pixel_size(field.to_um)) for field in self.fields)
+
+    @property
+    def coarsest_mpp(self) -> float:
+        """The largest µm per pixel of any element, along x or y."""
+        return max(max(scale.pixel_size(field.to_um)) for field in self.fields)
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the box around it, in µm."""
+        corners = np.concatenate([field.corners_um() for field in self.fields])
+        return (*corners.min(0).tolist(), *corners.max(0).tolist())
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether it has three channels of uint8, and no stack."""
+        return len(self.channels) == 3 and self.dtype == np.uint8 and self.fields[0].levels[0].planes.depth == 1
+
+    def select(
+        self,
+        channels: Sequence[str] | None = None,
+        *,
+        z: int | tuple[int, int] | None = None,
+        projection: Projection = "max",
+    ) -> Image:
+        """The same image with some of its channels, or planes of its stack.
+
+        Parameters
+        ----------
+        channels
+            Names of the channels to read, in this order; all that it has by default.
+        z
+            A plane of an image stack, or the first and last of several; by default the whole stack is projected.
+        projection
+            ``"max"`` or ``"mean"``.
+        """
+        return Image(tuple(field.select(channels, z, projection) for field in self.fields))
 
 
-def source_from_element(
+def open_image(
     sdata: SpatialData,
-    image: str,
+    image: str | Sequence[str],
     *,
     channels: Sequence[str] | None = None,
     z: int | tuple[int, int] | None = None,
     projection: Projection = "max",
-    to_um: np.ndarray | None = None,
-) -> ImageSource:
-    """The source of an image element, registered in ``um``, or in place of that by a (3, 3) matrix of the caller's."""
-    element = _sample.get(sdata, "images", image)
-    try:
-        to_um = scale.matrix_to(element) if to_um is None else to_um
-    except KeyError:
-        msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
-        raise ValueError(msg) from None
+) -> Image:
+    """Open an image: its pyramid, its place and scale in µm, and its channels, looked up once.
+
+    Parameters
+    ----------
+    sdata
+        The sample; the image registered in ``um``.
+    image
+        Key of the image; several keys, such as the fields of view of CosMx, are one image. Where no image has that key,
+        also a role: ``"he"``, or ``"nuclear"`` for the nuclear stain, of which its channel alone is read unless
+        ``channels`` names others.
+    channels
+        Names of the channels to read, in this order; all by default.
+    z
+        A plane of an image stack, or the first and last of several; by default the whole stack is projected.
+    projection
+        ``"max"`` or ``"mean"``.
+
+    Returns
+    -------
+    The image, of which no pixel is read yet.
+
+    Raises
+    ------
+    KeyError
+        If there is no such image or channel.
+    ValueError
+        If it has no scale or no plane ``z``, if two sources of its scale disagree, or if the images differ in their
+        channels or type of pixel.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> image = sthist.tiles.open_image(sdata, "he")
+    >>> image.mpp, image.extent_um, image.channels
+    ((0.5, 0.5), (0.0, 0.0, 200.0, 200.0), ('r', 'g', 'b'))
+    >>> sthist.tiles.open_image(sdata, "nuclear").keys
+    ('morphology_focus',)
+    """
+    if image == "he" and image not in sdata.images:
+        image = _sample.find_he(sdata)
+    elif image == "nuclear" and image not in sdata.images:
+        image, channel = _sample.find_nuclear(sdata)
+        channels = [channel] if channels is None else channels
+    fields = []
+    for key in [image] if isinstance(image, str) else image:
+        element = _sample.get(sdata, "images", key)
+        try:
+            to_um = scale.matrix_to(element)
+        except KeyError:
+            msg = f"Image {key!r} has no scale: give it once with pp.set_scale(sdata, {key!r}, mpp=...)."
+            raise ValueError(msg) from None
+        scale.resolve_mpp(sdata, key)  # whether all that states its scale agrees
+        fields.append(field_of(element, key, to_um).select(channels, z, projection))
+    return Image(tuple(fields))
+
+
+def open_he(sdata: SpatialData, image: str | None = None) -> Image:
+    """The H&E, opened: the one that is named, recorded by the reader, or the only image named like one."""
+    he = open_image(sdata, _sample.find_he(sdata, image))
+    require_he(f"Image {he.key!r}", len(he.channels), he.dtype)
+    return he
+
+
+def require_he(what: str, n_channels: int, dtype: Any) -> None:
+    """Refuse what is not three colours of 8 bits."""
+    if n_channels != 3 or dtype != np.uint8:
+        msg = f"{what} is no H&E: it has {n_channels} channels of {dtype}; three colours of uint8 are needed."
+        raise ValueError(msg)
+
+
+def field_of(element: Any, key: str, to_um: np.ndarray) -> Field:
+    """An image element with all its channels, at a place of the caller's."""
     names = _sample.channel_names(element)
-    wanted = names if channels is None else list(channels)
-    for channel in wanted:
-        if channel not in names:
-            msg = f"Image {image!r} has no channel {channel!r}; it has {names}."
-            raise KeyError(msg)
     arrays = pyramid(element)
     dims = tuple(str(dim) for dim in arrays[0].dims)
-    depth = arrays[0].sizes.get("z", 1)
-    if z is not None and not 0 <= first_last(z)[0] <= first_last(z)[1] < depth:
-        msg = f"Image {image!r} has no plane z={z}: it has {depth} (0 to {depth - 1})."
-        raise ValueError(msg)
-    indices = [names.index(channel) for channel in wanted]
     height, width = arrays[0].sizes["y"], arrays[0].sizes["x"]
-    levels = [
-        Level(
-            Planes(array.data, dims, indices, z if "z" in dims else None, projection),
-            (height / array.sizes["y"], width / array.sizes["x"]),
-        )
+    levels = tuple(
+        Level(Planes(array.data, dims, range(len(names))), (height / array.sizes["y"], width / array.sizes["x"]))
         for array in arrays
-    ]
-    return ImageSource(image, tuple(levels), to_um, tuple(wanted))
+    )
+    return Field(key, levels, to_um, tuple(names))
 
 
-def first_last(z: int | tuple[int, int]) -> tuple[int, int]:
-    """The first and the last of one plane or of a range of planes."""
-    first, last = (z, z) if isinstance(z, int | np.integer) else z
-    return int(first), int(last)
-
-
-def extent_um(sdata: SpatialData, images: Sequence[str]) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 of the box around images, in µm."""
-    corners = np.concatenate([source_from_element(sdata, key).corners_um() for key in images])
-    (x0, y0), (x1, y1) = corners.min(0).tolist(), corners.max(0).tolist()
-    return x0, y0, x1, y1
+def image_of_array(array: np.ndarray, to_um: np.ndarray, key: str = "array") -> Image:
+    """An array of (c, y, x) in memory, registered by its (x, y, 1) to µm matrix."""
+    planes = Planes(array, ("c", "y", "x"), range(array.shape[0]))
+    channels = tuple(map(str, range(array.shape[0])))
+    return Image((Field(key, (Level(planes, (1.0, 1.0)),), np.asarray(to_um, np.float64), channels),))
 
 
 def pyramid(element: Any) -> list[Any]:
@@ -334,103 +292,27 @@ def pyramid(element: Any) -> list[Any]:
     return [next(iter(scale_node.data_vars.values())) for scale_node in element.children.values()]
 
 
-class ChunkCache:
-    """Decoded chunks, the least recently used dropped first; each is decoded by one thread only."""
+def values_at(image: Image, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The full-resolution pixel under each place, of the first element of an image.
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self._bytes = max_bytes, 0
-        self._chunks: OrderedDict[Any, Future[np.ndarray]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """An empty one: another process decodes for itself."""
-        return ChunkCache, (self.max_bytes,)
-
-    def __contains__(self, key: Any) -> bool:
-        """Whether a chunk is here, or being decoded."""
-        return key in self._chunks
-
-    def put(self, key: Any, chunk: np.ndarray) -> None:
-        """Keep a chunk that was decoded already."""
-        self.get(key, lambda: chunk)
-
-    def get(self, key: Any, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """The chunk ``key``, loaded if it is not here."""
-        with self._lock:
-            future = self._chunks.get(key)
-            if future is not None:
-                self._chunks.move_to_end(key)
-            else:
-                mine = self._chunks[key] = Future()
-        if future is not None:
-            return future.result()
-        try:
-            chunk = load()
-        except BaseException as error:  # whoever waits for this chunk gets it too, and is not left waiting
-            with self._lock:
-                del self._chunks[key]
-            mine.set_exception(error)
-            raise
-        mine.set_result(chunk)
-        with self._lock:
-            self._bytes += chunk.nbytes
-            for old in list(self._chunks):
-                if self._bytes <= self.max_bytes or old == key:
-                    break
-                if self._chunks[old].done():
-                    self._bytes -= self._chunks.pop(old).result().nbytes
-        return chunk
-
-
-def _pixel_dtype(dtype: Any) -> np.dtype:
-    """The type in which pixels are worked on: native byte order, and nothing smaller than the kernels know."""
-    native = np.dtype(dtype).newbyteorder("=")
-    return np.dtype({"float16": np.float32, "bool": np.uint8}.get(native.name, native))
-
-
-def _place(data: Any) -> str | None:
-    """Path of a zarr array in a local folder."""
-    import zarr
-
-    if isinstance(data, zarr.Array) and isinstance(data.store, zarr.storage.LocalStore):
-        return str(data.store.root.absolute() / data.path)
-    return None
-
-
-def _open_planes(place: str, *arguments: Any) -> Planes:
-    import zarr
-
-    return Planes(zarr.open_array(place, mode="r"), *arguments)
-
-
-def _behind_dask(data: Any) -> Any:
-    """The zarr or numpy array that a dask array does nothing but wrap, else the dask array itself.
-
-    A window of zarr read through dask takes about five times as long.
+    Returns Float64 of shape (n, channels), NaN outside of the image; and bool of shape (n,), whether a place is on
+    it. One chunk is in memory at a time.
     """
-    if not hasattr(data, "dask"):
-        return data
-    import dask.array as da
-    import zarr
-
-    layers = getattr(data.dask, "layers", {})
-    wrapped = [
-        value
-        for name, layer in layers.items()
-        if name.startswith("original-")
-        for value in layer.values()
-        if isinstance(value, zarr.Array) and value.shape == data.shape
-    ]
-    if len(layers) == 2 and len(wrapped) == 1 and data.name in layers:
-        return wrapped[0]
-    return da.asarray(data)
-
-
-def _chunk_edges(data: Any, axis: int) -> np.ndarray:
-    length = data.shape[axis]
-    chunks = getattr(data, "chunks", None)
-    if chunks is None:
-        return np.array([0, length])
-    if isinstance(chunks[axis], tuple):
-        return np.concatenate([[0], np.cumsum(chunks[axis])])
-    return np.append(np.arange(0, length, chunks[axis]), length)
+    planes = image.fields[0].levels[0].planes
+    values = np.full((len(places), planes.shape[0]), np.nan)
+    to_px = np.linalg.inv(image.fields[0].to_um)
+    column, row = (np.floor(places @ to_px[:2, :2].T + to_px[:2, 2])).T
+    on = (row >= 0) & (row < planes.height) & (column >= 0) & (column < planes.width)
+    inside = np.flatnonzero(on)
+    row, column = row[inside].astype(int), column[inside].astype(int)
+    # The number of a chunk is that of the last edge before it.
+    chunk_row = np.searchsorted(planes.y_edges, row, side="right") - 1
+    chunk_column = np.searchsorted(planes.x_edges, column, side="right") - 1
+    chunk = chunk_row * len(planes.x_edges) + chunk_column
+    order = np.argsort(chunk, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(chunk[order])) + 1):
+        if len(part):
+            i, j = chunk_row[part[0]], chunk_column[part[0]]
+            (pixels,) = planes.load(int(i), int(j), int(j) + 1)
+            values[inside[part]] = pixels[:, row[part] - planes.y_edges[i], column[part] - planes.x_edges[j]].T
+    return values, on

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import scale
 from sthist._settings import settings
-from sthist.tiles._images.image import ChunkCache, ImageSource, source_from_array, source_from_element
+from sthist.tiles._images.image import image_of_array, open_image
+from sthist.tiles._images.planes import ChunkCache
 from sthist.tiles._images.window import View
 from sthist.tiles._spec import TileSpec
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from sthist.tiles._images.image import Projection
+    from sthist.tiles._images.image import Image
+    from sthist.tiles._images.planes import Projection
     from sthist.tiles._images.window import Windows
 
     Transform = Callable[[np.ndarray], np.ndarray]
@@ -70,8 +71,8 @@ class TileReader:
     KeyError
         If there is no such image or channel.
     ValueError
-        If an image has no scale, no plane ``z``, or is coarser than asked; if there is a ``normalizer``, and the image
-        has not three channels of uint8; while reading, if pixels are NaN.
+        If an image has no scale, or two that disagree, no plane ``z``, or is coarser than asked; if there is a
+        ``normalizer``, and the image has not three channels of uint8; while reading, if pixels are NaN.
 
     Examples
     --------
@@ -96,9 +97,8 @@ class TileReader:
         cache_bytes: int = 256 * 2**20,
         normalizer: Transform | None = None,
     ) -> None:
-        keys = [image] if isinstance(image, str) else list(image)
-        sources = [source_from_element(sdata, key, channels=channels, z=z, projection=projection) for key in keys]
-        self._setup(sources, spec, fill, cache_bytes, normalizer, allow_upsampling=allow_upsampling)
+        opened = open_image(sdata, image, channels=channels, z=z, projection=projection)
+        self._setup(opened, spec, fill, cache_bytes, normalizer, allow_upsampling=allow_upsampling)
 
     @classmethod
     def from_array(
@@ -122,47 +122,55 @@ class TileReader:
         spec, fill, cache_bytes, normalizer
             As of the class.
         """
-        source = source_from_array(array, to_um)
-        return cls.from_sources([source], spec, fill=fill, cache_bytes=cache_bytes, normalizer=normalizer)
+        image = image_of_array(array, to_um)
+        return cls.from_image(
+            image, spec, fill=fill, allow_upsampling=True, cache_bytes=cache_bytes, normalizer=normalizer
+        )
 
     @classmethod
-    def from_sources(
+    def from_image(
         cls,
-        sources: list[ImageSource],
+        image: Image,
         spec: TileSpec,
         *,
         fill: float = 0,
+        allow_upsampling: bool = False,
         cache_bytes: int = 256 * 2**20,
         normalizer: Transform | None = None,
     ) -> TileReader:
-        """A reader of sources, at any resolution.
+        """A reader of an image that is open already.
 
         Parameters
         ----------
-        sources
-            Images that tile one plane.
-        spec, fill, cache_bytes, normalizer
+        image
+            As of :func:`sthist.tiles.open_image`.
+        spec, fill, allow_upsampling, cache_bytes, normalizer
             As of the class.
         """
         reader = cls.__new__(cls)
-        reader._setup(sources, spec, fill, cache_bytes, normalizer, allow_upsampling=True)
+        reader._setup(image, spec, fill, cache_bytes, normalizer, allow_upsampling=allow_upsampling)
         return reader
 
     def at(self, spec: TileSpec) -> TileReader:
-        """A reader of the same images in tiles of another size, at any resolution.
+        """A reader of the same image in tiles of another size, at any resolution.
 
         Parameters
         ----------
         spec
             Of the new tiles.
         """
-        return self.from_sources(
-            self.sources, spec, fill=self.fill, cache_bytes=2 * self._group_bytes, normalizer=self.normalizer
+        return self.from_image(
+            self.image,
+            spec,
+            fill=self.fill,
+            allow_upsampling=True,
+            cache_bytes=2 * self._group_bytes,
+            normalizer=self.normalizer,
         )
 
     def _setup(
         self,
-        sources: list[ImageSource],
+        image: Image,
         spec: TileSpec,
         fill: float,
         cache_bytes: int,
@@ -170,39 +178,28 @@ class TileReader:
         *,
         allow_upsampling: bool,
     ) -> None:
-        self.sources, self.spec, self.fill, self.normalizer = sources, spec, fill, normalizer
-        self.channels = sources[0].channels
-        self.dtype = sources[0].dtype
-        for source in sources[1:]:
-            if source.channels != self.channels or source.dtype != self.dtype:
-                msg = (
-                    f"Images {sources[0].name!r} and {source.name!r} do not tile one plane: channels "
-                    f"{self.channels} of "
-                    f"{self.dtype} against {source.channels} of {source.dtype}."
-                )
-                raise ValueError(msg)
+        self.image, self.spec, self.fill, self.normalizer = image, spec, fill, normalizer
+        self.channels, self.dtype = image.channels, image.dtype
         if normalizer is not None and (self.dtype != np.uint8 or len(self.channels) != 3):
             msg = (
-                f"normalizer= is for three channels of uint8 (RGB); image {sources[0].name!r} has {len(self.channels)} "
+                f"normalizer= is for three channels of uint8 (RGB); image {image.key!r} has {len(self.channels)} "
                 f"of {self.dtype}."
             )
             raise ValueError(msg)
-        finest = max(max(scale.pixel_size(source.to_um)) for source in sources)
-        if finest > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
+        if image.coarsest_mpp > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
             msg = (
-                f"Image {sources[0].name!r} has {finest:.4g} µm/px, but tiles of {spec.mpp:.4g} µm/px are asked for: "
-                f"more than {MAX_UPSAMPLING} times finer than what it shows. Pass allow_upsampling=True to go on."
+                f"Image {image.key!r} has {image.coarsest_mpp:.4g} µm/px, but tiles of {spec.mpp:.4g} µm/px are asked "
+                f"for: more than {MAX_UPSAMPLING} times finer than what it shows. Pass allow_upsampling=True to go on."
             )
             raise ValueError(msg)
         self._cache = ChunkCache(cache_bytes)
-        self._views = [View(source, spec) for source in sources]
+        self._views = [View(field, spec) for field in image.fields]
         self._group_bytes = cache_bytes // 2
 
     @property
     def extent_um(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 of the box around all images, in µm."""
-        corners = np.concatenate([source.corners_um() for source in self.sources])
-        return (*corners.min(0).tolist(), *corners.max(0).tolist())
+        """x0, y0, x1, y1 of the box around the image, in µm."""
+        return self.image.extent_um
 
     @property
     def memory_bytes(self) -> int:
@@ -277,8 +274,7 @@ class TileReader:
             view.paste(window.origins[i], window.lows[i], window.highs[i], tile, covered, self._cache, position)
         if tile.dtype.kind == "f" and np.isnan(tile).any():
             msg = (
-                f"Image {self.sources[0].name!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; "
-                f"fill them "
+                f"Image {self.image.key!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; fill them "
                 "before reading tiles."
             )
             raise ValueError(msg)
@@ -319,13 +315,17 @@ def read_region(
     >>> sthist.tiles.read_region(sdata, "he", (0, 0, 200, 100), mpp=4.0).shape
     (25, 50, 3)
     """
+    opened = open_image(sdata, image, channels=channels, z=z, projection=projection)
+    return read_box(opened, extent_um, mpp, fill=fill)
+
+
+def read_box(image: Image, extent_um: tuple[float, float, float, float], mpp: float, *, fill: float = 0) -> np.ndarray:
+    """A box of an open image at any resolution; what :func:`read_region` returns."""
     x0, y0, x1, y1 = extent_um
     # Less than a thousandth of a pixel is rounding, not tissue.
     height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
     spec = TileSpec.from_mpp(mpp, min(256, max(height, width)))
-    reader = TileReader(
-        sdata, image, spec, channels=channels, z=z, projection=projection, fill=fill, allow_upsampling=True
-    )
+    reader = TileReader.from_image(image, spec, fill=fill, allow_upsampling=True)
     return read_grid(reader, (x0, y0), (height, width))
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from sthist.tiles._images.image import ChunkCache, ImageSource
+    from sthist.tiles._images.image import Field
+    from sthist.tiles._images.planes import ChunkCache
     from sthist.tiles._spec import TileSpec
 
 
@@ -20,14 +21,14 @@ class Windows(NamedTuple):
 
 
 class View:
-    """One source seen through one spec: the level, the reduction and the geometry that all its tiles share."""
+    """One image element seen through one spec: the level, the reduction and the geometry that all its tiles share."""
 
-    def __init__(self, source: ImageSource, spec: TileSpec) -> None:
-        from_um = np.linalg.inv(source.to_um)
+    def __init__(self, field: Field, spec: TileSpec) -> None:
+        from_um = np.linalg.inv(field.to_um)
         # In (y, x) order: level-0 pixels per tile pixel, and where (0, 0) µm lies.
         step = from_um[1::-1, 1::-1] * spec.mpp
         spans = tuple(float(span) for span in np.hypot(step[:, 0], step[:, 1]))
-        level = source.level((spans[0], spans[1]))
+        level = field.level((spans[0], spans[1]))
         factor = np.array(level.factor)[:, None]
         self.planes, self.px = level.planes, spec.px
         self._linear = step / factor
@@ -37,7 +38,7 @@ class View:
         residual = spans_level / self._reduce
         self._supersample = 1 if residual.max() < 1.05 else 2
         self._is_copy = bool(np.abs(self._linear - np.eye(2)).max() * spec.px < 1e-2)
-        self._key = source.levels.index(level)
+        self._key = field.levels.index(level)
 
     def windows(self, centres: np.ndarray) -> Windows:
         """Where the tiles around centres (x, y in µm) lie on the level."""
@@ -99,7 +100,7 @@ class View:
         cache: ChunkCache,
         position: int,
     ) -> None:
-        """Fill the pixels of a tile that this source covers and that no earlier one did."""
+        """Fill the pixels of a tile that this element covers and that no earlier one did."""
         from sthist.tiles._images import kernels
 
         if (low >= high).any() or covered.all():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sthist._sample.elements import HighResElements
+    from sthist.tiles._images.image import Image
 
 MAX_CELLS = 16_000_000
 """Cells of a grid at most: 64 MB in float32."""
@@ -33,21 +34,11 @@ BAND_ROWS = 256
 
 @dataclass(frozen=True)
 class Grid:
-    """Square cells over a box in µm.
+    """Square cells over a box in µm."""
 
-    Attributes
-    ----------
-    origin_um
-        x, y of the corner.
-    bin_um
-        Side of a cell.
-    shape
-        Rows and columns.
-    """
-
-    origin_um: tuple[float, float]
-    bin_um: float
-    shape: tuple[int, int]
+    origin_um: tuple[float, float]  # x, y of the corner
+    bin_um: float  # side of a cell
+    shape: tuple[int, int]  # rows and columns
 
     @classmethod
     def over(cls, extent_um: tuple[float, float, float, float], bin_um: float) -> Grid:
@@ -68,11 +59,7 @@ def iter_points(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
     """The transcripts, a partition at a time: x and y in µm, and a frame of further columns."""
     points = _sample.get(elements.sdata, "points", str(elements.points))
-    try:
-        matrix = scale.matrix_to(points)
-    except KeyError:
-        msg = f"Points {elements.points!r} are not registered in 'um'; add the scale with pp.set_scale."
-        raise ValueError(msg) from None
+    matrix = scale.matrix_to_um(elements.sdata, "points", str(elements.points))
     for part in _read_ahead(points[["x", "y", *columns]]):
         x, y = part["x"].to_numpy(np.float64), part["y"].to_numpy(np.float64)
         yield (
@@ -93,8 +80,10 @@ def _read_ahead(frame: Any) -> Iterator[Any]:
             yield part
 
 
-def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.0) -> tuple[np.ndarray, int]:
-    """Transcripts per cell of a grid, controls and low quality left out, and how many there are in all."""
+def count_transcripts(
+    elements: HighResElements, stain: Image, grid: Grid, min_qv: float = 20.0
+) -> tuple[np.ndarray, int]:
+    """Transcripts per cell of a grid over the stain, without controls and low quality, and how many there are."""
     from sthist.tiles._images.kernels import count_points
 
     points = elements.sdata.points[str(elements.points)]
@@ -120,18 +109,17 @@ def count_transcripts(elements: HighResElements, grid: Grid, min_qv: float = 20.
         )
         raise ValueError(msg)
     origin = np.array(grid.origin_um)
-    require_same_plane(
-        elements, origin, origin + np.array(grid.shape[::-1]) * grid.bin_um, low, high, n_inside / n_kept
-    )
+    end = origin + np.array(grid.shape[::-1]) * grid.bin_um
+    require_same_plane(stain, str(elements.points), origin, end, low, high, n_inside / n_kept)
     return counts, n_inside
 
 
 def require_same_plane(
-    elements: HighResElements, origin: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray, inside: float
+    stain: Image, points: str, origin: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray, inside: float
 ) -> None:
     """Refuse transcripts of which most lie outside of the nuclear stain; say where both are, and what it looks like."""
     extent = end - origin
-    mpp = np.sqrt(np.prod(scale.resolve_mpp(elements.sdata, elements.nuclear[0])))
+    mpp = np.sqrt(np.prod(stain.mpp))
     spans = (high - origin) / extent
     told_apart = not 0.8 < mpp < 1.25
     if inside >= 0.5:
@@ -142,8 +130,7 @@ def require_same_plane(
             and (low - origin < 0.1 * mpp * extent).all()
         ):
             warnings.warn(
-                f"The transcripts {elements.points!r} fill just the first {mpp:.0%} of the nuclear stain along x "
-                f"and y: are "
+                f"The transcripts {points!r} fill just the first {mpp:.0%} of the nuclear stain along x and y: are "
                 f"they µm that were taken for pixels of {mpp:.4g} µm?",
                 stacklevel=2,
             )
@@ -151,13 +138,10 @@ def require_same_plane(
     in_pixels = told_apart and np.allclose(spans * mpp, 1, atol=0.15)
     hint = f" They look like pixels of {mpp:.4g} µm declared as µm." if in_pixels else ""
     msg = (
-        f"{1 - inside:.0%} of the transcripts {elements.points!r} lie outside the nuclear stain "
-        f"{elements.nuclear[0]!r}: "
-        f"they span x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x "
-        f"{origin[0]:.0f} to "
+        f"{1 - inside:.0%} of the transcripts {points!r} lie outside the nuclear stain {stain.key!r}: they span "
+        f"x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x {origin[0]:.0f} to "
         f"{origin[0] + extent[0]:.0f}, y {origin[1]:.0f} to {origin[1] + extent[1]:.0f} µm.{hint} Correct the "
-        f"transformation "
-        "of the points to 'um'."
+        "transformation of the points to 'um'."
     )
     raise ValueError(msg)
 

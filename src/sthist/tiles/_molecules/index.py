@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample
 from sthist._sample.elements import is_gene
 from sthist._settings import logger, settings
-from sthist.tiles._images.image import first_last
+from sthist.tiles._images.planes import first_last
 from sthist.tiles._molecules.density import iter_points, require_same_plane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from spatialdata import SpatialData
+    from collections.abc import Iterator, Mapping
 
     from sthist._sample.elements import HighResElements
+    from sthist.tiles._images.image import Image
 
 IN_MEMORY = 5_000_000
 """Transcripts above which the sorted ones lie in a file: 12 bytes each."""
@@ -33,27 +31,13 @@ MAX_CELLS = 16_000_000
 
 @dataclass(frozen=True)
 class PointFilter:
-    """Which transcripts are drawn.
+    """Which transcripts are drawn."""
 
-    Attributes
-    ----------
-    min_qv
-        Least quality value, kept; of no effect where the points have no ``qv``.
-    genes
-        These alone; None for all of the panel.
-    controls
-        Lower-case prefixes of features that are no genes.
-    planes
-        Numbers of the planes that are kept; None for all.
-    z_step
-        Unit of the transcripts' z from one plane to the next.
-    """
-
-    min_qv: float = 20.0
-    genes: tuple[str, ...] | None = None
-    controls: tuple[str, ...] | None = None
-    planes: tuple[int, ...] | None = None
-    z_step: float = 1.0
+    min_qv: float = 20.0  # least quality value, kept; of no effect where the points have no ``qv``
+    genes: tuple[str, ...] | None = None  # these alone; None for all of the panel
+    controls: tuple[str, ...] | None = None  # lower-case prefixes of features that are no genes
+    planes: tuple[int, ...] | None = None  # numbers of the planes that are kept; None for all
+    z_step: float = 1.0  # unit of the transcripts' z from one plane to the next
 
     def panel(self, names: np.ndarray) -> np.ndarray:
         """Which features are drawn."""
@@ -66,31 +50,10 @@ class PointIndex:
 
     Built in two passes over the partitions of the points element: count, then place. Up to five million lie in memory,
     more in a file of :attr:`sthist.settings.scratch_dir` that goes with the index.
-
-    Parameters
-    ----------
-    elements
-        The sample, with its points.
-    extent_um
-        x0, y0, x1, y1: what lies outside is left out. None for the box around the transcripts.
-    cell_um
-        Side of a cell.
-    keep
-        Which transcripts.
-
-    Raises
-    ------
-    ValueError
-        If none passes the filter, most lie outside the extent, or coordinates are no finite numbers.
+    What lies outside of the stain's box is left out; without a stain, the box is that of the transcripts.
     """
 
-    def __init__(
-        self,
-        elements: HighResElements,
-        extent_um: tuple[float, float, float, float] | None,
-        cell_um: float,
-        keep: PointFilter,
-    ) -> None:
+    def __init__(self, elements: HighResElements, stain: Image | None, cell_um: float, keep: PointFilter) -> None:
         from sthist.tiles._molecules.dot_kernels import place_points
 
         self._elements, self._keep = elements, keep
@@ -105,8 +68,8 @@ class PointIndex:
             self._columns = (*self._columns, "z")
         names = self._features()
         self._require_genes(names)
-        x0, y0, x1, y1 = self._box() if extent_um is None else extent_um
-        self._end_um = (np.nextafter(x1, np.inf), np.nextafter(y1, np.inf)) if extent_um is None else (x1, y1)
+        x0, y0, x1, y1 = self._box() if stain is None else stain.extent_um
+        self._end_um = (np.nextafter(x1, np.inf), np.nextafter(y1, np.inf)) if stain is None else (x1, y1)
         self.cell_um = max(cell_um, float(np.sqrt(max((x1 - x0) * (y1 - y0), 1e-9) / MAX_CELLS)))
         self.origin_um = (float(x0), float(y0))
         self.shape = tuple(int((high - low) // self.cell_um) + 1 for low, high in ((y0, y1), (x0, x1)))
@@ -119,9 +82,10 @@ class PointIndex:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         if self._n_wanted == 0:
             raise ValueError(self._why_none())
-        if extent_um is not None:
+        if stain is not None:
             inside = len(self) / self._n_wanted
-            require_same_plane(elements, np.array([x0, y0]), np.array([x1, y1]), self._low, self._high, inside)
+            ends = np.array([x0, y0]), np.array([x1, y1])
+            require_same_plane(stain, str(elements.points), *ends, self._low, self._high, inside)
         logger.info(
             "%d transcripts are drawn; %d are of controls, of low quality, of other genes or planes, and %d lie "
             "off the image.",
@@ -255,10 +219,10 @@ class PointIndex:
         return x, y, gene
 
 
-def planes_of(sdata: SpatialData, z: int | tuple[int, int]) -> tuple[int, ...]:
+def planes_of(recorded: Mapping[str, Any], z: int | tuple[int, int]) -> tuple[int, ...]:
     """Numbers that transcripts give the planes of a stack: those that the reader recorded, else counted from 0."""
     first, last = first_last(z)
-    numbers = _sample.roles(sdata).get("transcripts", {}).get("z_planes")
+    numbers = recorded.get("z_planes")
     if numbers is None:
         return tuple(range(first, last + 1))
     if not 0 <= first <= last < len(numbers):
@@ -267,9 +231,9 @@ def planes_of(sdata: SpatialData, z: int | tuple[int, int]) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers[first : last + 1])
 
 
-def z_step_of(sdata: SpatialData, given: float | None) -> float:
+def z_step_of(recorded: Mapping[str, Any], z_step: float | None) -> float:
     """What transcripts' z grows by from plane to plane: given, or recorded by the reader."""
-    step = given if given is not None else _sample.roles(sdata).get("transcripts", {}).get("z_step")
+    step = z_step if z_step is not None else recorded.get("z_step")
     if step is None:
         msg = "How far apart are the planes, in the unit of the transcripts' z? Say so with z_step=."
         raise ValueError(msg)

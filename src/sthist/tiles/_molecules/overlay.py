@@ -10,7 +10,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._settings import settings
-from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.image import Image, open_image
 from sthist.tiles._images.reader import TileReader
 from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_step_of
 from sthist.tiles._molecules.overlay_style import gene_colours, measured_limits, require_limits
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from sthist.tiles._images.image import ImageSource
     from sthist.tiles._spec import TileSpec
 
 Mode = Literal["multi", "mono", "none"]
@@ -72,7 +71,8 @@ class Overlay:
         of 64 µm on tissue, wherever a coarse view of it is bright. Give those of :attr:`limits` to draw another sample
         alike.
     image, channel, points
-        Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`.
+        Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`; the stain may be open already
+        (:func:`sthist.tiles.open_image`).
     seed
         Of the palette; ``settings.seed`` by default.
     allow_upsampling
@@ -120,7 +120,7 @@ class Overlay:
         z_step: float | None = None,
         background: Literal["stain", "black"] = "stain",
         limits: tuple[float, float] | None = None,
-        image: str | Sequence[str] | None = None,
+        image: str | Sequence[str] | Image | None = None,
         channel: str | None = None,
         points: str | None = None,
         seed: int | None = None,
@@ -143,30 +143,18 @@ class Overlay:
         if self.seed < 0:
             msg = f"seed is {self.seed}; it is 0 or more."
             raise ValueError(msg)
-        elements = _find(sdata, image, channel, points, with_stain=background == "stain", with_points=mode != "none")
+        recorded = _sample.roles(sdata)
+        elements, stain = _find(sdata, recorded, image, channel, points, with_stain=background == "stain", mode=mode)
         self._reader = None
-        extent = None
-        if background == "stain":
-            self._reader = TileReader(
-                sdata,
-                elements.nuclear,
-                spec,
-                channels=[elements.nuclear_channel],
-                z=z,
-                allow_upsampling=allow_upsampling,
-            )
-            extent = extent_um(sdata, elements.nuclear)
+        if stain is not None:
+            self._reader = TileReader.from_image(stain.select(z=z), spec, allow_upsampling=allow_upsampling)
         self.index = None
         if mode != "none":
-            planes = None if z is None else planes_of(sdata, z)
-            keep = PointFilter(
-                min_qv,
-                _several(genes),
-                _several(controls),
-                planes,
-                z_step_of(sdata, z_step) if planes is not None else 1.0,
-            )
-            self.index = PointIndex(elements, extent, spec.size_um / 4, keep)
+            role = recorded.get("transcripts", {})
+            planes = None if z is None else planes_of(role, z)
+            step = 1.0 if planes is None else z_step_of(role, z_step)
+            keep = PointFilter(min_qv, _several(genes), _several(controls), planes, step)
+            self.index = PointIndex(elements, stain, spec.size_um / 4, keep)
         self.limits = limits if limits is not None or self._reader is None else measured_limits(self._reader)
         require_limits(self.limits)
         self._restyle(mode, palette, color, dot_um, dot_s, dot_dpi)
@@ -278,9 +266,9 @@ class Overlay:
         return () if self.index is None else self.index.genes
 
     @property
-    def sources(self) -> list[ImageSource]:
-        """The images of the stain."""
-        return [] if self._reader is None else self._reader.sources
+    def image(self) -> Image | None:
+        """The stain; None on a black background."""
+        return None if self._reader is None else self._reader.image
 
     @property
     def extent_um(self) -> tuple[float, float, float, float]:
@@ -384,18 +372,23 @@ class Overlay:
             )
 
 
-def _find(sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool, with_points: bool) -> Any:
-    """The elements that an overlay needs, and no others."""
+def _find(
+    sdata: SpatialData, recorded: dict[str, Any], image: Any, channel: Any, points: Any, *, with_stain: bool, mode: Mode
+) -> tuple[_sample.HighResElements, Image | None]:
+    """The elements that an overlay needs, and no others; the stain opened, unless it is already."""
     nuclear: tuple[str, ...] = ()
-    nuclear_channel = ""
-    if with_stain:
-        nuclear, nuclear_channel = _sample.find_nuclear(sdata, image, channel)
-    key, gene = _sample.find_transcripts(sdata, points) if with_points else (None, None)
-    if with_points and key is None:
+    nuclear_channel, stain = "", None
+    if isinstance(image, Image):
+        nuclear, stain = image.keys, image.select(None if channel is None else [channel])
+    elif with_stain:
+        nuclear, nuclear_channel = _sample.find_nuclear(sdata, image, channel, recorded=recorded)
+        stain = open_image(sdata, nuclear, channels=[nuclear_channel])
+    key, gene = _sample.find_transcripts(sdata, points, recorded=recorded) if mode != "none" else (None, None)
+    if mode != "none" and key is None:
         msg = f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
         raise KeyError(msg)
     _sample.require_one_sample(sdata)
-    return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene)
+    return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene), stain
 
 
 def _several(names: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -67,9 +67,8 @@ def gene_colours(palette: Any, genes: tuple[str, ...]) -> np.ndarray:
         missing = [gene for gene in genes if gene not in palette]
         if missing:
             msg = (
-                f"{len(missing)} of {len(genes)} genes have no colour in palette=, the first of them "
-                f"{missing[0]!r}; add "
-                "them, or name the genes to draw with genes=."
+                f"{len(missing)} of {len(genes)} genes have no colour in palette=, the first of them {missing[0]!r}; "
+                "add them, or name the genes to draw with genes=."
             )
             raise KeyError(msg)
         return np.array([to_rgb(palette[gene]) for gene in genes], np.float32).reshape(-1, 3) * 255

@@ -15,16 +15,12 @@ LEAST_BATCH = 4_000_000
 """Entries that wait before they are counted: 8 bytes each."""
 
 
-class Tally:
+class SparseCounts:
     """How often each pair of a row and a column was added.
 
     Memory goes with the number of different pairs, not of what was added: 12 bytes for each, and 8 for each entry that
     waits, which are a quarter as many or ``LEAST_BATCH``. The pairs lie sorted; a batch is sorted and merged in place.
-
-    Parameters
-    ----------
-    width
-        More than the number of any column; times the number of rows it stays below 2^63.
+    ``width`` is more than the number of any column; times the number of rows it stays below 2^63.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,7 +44,7 @@ class Tally:
         return rows_of(self._keys, self._width)
 
     def pop_csr(self, rows: np.ndarray, columns: np.ndarray) -> csr_matrix:
-        """The counts as a matrix; the tally is empty then.
+        """The counts as a matrix; nothing is counted any more then.
 
         Returns Int32 of shape (len(rows), len(columns)), its indices sorted.
         """
@@ -116,13 +112,7 @@ class SquareGrid:
     """Squares side by side from (0, 0) on, without end; a point on a border is of the square with the greater x or y.
 
     A square's number is that of its row, times ``SPAN``, plus that of its column, both from ``-SPAN / 2`` on.
-
-    Parameters
-    ----------
-    side_um
-        Of a square.
-    within
-        Only squares whose centre this geometry contains; None for all.
+    Only those count whose centre the geometry ``within`` contains, if there is one.
     """
 
     def __init__(self, side_um: float, within: Any = None) -> None:
@@ -178,30 +168,21 @@ class SquareGrid:
         reach = float(np.abs([low, high]).max())
         if reach >= (SPAN // 2 - 1) * self.side_um:
             msg = (
-                f"Coordinates reach {reach:.4g} µm, more than a million squares of {self.side_um:g} µm from (0, "
-                f"0). Is that the "
-                "right unit? Correct the transformation to 'um', or make the squares larger."
+                f"Coordinates reach {reach:.4g} µm, more than a million squares of {self.side_um:g} µm from (0, 0). Is "
+                "that the right unit? Correct the transformation to 'um', or make the squares larger."
             )
             raise ValueError(msg)
 
 
 @dataclass(frozen=True)
 class BoxHash:
-    """A grid whose cells list the regions whose boxes touch them.
+    """A grid whose cells list the regions whose boxes touch them."""
 
-    Attributes
-    ----------
-    origin, cell, shape
-        x, y of the corner; side of a cell; rows and columns.
-    starts, members
-        Where the list of each cell begins, row by row, and the lists.
-    """
-
-    origin: np.ndarray
-    cell: float
-    shape: tuple[int, int]
-    starts: np.ndarray
-    members: np.ndarray
+    origin: np.ndarray  # x, y of the corner
+    cell: float  # its side
+    shape: tuple[int, int]  # rows and columns
+    starts: np.ndarray  # where the list of each cell begins, row by row
+    members: np.ndarray  # the lists
 
     @classmethod
     def over(cls, bounds: np.ndarray) -> BoxHash:
@@ -245,12 +226,8 @@ class RegionIndex:
     and at the top (less x, less y) and not those to the right and at the bottom: of polygons that meet, exactly one
     holds a point on the line between them, and a square is [x0, x1) by [y0, y1).
 
-    Parameters
-    ----------
-    shapes
-        Circles (points with a ``radius``), or polygons and multipolygons.
-    matrix
-        (3, 3) from their coordinates to µm. Circles become ellipses where it says so.
+    The shapes are circles (points with a ``radius``), or polygons and multipolygons; the matrix takes their coordinates
+    to µm, where circles become ellipses if it says so.
     """
 
     def __init__(self, shapes: GeoDataFrame, matrix: np.ndarray) -> None:

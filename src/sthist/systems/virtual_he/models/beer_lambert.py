@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numba import njit
 
-from sthist import _sample, scale, stains
+from sthist import _sample, stains
 from sthist._settings import logger, settings
 from sthist.systems.virtual_he.generator import Stainer, VirtualStainModel
 from sthist.systems.virtual_he.section import SAMPLE_PX, find_tissue, reference_pixels, resample, sample_tiles
@@ -19,6 +19,7 @@ from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements
+    from sthist.tiles._images.image import Image
 
 
 @njit(nogil=True, cache=True)
@@ -161,14 +162,14 @@ class BeerLambert(VirtualStainModel):
         )
         return self
 
-    def mpp(self, elements: HighResElements) -> float:
+    def mpp(self, stain: Image) -> float:
         """The finest µm per pixel of the nuclear stain."""
-        return min(min(scale.resolve_mpp(elements.sdata, key)) for key in elements.nuclear)
+        return stain.finest_mpp
 
     def prepare(
         self,
         elements: HighResElements,
-        extent_um: tuple[float, float, float, float],
+        stain: Image,
         mpp: float,
         *,
         allow_upsampling: bool = False,
@@ -179,8 +180,8 @@ class BeerLambert(VirtualStainModel):
         ----------
         elements
             The section's elements by role.
-        extent_um
-            Box of the whole section, in µm.
+        stain
+            The nuclear stain, opened with all its channels.
         mpp
             µm per pixel of the result.
         allow_upsampling
@@ -192,18 +193,12 @@ class BeerLambert(VirtualStainModel):
             If no tissue is found, or the transcripts do not lie on the stain.
         """
         channels = (elements.nuclear_channel, *elements.cytoplasm_channels)
-        reader = TileReader(
-            elements.sdata,
-            elements.nuclear,
-            TileSpec.from_mpp(mpp, TILE_PX),
-            channels=channels,
-            z=elements.z,
-            allow_upsampling=allow_upsampling,
-        )
-        grid, molecules, points, source = self._molecules(elements, extent_um)
+        shown = stain.select(channels, z=elements.z)
+        reader = TileReader.from_image(shown, TileSpec.from_mpp(mpp, TILE_PX), allow_upsampling=allow_upsampling)
+        grid, molecules, points, source = self._molecules(elements, stain)
         content = hashlib.blake2b(digest_size=16)
-        mask, mask_grid = find_tissue(elements, extent_um, grid, molecules, content)
-        levels = self._stain_levels(elements, channels, extent_um, mpp, mask, mask_grid, content)
+        mask, mask_grid = find_tissue(elements, stain, grid, molecules, content)
+        levels = self._stain_levels(shown, mpp, mask, mask_grid, content)
         raster = np.empty((2, *grid.shape), np.float32)
         amount, tissue = raster
         resample(mask, mask_grid, grid, out=tissue)
@@ -231,13 +226,13 @@ class BeerLambert(VirtualStainModel):
         return Stainer([reader, eosin_reader], predict, facts, overlap=0.0, concurrent=True)
 
     def _molecules(
-        self, elements: HighResElements, extent_um: tuple[float, float, float, float]
+        self, elements: HighResElements, stain: Image
     ) -> tuple[Grid, np.ndarray | None, np.ndarray | None, str]:
         """Counts per grid cell and the points behind them, from transcripts or cells, whichever saw more molecules."""
-        grid = Grid.over(extent_um, self.config.bin_um)
+        grid = Grid.over(stain.extent_um, self.config.bin_um)
         counts, n_transcripts = None, 0
         if elements.points is not None:
-            counts, n_transcripts = count_transcripts(elements, grid, self.config.min_qv)
+            counts, n_transcripts = count_transcripts(elements, stain, grid, self.config.min_qv)
         if elements.table is not None:
             n_in_cells = float(_sample.raw_counts(elements.sdata.tables[elements.table]).sum())
             if counts is None or n_in_cells > 5 * n_transcripts:
@@ -248,14 +243,7 @@ class BeerLambert(VirtualStainModel):
         return grid, counts, None, f"{n_transcripts} transcripts"
 
     def _stain_levels(
-        self,
-        elements: HighResElements,
-        channels: tuple[str, ...],
-        extent_um: tuple[float, float, float, float],
-        mpp: float,
-        mask: np.ndarray,
-        mask_grid: Grid,
-        content: Any,
+        self, stain: Image, mpp: float, mask: np.ndarray, mask_grid: Grid, content: Any
     ) -> dict[str, list[float]]:
         """Quantiles of each channel over the tissue, from tiles spread over it at full resolution.
 
@@ -263,22 +251,19 @@ class BeerLambert(VirtualStainModel):
         section, and none of its blocks is taken for one of this.
         """
         spec = TileSpec.from_mpp(mpp, SAMPLE_PX)
-        reader = TileReader(
-            elements.sdata, elements.nuclear, spec, channels=channels, z=elements.z, allow_upsampling=True
-        )
-        chosen = sample_tiles(extent_um, spec, mask, mask_grid, settings.seed)
+        reader = TileReader.from_image(stain, spec, allow_upsampling=True)
+        chosen = sample_tiles(stain.extent_um, spec, mask, mask_grid, settings.seed)
         tiles = reader.read(chosen)
         content.update(tiles.tobytes())
         tissue = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0]
         pixels = tiles[tissue > min(0.5, tissue.max() / 2)]  # a speck is nowhere all tissue
-        quantiles = {channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
-        for index, channel in enumerate(channels[1:], start=1):
+        quantiles = {stain.channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
+        for index, channel in enumerate(stain.channels[1:], start=1):
             quantiles[channel] = np.quantile(pixels[:, index], (0.05, *EOSIN_LEVELS))
-        low, high = quantiles[channels[0]]
+        low, high = quantiles[stain.channels[0]]
         if not high > low:
             msg = (
-                f"The nuclear stain {elements.nuclear[0]!r}, channel {channels[0]!r}, is flat over the tissue "
-                f"(both its "
+                f"The nuclear stain {stain.key!r}, channel {stain.channels[0]!r}, is flat over the tissue (both its "
                 f"quantiles {self.config.nuclear_quantiles} are {low:g})."
             )
             raise ValueError(msg)

@@ -135,7 +135,7 @@ def _without_content(
     views: Sequence[TileReader | Overlay], centres: np.ndarray, size_um: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which tiles leave an image, and which of the others are blank in one."""
-    inside = np.logical_and.reduce([lies_inside(view.sources, centres, size_um) for view in views])
+    inside = np.logical_and.reduce([lies_inside(view.image, centres, size_um) for view in views])
     blank = np.zeros(len(centres), bool)
     rows = np.flatnonzero(inside)
     rows = rows[views[0].order(centres[rows])]

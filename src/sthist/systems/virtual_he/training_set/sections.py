@@ -10,8 +10,9 @@ import numpy as np
 from sthist import _sample, scale
 from sthist._sample.samples import Sample, naming, samples_of
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import extent_um
+from sthist.tiles._images.image import Image, open_he, open_image
 from sthist.tiles._laid_tiles import laid_tiles
+from sthist.tiles._spec import same_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,11 +148,6 @@ def common_spec(sections: Sequence[Section], size_um: float | None, px: int | No
     return spec
 
 
-def same_spec(one: TileSpec, other: TileSpec) -> bool:
-    """Whether tiles are of one size, up to rounding."""
-    return one.px == other.px and abs(one.size_um / other.size_um - 1) < 1e-6
-
-
 def _in_words(spec: TileSpec) -> str:
     return f"{spec.size_um:g} µm on {spec.px} px"
 
@@ -175,17 +171,10 @@ def _find_section(
         raise KeyError(msg)
     for key in (he_key, *nuclear):
         _require_registered(sdata, key)
-    _require_meeting(sdata, he_key, nuclear)
-    mpp = max(max(scale.resolve_mpp(sdata, key)) for key in (he_key, *nuclear))
-    section = Section(sample, he_key, nuclear, nuclear_channel, transcripts, z, mpp, _laid(sdata, tiles))
-    reader = section.histology(TileSpec.from_mpp(mpp, 1))
-    if reader.dtype != np.uint8 or len(reader.channels) != 3:
-        msg = (
-            f"Image {he_key!r} is no H&E: it has {len(reader.channels)} channels of {reader.dtype}; three colours of "
-            f"uint8 are needed."
-        )
-        raise ValueError(msg)
-    return section
+    images = open_he(sdata, he_key), open_image(sdata, nuclear, channels=[nuclear_channel])
+    _require_meeting(*images)
+    mpp = max(image.coarsest_mpp for image in images)
+    return Section(sample, he_key, nuclear, nuclear_channel, transcripts, z, mpp, _laid(sdata, tiles))
 
 
 def _find_he(sdata: SpatialData, he: str | None) -> str:
@@ -208,14 +197,14 @@ def _require_registered(sdata: SpatialData, key: str) -> None:
         raise ValueError(msg) from None
 
 
-def _require_meeting(sdata: SpatialData, he: str, nuclear: Sequence[str]) -> None:
-    boxes = [extent_um(sdata, keys) for keys in ([he], nuclear)]
+def _require_meeting(he: Image, stain: Image) -> None:
+    boxes = he.extent_um, stain.extent_um
     low = np.maximum(boxes[0][:2], boxes[1][:2])
     high = np.minimum(boxes[0][2:], boxes[1][2:])
     if not (low < high).all():
         he_box, stain_box = (f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm" for x0, y0, x1, y1 in boxes)
         msg = (
-            f"The H&E {he!r} ({he_box}) and the nuclear stain {nuclear[0]!r} ({stain_box}) do not meet. Align them "
+            f"The H&E {he.key!r} ({he_box}) and the nuclear stain {stain.key!r} ({stain_box}) do not meet. Align them "
             f"with pp.align."
         )
         raise ValueError(msg)
