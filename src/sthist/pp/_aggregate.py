@@ -155,9 +155,8 @@ def aggregate(
 def _require_one_kind(regions: str | None, bin_um: float | None, within: Any) -> None:
     if (regions is None) == (bin_um is None):
         msg = (
-            f"regions is {regions!r} and bin_um {bin_um!r}: give one of them, a key of shapes or the side in µm "
-            f"of the squares of "
-            "a grid."
+            f"regions is {regions!r} and bin_um {bin_um!r}: give one of them, a key of shapes or the side in µm of the "
+            "squares of a grid."
         )
         raise ValueError(msg)
     if bin_um is not None and not (np.isfinite(bin_um) and bin_um > 0):
@@ -226,9 +225,8 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
         bad = (shapely.get_type_id(geometry) == shapely.GeometryType.POINT) & ~(np.isfinite(radius) & (radius > 0))
     if bad.any():
         msg = (
-            f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {names[bad][0]!r}: empty, "
-            f"not finite, or "
-            "a circle without a radius. Leave them out."
+            f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {names[bad][0]!r}: empty, not "
+            "finite, or a circle without a radius. Leave them out."
         )
         raise ValueError(msg)
     return RegionIndex(shapes, matrix)
@@ -247,9 +245,8 @@ def _require_some(sums: Sums, finder: SquareGrid | RegionIndex, kind: str, key: 
     else:
         where = f"grid: no centre of a square of {finder.side_um:g} µm lies in within="
     msg = (
-        f"None of the {kind} of {key!r} ({_span(sums.extent_um)}) lies in the {where}. Correct the transformation "
-        f"of one of them "
-        "to 'um'."
+        f"None of the {kind} of {key!r} ({_span(sums.extent_um)}) lies in the {where}. Correct the transformation of "
+        "one of them to 'um'."
     )
     raise ValueError(msg)
 

@@ -33,18 +33,10 @@ SLACK = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class PixelAlignment:
-    """An alignment that was found.
+    """An alignment that was found."""
 
-    Attributes
-    ----------
-    to_um
-        (3, 3): (x, y, 1) of the image's full-resolution pixels to µm.
-    facts
-        Scores before and after, and how many patches agree.
-    """
-
-    to_um: np.ndarray
-    facts: dict[str, Any]
+    to_um: np.ndarray  # (3, 3): (x, y, 1) of the image's full-resolution pixels to µm
+    facts: dict[str, Any]  # scores before and after, and how many patches agree
 
 
 def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int) -> PixelAlignment:
@@ -69,9 +61,8 @@ def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int)
     registration = register(fixed, moving, step, start=first, seed=seed)
     if registration is None:
         msg = (
-            f"Image {image!r} and {', '.join(map(repr, nuclear))} show nothing in common: no affine brings enough "
-            f"of their nuclei "
-            "together. Are they of one section? Otherwise give landmarks=."
+            f"Image {image!r} and {', '.join(map(repr, nuclear))} show nothing in common: no affine brings enough of "
+            "their nuclei together. Are they of one section? Otherwise give landmarks=."
         )
         raise ValueError(msg)
     before = None if first is None else overlap_score(fixed, moving, first, step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,67 +43,15 @@ def find_source(data: Any, image: str | None, regions: str | None, spec: TileSpe
     return RegionSource(data, image, regions, spec)
 
 
-class Source(ABC):
-    """Places whose tiles are embedded, and the table that takes the result.
+class _Source:
+    """Places whose tiles are embedded, and the table that takes the result."""
 
-    Attributes
-    ----------
-    name : str
-        Of the table, for messages.
-    places : numpy.ndarray
-        Of each row, as its reader takes them: x, y in µm, or the number of the row.
-    spec : TileSpec or None
-        Of the tiles, where the call or the tiles say it.
-    spec_given : bool
-        Whether the call says it.
-    image : str or None
-        Key of the image.
-    store : pathlib.Path or None
-        Where the object lies on disk.
-    """
-
-    name: str
-    places: np.ndarray
-    spec: TileSpec | None
-    spec_given: bool
-    image: str | None
-    store: Path | None
-
-    @abstractmethod
-    def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> Any:
-        """A reader of the tiles."""
-
-    @abstractmethod
-    def require_inside(self, reader: Any, outside: Literal["error", "nan"]) -> np.ndarray:
-        """Which places can be read, (n,) bool; a ValueError for those that cannot, unless they may be NaN."""
-
-    @abstractmethod
-    def identity(self, reader: Any, inside: np.ndarray) -> dict[str, Any]:
-        """What tells this input from any other, as JSON values."""
-
-    @abstractmethod
-    def made(self, key: str) -> dict[str, Any] | None:
-        """Provenance of embeddings that are there; None if there are none."""
-
-    @abstractmethod
-    def require_free(self, key: str, *, overwrite: bool) -> None:
-        """Refuse a key that is taken."""
-
-    @abstractmethod
-    def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
-        """Put the embeddings into the table."""
-
-    @abstractmethod
-    def writing(self) -> AbstractContextManager[None]:
-        """Hold the lock of the store."""
-
-    @abstractmethod
-    def discard(self, key: str) -> None:
-        """Delete what a run left that was killed after it had put its result into the table."""
-
-    @abstractmethod
-    def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
-        """Folder in which they are made."""
+    name: str  # of the table, for messages
+    places: np.ndarray  # of each row, as its reader takes them: x, y in µm, or the number of the row
+    spec: TileSpec | None  # of the tiles, where the call or the tiles say it
+    spec_given: bool  # whether the call says it
+    image: str | None  # key of the image
+    store: Path | None  # where the object lies on disk
 
     def _spec(self, encoder: Encoder) -> TileSpec:
         spec = self.spec or encoder.spec
@@ -118,7 +65,7 @@ class Source(ABC):
         return spec
 
 
-class RegionSource(Source):
+class RegionSource(_Source):
     """Regions of a sample, each a tile around its centroid."""
 
     def __init__(self, sdata: SpatialData, image: str | None, regions: str | None, spec: TileSpec | None) -> None:
@@ -136,7 +83,7 @@ class RegionSource(Source):
         return TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
 
     def require_inside(self, reader: TileReader, outside: Literal["error", "nan"]) -> np.ndarray:
-        """See :class:`Source`: a place is inside if the image holds it."""
+        """Which places the image holds, (n,) bool; a ValueError for those that it does not, unless they may be NaN."""
         import shapely
 
         if outside not in {"error", "nan"}:
@@ -150,16 +97,15 @@ class RegionSource(Source):
         row = int(np.flatnonzero(~inside)[0])
         x0, y0, x1, y1 = image.bounds
         msg = (
-            f"{int((~inside).sum())} of {len(inside)} regions of {self.name} lie outside the image {self.image!r} "
-            f"(x {x0:.0f} to {x1:.0f}, y "
-            f"{y0:.0f} to {y1:.0f} µm) or have no place, such as {self._rows.instances[row]!r} at "
-            f"{np.round(self.places[row], 1).tolist()} µm. "
-            "Pass outside='nan' to leave them without an embedding, or mend the transformation of the image to 'um'."
+            f"{int((~inside).sum())} of {len(inside)} regions of {self.name} lie outside the image {self.image!r} (x "
+            f"{x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as {self._rows.instances[row]!r} "
+            f"at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' to leave them without an embedding, "
+            "or mend the transformation of the image to 'um'."
         )
         raise ValueError(msg)
 
     def identity(self, reader: TileReader, inside: np.ndarray) -> dict[str, Any]:
-        """See :class:`Source`: the places, how the image lies, and the pixels of some tiles."""
+        """What tells this input from any other: the places, how the image lies, and the pixels of some tiles."""
         places = self.places[inside]
         some = places[np.unique(np.linspace(0, len(places) - 1, N_SAMPLED).astype(int))]
         pixels = hashlib.blake2b(reader.read(some).tobytes(), digest_size=16)
@@ -172,39 +118,39 @@ class RegionSource(Source):
         }
 
     def made(self, key: str) -> dict[str, Any] | None:
-        """See :class:`Source`."""
+        """Provenance of embeddings that are there; None if there are none."""
         if self._rows.table is None:
             return None
         table = self.sdata.tables[self._rows.table]
         return table.uns.get("sthist", {}).get(key) if key in table.obsm else None
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
-        """See :class:`Source`."""
+        """Refuse a key that is taken."""
         require_free_columns(self.sdata, self._rows, [], [key], overwrite=overwrite)
 
     def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
-        """See :class:`Source`."""
+        """Put the embeddings into the table."""
         uns = {} if features is None else {f"{key}_features": features}
         add_columns(self.sdata, self._rows, key, made, obs={}, obsm={key: values}, uns=uns)
 
     def writing(self) -> AbstractContextManager[None]:
-        """See :class:`Source`."""
+        """Hold the lock of the store."""
         return _store.writing(self.sdata)
 
     def discard(self, key: str) -> None:
-        """See :class:`Source`."""
+        """Delete what a run left that was killed after it had put its result into the table."""
         if self.store is not None:
             shutil.rmtree(self.store / _store.WORK / self._work_name(key), ignore_errors=True)
 
     def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
-        """See :class:`Source`."""
+        """Folder in which they are made."""
         return _store.workspace(self.sdata, self._work_name(key), digest)
 
     def _work_name(self, key: str) -> str:
         return f"{self._rows.shapes}-{key}"
 
 
-class FolderSource(Source):
+class FolderSource(_Source):
     """A folder of tiles."""
 
     def __init__(self, tiles: AnnData, image: str | None, regions: str | None, spec: TileSpec | None) -> None:
@@ -213,9 +159,8 @@ class FolderSource(Source):
             raise ValueError(msg)
         if "tile_folder" not in tiles.uns.get("sthist", {}):
             msg = (
-                "An AnnData alone has no pixels: pass the SpatialData that holds its image, or a folder of tiles "
-                "read with "
-                "io.tile_folder."
+                "An AnnData alone has no pixels: pass the SpatialData that holds its image, or a folder of tiles read "
+                "with io.tile_folder."
             )
             raise ValueError(msg)
         self.tiles, self.spec, self.spec_given = tiles, spec, spec is not None
@@ -228,11 +173,11 @@ class FolderSource(Source):
         return FolderReader(self.tiles, self._spec(encoder), fill=PAPER, **options)
 
     def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"]) -> np.ndarray:
-        """See :class:`Source`: all are."""
+        """Which places can be read, (n,) bool: all."""
         return np.ones(self.tiles.n_obs, bool)
 
     def identity(self, reader: FolderReader, inside: np.ndarray) -> dict[str, Any]:
-        """See :class:`Source`: names, sizes and times of the files."""
+        """What tells this input from any other: names, sizes and times of the files."""
         content = hashlib.blake2b(digest_size=16)
         for file in self.tiles.obs["file"].astype(str):
             found = (reader.root / file).stat()
@@ -241,29 +186,32 @@ class FolderSource(Source):
         return {"files": content.hexdigest()}
 
     def made(self, key: str) -> dict[str, Any] | None:
-        """See :class:`Source`."""
+        """Provenance of embeddings that are there; None if there are none."""
         found: dict[str, Any] | None = self.tiles.uns["sthist"].get(key) if key in self.tiles.obsm else None
         return found
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
-        """See :class:`Source`."""
+        """Refuse a key that is taken."""
         require_free(self.tiles, "The folder of tiles", [], [key], overwrite=overwrite)
 
     def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
-        """See :class:`Source`."""
+        """Put the embeddings into the table."""
         uns = {} if features is None else {f"{key}_features": features}
         write_columns(None, None, self.tiles, key, made, obs={}, obsm={key: values}, uns=uns)
 
     def writing(self) -> AbstractContextManager[None]:
-        """See :class:`Source`."""
+        """Hold the lock of the store."""
         return nullcontext()
 
     def discard(self, key: str) -> None:
-        """See :class:`Source`: there is no store."""
+        """There is no store to clear."""
 
     def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
-        """See :class:`Source`."""
+        """Folder in which they are made."""
         return _store.scratch_workspace(f"tiles-{key}", digest)
+
+
+Source = RegionSource | FolderSource
 
 
 def _find_image(sdata: SpatialData, image: str | None) -> str:

@@ -202,9 +202,8 @@ def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, 
         faults[source] = fault
     found = "; ".join(f"{source} {fault}" for source, fault in faults.items())
     msg = (
-        f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name "
-        f"their layer "
-        f"with layer= (there are {list(adata.layers)})."
+        f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name their "
+        f"layer with layer= (there are {list(adata.layers)})."
     )
     raise ValueError(msg)
 
@@ -274,8 +273,7 @@ def _say_copies(copies: pd.Index, name: str) -> None:
     if len(copies):
         logger.warning(
             "%s has %d genes more than once, such as %r: their counts are summed. adata.var_names_make_unique() "
-            "before keeps "
-            "them apart.",
+            "before keeps them apart.",
             name,
             copies.nunique(),
             copies[0],
@@ -305,10 +303,8 @@ def _apply_thresholds(
     if not keep.any():
         msg = (
             f"No gene of {name[0].lower() + name[1:]} is left: of {len(wanted)} genes that are no controls, the "
-            f"commonest is in "
-            f"{n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} counts. "
-            f"Lower min_cells "
-            f"({min_cells}) or min_counts ({min_counts}), or keep controls with controls=()."
+            f"commonest is in {n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} "
+            f"counts. Lower min_cells ({min_cells}) or min_counts ({min_counts}), or keep controls with controls=()."
         )
         raise ValueError(msg)
     return (counts if keep.all() else counts[:, keep]), wanted[keep]

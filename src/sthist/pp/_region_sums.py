@@ -29,30 +29,14 @@ BATCH = 1_000_000
 
 @dataclass
 class Sums:
-    """What regions hold.
+    """What regions hold."""
 
-    Attributes
-    ----------
-    rows
-        Numbers of the regions, ascending.
-    counts
-        (regions, genes), integers.
-    n
-        Molecules, cells or bins by region, int64.
-    var
-        One row per gene.
-    extent_um
-        x0, y0, x1, y1 of what was to be summed.
-    facts
-        How many there were, and how many are counted or left out and why.
-    """
-
-    rows: np.ndarray
-    counts: csr_matrix
-    n: np.ndarray
-    var: pd.DataFrame
-    extent_um: np.ndarray
-    facts: dict[str, int]
+    rows: np.ndarray  # numbers of the regions, ascending
+    counts: csr_matrix  # (regions, genes), integers
+    n: np.ndarray  # molecules, cells or bins by region, int64
+    var: pd.DataFrame  # one row per gene
+    extent_um: np.ndarray  # x0, y0, x1, y1 of what was to be summed
+    facts: dict[str, int]  # how many there were, and how many are counted or left out and why
 
 
 def require_names(key: str, names: pd.Index) -> None:
@@ -60,9 +44,8 @@ def require_names(key: str, names: pd.Index) -> None:
     twice = names[names.duplicated()]
     if len(twice):
         msg = (
-            f"Shapes {key!r} have {len(twice)} names more than once, such as {twice[0]!r}; a table cannot be "
-            f"linked to them. Give "
-            "them names of their own, such as shapes.reset_index(drop=True)."
+            f"Shapes {key!r} have {len(twice)} names more than once, such as {twice[0]!r}; a table cannot be linked to "
+            "them. Give them names of their own, such as shapes.reset_index(drop=True)."
         )
         raise ValueError(msg)
 
@@ -113,9 +96,8 @@ def sum_points(
             facts["n_outside"] += len(x) - counted
     if not facts["n_counted"] + facts["n_outside"]:
         msg = (
-            f"None of the {facts['n_all']} transcripts in points {key!r} counts: {facts['n_controls']} are "
-            f"controls or have no "
-            f"gene, {facts['n_low_quality']} have qv < {min_qv:g}. Lower min_qv, or check the gene column."
+            f"None of the {facts['n_all']} transcripts in points {key!r} counts: {facts['n_controls']} are controls or "
+            f"have no gene, {facts['n_low_quality']} have qv < {min_qv:g}. Lower min_qv, or check the gene column."
         )
         raise ValueError(msg)
     rows = _rows(finder, sparse.rows)

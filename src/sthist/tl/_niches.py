@@ -181,9 +181,8 @@ def _clustering(method: str | None, resolution: float | None, n_niches: int | No
         msg = f"n_niches is {n_niches!r}; k-means needs a whole number from 1 on."
         raise ValueError(msg)
     msg = (
-        f"method={method!r}, resolution={resolution!r} and n_niches={n_niches!r} do not go together: 'leiden' "
-        f"takes a resolution, 'kmeans' "
-        "n_niches."
+        f"method={method!r}, resolution={resolution!r} and n_niches={n_niches!r} do not go together: 'leiden' takes a "
+        "resolution, 'kmeans' n_niches."
     )
     raise ValueError(msg)
 

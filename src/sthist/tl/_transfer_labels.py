@@ -23,21 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of classes at places.
+    """Scores of classes at places."""
 
-    Attributes
-    ----------
-    values
-        (n, classes) float64; NaN where nothing is known.
-    classes
-        Names, as they were given.
-    outside
-        (n,) bool: what lies in no tile or polygon, or off the heat map.
-    """
-
-    values: np.ndarray
-    classes: list[str]
-    outside: np.ndarray
+    values: np.ndarray  # (n, classes) float64; NaN where nothing is known
+    classes: list[str]  # names, as they were given
+    outside: np.ndarray  # (n,) bool: what lies in no tile or polygon, or off the heat map
 
 
 @over_samples
@@ -264,9 +254,8 @@ def _read_scores(sdata: SpatialData, table: str | None, scores: str, key: str) -
     frame = adata.obsm[scores]
     if not hasattr(frame, "columns"):
         msg = (
-            f"obsm[{scores!r}] of {table!r} is a {type(frame).__name__} of {frame.shape[1]} columns without "
-            f"names: make it a DataFrame "
-            "with one column per class."
+            f"obsm[{scores!r}] of {table!r} is a {type(frame).__name__} of {frame.shape[1]} columns without names: "
+            "make it a DataFrame with one column per class."
         )
         raise TypeError(msg)
     made = _made(adata, scores)

@@ -246,9 +246,8 @@ def _macenko(stained: np.ndarray, sample: StainPixels) -> StainReference:
     amounts = np.percentile(stains.optical_density(stained, white) @ np.linalg.pinv(vectors), STRONG, axis=0)
     if angle < MIN_ANGLE or amounts.min() <= 0:
         msg = (
-            f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and "
-            f"at least "
-            f"{MIN_ANGLE:g} are needed. Is this an H&E image in colour? method='reinhard' needs no two stains."
+            f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and at "
+            f"least {MIN_ANGLE:g} are needed. Is this an H&E image in colour? method='reinhard' needs no two stains."
         )
         raise ValueError(msg)
     pair = cast("tuple[Triple, Triple]", _plain(vectors))

@@ -42,21 +42,12 @@ TORN_DEPTH, LOST_SHARE = 0.5, 0.5
 
 @dataclass(frozen=True, eq=False)
 class CoreArray:
-    """A microarray, in pixels of a mask.
+    """A microarray, in pixels of a mask."""
 
-    Attributes
-    ----------
-    pieces
-        (h, w) int32: for each pixel of tissue 1 + row * columns + column of its core; 0 elsewhere.
-    centres
-        (rows, columns, 2) float64: x, y of the middle of each core; where there is none, where it would be.
-    radius
-        Of a typical core.
-    """
-
-    pieces: np.ndarray
+    pieces: np.ndarray  # (h, w) int32: for each pixel of tissue 1 + row * columns + column of its core; 0 elsewhere
+    # (rows, columns, 2) float64: x, y of the middle of each core; where there is none, where it would be
     centres: np.ndarray
-    radius: float
+    radius: float  # of a typical core
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -82,9 +73,8 @@ def find_cores(
     peaks, coverage = _peaks(mask, radius)
     if len(peaks) == 0:
         msg = (
-            f"Found no core of {2 * radius * mpp:.0f} µm: there is tissue, but no piece is nearly as large. Give "
-            f"the diameter of "
-            "the cores with diameter_um=."
+            f"Found no core of {2 * radius * mpp:.0f} µm: there is tissue, but no piece is nearly as large. Give the "
+            "diameter of the cores with diameter_um=."
         )
         raise ValueError(msg)
     upright, back = turn_upright(peaks, mask.shape, corner, rows_run)

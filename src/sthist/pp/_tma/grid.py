@@ -29,24 +29,13 @@ class Lines:
     """A grid of lines that need not be evenly spaced.
 
     Row ``i`` is ``y - slopes[0] * x = rows[i]``, column ``j`` is ``x - slopes[1] * y = columns[j]``.
-
-    Attributes
-    ----------
-    rows, columns
-        Where the lines are, (n,) float64, increasing.
-    slopes
-        Of rows and of columns.
-    pitch
-        Typical distance of rows and of columns.
-    on_row, on_column
-        How many cores are on each line, (n,) int.
     """
 
-    rows: np.ndarray
+    rows: np.ndarray  # where the lines are, (n,) float64, increasing
     columns: np.ndarray
-    slopes: tuple[float, float]
-    pitch: tuple[float, float]
-    on_row: np.ndarray
+    slopes: tuple[float, float]  # of rows and of columns
+    pitch: tuple[float, float]  # typical distance of rows and of columns
+    on_row: np.ndarray  # how many cores are on each line, (n,) int
     on_column: np.ndarray
 
     def places(self) -> np.ndarray:
@@ -91,11 +80,10 @@ class Lines:
             made = [lines for lines in made if fits(lines)]
         if len(made) != 1:
             msg = (
-                f"Found {len(slim.rows)} rows and {len(slim.columns)} columns of cores; the array has {grid[0]} "
-                f"and {grid[1]}, and "
-                f"{'none' if not made else 'more than one'} of the places for those that are empty fits the "
-                f"image. Say with first= "
-                "which core the first row and column that were found meet in, such as first='A1'."
+                f"Found {len(slim.rows)} rows and {len(slim.columns)} columns of cores; the array has {grid[0]} and "
+                f"{grid[1]}, and {'none' if not made else 'more than one'} of the places for those that are empty fits "
+                "the image. Say with first= which core the first row and column that were found meet in, such as "
+                "first='A1'."
             )
             raise ValueError(msg)
         return made[0]

@@ -123,8 +123,7 @@ def _places_of_names(names: pd.Series, what: str) -> list[tuple[int, int]]:
     if unread:
         msg = (
             f"{what} has {len(unread)} cores whose name is not a letter and a number, such as "
-            f"{names.iloc[unread[0]]!r} in row "
-            f"{unread[0]}. Call them 'A1', or give the columns 'row' and 'column'."
+            f"{names.iloc[unread[0]]!r} in row {unread[0]}. Call them 'A1', or give the columns 'row' and 'column'."
         )
         raise ValueError(msg)
     return [place for place in places if place is not None]
@@ -172,11 +171,9 @@ def _counted_from(rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int], 
     if rows.max() >= grid[0] or columns.max() >= grid[1]:
         return 1
     msg = (
-        f"{what} has rows {rows.min()} to {rows.max()} and columns {columns.min()} to {columns.max()}, on an "
-        f"array of {grid[0]} x "
-        f"{grid[1]} cores: they may count from 0 or from 1. Name the cores in a column 'core' ('A1', 'A2', ...) "
-        f"in place of them, "
-        "or write the rows as letters."
+        f"{what} has rows {rows.min()} to {rows.max()} and columns {columns.min()} to {columns.max()}, on an array of "
+        f"{grid[0]} x {grid[1]} cores: they may count from 0 or from 1. Name the cores in a column 'core' ('A1', 'A2', "
+        "...) in place of them, or write the rows as letters."
     )
     raise ValueError(msg)
 

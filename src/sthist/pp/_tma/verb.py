@@ -196,8 +196,7 @@ def _require_arguments(
     if corner not in {"top left", "top right", "bottom left", "bottom right"} or rows_run not in {"across", "down"}:
         msg = (
             f"corner is {corner!r} and rows_run {rows_run!r}; they are 'top left', 'top right', 'bottom left' or "
-            f"'bottom right', "
-            "and 'across' or 'down'."
+            "'bottom right', and 'across' or 'down'."
         )
         raise ValueError(msg)
     sizes = {"mpp": mpp} | ({} if diameter_um is None else {"diameter_um": diameter_um})

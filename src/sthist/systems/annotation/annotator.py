@@ -235,8 +235,7 @@ class Annotator(Model):
         if None not in (sha256, self.config.encoder_sha256) and sha256 != self.config.encoder_sha256:
             msg = (
                 f"The weights of {name!r} are not those that this annotator was trained with: their SHA-256 is "
-                f"{str(sha256)[:12]}…, "
-                f"not {str(self.config.encoder_sha256)[:12]}…."
+                f"{str(sha256)[:12]}…, not {str(self.config.encoder_sha256)[:12]}…."
             )
             raise ValueError(msg)
 
@@ -257,9 +256,8 @@ class Annotator(Model):
         """
         if spec is not None and self.spec is not None and not same_scale(spec, self.spec):
             msg = (
-                f"This annotator was trained on tiles of {self.spec.size_um:g} µm at {self.spec.mpp:.4g} µm/px; "
-                f"{what} show "
-                f"{spec.size_um:g} µm at {spec.mpp:.4g} µm/px."
+                f"This annotator was trained on tiles of {self.spec.size_um:g} µm at {self.spec.mpp:.4g} µm/px; {what} "
+                f"show {spec.size_um:g} µm at {spec.mpp:.4g} µm/px."
             )
             raise ValueError(msg)
 

@@ -44,24 +44,12 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class ImageScorer:
-    """Scores of embeddings.
+    """Scores of embeddings."""
 
-    Attributes
-    ----------
-    classes
-        Names, as they were given.
-    score
-        (n, d) embeddings to (n, classes) float.
-    facts
-        JSON values that say what it is.
-    spec
-        The tile that it was trained for; None where it was not.
-    """
-
-    classes: list[str]
-    score: Score
-    facts: dict[str, Any] = field(default_factory=dict)
-    spec: Any = None
+    classes: list[str]  # names, as they were given
+    score: Score  # (n, d) embeddings to (n, classes) float
+    facts: dict[str, Any] = field(default_factory=dict)  # JSON values that say what it is
+    spec: Any = None  # the tile that it was trained for; None where it was not
 
 
 def scorer_of(model: Any, encoder: Any, classes: Sequence[str] | None) -> ImageScorer:
@@ -76,8 +64,7 @@ def scorer_of(model: Any, encoder: Any, classes: Sequence[str] | None) -> ImageS
     if not callable(model):
         msg = (
             f"model is a {type(model).__name__}; it is a mapping of class to phrases, a model with predict and "
-            f"classes, or a function "
-            "of embeddings (n, d) that returns scores (n, classes)."
+            "classes, or a function of embeddings (n, d) that returns scores (n, classes)."
         )
         raise TypeError(msg)
     names = getattr(model, "classes", None) if classes is None else classes

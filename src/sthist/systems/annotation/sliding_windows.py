@@ -26,27 +26,13 @@ BAND_ROWS = 256
 
 @dataclass(frozen=True)
 class KernelGrid:
-    """Where a kernel stops: at each cell of a grid, of which it covers a square.
+    """Where a kernel stops: at each cell of a grid, of which it covers a square."""
 
-    Attributes
-    ----------
-    origin_um
-        x, y of the grid's corner.
-    mpp
-        µm per pixel at which the image is read.
-    stride_px
-        Side of a cell in pixels.
-    span
-        Side of the kernel in cells.
-    shape
-        Rows and columns of cells, at least ``span`` each.
-    """
-
-    origin_um: tuple[float, float]
-    mpp: float
-    stride_px: int
-    span: int
-    shape: tuple[int, int]
+    origin_um: tuple[float, float]  # x, y of the grid's corner
+    mpp: float  # µm per pixel at which the image is read
+    stride_px: int  # side of a cell in pixels
+    span: int  # side of the kernel in cells
+    shape: tuple[int, int]  # rows and columns of cells, at least ``span`` each
 
     @classmethod
     def over(cls, extent_um: tuple[float, float, float, float], mpp: float, stride_px: int, span: int) -> KernelGrid:

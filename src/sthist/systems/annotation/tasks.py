@@ -44,21 +44,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What training gave.
+    """What training gave."""
 
-    Attributes
-    ----------
-    weights
-        Of an annotator.
-    rows
-        From numbers of rows to their embeddings.
-    notes
-        What there is to say; plain values.
-    """
-
-    weights: dict[str, np.ndarray]
-    rows: Callable[[np.ndarray], np.ndarray]
-    notes: dict[str, Any]
+    weights: dict[str, np.ndarray]  # of an annotator
+    rows: Callable[[np.ndarray], np.ndarray]  # from numbers of rows to their embeddings
+    notes: dict[str, Any]  # what there is to say; plain values
 
 
 class Task:

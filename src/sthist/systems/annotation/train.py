@@ -282,10 +282,9 @@ def _require_classes(rows: Labelled, pairs: list[tuple[np.ndarray, np.ndarray]],
             where = np.unique(grouping.groups[rows.codes == untrained[0]])
             rest = [other for k, other in enumerate(rows.classes) if k not in untrained]
             msg = (
-                f"Class {name!r} would be tested and not trained on: its "
-                f"{int((rows.codes == untrained[0]).sum())} rows are in {len(where)} "
-                f"of the groups ({grouping.by}), such as {where[0]!r}. Use fewer folds, another split=, or leave "
-                f"it out with classes={rest}."
+                f"Class {name!r} would be tested and not trained on: its {int((rows.codes == untrained[0]).sum())} "
+                f"rows are in {len(where)} of the groups ({grouping.by}), such as {where[0]!r}. Use fewer folds, "
+                f"another split=, or leave it out with classes={rest}."
             )
             raise ValueError(msg)
     tested = {int(code) for _, test in pairs for code in rows.codes[test]}

@@ -70,9 +70,8 @@ def kernel_sizes(
     span = max(1, round(kernel / stride))
     if abs(kernel / stride - span) > 1e-3:
         msg = (
-            f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number "
-            f"of them: take a stride of "
-            f"{kernel / span:.6g} µm ({kernel / span / base:.6g} px)."
+            f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number of "
+            f"them: take a stride of {kernel / span:.6g} µm ({kernel / span / base:.6g} px)."
         )
         raise ValueError(msg)
     stride_px = max(1, round(stride / base))
