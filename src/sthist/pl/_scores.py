@@ -195,7 +195,7 @@ def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Sc
 
 
 def _are_numbers(values: Any) -> bool:
-    return hasattr(values, "columns") or getattr(getattr(values, "dtype", None), "kind", "") in "fiu"
+    return hasattr(values, "columns") or getattr(getattr(values, "dtype", None), "kind", "O") in "fiu"
 
 
 def _extent(sdata: SpatialData, scores: dict[str, Scores], image: str | None) -> Extent:

@@ -225,11 +225,11 @@ def open_image(
     --------
     >>> import sthist
     >>> sdata = sthist.datasets.toy(size_um=200)
-    >>> image = sthist.tiles.open_image(sdata, "he")
-    >>> image.mpp, image.extent_um, image.channels
-    ((0.5, 0.5), (0.0, 0.0, 200.0, 200.0), ('r', 'g', 'b'))
-    >>> sthist.tiles.open_image(sdata, "nuclear").keys
-    ('morphology_focus',)
+    >>> sthist.tiles.open_image(sdata, "he").channels
+    ('r', 'g', 'b')
+    >>> stain = sthist.tiles.open_image(sdata, "nuclear")
+    >>> stain.key, stain.mpp, stain.extent_um
+    ('morphology_focus', (0.5, 0.5), (0.0, 0.0, 200.0, 200.0))
     """
     if image == "he" and image not in sdata.images:
         image = _sample.find_he(sdata)
