@@ -17,7 +17,7 @@ from spatialdata.transformations import get_transformation
 import sthist
 from sthist import _sample, scale
 from sthist.io import cosmx
-from sthist.io._platforms.cosmx_layout import find_layout, stated_mpp
+from sthist.io._platforms.cosmx import find_layout, stated_mpp
 
 MPP = 0.12
 
@@ -79,14 +79,12 @@ def test_counts_and_roles(folder, tmp_path):
     nearest = [int(np.argmin(np.linalg.norm(places - um, axis=1))) for um in table.obsm["spatial"]]
     np.testing.assert_array_equal(table[:, "GAPDH"].X.toarray().ravel(), np.array(nearest) + 1)
     np.testing.assert_allclose(sdata["cells"].radius, np.sqrt(49 / np.pi) * MPP)
-    elements = _sample.find_high_res(sdata)
-    assert elements.nuclear == ("1_image", "2_image", "3_image", "4_image")
-    assert (elements.nuclear_channel, elements.points, elements.gene, elements.table) == (
-        "DAPI",
-        "transcripts",
-        "target",
-        "table",
-    )
+    images = [f"{fov}_image" for fov in (1, 2, 3, 4)]
+    assert sdata.attrs["sthist"]["roles"] == {
+        "nuclear": {"images": images, "channel": "DAPI", "cytoplasm": []},
+        "transcripts": {"points": "transcripts", "gene": "target"},
+        "cells": {"table": "table"},
+    }
     shapes, counts = _sample.cell_counts(sdata, "table")
     np.testing.assert_allclose(np.c_[shapes.geometry.x, shapes.geometry.y], table.obsm["spatial"])
     np.testing.assert_array_equal(counts, np.array(nearest) + 3)
@@ -206,7 +204,7 @@ def test_without_labels(folder, caplog):
         sdata = cosmx(folder)
     assert "has no CellLabels" in caplog.text
     assert sdata["table"].uns["spatialdata_attrs"]["region"] == "cells"
-    assert _sample.find_cell_table(sdata) == "table"
+    assert sdata.attrs["sthist"]["roles"]["cells"] == {"table": "table"}
 
 
 def test_what_some_fields_lack_is_said(folder, caplog):

@@ -40,7 +40,7 @@ def test_everything_lands_on_each_other(folder):
     assert scale.resolve_mpp(sdata, "mosaic") == pytest.approx((0.108, 0.108))
     mosaic = sdata["mosaic"]
     assert mosaic.dims == ("c", "y", "x")
-    assert _sample.channel_names(mosaic) == ["Cellbound1", "DAPI", "PolyT"]
+    assert sd.models.get_channel_names(mosaic) == ["Cellbound1", "DAPI", "PolyT"]
     table = sdata["table"]
     meta = pd.read_csv(folder / "cell_metadata.csv")
     np.testing.assert_allclose(table.obsm["spatial"], meta[["center_x", "center_y"]])
@@ -97,7 +97,7 @@ def test_optional_files(folder, caplog):
         sdata = merscope(folder)
     assert "There is no file" in caplog.text
     assert "cell_boundaries.parquet" in caplog.text
-    assert _sample.find_cell_table(sdata) == "table"
+    assert sdata.attrs["sthist"]["roles"]["cells"] == {"table": "table"}
     circles = sd.transform(sdata["cells"], to_coordinate_system="um")
     np.testing.assert_allclose(circles.geometry.x, sdata["table"].obsm["spatial"][:, 0])
     np.testing.assert_allclose(circles.radius, 5)
@@ -164,7 +164,7 @@ def test_cells_without_outline_are_left_out(folder, caplog):
         sdata = merscope(folder)
     assert "1 of 25 cells have no valid outline" in caplog.text
     assert sdata["table"].n_obs == 24
-    assert _sample.find_cell_table(sdata) == "table"
+    assert sdata.attrs["sthist"]["roles"]["cells"] == {"table": "table"}
 
 
 def cut(name, share=0.5):

@@ -109,7 +109,7 @@ def test_resolution_tags_count_where_nothing_else_states_a_scale(tmp_path):
 def test_pictures(tmp_path, suffix):
     Image.fromarray(PIXELS).save(tmp_path / f"x.{suffix}")
     sdata = sthist.io.slide(tmp_path / f"x.{suffix}", mpp=0.5, key_added="slide")
-    assert sthist._sample.elements.find_he(sdata) == "slide"
+    assert sdata.attrs["sthist"]["roles"]["he"] == {"image": "slide"}
     assert sdata["slide"]["scale0"].image.shape == (3, 1200, 800)
 
 

@@ -31,7 +31,7 @@ def test_the_largest_image_is_taken_with_its_own_scale(tmp_path, caplog, monkeyp
         for pixels, mpp, name in ((PIXELS[:200, :220], 5.0, "label"), (PIXELS, 0.5, "slide")):
             size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp, "Name": name}
             writer.write(pixels, photometric="rgb", metadata={"axes": "YXS"} | size)
-    monkeypatch.setattr("sthist.io._files.tiff_metadata.LARGE_PX", 100)
+    monkeypatch.setattr("sthist.io._files.tiff.LARGE_PX", 100)
     with caplog.at_level(logging.INFO, "sthist"):
         sdata = sthist.io.slide(path)
     assert "x.ome.tif has 2 large images; number 1 ('slide', 403 x 301 px) is taken" in caplog.text

@@ -14,7 +14,7 @@ from PIL import Image
 
 import sthist
 from sthist._alignment.read import from_landmarks, from_matrix, read_alignment, read_landmarks, read_matrix
-from sthist.io._parts.he import attach_he
+from sthist.io._parts.sample import attach_he
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -102,7 +102,7 @@ def simulate_hrst(
     >>> sdata["virtual_he"].shape == sdata["he"].shape
     True
     """
-    from sthist.io._parts.he import read_he
+    from sthist.io._parts.sample import read_he
 
     _require_ranges(mpp, blur_um, noise, background, transcripts_per_cell)
     pixels = read_he(image, "he").pixels

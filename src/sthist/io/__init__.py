@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_assemble": ["assemble"],
         "_platforms.cosmx": ["cosmx"],
         "_export": ["export_geojson", "export_ome_tiff", "export_xenium_explorer"],
-        "_parts.he": ["slide"],
+        "_parts.sample": ["slide"],
         "_research.hest": ["hest"],
         "_research.hest_table": ["hest_table"],
         "_research.legacy_st": ["legacy_st"],

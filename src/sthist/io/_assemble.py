@@ -10,7 +10,7 @@ import numpy as np
 
 from sthist import _alignment, _sample, scale
 from sthist._settings import logger
-from sthist.io._files.images import LooseImage, image_element, read_image
+from sthist.io._files.images import image_element, read_image
 from sthist.io._parts.sample import CELL_RADIUS_UM, circles, link_table, record_nuclear
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def assemble(
     from spatialdata import SpatialData
     from spatialdata.transformations import Affine
 
-    images = dict(images or {})
+    images, matrices = dict(images or {}), dict(matrices or {})
     by_image = {"matrices": matrices, "channels": channels, "mpp": mpp if isinstance(mpp, Mapping) else None}
     for argument, mapping in by_image.items():
         for name in mapping or {}:
@@ -109,11 +109,18 @@ def assemble(
     to_um: dict[str, np.ndarray] = {}
     for name, source in images.items():
         loose = read_image(source, name)
-        to_um[name] = _to_um(name, loose, mpp, matrices)
+        its_mpp = mpp.get(name) if isinstance(mpp, Mapping) else mpp
+        stated = scale.trusted(loose.mpp, its_mpp)
+        if name in matrices:
+            to_um[name] = _alignment.read_matrix(matrices[name], f"matrices[{name!r}]")
+        else:
+            nobody = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
+            size = scale.agreed_mpp(f"image {name!r}", stated, its_mpp, nobody)
+            to_um[name] = np.diag([size, size, 1.0])
         registered = {_sample.UM: Affine(to_um[name], ("x", "y"), ("x", "y"))}
         sdata.images[name] = image_element(loose, registered, channels=(channels or {}).get(name), name=name)
-        for stated, value in scale.trusted(loose.mpp, _mpp_of(name, mpp)).items():
-            scale.record_mpp(sdata, name, stated, value)
+        for stated_by, value in stated.items():
+            scale.record_mpp(sdata, name, stated_by, value)
         scale.resolve_mpp(sdata, name)
     px_to_um = next(iter(to_um.values()), None)
     if points is not None:
@@ -122,21 +129,16 @@ def assemble(
         _add_table(sdata, table, cells, xy, unit, spot_diameter_um, px_to_um)
     elif cells is not None:
         _add_cells(sdata, _outlines(cells))
-    _record_roles(sdata)
+    # Nuclear stain and H&E are recorded where one image each is named like them.
+    try:
+        record_nuclear(sdata)
+    except (KeyError, ValueError):
+        logger.debug("No nuclear stain recognised among %s.", list(sdata.images))
+    try:
+        _sample.set_role(sdata, "he", {"image": _sample.find_he(sdata)})
+    except (KeyError, ValueError):
+        logger.debug("No H&E recognised among %s.", list(sdata.images))
     return sdata
-
-
-def _mpp_of(name: str, mpp: Any) -> float | None:
-    return mpp.get(name) if isinstance(mpp, Mapping) else mpp
-
-
-def _to_um(name: str, loose: LooseImage, mpp: Any, matrices: Mapping[str, Any] | None) -> np.ndarray:
-    if matrices is not None and name in matrices:
-        return _alignment.read_matrix(matrices[name], f"matrices[{name!r}]")
-    mpp = _mpp_of(name, mpp)
-    nobody = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
-    value = scale.agreed_mpp(f"image {name!r}", scale.trusted(loose.mpp, mpp), mpp, nobody)
-    return np.diag([value, value, 1.0])
 
 
 def _add_points(
@@ -293,15 +295,3 @@ def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str
             f"{argument} is in pixels, but there is no image to tell their size; give images=, or coordinates in µm."
         )
     return np.c_[xy, np.ones(len(xy))] @ px_to_um[:2].T
-
-
-def _record_roles(sdata: SpatialData) -> None:
-    """Nuclear stain and H&E, where one image each is named like them."""
-    try:
-        record_nuclear(sdata)
-    except (KeyError, ValueError):
-        logger.debug("No nuclear stain recognised among %s.", list(sdata.images))
-    try:
-        _sample.set_role(sdata, "he", {"image": _sample.find_he(sdata)})
-    except (KeyError, ValueError):
-        logger.debug("No H&E recognised among %s.", list(sdata.images))

@@ -10,8 +10,7 @@ import numpy as np
 
 from sthist import _sample, _store, scale
 from sthist._settings import logger
-from sthist.io._annotations.geojson import KINDS, Drawn, core_columns, read_geojson
-from sthist.io._annotations.selections import read_selections
+from sthist.io._annotations.objects import KINDS, Drawn, core_columns, read_geojson, read_selections
 from sthist.io._files.images import size_px
 
 if TYPE_CHECKING:
@@ -120,7 +119,12 @@ def read_annotations(
     is_csv = path.name.lower().endswith(SELECTIONS)
     frame = Frame.of(sdata, path, image, unit or ("um" if is_csv else "px"))
     drawn = read_selections(path) if is_csv else read_geojson(path)
-    drawn = _chosen(path, drawn, kind)
+    if not drawn:
+        raise ValueError(f"{path} holds no objects: 'features' is empty.")
+    there = sorted({str(each.kind) for each in drawn})
+    drawn = [each for each in drawn if kind in {None, each.kind}]
+    if not drawn:
+        raise ValueError(f"{path} holds no objects whose 'objectType' is {kind!r}; it has {', '.join(there)}.")
     drawn = _areas(path, drawn, frame.circle(point_diameter_um))
     _require_on_image(sdata, path, [each.geometry for each in drawn], _names(drawn), frame)
     table = _table(drawn, label)
@@ -157,16 +161,6 @@ def _require_arguments(path: Path, unit: Any, kind: Any, label: str, diameter: f
         )
 
 
-def _chosen(path: Path, drawn: list[Drawn], kind: str | None) -> list[Drawn]:
-    if not drawn:
-        raise ValueError(f"{path} holds no objects: 'features' is empty.")
-    kept = [each for each in drawn if kind in {None, each.kind}]
-    if not kept:
-        there = sorted({str(each.kind) for each in drawn})
-        raise ValueError(f"{path} holds no objects whose 'objectType' is {kind!r}; it has {', '.join(there)}.")
-    return kept
-
-
 def _areas(path: Path, drawn: list[Drawn], circle: Any) -> list[Drawn]:
     """What has an area, as valid polygons; points as circles, where those have a size."""
     import shapely
@@ -188,13 +182,13 @@ def _areas(path: Path, drawn: list[Drawn], circle: Any) -> list[Drawn]:
             n_empty += 1
     n_points, n_lines = (0 if circle is not None else int(is_point.sum())), int(is_line.sum())
     if n_empty:
-        told = (
+        reasons = (
             f"{n_points} are points, {n_lines} lines, and {n_empty - n_points - n_lines} are empty or have no "
             f"area{'; points are read with point_diameter_um=' if n_points else ''}"
         )
         if not kept:
-            raise ValueError(f"{path} holds no outline that has an area: of its {len(drawn)} objects, {told}.")
-        logger.warning("%s: %d of %d objects are left out: %s.", path, n_empty, len(drawn), told)
+            raise ValueError(f"{path} holds no outline that has an area: of its {len(drawn)} objects, {reasons}.")
+        logger.warning("%s: %d of %d objects are left out: %s.", path, n_empty, len(drawn), reasons)
     return kept
 
 
@@ -372,12 +366,8 @@ def _guess(sdata: SpatialData, box: Box, frame: Frame) -> str:
 
 def _lies_in(box: Box, around: Box) -> bool:
     margin = MARGIN * max(around[2] - around[0], around[3] - around[1])
-    return (
-        box[0] >= around[0] - margin
-        and box[1] >= around[1] - margin
-        and box[2] <= around[2] + margin
-        and box[3] <= around[3] + margin
-    )
+    inner = np.array(box) + [margin, margin, -margin, -margin]
+    return bool((inner[:2] >= around[:2]).all() and (inner[2:] <= around[2:]).all())
 
 
 def _shown(box: Box) -> str:

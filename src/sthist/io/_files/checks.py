@@ -118,6 +118,13 @@ def require_file(folder: str | Path, *names: str, vendor: str) -> Path:
     return path
 
 
+def require_argument(path: str | Path, argument: str) -> Path:
+    """A file that an argument names."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{argument}=: there is no file {path}.")
+    return Path(path)
+
+
 def find_file(folder: str | Path, *names: str) -> Path | None:
     """The first of these files that a folder has; None where it has none of them."""
     return next((file for name in names for file in sorted(Path(folder).glob(name))), None)
@@ -155,11 +162,12 @@ def read_csv(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = (),
 
 
 def read_counts(
-    path: Path, name: Callable[[pd.DataFrame], pd.Index], keys: Sequence[str]
-) -> tuple[Any, Any, list[str]]:
+    path: Path, name: Callable[[pd.DataFrame], pd.Index] | None = None, keys: Sequence[str] = ()
+) -> tuple[Any, pd.Index, list[str]]:
     """A csv file of cells x genes, in parts: it would fill the memory as a whole.
 
-    Returns the counts as a csr matrix, the names of the cells, and the genes.
+    The columns ``keys`` name the cells; by default the first one does. Returns the counts as a csr matrix, the names of
+    the cells, and the genes.
     """
     import pandas as pd
     from scipy import sparse
@@ -169,8 +177,8 @@ def read_counts(
     with reading(path), pd.read_csv(path, chunksize=CHUNK_ROWS) as chunks:
         for chunk in chunks:
             require_rows(path, len(chunk))
-            names.append(name(chunk))
-            genes = [str(column) for column in chunk if column not in keys]
+            names.append(pd.Index(chunk.iloc[:, 0].astype(str)) if name is None else name(chunk))
+            genes = [str(column) for column in chunk if column not in (keys or chunk.columns[:1])]
             require_numbers(path, chunk, genes)
             blocks.append(sparse.csr_matrix(chunk[genes].to_numpy()))
     return sparse.vstack(blocks, format="csr"), names[0].append(names[1:]), genes

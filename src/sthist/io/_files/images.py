@@ -51,17 +51,16 @@ def read_image(source: Any, name: str) -> LooseImage:
 
 def _from_array(array: Any, name: str) -> LooseImage:
     shape = array.shape
+    if len(shape) not in {2, 3, 4}:
+        raise ValueError(
+            f"Image {name!r} has shape {shape}; it should be (y, x), (y, x, 3), (c, y, x) or (c, z, y, x)."
+        )
     if len(shape) == 2:
-        return LooseImage(array[None], ("c", "y", "x"), {})
-    if len(shape) == 3 and shape[2] in {3, 4} and shape[0] > 4:
+        array = array[None]
+    elif len(shape) == 3 and shape[2] in {3, 4} and shape[0] > 4:
         array = array.transpose(2, 0, 1)
         array = on_white(array) if len(array) == 4 and array.dtype.kind == "u" else array[:3]
-        return LooseImage(array, ("c", "y", "x"), {})
-    if len(shape) == 3:
-        return LooseImage(array, ("c", "y", "x"), {})
-    if len(shape) == 4:
-        return LooseImage(array, ("c", "z", "y", "x"), {})
-    raise ValueError(f"Image {name!r} has shape {shape}; it should be (y, x), (y, x, 3), (c, y, x) or (c, z, y, x).")
+    return LooseImage(array, ("c", "z", "y", "x") if len(shape) == 4 else ("c", "y", "x"), {})
 
 
 def _read_picture(path: Path, name: str) -> np.ndarray:

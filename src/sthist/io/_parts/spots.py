@@ -14,9 +14,8 @@ from sthist._sample.samples import safe_names
 from sthist._settings import logger
 from sthist.io._files.checks import require_unique
 from sthist.io._files.images import LooseImage, image_element
-from sthist.io._parts.he import read_he
 from sthist.io._parts.matrix import POSITION, Matrix
-from sthist.io._parts.sample import circles, link_table
+from sthist.io._parts.sample import circles, link_table, read_he
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +14,26 @@ from sthist._sample import UM, safe_key, set_role
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._parts import sample
-from sthist.io._parts.he import attach_he, require_he
-from sthist.io._platforms.cosmx_layout import (
-    GLOBAL,
-    LOCAL,
-    Layout,
-    find_layout,
-    label_files,
-    pictures,
-    stated_mpp,
-    warn_of_fields,
-)
+from sthist.io._parts.sample import attach_he, require_he
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
 VENDOR = "CosMx"
+LOCAL = ["CenterX_local_px", "CenterY_local_px"]
+GLOBAL = ["CenterX_global_px", "CenterY_global_px"]
+# Cell centres are rounded to pixels: a linear part that is so close to a turn by 90 degrees or a mirror is one.
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+FOV_NUMBER = re.compile(r".*_F(\d+)", re.IGNORECASE)
+Shape = tuple[int, int, int]
+SNAP = 0.01
+AGREE_PX = 2.0
+# µm/px by height and width of a field of view: of the first instruments, and of those that are sold.
+FRAME_MPP = {(3648, 5472): 0.18, (4256, 4256): 0.12028}
 COLOURS = ("red", "green", "blue")
 
 # spatialdata_io.cosmx is not called: it fails on what AtoMx exports today (columns cell_ID and cell_id, a slash in the
@@ -85,10 +89,8 @@ def cosmx(
 
     Raises
     ------
-    FileNotFoundError
-        If a file is missing.
-    KeyError
-        If a table has not the columns it should have.
+    FileNotFoundError, KeyError
+        If a file is missing, or has not the columns it should have.
     ValueError
         If the µm per pixel cannot be told, or two sources contradict each other; if a file is truncated, empty, or has
         text for numbers; if tables and images do not fit.
@@ -99,13 +101,16 @@ def cosmx(
     >>> sdata = sthist.io.cosmx("Lung12")  # doctest: +SKIP
     >>> sthist.tl.virtual_he(sdata)  # doctest: +SKIP
     """
+    import dask.dataframe as dd
     from spatialdata import SpatialData
+    from spatialdata.models import PointsModel
+    from spatialdata.transformations import Identity, Scale
 
     folder = Path(path)
     require_he(folder, he, he_alignment)
     name = _dataset_id(folder, dataset_id)
-    images, shapes = pictures(folder, nuclear_channel)
-    labels = label_files(folder, shapes)
+    images, shapes = _pictures(folder, nuclear_channel)
+    labels = _label_files(folder, shapes)
     cells_file = _file(folder, name, "metadata_file")
     cells = _read_cells(cells_file)
     positions = _read_positions(folder, name)
@@ -115,7 +120,7 @@ def cosmx(
             f"{cells_file} has cells of the fields {sorted(layout.offset)}, but the composites are those of "
             f"{list(images)}."
         )
-    warn_of_fields(folder, cells["fov"], images, labels)
+    _warn_of_fields(folder, cells["fov"], images, labels)
     sources = stated_mpp(cells, positions, next(iter(shapes.values()))[-2:])
     nobody = (
         f"The µm per pixel of {folder} cannot be told: no fov_positions_file in mm, no Area.um2, no known frame size. "
@@ -134,7 +139,11 @@ def cosmx(
             scale.record_mpp(sdata, key, source, value)
     _add_cells(sdata, table, layout, size)
     if molecules is not None:
-        _add_molecules(sdata, molecules, size)
+        # One points element, one partition per field.
+        fields = dd.concat([dd.from_pandas(part, npartitions=1) for _, part in molecules.groupby("fov")])
+        registered = {UM: Identity(), "global": Scale([1 / size, 1 / size], ("x", "y"))}
+        sdata.points["transcripts"] = PointsModel.parse(fields, feature_key="target", transformations=registered)
+        set_role(sdata, "transcripts", {"points": "transcripts", "gene": "target"})
     set_role(sdata, "nuclear", {"images": list(sdata.images), "channel": "DAPI", "cytoplasm": []})
     set_role(sdata, "cells", {"table": "table"})
     attach_he(sdata, he, alignment=he_alignment, to="global")
@@ -181,9 +190,8 @@ def _read_positions(folder: Path, name: str) -> pd.DataFrame | None:
     path = checks.find_file(folder, f"{name}fov_positions_file.csv", f"{name}fov_positions_file.csv.gz")
     if path is None:
         return None
-    frame = checks.read_csv(path, [])
-    frame = frame.rename(columns={"FOV": "fov", "x_mm": "x_global_mm", "y_mm": "y_global_mm"})
-    frame = frame.rename(columns={"X_mm": "x_global_mm", "Y_mm": "y_global_mm"})
+    old = {"FOV": "fov"} | {f"{axis}_mm": f"{axis.lower()}_global_mm" for axis in "xyXY"}
+    frame = checks.read_csv(path, []).rename(columns=old)
     checks.require_columns(path, frame.columns, ["fov"])
     numeric = ("fov", "x_global_px", "y_global_px", "x_global_mm", "y_global_mm")
     checks.require_numbers(path, frame, [column for column in numeric if column in frame])
@@ -214,8 +222,7 @@ def _unique_keys(columns: Any) -> list[str]:
     keys: list[str] = []
     for column in columns:
         key = safe_key(str(column))
-        taken = {name.lower() for name in keys}
-        while key.lower() in taken:
+        while key.lower() in {name.lower() for name in keys}:
             key += "_"
         keys.append(key)
     return keys
@@ -232,7 +239,7 @@ def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
     if nameless.any():
         raise ValueError(
             f"{path}: column 'target' is empty in {nameless.sum()} of {len(frame)} rows, the first of them row "
-            f"{frame.index[nameless.argmax()]}. Is a column shifted? Correct the rows, or leave them out."
+            f"{frame.index[int(nameless.argmax())]}. Is a column shifted? Correct the rows, or leave them out."
         )
     fov = frame["fov"].to_numpy(np.int64)
     placed = np.isin(fov, list(layout.offset))
@@ -340,13 +347,153 @@ def _add_cells(sdata: SpatialData, table: AnnData, layout: Layout, mpp: float) -
     )
 
 
-def _add_molecules(sdata: SpatialData, molecules: pd.DataFrame, mpp: float) -> None:
-    """One points element, one partition per field."""
-    import dask.dataframe as dd
-    from spatialdata.models import PointsModel
-    from spatialdata.transformations import Identity, Scale
+def _by_fov(folder: Path) -> dict[int, Path]:
+    """Picture files by the number of their field of view, in the order of the numbers."""
+    files: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        number = FOV_NUMBER.match(file.stem)
+        if file.suffix.lower() in SUFFIXES and number:
+            files.setdefault(int(number.group(1)), file)
+    return dict(sorted(files.items()))
 
-    fields = [dd.from_pandas(part, npartitions=1) for _, part in molecules.groupby("fov")]
-    registered = {UM: Identity(), "global": Scale([1 / mpp, 1 / mpp], ("x", "y"))}
-    sdata.points["transcripts"] = PointsModel.parse(dd.concat(fields), feature_key="target", transformations=registered)
-    set_role(sdata, "transcripts", {"points": "transcripts", "gene": "target"})
+
+def _pictures(folder: Path, nuclear_channel: int) -> tuple[dict[int, Path], dict[int, Shape]]:
+    """Composites by field, and their shapes, which are those of one stain."""
+    directory = checks.require_file(folder, "CellComposite", vendor=VENDOR)
+    files = _by_fov(directory)
+    if not files:
+        raise FileNotFoundError(
+            f"{directory} has no pictures that are named like CellComposite_F001.jpg, with the number of their field."
+        )
+    shapes = {number: checks.require_picture(file)[0] for number, file in files.items()}
+    first = next(iter(shapes))
+    for number, shape in shapes.items():
+        if shape[0] != shapes[first][0]:
+            raise ValueError(
+                f"The composites show different stains: {files[first]} has {shapes[first][0]} channels, "
+                f"{files[number]} has {shape[0]}."
+            )
+    if shapes[first][0] > 1 and not 0 <= nuclear_channel < shapes[first][0]:
+        raise ValueError(
+            f"nuclear_channel is {nuclear_channel}; {files[first]} has the channels 0 to {shapes[first][0] - 1}."
+        )
+    return files, shapes
+
+
+def _label_files(folder: Path, shapes: dict[int, Shape]) -> dict[int, Path]:
+    """Label images by field, of the fields that have a composite."""
+    files = {number: file for number, file in _by_fov(folder / "CellLabels").items() if number in shapes}
+    if not files:
+        logger.warning("%s has no CellLabels; the cells are circles alone.", folder)
+    for number, file in files.items():
+        shape = checks.require_picture(file)[0]
+        if shape[-2:] != shapes[number][-2:]:
+            raise ValueError(
+                f"{file} has {shape[-1]} x {shape[-2]} px, but the composite of field {number} has "
+                f"{shapes[number][-1]} x {shapes[number][-2]}."
+            )
+    return files
+
+
+def _warn_of_fields(folder: Path, fov: pd.Series, images: Collection[int], labels: Collection[int]) -> None:
+    """Say which fields have cells but no picture, and which have no labels where others have."""
+    for number, n in fov.value_counts().sort_index().items():
+        what = f"field {number}, which has {n} cells"
+        if number not in images:
+            logger.warning(f"{folder / 'CellComposite'} has no composite of {what}; they have no image.")
+        elif labels and number not in labels:
+            logger.warning(f"{folder / 'CellLabels'} has no labels of {what}; the table goes with the cells' circles.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Matrices from pixels of a field of view, as the tables count them, to global pixels."""
+
+    linear: np.ndarray  # (2, 2), shared by all fields
+    offset: dict[int, np.ndarray]  # by number of the field
+
+    def matrix(self, fov: int) -> np.ndarray:
+        """(3, 3): (x, y, 1) of a field to global pixels."""
+        matrix = np.eye(3)
+        matrix[:2, :2], matrix[:2, 2] = self.linear, self.offset[fov]
+        return matrix
+
+    def to_global(self, fov: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """Points of several fields, (n, 2), in global pixels."""
+        numbers, which = np.unique(fov, return_inverse=True)
+        offsets = np.array([self.offset[number] for number in numbers.tolist()])
+        return xy @ self.linear.T + offsets[which]
+
+
+def find_layout(path: Path, cells: pd.DataFrame, positions: pd.DataFrame | None) -> Layout:
+    """The layout, from the cells' centres in both frames, and from the fields' own positions where these agree.
+
+    Each affine that is estimated from rounded centres alone is off by fractions of a pixel, and neighbours by different
+    ones: seams. One linear part for all fields, snapped, and the median offset of each field have none.
+    """
+    fov = cells["fov"].to_numpy(np.int64)
+    local, there = cells[LOCAL].to_numpy(np.float64), cells[GLOBAL].to_numpy(np.float64)
+    linear = _linear(path, fov, local, there)
+    rest = there - local @ linear.T
+    offset, off = {}, {}
+    for number in np.unique(fov).tolist():
+        offset[number] = np.median(rest[fov == number], axis=0)
+        off[number] = float(np.median(np.abs(rest[fov == number] - offset[number])))
+    worst = max(off, key=off.__getitem__)
+    if off[worst] > AGREE_PX:
+        logger.warning(
+            f"{path}: the local and global centres of the cells of field {worst} differ by more than a shift "
+            f"({off[worst]:.1f} px); its image may lie wrong."
+        )
+    if positions is not None and {"x_global_px", "y_global_px"} <= set(positions):
+        numbers = positions["fov"].to_numpy(np.int64).tolist()
+        stated = dict(zip(numbers, positions[["x_global_px", "y_global_px"]].to_numpy(np.float64), strict=True))
+        if all(number in stated and np.abs(stated[number] - xy).max() <= AGREE_PX for number, xy in offset.items()):
+            offset = stated  # which is not rounded
+    return Layout(linear, offset)
+
+
+def _linear(path: Path, fov: np.ndarray, local: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """The linear part that all fields share: estimated about each field's own centre, then snapped."""
+    _, which = np.unique(fov, return_inverse=True)
+    n = np.bincount(which)[:, None]
+    centred = []
+    for xy in (local, there):
+        means = np.stack([np.bincount(which, xy[:, axis]) for axis in (0, 1)], axis=1) / n
+        centred.append(xy - means[which])
+    solution, _, rank, _ = np.linalg.lstsq(centred[0], centred[1], rcond=1e-6)
+    if rank < 2:
+        raise ValueError(
+            f"{path}: the cells' {', '.join(LOCAL)} do not tell how the fields of view are turned: a field needs three "
+            "cells that are not on one line."
+        )
+    linear = solution.T
+    snapped = np.round(linear)
+    is_turn = (np.abs(snapped).sum(0) == 1).all() and (np.abs(snapped).sum(1) == 1).all()
+    if is_turn and np.abs(linear - snapped).max() <= SNAP:
+        return np.asarray(snapped)
+    logger.warning(
+        f"{path}: local and global centres of the cells are related by {np.round(linear, 4).tolist()}, which is no "
+        "turn by 90 degrees; the fields may show seams."
+    )
+    return np.asarray(linear)
+
+
+def stated_mpp(cells: pd.DataFrame, positions: pd.DataFrame | None, frame: tuple[int, int]) -> dict[str, float]:
+    """µm/px by who states it: the fields' positions in mm, the cells' areas in µm², else the size of the frame."""
+    sources = {}
+    if positions is not None:
+        px = [name for name in ("x_global_px", "y_global_px") if name in positions]
+        mm = [name for name in ("x_global_mm", "y_global_mm") if name in positions]
+        if len(px) == len(mm) == 2:
+            spread_px, spread_mm = (float(np.sqrt(positions[names].var(ddof=0).sum())) for names in (px, mm))
+            if spread_px > 0 and spread_mm > 0:  # two fields at least
+                sources["positions of the fields in mm and px"] = 1000 * spread_mm / spread_px
+    if {"Area", "Area.um2"} <= set(cells):
+        ratio = (cells["Area.um2"] / cells["Area"].where(cells["Area"] > 0)).median()
+        if ratio > 0:
+            sources["areas of the cells in µm² and px"] = float(np.sqrt(ratio))
+    # The size of a frame says which instrument it was, not what it measured: it counts where nothing else does.
+    if not sources and frame in FRAME_MPP:
+        sources[f"{frame[1]} x {frame[0]} px of a CosMx frame"] = FRAME_MPP[frame]
+    return sources

@@ -16,7 +16,7 @@ from sthist.io._files import checks
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import LooseImage, image_element
 from sthist.io._parts import sample
-from sthist.io._parts.he import attach_he, require_he
+from sthist.io._parts.sample import attach_he, require_he
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,7 +101,14 @@ def merscope(
     planes = _planes(z_layers)
     mosaics = _mosaics(folder, planes)
     counts, cells, outlines = _cell_files(folder, kwargs.get("vpt_outputs"))
-    _check(folder, outlines, kwargs)
+    checks.require_files(folder, VENDOR, [MOLECULES], kwargs)
+    if kwargs.get("cells_boundaries", True):
+        if outlines.exists():
+            checks.require_content(outlines, OUTLINES)
+        elif kwargs.get("vpt_outputs") is not None:  # spatialdata-io insists on them
+            raise FileNotFoundError(f"vpt_outputs=: there is no file {outlines}.")
+        else:
+            logger.warning("There is no file %s; the cells have no outlines.", outlines)
     table = _read_table(counts, cells) if kwargs.get("cells_table", True) else None
     with checks.quietly():
         # Its reader of images loads a whole plane, of many gigabytes, for each block of it; that of the table fails
@@ -186,10 +193,8 @@ def _mosaic(files: dict[tuple[str, int], Path], planes: list[int]) -> Any:
 
     stains = list(dict.fromkeys(stain for stain, _ in files))
     pixels = da.stack([da.stack([checks.picture_pixels(files[stain, z])[0] for z in planes]) for stain in stains])
-    if len(planes) == 1:
-        loose = LooseImage(pixels[:, 0], ("c", "y", "x"), {})
-    else:
-        loose = LooseImage(pixels, ("c", "z", "y", "x"), {})
+    flat = len(planes) == 1
+    loose = LooseImage(pixels[:, 0] if flat else pixels, ("c", "y", "x") if flat else ("c", "z", "y", "x"), {})
     return image_element(loose, {"global": Identity()}, channels=stains, name="mosaic")
 
 
@@ -202,18 +207,6 @@ def _cell_files(folder: Path, vpt: Any) -> tuple[Path, Path, Path]:
     names = ("cell_boundaries.parquet",) if vpt is None else VPT_OUTLINES
     outlines = next((where / name for name in names if (where / name).exists()), where / names[0])
     return where / "cell_by_gene.csv", where / "cell_metadata.csv", outlines
-
-
-def _check(folder: Path, outlines: Path, kwargs: dict[str, Any]) -> None:
-    """Molecules and outlines that spatialdata-io will read are there, are whole, and have their columns."""
-    checks.require_files(folder, VENDOR, [MOLECULES], kwargs)
-    if kwargs.get("cells_boundaries", True):
-        if outlines.exists():
-            checks.require_content(outlines, OUTLINES)
-        elif kwargs.get("vpt_outputs") is not None:  # spatialdata-io insists on them
-            raise FileNotFoundError(f"vpt_outputs=: there is no file {outlines}.")
-        else:
-            logger.warning("There is no file %s; the cells have no outlines.", outlines)
 
 
 def _read_table(counts: Path, cells: Path) -> AnnData:
@@ -229,9 +222,7 @@ def _read_table(counts: Path, cells: Path) -> AnnData:
     obs = checks.read_csv(cells, CENTRE, numeric=CENTRE)
     obs = obs.set_index(obs.columns[0])
     obs.index = obs.index.astype(str)
-    with checks.reading(counts):
-        first = str(pd.read_csv(counts, nrows=0).columns[0])
-    matrix, names, columns = checks.read_counts(counts, lambda part: pd.Index(part[first].astype(str)), [first])
+    matrix, names, columns = checks.read_counts(counts)
     rows = sample.match_cells(counts, names, cells, obs.index, by="the first column of both")
     obs, matrix = obs[rows >= 0], matrix[rows[rows >= 0]]
     obs.index.name = None

@@ -17,7 +17,7 @@ from sthist.io._files import checks
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import TIFF_SUFFIXES, size_px
 from sthist.io._files.tiff import open_tiff
-from sthist.io._parts.he import attach_he, require_he
+from sthist.io._parts.sample import attach_he, require_he
 from sthist.io._parts.spots import MAX_OUTSIDE, SPOTS_UM, fit_lattice
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ FACTORS, MATRIX = "scalefactors_json.json", "filtered_feature_bc_matrix.h5"
 POSITIONS = ("spatial/tissue_positions_list.csv", "spatial/tissue_positions.csv")
 SCALE_FACTORS = ("tissue_hires_scalef", "tissue_lowres_scalef", "spot_diameter_fullres")
 BIN_FACTORS = ("microns_per_pixel", "bin_size_um", *SCALE_FACTORS)
-BIN_FILES = (
-    Needed(FACTORS, numeric=BIN_FACTORS),
-    Needed("tissue_positions.parquet", ("barcode",), NUMERIC),
-)
+BIN_FILES = (Needed(FACTORS, numeric=BIN_FACTORS), Needed("tissue_positions.parquet", ("barcode",), NUMERIC))
 SLICE = "feature_slice.h5"
 BIN_FOLDER = re.compile(r"square_(\d{3})um$")
 
@@ -92,10 +89,8 @@ def visium(
 
     Raises
     ------
-    FileNotFoundError
-        If a file is missing.
-    KeyError
-        If a file has not the columns or entries it should have.
+    FileNotFoundError, KeyError
+        If a file is missing, or has not the columns or entries it should have.
     ValueError
         If a spot of the matrix has no position, or several; if the spots do not lie on the lattice, or it contradicts
         ``mpp``; if more than 5 % of them lie outside of ``image``; if a file is truncated, empty, or has text for
@@ -176,10 +171,8 @@ def visium_hd(
 
     Raises
     ------
-    FileNotFoundError
-        If a file, or a size of bins, is missing.
-    KeyError
-        If a file has not the columns or entries it should have.
+    FileNotFoundError, KeyError
+        If a file, or a size of bins, is missing, or has not the columns or entries it should have.
     ValueError
         If ``microns_per_pixel`` differs between sizes of bins, from ``mpp``, or from what the full-resolution image
         states; if a bin of the matrix has no position, or several; if more than 5 % of the bins lie outside of
@@ -213,8 +206,11 @@ def visium_hd(
         set_role(sdata, "spots", {"table": finest, "shapes": shapes_of[finest]})
     if "cell_segmentations" in sdata.tables:
         set_role(sdata, "cells", {"table": "cell_segmentations"})
-    if image is None and he is None:
-        _check_scale(sdata, f"{dataset_id}_full_image", _full_image(folder, prefix, kwargs.get("fullres_image_file")))
+    full, file = f"{dataset_id}_full_image", _full_image(folder, prefix, kwargs.get("fullres_image_file"))
+    if image is None and he is None and file and full in sdata.images and file.suffix.lower() in TIFF_SUFFIXES:
+        for stated, value in open_tiff(file, read=False)[2].items():  # which has to agree with the bins
+            scale.record_mpp(sdata, full, f"{stated} of {file.name}", value)
+        scale.resolve_mpp(sdata, full)
     _add_he(sdata, dataset_id, image, he, he_alignment)
     return sdata
 
@@ -223,8 +219,8 @@ def _require_one_he(folder: Path, image: Any, he: Any, he_alignment: Any) -> Non
     """Refuse two H&E images, and one that is not there."""
     if image is not None and he is not None:
         raise ValueError("image= and he= are both given; give the one that is to be used.")
-    if isinstance(image, str | Path) and not Path(image).is_file():
-        raise FileNotFoundError(f"image=: there is no file {image}.")
+    if isinstance(image, str | Path):
+        checks.require_argument(image, "image")
     require_he(folder, he, he_alignment, aligned=True)
 
 
@@ -354,15 +350,6 @@ def _full_image(folder: Path, prefix: str, file: Any) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def _check_scale(sdata: SpatialData, name: str, file: Path | None) -> None:
-    """What the image's file states agrees with the bins."""
-    if file is None or name not in sdata.images or file.suffix.lower() not in TIFF_SUFFIXES:
-        return
-    for stated, value in open_tiff(file, read=False)[2].items():
-        scale.record_mpp(sdata, name, f"{stated} of {file.name}", value)
-    scale.resolve_mpp(sdata, name)
-
-
 def finish(sdata: SpatialData, dataset_id: str, mpp: float, source: str, shapes_of: dict[str, str]) -> None:
     """Register everything in µm, record the scale, and give tables their coordinates."""
     for name, element in list(sdata.images.items()):
@@ -406,8 +393,19 @@ def _add_he(sdata: SpatialData, dataset_id: str, image: Any, he: Any, he_alignme
         _require_spots_on(sdata, image)
     elif he is not None:
         attach_he(sdata, he, alignment=he_alignment, to=dataset_id)
-    else:
-        _record_he(sdata, dataset_id)
+    if image is not None or he is not None:
+        return
+    for kind in ("full", "hires", "lowres"):
+        name = f"{dataset_id}_{kind}_image"
+        if name not in sdata.images:
+            continue
+        if kind != "full":
+            pixels = np.asarray(sdata.images[name].data)
+            if (pixels == pixels[:, :1, :1]).all():
+                logger.warning("Image %r is of one colour; it is not taken for the H&E.", name)
+                continue
+        set_role(sdata, "he", {"image": name})
+        return
 
 
 def _require_spots_on(sdata: SpatialData, image: Any) -> None:
@@ -424,18 +422,3 @@ def _require_spots_on(sdata: SpatialData, image: Any) -> None:
                 f"reach to ({x.max():.0f}, {y.max():.0f}). Give the full-resolution image that Space Ranger was given, "
                 "not a smaller copy (tissue_hires_image.png); one of another size needs he= and he_alignment=."
             )
-
-
-def _record_he(sdata: SpatialData, dataset_id: str) -> None:
-    """The picture of the finest pixels that shows anything."""
-    for kind in ("full", "hires", "lowres"):
-        name = f"{dataset_id}_{kind}_image"
-        if name not in sdata.images:
-            continue
-        if kind != "full":
-            pixels = np.asarray(sdata.images[name].data)
-            if (pixels == pixels[:, :1, :1]).all():
-                logger.warning("Image %r is of one colour; it is not taken for the H&E.", name)
-                continue
-        set_role(sdata, "he", {"image": name})
-        return

@@ -11,9 +11,9 @@ from sthist import scale
 from sthist._sample import HE_NAMES, describe, set_role
 from sthist.io._files import checks
 from sthist.io._files.checks import Needed
-from sthist.io._files.tiff_metadata import ome_mpp
+from sthist.io._files.tiff import ome_mpp
 from sthist.io._parts import sample
-from sthist.io._parts.he import attach_he, require_he
+from sthist.io._parts.sample import attach_he, require_he
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

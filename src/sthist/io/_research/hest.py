@@ -10,7 +10,7 @@ import numpy as np
 
 from sthist import _sample, scale
 from sthist._settings import logger
-from sthist.io._annotations.geojson import read_features, read_geometry
+from sthist.io._annotations.objects import read_features, read_geometry
 from sthist.io._files import checks
 from sthist.io._parts import spots
 from sthist.io._parts.matrix import raw_counts, unique_genes
@@ -24,28 +24,21 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-TABLE: tuple[str, ...] = ("st/{id}.h5ad", "{id}.h5ad")
-IMAGE: tuple[str, ...] = ("wsis/{id}.tif", "{id}.tif")
-METADATA: tuple[str, ...] = ("metadata/{id}.json", "{id}.json")
-# Where a part of a sample lies: in the folders of HEST-1k, or beside its other files.
-PARTS: dict[str, tuple[str, ...]] = {
-    "nuclei": tuple(
-        f"{folder}{{id}}_cellvit_seg.{ending}"
-        for ending in ("parquet", "geojson", "geojson.zip")
-        for folder in ("cellvit_seg/", "")
-    ),
-    "tissue": ("tissue_seg/{id}_contours.geojson", "{id}_contours.geojson"),
-    "cell_boundaries": tuple(
-        f"{folder}{{id}}_xenium_cell_seg.{ending}"
-        for ending in ("parquet", "geojson.zip")
-        for folder in ("xenium_seg/", "")
-    ),
-    "nucleus_boundaries": tuple(
-        f"{folder}{{id}}_xenium_nucleus_seg.{ending}"
-        for ending in ("parquet", "geojson.zip")
-        for folder in ("xenium_seg/", "")
-    ),
-    "transcripts": ("transcripts/{id}_transcripts.parquet", "{id}_transcripts.parquet"),
+
+def _places(folder: str, name: str, *endings: str) -> tuple[str, ...]:
+    """Where a file of a sample may lie: in its folder of HEST-1k, or beside the sample's other files."""
+    return tuple(f"{where}{{id}}{name}.{ending}" for ending in endings for where in (f"{folder}/", ""))
+
+
+TABLE = _places("st", "", "h5ad")
+IMAGE = _places("wsis", "", "tif")
+METADATA = _places("metadata", "", "json")
+PARTS = {
+    "nuclei": _places("cellvit_seg", "_cellvit_seg", "parquet", "geojson", "geojson.zip"),
+    "tissue": _places("tissue_seg", "_contours", "geojson"),
+    "cell_boundaries": _places("xenium_seg", "_xenium_cell_seg", "parquet", "geojson.zip"),
+    "nucleus_boundaries": _places("xenium_seg", "_xenium_nucleus_seg", "parquet", "geojson.zip"),
+    "transcripts": _places("transcripts", "_transcripts", "parquet"),
 }
 SAVED = "aligned_adata.h5ad"
 # In the folder of one sample, as the HEST library saves what it has put together.
@@ -200,7 +193,17 @@ def _read_sample(root: Path, name: str, mpp: float | None, image: bool, parts: C
     slide = spots.read_slide_image(slide_file, size, source, mpp, file, "obsm['spatial']", px)
     facts = facts_of(record)
     sdata = spots.build_sample(name, table, px, size, source, size_px=size_px, kind=kind, he=slide, **facts)
-    _add_parts(sdata, root, name, parts)
+    for part, places in PARTS.items():
+        if parts is not None and part not in parts:
+            continue
+        file = _find(root, name, places)
+        if file is None:
+            if parts is not None:
+                logger.warning("%s has no %s of sample %r.", root, part, name)
+        elif part == "transcripts":
+            _add_transcripts(sdata, file)
+        else:
+            _add_outlines(sdata, part, file)
     scale.register_system(sdata, "global", np.diag([size, size, 1.0]))
     return sdata
 
@@ -295,20 +298,6 @@ def _spot_size(path: Path, record: dict[str, Any]) -> tuple[float, float]:
     return diameter, step
 
 
-def _add_parts(sdata: SpatialData, root: Path, name: str, parts: Collection[str] | None) -> None:
-    for part, places in PARTS.items():
-        if parts is not None and part not in parts:
-            continue
-        file = _find(root, name, places)
-        if file is None:
-            if parts is not None:
-                logger.warning("%s has no %s of sample %r.", root, part, name)
-        elif part == "transcripts":
-            _add_transcripts(sdata, file)
-        else:
-            _add_outlines(sdata, part, file)
-
-
 def _add_outlines(sdata: SpatialData, name: str, path: Path) -> None:
     """Polygons of a file as shapes, in pixels."""
     from spatialdata.models import ShapesModel
@@ -381,6 +370,8 @@ def _rows(path: Path, number: int, feature: dict[str, Any]) -> list[dict[str, An
 def _add_transcripts(sdata: SpatialData, path: Path) -> None:
     """Molecules as points in pixels of the H&E, read when needed."""
     import dask.dataframe as dd
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from spatialdata.models import PointsModel
     from spatialdata.transformations import Identity
@@ -388,7 +379,11 @@ def _add_transcripts(sdata: SpatialData, path: Path) -> None:
     checks.require_content(path, checks.Needed(path.name, numeric=PLACES, gene=GENE))
     there = pq.read_schema(path).names
     columns = [*PLACES, GENE, *(name for name in KEPT if name in there)]
-    genes = _genes(path)
+    names: set[str] = set()
+    with pq.ParquetFile(path) as file:  # the names alone, without the rest of the table
+        for batch in file.iter_batches(columns=[GENE]):
+            names |= set(pc.unique(batch.column(0)).cast(pa.string()).to_pylist())
+    genes = sorted(names)
     frame = dd.read_parquet(path, columns=columns, index=False, split_row_groups="adaptive")
     frame = frame.map_partitions(_plain, genes, meta=_plain(frame._meta, genes))
     sdata.points["transcripts"] = PointsModel.parse(
@@ -400,19 +395,6 @@ def _add_transcripts(sdata: SpatialData, path: Path) -> None:
         sort=True,
     )
     _sample.set_role(sdata, "transcripts", {"points": "transcripts", "gene": GENE})
-
-
-def _genes(path: Path) -> list[str]:
-    """Names of the genes, without the rest of the table."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    names: set[str] = set()
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=[GENE]):
-            names |= set(pc.unique(batch.column(0)).cast(pa.string()).to_pylist())
-    return sorted(names)
 
 
 def _plain(frame: Any, genes: list[str]) -> Any:

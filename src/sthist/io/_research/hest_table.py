@@ -91,7 +91,7 @@ def hest_table(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     file = path if path.is_file() else _newest_table(path)
     if file is not None:
-        frame = _read_table(file)
+        frame = _checked(file)
     else:
         records = sorted((path / "metadata").glob("*.json"))
         if not records:
@@ -116,17 +116,12 @@ def _newest_table(folder: Path) -> Path | None:
     return tables[max(tables)] if tables else None
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no table of metadata {path}.")
-    frame = checks.read_csv(path, ["id"], dtype={"id": str})
-    return _checked(path, frame)
-
-
-def _checked(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    """The same with the ids as its index, each there once, and numbers where they should be."""
+def _checked(path: Path, frame: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A table, by default that of the file, by id, each there once, and with numbers where they should be."""
     import pandas as pd
 
+    if frame is None:
+        frame = checks.read_csv(path, ["id"], dtype={"id": str})
     if frame["id"].isna().any():
         raise ValueError(
             f"{path}: column 'id' is empty in row {int(frame['id'].isna().to_numpy().argmax())}. Is the file truncated?"
@@ -154,7 +149,7 @@ def read_record(root: Path, name: str, file: Path | None) -> tuple[Path, dict[st
             f"{root} has no metadata of sample {name!r}: neither metadata/{name}.json nor a table such as "
             "HEST_v1_1_0.csv."
         )
-    frame = _read_table(table)
+    frame = _checked(table)
     if name not in frame.index:
         raise KeyError(
             f"{table} has no sample {name!r} in its column 'id'. Add metadata/{name}.json, or take the newest table."

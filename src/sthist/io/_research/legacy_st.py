@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import csv
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import scale
 from sthist._settings import logger
 from sthist.io._files import checks
+from sthist.io._files.checks import require_argument
 from sthist.io._parts.matrix import count_table, open_text, position_key, read_matrix, separator
-from sthist.io._parts.spots import (
-    OFF_LATTICE,
-    add_labels,
-    build_sample,
-    fit_lattice,
-    match_spots,
-    read_slide_image,
-)
+from sthist.io._parts.spots import OFF_LATTICE, add_labels, build_sample, fit_lattice, match_spots, read_slide_image
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from spatialdata import SpatialData
 
@@ -118,9 +113,9 @@ def legacy_st(
     """
     import pandas as pd
 
-    counts_file, spots_file = _require(counts, "counts="), _require(spots, "spots=")
-    labels_file = None if labels is None else _require(labels, "labels=")
-    image_file = None if image is None else _require(image, "image=")
+    counts_file, spots_file = require_argument(counts, "counts"), require_argument(spots, "spots")
+    labels_file = None if labels is None else require_argument(labels, "labels")
+    image_file = None if image is None else require_argument(image, "image")
     places, fields = _read_spots(spots_file)
     size = _resolve_scale(spots_file, fields, places, mpp, pitch_um)
     source = "the argument mpp=" if mpp is not None else f"distance of the spots of {spots_file.name}"
@@ -136,16 +131,10 @@ def legacy_st(
     table.obs["array_x"], table.obs["array_y"] = places["x"].to_numpy(), places["y"].to_numpy()
     if labels_file is not None:
         add_labels(table, _read_labels(labels_file), places.index, labels_file)
-    facts = {"patient": patient, "batch": batch, "technology": "Spatial Transcriptomics"}
+    size_px = spot_diameter_um / size
+    facts: dict[str, Any] = {"patient": patient, "batch": batch, "technology": "Spatial Transcriptomics"}
     name = ENDINGS.sub("", counts_file.name) if name is None else name
-    return build_sample(name, table, _pixels(places), size, source, size_px=spot_diameter_um / size, he=slide, **facts)
-
-
-def _require(path: str | Path, argument: str) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument}: there is no file {path}.")
-    return path
+    return build_sample(name, table, _pixels(places), size, source, size_px=size_px, he=slide, **facts)
 
 
 def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
@@ -159,7 +148,17 @@ def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
         frame = pd.read_csv(path, sep=separator(path))
     checks.require_rows(path, len(frame))
     if set(NAMED) <= set(frame) and not set(SELECTION) <= set(frame):
-        places, fields = _of_named(path, frame), "X, Y"
+        checks.require_numbers(path, frame, NAMED)
+        first = frame.columns[0]
+        keys = [position_key(str(name)) for name in frame[first]]
+        wrong = [name for name, key in zip(frame[first], keys, strict=True) if not re.fullmatch(r"\d+x\d+", key)]
+        if wrong:
+            raise ValueError(
+                f"{path}: the first column should name spots by their place, like 10x13, but has {wrong[0]!r}."
+            )
+        places = frame[NAMED].set_axis(["pixel_x", "pixel_y"], axis=1).astype(np.float64)
+        places[["x", "y"]] = [[int(number) for number in key.split("x")] for key in keys]
+        fields = "X, Y"
     else:
         checks.require_columns(path, frame, SELECTION)
         checks.require_numbers(path, frame, SELECTION)
@@ -172,20 +171,6 @@ def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
     places.index = pd.Index([f"{x}x{y}" for x, y in zip(places["x"], places["y"], strict=True)])
     checks.require_unique(path, places.index, "spot")
     return places, fields
-
-
-def _of_named(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    checks.require_numbers(path, frame, NAMED)
-    first = frame.columns[0]
-    keys = [position_key(str(name)) for name in frame[first]]
-    wrong = [name for name, key in zip(frame[first], keys, strict=True) if not re.fullmatch(r"\d+x\d+", key)]
-    if wrong:
-        raise ValueError(
-            f"{path}: the first column should name spots by their place, like 10x13, but has {wrong[0]!r}."
-        )
-    places = frame[NAMED].set_axis(["pixel_x", "pixel_y"], axis=1).astype(np.float64)
-    places[["x", "y"]] = [[int(number) for number in key.split("x")] for key in keys]
-    return places
 
 
 def _pixels(places: pd.DataFrame) -> np.ndarray:

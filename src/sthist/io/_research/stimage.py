@@ -66,10 +66,8 @@ def stimage(
 
     Raises
     ------
-    FileNotFoundError
-        If a slide or one of its files is missing.
-    KeyError
-        If a file has not the columns it should have.
+    FileNotFoundError, KeyError
+        If a slide or one of its files is missing, or has not the columns it should have.
     ValueError
         If the scale cannot be told, or two disagree by more than 2 %; if no spot is in both files, or one is there
         twice; if the counts are not raw; if more than 5 % of the spots lie outside of the image; if a file is truncated

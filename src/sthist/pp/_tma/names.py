@@ -11,7 +11,7 @@ import numpy as np
 from sthist._sample.samples import require_one_spelling, safe_names
 from sthist._settings import logger
 from sthist._tables.genes import closest
-from sthist.io._annotations.geojson import number_of_letters
+from sthist.io._annotations.objects import number_of_letters
 from sthist.io._files import checks
 
 if TYPE_CHECKING:

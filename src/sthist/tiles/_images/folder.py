@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import settings
-from sthist.io._parts.he import read_he
+from sthist.io._parts.sample import read_he
 from sthist.tiles._images.reader import MAX_UPSAMPLING, TileReader
 
 if TYPE_CHECKING:
