@@ -15,7 +15,7 @@ from sthist._tables.rows import polygons_um, rows_of
 from sthist.benchmark._tiles import SharedTiles, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
-from sthist.tiles import TileReader, segment_nuclei
+from sthist.tiles import Image, TileReader, open_image, segment_nuclei
 from sthist.tiles._regions.raster import rasterize
 from sthist.tiles._sampling import lies_inside
 
@@ -151,41 +151,36 @@ class Truth:
     def __init__(
         self, sdata: SpatialData, against: str, *, he: Any = None, image: Any = None, channel: Any = None, z: Any = None
     ) -> None:
-        self._sdata, self._z = sdata, z
-        self.images: tuple[str, ...] = ()
-        self.channel: str | None = None
+        self._sdata, self._is_he = sdata, against == "real"
+        self.image: Image | None = None
         self.shapes: str | None = None
-        if against == "real":
-            self.images = (_sample.find_he(sdata, he),)
+        if self._is_he:
+            self.image = open_image(sdata, _sample.find_he(sdata, he), z=z)
         elif against == "stain":
-            self.images, self.channel = _sample.find_nuclear(sdata, image, channel)
+            keys, stain = _sample.find_nuclear(sdata, image, channel)
+            self.image = open_image(sdata, keys, channels=[stain], z=z)
         else:
             self.shapes = nucleus_shapes(sdata) if against == "vendor" else against
             _sample.get(sdata, "shapes", self.shapes)
 
-    def _reader(self, shared: SharedTiles) -> TileReader:
-        channels = None if self.channel is None else (self.channel,)
-        fill = 255 if self.channel is None else 0
-        return TileReader(
-            self._sdata, self.images, shared.spec, channels=channels, z=self._z, fill=fill, allow_upsampling=True
-        )
-
     def on(self, shared: SharedTiles) -> SharedTiles:
         """The tiles that lie where nuclei are known."""
-        if self.shapes is not None:
+        if self.image is None:
             return shared
-        inside = lies_inside(self._reader(shared).image, shared.centres, shared.spec.size_um)
+        inside = lies_inside(self.image, shared.centres, shared.spec.size_um)
         if not inside.any():
-            msg = f"None of the {len(shared)} tiles lies on {', '.join(map(repr, self.images))}."
+            msg = f"None of the {len(shared)} tiles lies on {', '.join(map(repr, self.image.keys))}."
             raise ValueError(msg)
         return shared.chosen(np.flatnonzero(inside))
 
     def nuclei(self, shared: SharedTiles) -> list[np.ndarray]:
         """Label images, one per tile."""
-        if self.shapes is not None:
-            return outlined_nuclei(self._sdata, self.shapes, shared)
-        pixels = self._reader(shared).read(shared.centres)
-        if self.channel is None:
+        if self.image is None:
+            return outlined_nuclei(self._sdata, str(self.shapes), shared)
+        fill = 255 if self._is_he else 0
+        reader = TileReader.from_image(self.image, shared.spec, fill=fill, allow_upsampling=True)
+        pixels = reader.read(shared.centres)
+        if self._is_he:
             return haematoxylin_nuclei(pixels, shared.spec.mpp)
         return _segmented(list(pixels[..., 0]), shared.spec.mpp)
 

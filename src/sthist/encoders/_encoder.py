@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist import scale
 from sthist._sample.elements import safe_key
 from sthist._settings import logger
 from sthist.tiles import TileSpec
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-SCALE_TOLERANCE = 0.02
 SAME_SIZE = 1e-3
 """Sizes of tiles that differ by less, of the larger one, are one size."""
 
@@ -159,7 +159,7 @@ class Encoder(ABC):
         ValueError
             If they differ by more than 2 %.
         """
-        if self.spec is not None and abs(spec.mpp / self.spec.mpp - 1) > SCALE_TOLERANCE:
+        if self.spec is not None and abs(spec.mpp / self.spec.mpp - 1) > scale.TOLERANCE:
             msg = (
                 f"The encoder {self.name!r} was trained on {self.spec.mpp:.4g} µm/px, the tiles have "
                 f"{spec.mpp:.4g}. Lay tiles of {round(spec.size_um / self.spec.mpp)} px on {spec.size_um:.4g} µm, or "

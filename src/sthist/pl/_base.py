@@ -41,11 +41,6 @@ def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
 
 
-def is_rgb(sdata: SpatialData, image: str) -> bool:
-    """Whether an image has three channels."""
-    return len(_sample.channel_names(_sample.get(sdata, "images", image))) == 3
-
-
 def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp: float) -> np.ndarray:
     """One channel of an image at the pixels of a panel, (h, w) float64: the pixel under the centre of each.
 
