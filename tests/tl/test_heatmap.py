@@ -285,7 +285,7 @@ class TestDense:
                 )
             np.testing.assert_allclose(written(sdata, "dense"), written(sdata, "crop"), atol=1e-5)
             assert encoder.px_seen <= np.prod([-(-n // 224) * 224 for n in size])
-            assert sdata.attrs["sthist"]["results"]["dense"]["mode"] == "dense"
+            assert sdata.attrs["sthist"]["results"]["dense"]["method"] == "dense"
 
     def test_auto(self):
         sdata, _ = sample(128, 128)
@@ -300,7 +300,7 @@ class TestDense:
                 overwrite=True,
                 progress=False,
             )
-            assert sdata.attrs["sthist"]["results"]["a_heatmap"]["mode"] == mode
+            assert sdata.attrs["sthist"]["results"]["a_heatmap"]["method"] == mode
 
     def test_a_transformer_sees_much_the_same(self, toy, record_property):
         """Random weights: the share of the crops' scores that pooled tokens tell is reported.
