@@ -12,6 +12,8 @@ from sthist._sample import other_tools
 from sthist._settings import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from spatialdata import SpatialData
 
 __all__ = ["matrix_to", "pixel_size", "resolve_mpp"]
@@ -59,6 +61,22 @@ def matrix_to_um(sdata: SpatialData, kind: Literal["points", "shapes"], key: str
             f"{kind.capitalize()} {key!r} are not registered in {_sample.UM!r}; give the scale once with pp.set_scale."
         )
         raise ValueError(msg) from None
+
+
+def other_systems(images: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Matrices from µm to the other coordinate systems in which all images of one plane agree."""
+    from spatialdata.transformations import get_transformation
+
+    systems: dict[str, np.ndarray] = {}
+    for name in get_transformation(images[0], get_all=True):
+        if name == _sample.UM or any(name not in get_transformation(image, get_all=True) for image in images):
+            continue
+        matrices = [matrix_to(image, name) @ np.linalg.inv(matrix_to(image)) for image in images]
+        if all(np.allclose(matrix, matrices[0], atol=1e-6) for matrix in matrices):
+            systems[name] = matrices[0]
+        else:
+            logger.info("The result is not registered in %r: the fields of view do not lie there as in 'um'.", name)
+    return systems
 
 
 def pixel_size(matrix: np.ndarray) -> tuple[float, float]:

@@ -7,9 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sthist import _sample, _store, scale
+from sthist import _store, scale
 from sthist._sample.samples import over_samples
 from sthist.pp._stain_normalize.normalizer import StainNormalizer
 from sthist.pp._stain_normalize.reference import Method, StainReference, Triple, require_method
@@ -137,7 +135,7 @@ def _write(sdata: SpatialData, he: Image, normalizer: StainNormalizer, key_added
     """Write the normalised image, block by block."""
     mpp = he.finest_mpp
     reader = TileReader.from_image(he, TileSpec.from_mpp(mpp, WRITE_PX), fill=255, allow_upsampling=True)
-    systems = _other_systems(sdata.images[he.key])
+    systems = scale.other_systems([sdata.images[he.key]])
     fingerprint = {
         "image": he.key,
         "normalizer": normalizer.to_dict(),
@@ -153,12 +151,3 @@ def _write(sdata: SpatialData, he: Image, normalizer: StainNormalizer, key_added
         map_tiles([reader], normalizer, canvas, overlap=0.0, concurrent=True, progress=progress)
         made = _store.provenance("pp.stain_normalize", mpp=mpp, **fingerprint)
         _store.publish(sdata, "images", key_added, canvas.store, made)
-
-
-def _other_systems(element: Any) -> dict[str, np.ndarray]:
-    """Matrices from µm to the other coordinate systems of an image."""
-    from spatialdata.transformations import get_transformation
-
-    from_um = np.linalg.inv(scale.matrix_to(element))
-    names = set(get_transformation(element, get_all=True)) - {_sample.UM}
-    return {name: scale.matrix_to(element, name) @ from_um for name in sorted(names)}

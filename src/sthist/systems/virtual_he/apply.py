@@ -14,7 +14,7 @@ import numpy as np
 from sthist import _sample, _store, scale
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
-from sthist._settings import logger, settings
+from sthist._settings import settings
 from sthist.systems.virtual_he.generator import VirtualStainModel
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.systems.virtual_he.translator import Translator
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
-    from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.generator import Stainer
     from sthist.tiles import Image, Plan
 
@@ -231,7 +230,7 @@ def _of_sample(
         )
     with _store.writing(sdata):
         stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling)
-        systems = _other_systems(elements)
+        systems = scale.other_systems([sdata.images[key] for key in stain.keys])
         fingerprint = _fingerprint(stain, model, stainer, systems, region, batch_size)
         digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
         with _store.workspace(sdata, key_added, digest) as folder:
@@ -345,20 +344,3 @@ def _fingerprint(
         "seed": settings.seed,
     }
     return dict(json.loads(json.dumps(fingerprint)))
-
-
-def _other_systems(elements: HighResElements) -> dict[str, np.ndarray]:
-    """Matrices from µm to the other coordinate systems in which all images of the nuclear stain agree."""
-    from spatialdata.transformations import get_transformation
-
-    systems: dict[str, np.ndarray] = {}
-    images = [elements.sdata.images[key] for key in elements.nuclear]
-    for name in get_transformation(images[0], get_all=True):
-        if name == _sample.UM or any(name not in get_transformation(image, get_all=True) for image in images):
-            continue
-        matrices = [scale.matrix_to(image, name) @ np.linalg.inv(scale.matrix_to(image)) for image in images]
-        if all(np.allclose(matrix, matrices[0], atol=1e-6) for matrix in matrices):
-            systems[name] = matrices[0]
-        else:
-            logger.info("virtual_he is not registered in %r: the fields of view do not lie there as in 'um'.", name)
-    return systems
