@@ -85,7 +85,7 @@ class TestZeroShot:
             ({}, {"key_added": "a b"}, ValueError, "letters, digits"),
             ({}, {"key_added": "Label"}, ValueError, "has obs"),
             ({}, {"classes": ["fat", "bone"]}, ValueError, "no prompts for the classes"),
-            ({}, {"table": "t"}, ValueError, "this is an AnnData"),
+            ({}, {"table": "t"}, ValueError, "an AnnData is given"),
         ],
     )
     def test_refused(self, change, kwargs, error, message):

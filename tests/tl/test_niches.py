@@ -119,7 +119,7 @@ class TestMethod:
         ({"resolution": -1}, ValueError, "resolution is -1"),
         ({"label": "kin"}, KeyError, "no column 'kin'"),
         ({"reference": "x"}, KeyError, "no column 'x'"),
-        ({"key_added": "kind"}, ValueError, "has 'kind' already"),
+        ({"key_added": "kind"}, ValueError, r"has obs\['kind'\] already"),
     ],
 )
 def test_what_cannot_be_is_refused(kwargs, error, message):

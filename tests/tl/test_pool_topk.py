@@ -131,7 +131,7 @@ class TestOtherGroups:
         np.testing.assert_allclose(found.obsm["kind_score"], means)
         array.write(tmp_path / "x.zarr")
         assert sd.read_zarr(tmp_path / "x.zarr")["patient_table"].n_obs == 2
-        with pytest.raises(ValueError, match=r"has 'kind' already"):
+        with pytest.raises(ValueError, match=r"has obs\['kind'\] already"):
             sthist.tl.pool_topk(array, "kind", groupby="patient", table="tiles_table")
 
 
