@@ -196,14 +196,14 @@ def _read_sample(root: Path, name: str, mpp: float | None, image: bool, parts: C
     for part, places in PARTS.items():
         if parts is not None and part not in parts:
             continue
-        file = _find(root, name, places)
-        if file is None:
+        part_file = _find(root, name, places)
+        if part_file is None:
             if parts is not None:
                 logger.warning("%s has no %s of sample %r.", root, part, name)
         elif part == "transcripts":
-            _add_transcripts(sdata, file)
+            _add_transcripts(sdata, part_file)
         else:
-            _add_outlines(sdata, part, file)
+            _add_outlines(sdata, part, part_file)
     scale.register_system(sdata, "global", np.diag([size, size, 1.0]))
     return sdata
 
