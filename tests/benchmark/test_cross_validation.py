@@ -8,12 +8,11 @@ import pytest
 
 import sthist
 from sthist.benchmark._cross_validation import ablate_virtual_he, cross_validate_virtual_he
-from sthist.benchmark._sections import fold_count
+from sthist.benchmark._folds import fold_count
 from sthist.benchmark._statistics import over_seeds
 from sthist.benchmark._tiles import predict_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
-from sthist.systems.virtual_he import train
 from sthist.tiles import TileReader, TileSpec
 from sthist.training.splits import Grouping
 
@@ -311,9 +310,8 @@ def test_each_tile_is_asked_for_with_its_tissue(tiled, knowing):
     np.testing.assert_array_equal(found, real // parts[:, None, None, None])
 
 
-def test_a_real_training(tiled, tmp_path, monkeypatch):
+def test_a_real_training(tiled, tmp_path):
     """Two steps of a tiny model: scored on tiles that it has not seen; a call that was stopped goes on."""
-    monkeypatch.setattr(sthist.tl, "train_virtual_he", train.train_virtual_he, raising=False)
     config = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     model = sthist.models.Pix2Pix(config)
     before = model.weights_sha256()

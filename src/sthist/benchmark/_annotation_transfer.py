@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample
-from sthist._sample.samples import patients_of_rows, samples_of
+from sthist._sample.samples import samples_of
 from sthist._settings import logger, settings
 from sthist._tables.labels import as_classes
-from sthist.benchmark._sections import fold_count
+from sthist.benchmark._folds import fold_count
 from sthist.benchmark._tiles import shared_tiles
 from sthist.metrics._classify import auc_statistic, bootstrap_interval
 from sthist.metrics._compare import shuffled
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
 from sthist.systems.annotation.tasks import DEFAULTS, LinearTask, Options
 from sthist.training.model import weight_hash
-from sthist.training.split_groups import group_rows
-from sthist.training.splits import Units, folds_of, validation_part
+from sthist.training.split_groups import group_rows, units_of
+from sthist.training.splits import folds_of, validation_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
+    from sthist.benchmark._tiles import SharedTiles
     from sthist.encoders import Encoder
     from sthist.tiles import TileSpec
-    from sthist.training.splits import Grouping
+    from sthist.training.splits import Grouping, Units
 
 WEIGHTED = "weighted mean"
 """What stands for the class in the rows of the mean over classes."""
@@ -157,13 +158,10 @@ def annotation_transfer(
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Tiles of all samples that are scored, in one list.
+    """Tiles of all samples that are scored, in one list."""
 
-    Virtual and real images, classes, and by what they can be split.
-    """
-
-    parts: list[Any]
-    codes: np.ndarray
+    parts: list[SharedTiles]  # by sample, on virtual and real image
+    codes: np.ndarray  # (n,) class of each
     classes: list[str]
     units: Units
     spec: TileSpec
@@ -209,45 +207,32 @@ def _rows(
     else:
         values = pd.concat([pd.Series(part.column(label)).astype(object) for part in parts])
         codes, names = _coded(values, label, classes or known, complete=known is None)
-    kept, start = [], 0
-    for part in parts:
-        kept.append(part.chosen(np.flatnonzero(codes[start : start + len(part)] >= 0)))
-        start += len(part)
+    by_part = np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
+    kept = [part.chosen(np.flatnonzero(own >= 0)) for part, own in zip(parts, by_part, strict=True)]
     left_out = int((codes < 0).sum())
     if left_out:
         logger.info("%d of %d tiles have no class in %r; they are left out.", left_out, len(codes), label)
-    units = _units(listed, kept)
-    return _Rows(kept, codes[codes >= 0], names, units, parts[0].spec)
+    spec = parts[0].spec
+    units = units_of(listed, [part.obs for part in kept], [part.centres for part in kept], spec.size_um)
+    return _Rows(kept, codes[codes >= 0], names, units, spec)
 
 
 def _coded(
-    values: pd.Series, label: str, wanted: Sequence[str] | None, *, complete: bool
+    values: pd.Series, label: str, classes: Sequence[str] | None, *, complete: bool
 ) -> tuple[np.ndarray, list[str]]:
     """Class of each tile, -1 for none, and the names of the classes; ``complete`` if some tile has to have each."""
     codes, names = as_classes(values, f"Column {label!r}")
     there = [names[k] for k in np.unique(codes[codes >= 0])]
-    wanted = there if wanted is None else list(wanted)
-    missing = [name for name in wanted if name not in there]
+    classes = there if classes is None else list(classes)
+    missing = [name for name in classes if name not in there]
     if missing and complete:
         msg = f"No tile has the class {missing[0]!r} in {label!r}; the labels are {there}."
         raise KeyError(msg)
-    if len(set(wanted) & set(there)) < 2:
-        msg = f"Of the classes {wanted} the tiles have {there} in {label!r}: there are no two to tell apart."
+    if len(set(classes) & set(there)) < 2:
+        msg = f"Of the classes {classes} the tiles have {there} in {label!r}: there are no two to tell apart."
         raise ValueError(msg)
-    place = np.array([wanted.index(name) if name in wanted else -1 for name in names] + [-1])
-    return place[codes], wanted
-
-
-def _units(samples: list[Any], parts: list[Any]) -> Units:
-    import pandas as pd
-
-    obs = [part.obs for part in parts]
-    common = set.intersection(*(set(map(str, each.columns)) for each in obs))
-    together = pd.concat([each[[name for name in each.columns if str(name) in common]].astype(object) for each in obs])
-    patients = pd.concat([patients_of_rows(sample, each) for sample, each in zip(samples, obs, strict=True)])
-    names = np.repeat([sample.name for sample in samples], [len(part) for part in parts])
-    centres = np.concatenate([part.centres for part in parts])
-    return Units(names, patients.to_numpy(object), together, centres, parts[0].spec.size_um)
+    place = np.array([classes.index(name) if name in classes else -1 for name in names] + [-1])
+    return place[codes], classes
 
 
 def _loaded(encoder: str | Encoder, spec: TileSpec, device: str | None) -> Encoder:
@@ -259,12 +244,13 @@ def _loaded(encoder: str | Encoder, spec: TileSpec, device: str | None) -> Encod
 
 def _embeddings(rows: _Rows, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
     """Of the real and of the virtual tiles, (n, d) each; tiles are let go as soon as they are embedded."""
-    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for part in rows.parts:
-        for virtual, real in part.batches():
-            found[0].append(np.asarray(encoder.embed(real), np.float32))
-            found[1].append(np.asarray(encoder.embed(virtual), np.float32))
-    return np.concatenate(found[0]), np.concatenate(found[1])
+    pairs = [
+        [np.asarray(encoder.embed(tiles), np.float32) for tiles in (real, virtual)]
+        for part in rows.parts
+        for virtual, real in part.batches()
+    ]
+    real, virtual = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    return real, virtual
 
 
 def _annotated(rows: _Rows, annotator: Annotator, device: str | None) -> dict[str, np.ndarray]:

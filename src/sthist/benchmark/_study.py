@@ -14,11 +14,12 @@ import numpy as np
 
 from sthist._sample.elements import safe_key
 from sthist._settings import logger, settings
-from sthist.benchmark._sections import PART, Fold, Sections, find_sections, folds_in, grouped, training_data
+from sthist.benchmark._folds import PART, Fold, StudyTiles, find_tiles, folds_in, grouped, training_data
 from sthist.benchmark._tiles import find_extractor, predict_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import PAIRS, SETS, shuffled
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.systems.virtual_he.training_set.prompts import require_tissues
 from sthist.tiles import TileSpec
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ class Design:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Design:
         """From the arguments of a verb, of which others are left out."""
-        given = {field.name: arguments[field.name] for field in dataclasses.fields(cls)}
+        fields = {field.name: arguments[field.name] for field in dataclasses.fields(cls)}
         for name in ("baselines", "metrics"):
-            given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
-        given["seeds"] = tuple(given["seeds"])
-        given["seed"] = settings.seed if given["seed"] is None else int(given["seed"])
-        design = cls(**given)
+            fields[name] = (fields[name],) if isinstance(fields[name], str) else tuple(fields[name])
+        fields["seeds"] = tuple(fields["seeds"])
+        fields["seed"] = settings.seed if fields["seed"] is None else int(fields["seed"])
+        design = cls(**fields)
         _require(design)
         return design
 
@@ -78,7 +79,7 @@ class Study:
     """What is trained how, on which tiles."""
 
     design: Design
-    sections: Sections
+    tiles: StudyTiles
     grouping: Grouping
     folds: list[Fold]
     variants: Mapping[str, Mapping[str, Any]]
@@ -96,17 +97,14 @@ class Study:
             for fold in self.folds
         ]
         for number, fold in enumerate(self.folds):
-            score = _Scorer(self, fold)
+            score = ImageScorer(self, fold)
             # Trained first, so that what the trainer refuses is said at once.
             for variant, arguments in self.variants.items():
                 for seed in self.design.seeds:
                     logger.info("Fold %d of %d, %s, seed %d.", number + 1, len(self.folds), variant or MODEL, seed)
-                    place = (
-                        None
-                        if folder is None
-                        else Path(folder) / f"{safe_key(variant or MODEL)}-fold{number}-seed{seed}"
-                    )
-                    virtual = self._predict(self._train(model, variant, fold, seed, place), fold, arguments)
+                    place = f"{safe_key(variant or MODEL)}-fold{number}-seed{seed}"
+                    trained = self._train(model, variant, fold, seed, None if folder is None else Path(folder) / place)
+                    virtual = self._predict(trained, fold, arguments)
                     where = {"variant": variant, "factor": self.factors[variant], "fold": number, "seed": seed}
                     _keep(score(virtual), frames, attrs, method=MODEL, **where)
                     if len(virtual) > 1:
@@ -128,9 +126,9 @@ class Study:
 
         spec = self.specs[variant]
         return train_virtual_he(
-            training_data(self.sections, self.grouping, fold, spec),
-            model if isinstance(model, str) else deepcopy(model),  # a model is trained in place
-            tiles=self.sections.tiles,
+            training_data(self.tiles, self.grouping, fold, spec),
+            deepcopy(model),  # it is trained in place
+            tiles=self.tiles.key,
             split=PART,
             validation=self.design.validation if len(fold.validation) else 0.0,
             seed=seed,
@@ -140,13 +138,12 @@ class Study:
 
     def _predict(self, model: VirtualStainModel, fold: Fold, arguments: Mapping[str, Any]) -> np.ndarray:
         """Held-out tiles by a model."""
-        spec = self.sections.spec
-        tissues = self.sections.tissues(arguments.get("tissue"), fold.test)
+        spec = self.tiles.spec
+        tissues = self.tiles.tissues(arguments.get("tissue"), fold.test)
         tiles = np.empty((len(fold.test), spec.px, spec.px, 3), np.uint8)
-        for section, rows, places in self.sections.by_section(fold.test):
-            centres = np.asarray(section.table.obsm["spatial"], np.float64)[rows, :2]
-            told = None if tissues is None else tissues[places]
-            tiles[places] = predict_tiles(model, section.elements, centres, spec, tissues=told)
+        for section, places, centres in self.tiles.by_section(fold.test):
+            own = None if tissues is None else tissues[places]
+            tiles[places] = predict_tiles(model, section.elements(), centres, spec, tissues=own)
         return tiles
 
     def _baseline(self, method: str, fold: Fold) -> np.ndarray:
@@ -154,37 +151,34 @@ class Study:
         if method == BeerLambert.system:
             return self._predict(BeerLambert(), fold, {})
         drawn = np.random.default_rng(self.design.seed).permutation(fold.train)[:REFERENCE_TILES]
-        reference = self.sections.real(np.sort(drawn))
+        reference = self.tiles.real(np.sort(drawn))
         if method == FITTED:
             mosaic = reference.reshape(-1, *reference.shape[2:])
             return self._predict(BeerLambert().fit(mosaic, seed=self.design.seed), fold, {})
-        spec = self.sections.spec
+        spec = self.tiles.spec
         colour = np.round(reference.mean(axis=(0, 1, 2))).astype(np.uint8)
         return np.broadcast_to(colour, (len(fold.test), spec.px, spec.px, 3))
 
 
-class _Scorer:
+class ImageScorer:
     """Scores predictions of the held-out tiles of a fold."""
 
     def __init__(self, study: Study, fold: Fold) -> None:
         self._study, self._fold, self._design = study, fold, study.design
-        self._samples = study.sections.units.sample[fold.test]
-        self._names = study.sections.column("instance_id", fold.test)
-        self._labels = (
-            None if study.design.classes is None else list(study.sections.column(study.design.classes, fold.test))
-        )
+        classes = study.design.classes
+        self._labels = None if classes is None else list(study.tiles.column(classes, fold.test))
 
     @cached_property
     def real(self) -> np.ndarray:
         """The real tiles."""
-        return self._study.sections.real(self._fold.test)
+        return self._study.tiles.real(self._fold.test)
 
     @cached_property
     def extractor(self) -> tuple[Any, str | None]:
         """What FID and KID look through, and its name."""
         if not set(SETS) & set(self._design.metrics):
             return None, None
-        return find_extractor(self._design.encoder, self._study.sections.spec, self.real)
+        return find_extractor(self._design.encoder, self._study.tiles.spec, self.real)
 
     def __call__(self, virtual: np.ndarray, *, sets: bool = True) -> pd.DataFrame:
         # The same images at other places are the same set.
@@ -199,8 +193,8 @@ class _Scorer:
             encoder=self.extractor[0],
             options=self._design.options,
         ).drop(columns="method")
-        frame.insert(0, "sample", self._samples)
-        frame["tile"] = self._names
+        frame.insert(0, "sample", self._study.tiles.units.sample[self._fold.test])
+        frame["tile"] = self._study.tiles.column("instance_id", self._fold.test)
         return frame
 
 
@@ -218,48 +212,44 @@ def make_study(
     full = {name: {**training, **arguments} for name, arguments in variants.items()}
     for arguments in full.values():
         _require_known(arguments)
-    found = ("image", "channel", "points", "z")
-    elements = {name: training[name] for name in found if training.get(name) is not None}
-    largest = max((float(each.get("size_um") or 0) for each in full.values()), default=0.0)
-    sections = find_sections(
+    keys = ("he", "image", "channel", "points", "z")
+    samples = _read(design.samples)
+    tiles = find_tiles(
         data,
         design.regions,
-        largest_um=largest,
+        largest_um=max((float(each.get("size_um") or 0) for each in full.values()), default=0.0),
         classes=design.classes,
-        samples=_patients(design.samples),
-        he=training.get("he"),
-        **elements,
+        samples=samples if samples is not None and {"patient", "batch"} & set(samples.columns) else None,
+        with_points=any(each.get("mode") != "none" for each in full.values()),
+        **{name: training[name] for name in keys if training.get(name) is not None},
     )
-    grouping = grouped(sections, design.split, samples=design.samples, block_um=design.block_um, gap_um=design.gap_um)
+    grouping = grouped(tiles, design.split, samples, design.block_um, design.gap_um)
     for arguments in full.values():
-        _require_said(sections, arguments)
+        _require_tissues(tiles, arguments)
     folds = folds_in(
-        sections,
+        tiles,
         grouping,
         tissue=next((each["tissue"] for each in full.values() if each.get("tissue") is not None), None),
         test=design.test,
         folds=design.folds,
         validation=design.validation,
-        n_max=design.n_tiles,
+        n_tiles=design.n_tiles,
         seed=design.seed,
     )
     specs = {}
     for name, arguments in full.items():
-        _require_told(sections, folds, arguments)
+        _require_seen_tissues(tiles, folds, arguments.get("tissue"))
         size_um, px = arguments.pop("size_um", None), arguments.pop("px", None)
-        specs[name] = TileSpec(size_um or sections.spec.size_um, px or sections.spec.px)
+        specs[name] = TileSpec(size_um or tiles.spec.size_um, px or tiles.spec.px)
     _require_sizes(model, specs)
     factors = {name: ", ".join(arguments) or BASE for name, arguments in variants.items()}
-    return Study(design, sections, grouping, folds, full, factors, specs)
+    return Study(design, tiles, grouping, folds, full, factors, specs)
 
 
 def _require(design: Design) -> None:
     """Refuse what cannot be, before the first tile is read."""
-    for what, given, known in (
-        ("metric", design.metrics, (*PAIRS, *SETS)),
-        ("baseline", design.baselines, BASELINES),
-    ):
-        unknown = [name for name in given if name not in known]
+    for what, names, known in (("metric", design.metrics, (*PAIRS, *SETS)), ("baseline", design.baselines, BASELINES)):
+        unknown = [name for name in names if name not in known]
         if unknown:
             msg = f"There is no {what} {unknown[0]!r}; there are {list(known)}."
             raise ValueError(msg)
@@ -322,43 +312,34 @@ def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
             raise ValueError(msg)
 
 
-def _require_said(sections: Sections, arguments: Mapping[str, Any]) -> None:
+def _require_tissues(tiles: StudyTiles, arguments: Mapping[str, Any]) -> None:
     """Refuse a model that is told the tissue of some tiles, and not of others."""
     tissue, prompts = arguments.get("tissue"), arguments.get("prompts")
     if tissue is None and prompts is not None and not (isinstance(prompts, str) and not prompts.endswith(".json")):
         msg = "prompts= is by tissue or tile: say the tissue with tissue=, so that held-out tiles can be asked for."
         raise ValueError(msg)
     if tissue is not None and not isinstance(tissue, str):
-        missing = [section.name for section in sections.sections if section.name not in tissue]
-        if missing:
-            msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
-            raise KeyError(msg)
+        require_tissues(tiles.sections, tissue)
 
 
-def _require_told(sections: Sections, folds: list[Fold], arguments: Mapping[str, Any]) -> None:
+def _require_seen_tissues(tiles: StudyTiles, folds: list[Fold], tissue: Any) -> None:
     """Refuse to test a model on a tissue that it is told of and has never seen, before it is trained."""
-    tissue = arguments.get("tissue")
-    if tissue is None:
-        return
-    for number, fold in enumerate(folds):
-        trained, tested = (set(sections.tissues(tissue, part)) for part in (fold.train, fold.test))  # type: ignore[arg-type]
+    for number, fold in enumerate(folds if tissue is not None else []):
+        trained, tested = (set(tiles.tissues(tissue, part)) for part in (fold.train, fold.test))  # type: ignore[arg-type]
         if tested - trained:
             msg = (
                 f"Fold {number} tests the tissue {sorted(map(str, tested - trained))[0]!r} and is trained on "
-                f"{sorted(map(str, trained))}: a "
-                "model that is told the tissue knows only those. Leave tissue= out, or split by something else."
+                f"{sorted(map(str, trained))}: a model that is told the tissue knows only those. Leave tissue= out, or "
+                "split by something else."
             )
             raise ValueError(msg)
 
 
-def _patients(samples: Any) -> Any:
-    """A table of samples, if it says anything of patients; tissue and platform are looked up by themselves."""
-    if samples is None:
-        return None
+def _read(samples: Any) -> pd.DataFrame | None:
+    """A table of samples: of their patients, tissues and platforms."""
     import pandas as pd
 
-    table = samples if hasattr(samples, "columns") else pd.read_csv(samples, dtype=str)
-    return table if {"patient", "batch"} & set(table.columns) else None
+    return samples if samples is None or hasattr(samples, "columns") else pd.read_csv(samples, dtype=str)
 
 
 def _keep(scored: pd.DataFrame, frames: list[pd.DataFrame], attrs: dict[str, Any], **where: Any) -> None:

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from sthist.encoders import Encoder
     from sthist.systems.virtual_he.generator import Stainer
     from sthist.systems.virtual_he.translator import Translator
-    from sthist.tiles import TileSpec
+    from sthist.tiles import Image, TileSpec
 
 INCEPTION = "Inception-v3"
+
 BATCH = 64
+"""Tiles that are read at once, where they need not all be in memory."""
+
+SAME_PLACE_UM = 0.01
+"""Two tiles whose centres are no further apart are one."""
 
 
 def find_extractor(
@@ -97,8 +102,8 @@ def predict_tiles(
     if tissues is not None:
         tiles = np.empty((len(centres), spec.px, spec.px, 3), np.uint8)
         for tissue in dict.fromkeys(tissues):
-            mine, told = tissues == tissue, model.running_on(getattr(model, "device", None), tissue=tissue)
-            tiles[mine] = predict_tiles(told, elements, centres[mine], spec, batch_size=batch_size)
+            rows, prompted = tissues == tissue, model.running_on(getattr(model, "device", None), tissue=tissue)
+            tiles[rows] = predict_tiles(prompted, elements, centres[rows], spec, batch_size=batch_size)
         return tiles
     own = getattr(model.config, "spec", None) or spec
     stain = open_image(elements.sdata, elements.nuclear)
@@ -130,33 +135,14 @@ def _resampled(image: np.ndarray, mpp: float, spec: TileSpec) -> np.ndarray:
     return reader.read(middle[None])[0]
 
 
-BATCH = 64
-"""Tiles that are read at once, where they need not all be in memory."""
-
-SAME_PLACE_UM = 0.01
-"""Two tiles whose centres are no further apart are one."""
-
-
 @dataclass(frozen=True, eq=False)
 class SharedTiles:
-    """Tiles that lie on several images.
+    """Tiles of a sample that lie on several images."""
 
-    Attributes
-    ----------
-    obs
-        One row per tile: what is known of it, with its ``instance_id``.
-    centres
-        (n, 2): x, y in µm.
-    spec
-        Of the tiles.
-    readers
-        One per image.
-    """
-
-    obs: pd.DataFrame
-    centres: np.ndarray
+    obs: pd.DataFrame  # one row per tile: what is known of it, with its instance_id
+    centres: np.ndarray  # (n, 2): x, y in µm
     spec: TileSpec
-    readers: tuple[TileReader, ...]
+    readers: tuple[TileReader, ...]  # one per image
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -194,12 +180,15 @@ def shared_tiles(
 ) -> list[tuple[Sample, SharedTiles]]:
     """Of each sample the tiles that lie on all of some RGB images."""
     unseen = None if of is None else _unseen_tiles(of, samples)
-    found: list[tuple[Sample, SharedTiles]] = []
+    parts: list[tuple[Sample, SharedTiles]] = []
     for sample in samples:
         if unseen is not None and sample.name not in unseen:
             continue
         with naming(sample.name):
-            require_images(sample)
+            if not hasattr(sample.data, "images"):
+                kind = type(sample.data).__name__
+                msg = f"Sample {sample.name!r} is a {kind} without images; virtual H&E needs a SpatialData."
+                raise TypeError(msg)
             names = images(sample.data)
             for name in names:
                 _sample.get(sample.data, "images", name)
@@ -208,25 +197,27 @@ def shared_tiles(
             else:
                 obs, centres = _held_out(sample.data, tiles, column, unseen[sample.name])
                 spec = of.config.spec
-            shared = _on_images(sample.data, obs, centres, spec, names)
-        if found and spec != found[0][1].spec:
-            first, other = found[0]
+            readers = tuple(TileReader(sample.data, name, spec, fill=255, allow_upsampling=True) for name in names)
+            inside = on_images([reader.image for reader in readers], centres, spec.size_um, names)
+        if parts and spec != parts[0][1].spec:
+            first, other = parts[0]
             msg = (
                 f"Tiles {tiles!r} of sample {sample.name!r} are {spec}, those of {first.name!r} {other.spec}; lay "
                 f"them alike."
             )
             raise ValueError(msg)
-        found.append((sample, shared))
-    return found
+        parts.append((sample, SharedTiles(obs[inside], centres[inside], spec, readers)))
+    return parts
 
 
-def require_images(sample: Sample) -> None:
-    """Refuse a sample that holds no images."""
-    if not hasattr(sample.data, "images"):
-        msg = (
-            f"Sample {sample.name!r} is a {type(sample.data).__name__} without images; virtual H&E needs a SpatialData."
-        )
-        raise TypeError(msg)
+def on_images(images: Sequence[Image], centres: np.ndarray, size_um: float, names: Sequence[str]) -> np.ndarray:
+    """Which tiles lie on all images, (n,) bool; refused where none does."""
+    inside = np.logical_and.reduce([lies_inside(image, centres, size_um) for image in images])
+    if not inside.any():
+        where = "both " if len(names) == 2 else ""
+        msg = f"None of the {len(centres)} tiles lies on {where}{' and '.join(map(repr, names))}."
+        raise ValueError(msg)
+    return inside
 
 
 def require_column(obs: pd.DataFrame, tiles: str, name: str) -> None:
@@ -279,8 +270,8 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
         )
         raise ValueError(msg)
     names = tiles["sample"]
-    known, wanted = list(dict.fromkeys(names)), [sample.name for sample in samples]
-    strange = [name for name in wanted if name not in known]
+    known, asked = list(dict.fromkeys(names)), [sample.name for sample in samples]
+    strange = [name for name in asked if name not in known]
     if strange:
         msg = (
             f"The model was trained on the samples {known[:8]}, and on none called {strange[0]!r}: give a mapping of "
@@ -288,27 +279,15 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
         )
         raise KeyError(msg)
     tested = tiles["part"] == "test"
-    unseen = {name: tiles[tested & (names == name)] for name in wanted if (tested & (names == name)).any()}
+    unseen = {name: tiles[tested & (names == name)] for name in asked if (tested & (names == name)).any()}
     if not unseen:
         msg = (
-            f"None of the model's tiles of {wanted[:8]} has the part 'test': train it with test=, such as "
+            f"None of the model's tiles of {asked[:8]} has the part 'test': train it with test=, such as "
             f"test=0.2, or leave model= out to "
             "score all laid tiles."
         )
         raise ValueError(msg)
-    if len(unseen) < len(wanted):
-        left_out = [name for name in wanted if name not in unseen]
+    if len(unseen) < len(asked):
+        left_out = [name for name in asked if name not in unseen]
         logger.info("The model has been tested on no tile of %s, which are left out.", ", ".join(left_out))
     return unseen
-
-
-def _on_images(
-    sdata: SpatialData, obs: pd.DataFrame, centres: np.ndarray, spec: TileSpec, images: Sequence[str]
-) -> SharedTiles:
-    readers = tuple(TileReader(sdata, name, spec, fill=255, allow_upsampling=True) for name in images)
-    inside = np.logical_and.reduce([lies_inside(reader.image, centres, spec.size_um) for reader in readers])
-    if not inside.any():
-        where = "both " if len(images) == 2 else ""
-        msg = f"None of the {len(centres)} tiles lies on {where}{' and '.join(map(repr, images))}."
-        raise ValueError(msg)
-    return SharedTiles(obs[inside], centres[inside], spec, readers)

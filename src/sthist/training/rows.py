@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
-from sthist._sample.samples import Sample, patients_of_rows, samples_of
+from sthist._sample.samples import Sample, samples_of
 from sthist._settings import logger
 from sthist._tables.find import find_table
 from sthist._tables.genes import closest
@@ -25,7 +25,7 @@ from sthist.training.embeddings import (
     table_spec,
     tiles_of,
 )
-from sthist.training.splits import Units
+from sthist.training.split_groups import units_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from sthist.tiles import TileSpec
+    from sthist.training.splits import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,14 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def units(self, size_um: float | None) -> Units:
+        """By what the rows can be split."""
+        starts = np.cumsum([0, *(adata.n_obs for adata in self.tables)])[:-1]
+        placed = all("spatial" in adata.obsm for adata in self.tables)
+        centres = [adata.obsm["spatial"] for adata in self.tables] if placed else None
+        frames = [adata.obs for adata in self.tables]
+        return units_of(self.samples, frames, centres, size_um, starts[self.sample] + self.row)
 
 
 def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, classes: Sequence[str] | None) -> Labelled:
@@ -103,27 +112,6 @@ def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, cla
         )
     _require_enough(codes[there], known, label)
     return Labelled(listed, tables, names, sample[there], row[there], codes[there], known, n_unlabelled)
-
-
-def units_of(rows: Labelled, size_um: float | None) -> Units:
-    """By what the rows can be split."""
-    import pandas as pd
-
-    common = set.intersection(*(set(map(str, adata.obs.columns)) for adata in rows.tables))
-    obs = pd.concat(
-        [adata.obs[[name for name in adata.obs.columns if str(name) in common]].astype(object) for adata in rows.tables]
-    )
-    patients = pd.concat(
-        [patients_of_rows(each, adata.obs) for each, adata in zip(rows.samples, rows.tables, strict=True)]
-    ).to_numpy(object)
-    starts = np.cumsum([0, *(adata.n_obs for adata in rows.tables)])[:-1]
-    index = starts[rows.sample] + rows.row
-    centres = None
-    if all("spatial" in adata.obsm for adata in rows.tables):
-        places = [np.asarray(adata.obsm["spatial"], np.float64)[:, :2] for adata in rows.tables]
-        centres = np.concatenate(places)[index]
-    names = np.array([each.name for each in rows.samples])
-    return Units(names[rows.sample], patients[index], obs.iloc[index], centres, size_um)
 
 
 def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str, Origin]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._sample.samples import require_one_spelling
+from sthist._sample.samples import patients_of_rows, require_one_spelling
 from sthist._settings import logger
 from sthist.training.splits import Grouping, Units, validation_part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from sthist._sample.samples import Sample
 
 TILES_PER_BLOCK = 4
 """Side of a block, in tiles, where none is given."""
@@ -32,6 +39,25 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
+
+
+def units_of(
+    samples: Sequence[Sample],
+    tables: Sequence[pd.DataFrame],
+    centres: Sequence[np.ndarray] | None,
+    size_um: float | None,
+    rows: np.ndarray | None = None,
+) -> Units:
+    """By what rows of all tables together can be split: sample, patient, place, and columns that all tables have."""
+    import pandas as pd
+
+    common = [name for name in tables[0].columns if all(name in table for table in tables)]
+    obs = pd.concat([table[common].astype(object) for table in tables])
+    patients = pd.concat([patients_of_rows(sample, table) for sample, table in zip(samples, tables, strict=True)])
+    names = np.repeat([sample.name for sample in samples], [len(table) for table in tables])
+    places = None if centres is None else np.concatenate([np.asarray(each, np.float64)[:, :2] for each in centres])
+    every = Units(names, patients.to_numpy(object), obs, places, size_um)
+    return every if rows is None else every.part(rows)
 
 
 def group_rows(units: Units, split: Any, *, block_um: float | None = None, gap_um: float | None = None) -> Grouping:

@@ -39,6 +39,11 @@ class Units:
     def __len__(self) -> int:
         return len(self.sample)
 
+    def part(self, rows: np.ndarray) -> Units:
+        """Some of the rows."""
+        centres = None if self.centres is None else self.centres[rows]
+        return Units(self.sample[rows], self.patient[rows], self.obs.iloc[rows], centres, self.size_um)
+
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
@@ -214,13 +219,18 @@ def _near_removed(grouping: Grouping, rows: np.ndarray, others: np.ndarray) -> n
     """Rows that are not within the gap of any of the others: squares overlap that are near along both axes."""
     if not grouping.gap_um or grouping.centres is None or not len(others):
         return rows
+    return rows[~near_any(grouping, rows, others, grouping.gap_um * (1 - 1e-9))]
+
+
+def near_any(placed: Units | Grouping, rows: np.ndarray, others: np.ndarray, bound_um: float) -> np.ndarray:
+    """Which rows lie within a bound, along both axes, of any of the others in their sample."""
     from scipy.spatial import cKDTree
 
-    keep = np.ones(len(rows), bool)
-    for sample in np.unique(grouping.sample[others]):
-        mine = np.flatnonzero(grouping.sample[rows] == sample)
-        tree = cKDTree(grouping.centres[others[grouping.sample[others] == sample]])
-        bound = grouping.gap_um * (1 - 1e-9)
-        distance, _ = tree.query(grouping.centres[rows[mine]], p=np.inf, distance_upper_bound=bound)
-        keep[mine] = ~np.isfinite(distance)
-    return rows[keep]
+    assert placed.centres is not None
+    near = np.zeros(len(rows), bool)
+    for name in np.unique(placed.sample[others]):
+        of_sample = np.flatnonzero(placed.sample[rows] == name)
+        tree = cKDTree(placed.centres[others[placed.sample[others] == name]])
+        distance, _ = tree.query(placed.centres[rows[of_sample]], p=np.inf, distance_upper_bound=bound_um)
+        near[of_sample] = np.isfinite(distance)
+    return near

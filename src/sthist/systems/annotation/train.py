@@ -18,7 +18,7 @@ from sthist.systems.annotation.task_inputs import (
     require_arguments,
     task_with_tiles,
 )
-from sthist.training.rows import labelled_rows, units_of
+from sthist.training.rows import labelled_rows
 from sthist.training.split_groups import group_rows
 from sthist.training.splits import folds_of, validation_part
 
@@ -186,7 +186,7 @@ def train_annotator(
         words = (prompts, templates) if mode == "text" else None
         task, facts = task_with_tiles(rows, encoder, spec, image, words, options)
     size_um = None if facts["spec"] is None else facts["spec"]["size_um"]
-    grouping = group_rows(units_of(rows, size_um), split, block_um=block_um, gap_um=gap_um)
+    grouping = group_rows(rows.units(size_um), split, block_um=block_um, gap_um=gap_um)
     pairs = folds_of(grouping, rows.codes, test=test, folds=folds, seed=seed)
     _require_classes(rows, pairs, grouping)
     config = AnnotatorConfig(classes=tuple(rows.classes), label=label, mode=mode, **facts)

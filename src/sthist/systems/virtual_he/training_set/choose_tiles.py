@@ -11,12 +11,13 @@ import numpy as np
 from sthist import _sample, stains
 from sthist._imaging.shifts import REACH_UM, STAIN_VECTORS
 from sthist._sample.elements import present
-from sthist._sample.samples import naming, patients_of_rows
+from sthist._sample.samples import naming
 from sthist._settings import logger, settings
 from sthist._tables.rows import core_columns
 from sthist.pp._tiles import centroids, find_cells, spread_tiles
 from sthist.tiles import Overlay, TileSpec, has_content, keep_shifted, tile_shifts_um
 from sthist.tiles._sampling import MAX_BLANK, lies_inside
+from sthist.training.split_groups import units_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
     from sthist.systems.virtual_he.training_set.sections import Section
     from sthist.tiles import TileReader
+    from sthist.training.splits import Units
+
+SHIFTS = ("shift_x_um", "shift_y_um", "shift_um", "confidence")
+"""Columns of how far the H&E of a tile lies off its stain."""
 
 BATCH = 32
 """Tiles that are in memory at once while they are chosen."""
@@ -44,11 +49,11 @@ ALIKE = 0.98
 
 def choose_tiles(
     sections: Sequence[Section], spec: TileSpec, *, n_tiles: int, max_shift_um: float | None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Lay tiles where none are laid, and leave out those that cannot be trained on.
+) -> tuple[pd.DataFrame, Units]:
+    """Spread tiles where none are laid, and leave out those that cannot be trained on.
 
     Returns one row per tile: sample, instance_id, x_um, y_um, part (empty, or ``"dropped"``), reason, shift_x_um,
-    shift_y_um, shift_um and confidence; and what else is known of each tile, with its patient.
+    shift_y_um, shift_um and confidence; and by what the tiles can be split.
     """
     import pandas as pd
 
@@ -58,14 +63,13 @@ def choose_tiles(
             frame, obs = _tiles_of(section, spec, n_tiles)
             usable = np.flatnonzero(frame["part"] != "dropped")
             if max_shift_um is not None and len(usable):
-                frame = _with_shifts(section, spec, frame, usable, max_shift_um)
+                _measure_shifts(section, spec, frame, usable, max_shift_um)
             _report(section, spec, frame, max_shift_um)
         frames.append(frame)
-        known.append(obs.assign(patient=patients_of_rows(section.sample, obs).to_numpy(object)))
-    common = set.intersection(*(set(map(str, obs.columns)) for obs in known))
-    columns = [name for name in known[0].columns if str(name) in common]
-    together = pd.concat([obs[columns].astype(object) for obs in known], ignore_index=True)
-    return pd.concat(frames, ignore_index=True), together
+        known.append(obs)
+    centres = [frame[["x_um", "y_um"]].to_numpy() for frame in frames]
+    units = units_of([section.sample for section in sections], known, centres, spec.size_um)
+    return pd.concat(frames, ignore_index=True), units
 
 
 def _tiles_of(section: Section, spec: TileSpec, n_tiles: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -75,32 +79,24 @@ def _tiles_of(section: Section, spec: TileSpec, n_tiles: int) -> tuple[pd.DataFr
 
     views = _views(section, spec)
     if section.laid is not None:
-        laid = section.laid
-        outside, blank = _without_content(views, laid.centres, spec.size_um)
-        return _frame(section, laid.centres, laid.ids, outside, blank), laid.obs.reset_index(drop=True)
-    try:
-        shapes = find_cells(section.sdata)
-    except KeyError:
-        msg = (
-            "There are neither laid tiles nor cells to spread tiles over. Lay some with pp.tiles(sdata, size_um="
-            f"{spec.size_um:g}, px={spec.px})."
-        )
-        raise KeyError(msg) from None
-    cells = present(sd.transform(section.sdata.shapes[shapes], to_coordinate_system=_sample.UM))
-    places = centroids(cells)
-    chosen = spread_tiles(views, places, spec.size_um, n_tiles, MAX_BLANK)
-    centres = places[chosen]
-    nothing = np.zeros(len(chosen), bool)
-    frame = _frame(section, centres, cells.index.to_numpy()[chosen], nothing, nothing)
-    return frame, pd.DataFrame(core_columns(section.sdata, centres), index=frame.index)
-
-
-def _frame(
-    section: Section, centres: np.ndarray, ids: np.ndarray, outside: np.ndarray, blank: np.ndarray
-) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(
+        centres, ids, obs = section.laid.centres, section.laid.ids, section.laid.obs
+        outside, blank = _without_content(views, centres, spec.size_um)
+    else:
+        try:
+            shapes = find_cells(section.sdata)
+        except KeyError:
+            msg = (
+                "There are neither laid tiles nor cells to spread tiles over. Lay some with pp.tiles(sdata, size_um="
+                f"{spec.size_um:g}, px={spec.px})."
+            )
+            raise KeyError(msg) from None
+        cells = present(sd.transform(section.sdata.shapes[shapes], to_coordinate_system=_sample.UM))
+        places = centroids(cells)
+        chosen = spread_tiles(views, places, spec.size_um, n_tiles, MAX_BLANK)
+        centres, ids = places[chosen], cells.index.to_numpy()[chosen]
+        obs = pd.DataFrame(core_columns(section.sdata, centres), index=range(len(chosen)))
+        outside = blank = np.zeros(len(chosen), bool)
+    frame = pd.DataFrame(
         {
             "sample": section.name,
             "instance_id": ids,
@@ -108,12 +104,10 @@ def _frame(
             "y_um": centres[:, 1],
             "part": np.where(outside | blank, "dropped", "").astype(object),
             "reason": np.select([outside, blank], ["outside", "blank"], "").astype(object),
-            "shift_x_um": np.nan,
-            "shift_y_um": np.nan,
-            "shift_um": np.nan,
-            "confidence": np.nan,
+            **dict.fromkeys(SHIFTS, np.nan),
         }
     )
+    return frame, obs
 
 
 def _views(section: Section, spec: TileSpec) -> list[TileReader | Overlay]:
@@ -145,10 +139,10 @@ def _without_content(
     return ~inside, blank
 
 
-def _with_shifts(
+def _measure_shifts(
     section: Section, spec: TileSpec, frame: pd.DataFrame, rows: np.ndarray, max_shift_um: float
-) -> pd.DataFrame:
-    """Tiles with how far the H&E of each lies off its stain; those where it is too far are dropped."""
+) -> None:
+    """Fill in how far the H&E of each tile lies off its stain, and drop the tiles where it is too far."""
     if section.mpp > COARSEST_MPP:
         logger.info(
             "Sample %r has %.3g µm/px: above %g, nuclei cannot be matched, and all tiles count as registered.",
@@ -156,7 +150,7 @@ def _with_shifts(
             section.mpp,
             COARSEST_MPP,
         )
-        return frame
+        return
     mpp = max(section.mpp, FINEST_MPP)
     window = TileSpec.from_mpp(mpp, round(max(spec.size_um, LEAST_WINDOW_UM, 3.1 * REACH_UM) / mpp))
     histology, stain = section.histology(window), section.stain(window)
@@ -176,17 +170,9 @@ def _with_shifts(
     near, _ = keep_shifted(shifts, max_shift_um=max_shift_um)
     unmatched = np.isnan(shifts).any(axis=1)
     lost = unmatched & (confidence > 0)  # there are nuclei in both, and nowhere near do they agree
-    frame = frame.copy()
-    for column, measured in (
-        ("shift_x_um", shifts[:, 0]),
-        ("shift_y_um", shifts[:, 1]),
-        ("shift_um", np.hypot(*shifts.T)),
-        ("confidence", confidence),
-    ):
-        frame.loc[rows, column] = measured
+    frame.loc[rows, list(SHIFTS)] = np.column_stack([shifts, np.hypot(*shifts.T), confidence])
     for chosen, reason in ((~near & ~unmatched, "shifted"), (lost, "no match")):
         frame.loc[rows[chosen], ["part", "reason"]] = ["dropped", reason]
-    return frame
 
 
 def _stain_vectors(tiles: np.ndarray) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""Pairs that a translation is trained on.
-
-Tiles of the nuclear stain with transcripts, and the H&E of the same places.
-"""
+"""Pairs that a translation is trained on: tiles of the nuclear stain with transcripts, and the H&E of these places."""
 
 from __future__ import annotations
 
@@ -142,17 +139,7 @@ def order_of(n: int, batch_size: int, steps: int, seed: int, epoch: int) -> np.n
 
 
 class Batches:
-    """The batches of an epoch, read ahead by threads.
-
-    Parameters
-    ----------
-    pairs
-        To train on.
-    order
-        Rows of each batch, (steps, batch_size).
-    draw
-        Of the augmentation.
-    """
+    """The batches of an epoch, read ahead by threads: ``order`` holds the rows of each, (steps, batch_size)."""
 
     def __init__(self, pairs: Pairs, order: np.ndarray, draw: tuple[int, int] | None) -> None:
         self.pairs, self.order, self.draw = pairs, order, draw
@@ -192,26 +179,14 @@ from glass by it."""
 
 @dataclass(frozen=True, eq=False)
 class SectionReaders:
-    """What is read of one section.
+    """What is read of one section."""
 
-    Attributes
-    ----------
-    overlays
-        Of the input, one per size of the dots; the first is that of tiles which are not augmented.
-    target
-        Of the H&E.
-    """
-
-    overlays: tuple[Overlay, ...]
-    target: TileReader
+    overlays: tuple[Overlay, ...]  # of the input, one per size of the dots; the first where nothing is augmented
+    target: TileReader  # of the H&E
 
 
 def open_section(
-    section: Section,
-    config: TranslationConfig,
-    *,
-    dots_s: Sequence[float] = (),
-    allow_upsampling: bool = False,
+    section: Section, config: TranslationConfig, *, dots_s: Sequence[float] = (), allow_upsampling: bool = False
 ) -> SectionReaders:
     """Make the readers of a section: its transcripts are sorted, and the range of its stain is measured."""
     with naming(section.name):
@@ -236,36 +211,23 @@ class SectionPairs:
 
     What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, brightness and haze of
     its stain) follows from seed, epoch and row alone, whatever else is in the batch. The H&E is turned as its input is;
-    its colours are left as they are. Several threads may read at once.
-
-    Parameters
-    ----------
-    sections
-        The readers, by section.
-    section
-        (n,) which of them each tile is of.
-    centres
-        (n, 2): x, y of each tile in µm.
-    prompts
-        (n,) text of each tile.
-    augment
-        Turn and mirror the tiles, and vary brightness and haze of the stain. Palettes and sizes of dots are drawn in
-        any case.
+    its colours are left as they are. Several threads may read at once. Palettes and sizes of dots are drawn also
+    without ``augment``.
     """
 
     def __init__(
         self,
         sections: Sequence[SectionReaders],
-        section: np.ndarray,
-        centres: np.ndarray,
-        prompts: Sequence[str],
+        section: np.ndarray,  # (n,) which of the sections each tile is of
+        centres: np.ndarray,  # (n, 2): x, y in µm
+        prompts: Sequence[str],  # (n,)
         *,
         augment: bool = True,
     ) -> None:
         self._sections, self._augment = list(sections), augment
         self._section = np.asarray(section, np.int64)
         self._centres = np.asarray(centres, np.float64).reshape(-1, 2)
-        self.prompts = list(prompts)
+        self.prompts: Sequence[str] = list(prompts)
         self.px = self._sections[0].target.spec.px
 
     @property
@@ -290,31 +252,23 @@ class SectionPairs:
         return SectionPairs(self._sections, self._section[rows], self._centres[rows], texts, augment=self._augment)
 
     def read(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Read pairs.
-
-        Returns inputs and targets, both uint8 of shape (n, px, px, 3).
-        """
+        """Inputs and targets of some rows, both uint8 of shape (n, px, px, 3)."""
         rows = np.asarray(rows, np.int64).ravel()
         inputs = np.empty((len(rows), self.px, self.px, 3), np.uint8)
         targets = np.empty_like(inputs)
         for k in np.unique(self._section[rows]):
-            mine = np.flatnonzero(self._section[rows] == k)
-            readers, centres = self._sections[k], self._centres[rows[mine]]
-            targets[mine] = readers.target.read(centres)
+            of_section = np.flatnonzero(self._section[rows] == k)
+            readers, centres = self._sections[k], self._centres[rows[of_section]]
+            targets[of_section] = readers.target.read(centres)
             if draw is None:
-                inputs[mine] = readers.overlays[0].read(centres)
+                inputs[of_section] = readers.overlays[0].read(centres)
                 continue
-            for i, centre in zip(mine, centres, strict=True):
+            for i, centre in zip(of_section, centres, strict=True):
                 self._read_drawn(readers, centre, (*draw, int(rows[i])), inputs[i], targets[i])
         return inputs, targets
 
     def _read_drawn(
-        self,
-        readers: SectionReaders,
-        centre: np.ndarray,
-        name: tuple[int, ...],
-        stain: np.ndarray,
-        histology: np.ndarray,
+        self, readers: SectionReaders, centre: np.ndarray, name: tuple[int, ...], stain: Any, histology: Any
     ) -> None:
         """Read the input of one tile as (seed, epoch, row) say, and turn the target with it."""
         # The length belongs to the name: zeros at the end of a seed do not count.

@@ -26,37 +26,28 @@ TILE_FILE = re.compile(r"\.(png|jpe?g|tiff?|bmp|webp)$", re.IGNORECASE)
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What is said of tiles.
+    """What is said of tiles."""
 
-    Attributes
-    ----------
-    texts
-        Prompt by tissue; under ``""`` the one where the tissue is not said.
-    tissues
-        By section, the tissue of each laid tile, (n,), or the one of all its tiles; None in an array where a tile has
-        no prompt.
-    """
-
-    texts: dict[str, str]
-    tissues: list[str | np.ndarray]
+    texts: dict[str, str]  # prompt by tissue; under "" the one where the tissue is not said
+    tissues: list[str | np.ndarray]  # by section, that of all its tiles, or of each (n,), None where it has no prompt
 
 
 def find_prompts(sections: Sequence[Section], tissue: Any, prompts: Any) -> Prompts:
     """Tissue and prompt of the tiles of sections; nothing is read of them."""
-    given = _read(prompts)
-    if isinstance(given, Mapping) and given and all(TILE_FILE.search(str(name)) for name in given):
+    prompts = _read(prompts)
+    if isinstance(prompts, Mapping) and prompts and all(TILE_FILE.search(str(name)) for name in prompts):
         if tissue is not None:
             msg = "prompts= says the prompt of each tile: leave tissue= out."
             raise ValueError(msg)
-        found = _by_tile(sections, {str(name): text for name, text in given.items()})
+        result = _by_tile(sections, {str(name): text for name, text in prompts.items()})
     elif tissue is None:
-        found = Prompts({"": _unconditioned(given)}, [""] * len(sections))
+        result = Prompts({"": _unconditioned(prompts)}, [""] * len(sections))
     else:
         tissues = _tissues(sections, tissue)
         names = list(dict.fromkeys(name for each in tissues for name in np.atleast_1d(np.asarray(each, object))))
-        found = Prompts({name: _prompt_of(name, given) for name in names}, tissues)
-    require_prompts(found.texts)
-    return found
+        result = Prompts({name: _prompt_of(name, prompts) for name in names}, tissues)
+    require_prompts(result.texts)
+    return result
 
 
 def _read(prompts: Any) -> str | dict[str, Any] | None:
@@ -83,46 +74,54 @@ def _read(prompts: Any) -> str | dict[str, Any] | None:
     return content
 
 
-def _unconditioned(given: Any) -> str:
-    if given is None:
+def _unconditioned(prompts: Any) -> str:
+    if prompts is None:
         return UNCONDITIONED
-    if isinstance(given, str) and PLACE not in given:
-        return given
+    if isinstance(prompts, str) and PLACE not in prompts:
+        return prompts
     msg = "prompts= is by tissue, and which tissue the tiles are of is not said: give tissue=."
     raise ValueError(msg)
 
 
-def _prompt_of(tissue: str, given: Any) -> str:
-    if isinstance(given, Mapping):
-        if tissue not in given:
-            msg = (
-                f"prompts= has none for the tissue {tissue!r}; it has "
-                f"{list(given)[:8]}.{closest(tissue, map(str, given))}"
-            )
-            raise KeyError(msg)
-        return given[tissue]
-    return (CONDITIONED if given is None else given).replace(PLACE, tissue)
+def _prompt_of(tissue: str, prompts: Any) -> str:
+    if not isinstance(prompts, Mapping):
+        return (CONDITIONED if prompts is None else prompts).replace(PLACE, tissue)
+    if tissue not in prompts:
+        msg = (
+            f"prompts= has none for the tissue {tissue!r}; it has "
+            f"{list(prompts)[:8]}.{closest(tissue, map(str, prompts))}"
+        )
+        raise KeyError(msg)
+    return prompts[tissue]
 
 
 def _tissues(sections: Sequence[Section], tissue: Any) -> list[str | np.ndarray]:
     if isinstance(tissue, Mapping):
-        missing = [section.name for section in sections if section.name not in tissue]
-        if missing:
-            msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
-            raise KeyError(msg)
+        require_tissues(sections, tissue)
         return [_required(tissue[section.name], section.name) for section in sections]
-    columns = [None if each.laid is None else each.laid.obs.get(tissue) for each in sections]
-    if any(column is not None for column in columns):
+    if any(section.laid is not None and tissue in section.laid.obs for section in sections):
         return [_of_column(section, tissue) for section in sections]
     logger.info("All tiles are of the tissue %r.", tissue)
     return [_required(tissue, section.name) for section in sections]
 
 
+def require_tissues(sections: Sequence[Section], tissue: Mapping[str, Any]) -> None:
+    """Refuse a mapping of sample to tissue that leaves samples out."""
+    missing = [section.name for section in sections if section.name not in tissue]
+    if missing:
+        msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
+        raise KeyError(msg)
+
+
 def _required(value: Any, sample: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not _is_text(value):
         msg = f"The tissue of sample {sample!r} is {value!r}; a text that is not blank is needed."
         raise ValueError(msg)
     return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _of_column(section: Section, column: str) -> np.ndarray:
@@ -131,42 +130,36 @@ def _of_column(section: Section, column: str) -> np.ndarray:
         msg = f"The tiles of sample {section.name!r} have no column {column!r}, and others have; they have {known}."
         raise KeyError(msg)
     values = section.laid.obs[column].to_numpy(object)
-    for row, value in enumerate(values):
-        if not isinstance(value, str) or not value.strip():
-            msg = (
-                f"Column {column!r} of the tiles of sample {section.name!r} has {value!r} in row {row}; each tile "
-                f"needs a tissue."
-            )
-            raise ValueError(msg)
+    row = next((row for row, value in enumerate(values) if not _is_text(value)), None)
+    if row is not None:
+        msg = (
+            f"Column {column!r} of the tiles of sample {section.name!r} has {values[row]!r} in row {row}; each tile "
+            f"needs a tissue."
+        )
+        raise ValueError(msg)
     return values
 
 
-def _by_tile(sections: Sequence[Section], given: dict[str, Any]) -> Prompts:
-    """Prompts by the names of files that :func:`sthist.tiles.export_pairs` gives tiles.
-
-    Each prompt is a tissue of its own.
-    """
-    texts: dict[str, str] = {}
+def _by_tile(sections: Sequence[Section], prompts: dict[str, Any]) -> Prompts:
+    """Prompts by the names of files that :func:`sthist.tiles.export_pairs` gives tiles; each is a tissue of its own."""
+    texts: dict[str, Any] = {}
     tissues: list[str | np.ndarray] = []
     for section in sections:
         if section.laid is None:
             msg = f"prompts= is by tile file, and sample {section.name!r} has no laid tiles whose names these could be."
             raise KeyError(msg)
         prefixes = [f"{section.name}{mark}" for mark in ("_", "-", "")] + ([""] if len(sections) == 1 else [])
-        mine = np.full(len(section.laid.ids), None, object)
-        for row, tile in enumerate(section.laid.ids):
-            names = [f"{prefix}{tile}.png" for prefix in prefixes]
-            text = next((given[name] for name in names if name in given), None)
-            if text is not None:
-                mine[row] = _tissue_in(text)
-                texts[mine[row]] = text
-        if (mine == None).all():  # noqa: E711  # elementwise
+        names = [[f"{prefix}{tile}.png" for prefix in prefixes] for tile in section.laid.ids]
+        prompt_of = [next((prompts[name] for name in each if name in prompts), None) for each in names]
+        if all(prompt is None for prompt in prompt_of):
             msg = (
-                f"prompts= has none for the tiles of sample {section.name!r}: they would be called {names[0]!r}, and "
-                f"it has {next(iter(given))!r}."
+                f"prompts= has none for the tiles of sample {section.name!r}: they would be called {names[-1][0]!r}, "
+                f"and it has {next(iter(prompts))!r}."
             )
             raise KeyError(msg)
-        tissues.append(mine)
+        tissue_of = [None if prompt is None else _tissue_in(prompt) for prompt in prompt_of]
+        texts |= {name: prompt for name, prompt in zip(tissue_of, prompt_of, strict=True) if name is not None}
+        tissues.append(np.array(tissue_of, object))
     return Prompts(texts, tissues)
 
 
@@ -175,5 +168,5 @@ def _tissue_in(prompt: Any) -> str:
     if prompt == UNCONDITIONED:
         return ""
     before, after = CONDITIONED.split(PLACE)
-    found = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", str(prompt))
-    return found[1] if found else str(prompt)
+    match = re.fullmatch(f"{re.escape(before)}(.+){re.escape(after)}", str(prompt))
+    return match[1] if match else str(prompt)

@@ -20,62 +20,38 @@ if TYPE_CHECKING:
     import pandas as pd
     from spatialdata import SpatialData
 
-LAID = "tiles"
-"""Where tiles are looked for if no key is given."""
+    from sthist._sample.elements import HighResElements
+
+TILES = "tiles"
+"""Key of tiles that were laid beforehand, where none is given."""
 
 
 @dataclass(frozen=True, eq=False)
-class Laid:
-    """Tiles that were laid beforehand.
-
-    Attributes
-    ----------
-    centres
-        (n, 2): x, y in µm.
-    ids
-        (n,) name of each.
-    obs
-        What else is known of them, one row each.
-    spec
-        Their size.
-    """
+class TileTable:
+    """Tiles that were laid beforehand: centres (n, 2) in µm, their size, and what else is known of them, a row each."""
 
     centres: np.ndarray
-    ids: np.ndarray
     obs: pd.DataFrame
     spec: TileSpec
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(n,) name of each tile."""
+        return self.obs["instance_id"].to_numpy()
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One sample, with the elements that it is trained on.
-
-    Attributes
-    ----------
-    sample
-        Its name, data and patient.
-    he
-        Key of the H&E.
-    nuclear, channel
-        Images of the nuclear stain, and its channel.
-    points
-        Key of the transcripts; None where none are drawn.
-    z
-        Plane of stain and transcripts, or the first and last.
-    mpp
-        µm per pixel of the coarser of H&E and stain.
-    laid
-        Tiles that were laid; None to spread them over the cells.
-    """
+    """One sample, with the elements that a model is trained on, and scored against."""
 
     sample: Sample
     he: str
     nuclear: tuple[str, ...]
     channel: str
-    points: str | None
-    z: int | tuple[int, int] | None
-    mpp: float
-    laid: Laid | None
+    points: str | None  # None where no transcripts are drawn
+    z: int | tuple[int, int] | None  # plane of stain and transcripts, or the first and last
+    mpp: float  # of the coarser of H&E and stain
+    laid: TileTable | None  # None to spread tiles over the cells
 
     @property
     def name(self) -> str:
@@ -86,6 +62,11 @@ class Section:
     def sdata(self) -> SpatialData:
         """The sample's data."""
         return self.sample.data
+
+    def elements(self) -> HighResElements:
+        """What a model reads of the sample to predict."""
+        keys: dict[str, Any] = {"image": self.nuclear, "channel": self.channel, "points": self.points, "z": self.z}
+        return _sample.find_high_res(self.sdata, **keys)
 
     def histology(self, spec: TileSpec, *, allow_upsampling: bool = True) -> TileReader:
         """A reader of the H&E; outside of it is white."""
@@ -125,27 +106,33 @@ def find_sections(
     return sections
 
 
-def common_spec(sections: Sequence[Section], size_um: float | None, px: int | None, default: TileSpec) -> TileSpec:
-    """Physical size and pixels of the tiles: as they were laid, else as asked, else the default's."""
-    if sections[0].laid is None:
-        return TileSpec(default.size_um if size_um is None else size_um, default.px if px is None else px)
-    spec = sections[0].laid.spec
-    for section in sections:
-        if section.laid is not None and not same_spec(section.laid.spec, spec):
+def laid_spec(sections: Sequence[Section]) -> TileSpec | None:
+    """Physical size and pixels of laid tiles, which are alike in all sections; None where none are laid."""
+    specs = [section.laid.spec for section in sections if section.laid is not None]
+    for section, spec in zip(sections, specs, strict=False):
+        if not same_spec(spec, specs[0]):
             msg = (
-                f"Tiles of sample {sections[0].name!r} are {_in_words(spec)}, those of {section.name!r} "
-                f"{_in_words(section.laid.spec)}. Lay all alike with pp.tiles(..., overwrite=True)."
+                f"Tiles of sample {sections[0].name!r} are {_in_words(specs[0])}, those of {section.name!r} "
+                f"{_in_words(spec)}. Lay all alike with pp.tiles(..., overwrite=True)."
             )
             raise ValueError(msg)
+    return specs[0] if specs else None  # all sections have laid tiles, or none
+
+
+def common_spec(sections: Sequence[Section], size_um: float | None, px: int | None, default: TileSpec) -> TileSpec:
+    """Physical size and pixels of the tiles: as they were laid, else as asked, else the default's."""
+    laid = laid_spec(sections)
+    spec = laid or default
     asked = TileSpec(spec.size_um if size_um is None else size_um, spec.px if px is None else px)
-    if not same_spec(asked, spec):
+    if laid is None:
+        return asked
+    if not same_spec(asked, laid):
         msg = (
-            f"Tiles of {_in_words(spec)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= "
-            f"out, or lay others with "
-            "pp.tiles(..., key_added=...) and name them with tiles=."
+            f"Tiles of {_in_words(laid)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= "
+            "out, or lay others with pp.tiles(..., key_added=...) and name them with tiles=."
         )
         raise ValueError(msg)
-    return spec
+    return laid
 
 
 def _in_words(spec: TileSpec) -> str:
@@ -157,10 +144,7 @@ def _find_section(
 ) -> Section:
     sdata = sample.data
     if not hasattr(sdata, "images"):
-        msg = (
-            f"Sample {sample.name!r} is a {type(sdata).__name__}; a SpatialData with an H&E and a nuclear stain is "
-            f"needed."
-        )
+        msg = f"Sample {sample.name!r} is a {type(sdata).__name__} without images; virtual H&E needs a SpatialData."
         raise TypeError(msg)
     _sample.require_one_sample(sdata)
     he_key = _find_he(sdata, he)
@@ -210,12 +194,11 @@ def _require_meeting(he: Image, stain: Image) -> None:
         raise ValueError(msg)
 
 
-def _laid(sdata: SpatialData, tiles: str | None) -> Laid | None:
+def _laid(sdata: SpatialData, tiles: str | None) -> TileTable | None:
     try:
-        table, spec = laid_tiles(sdata, LAID if tiles is None else tiles)
+        table, spec = laid_tiles(sdata, tiles or TILES)
     except KeyError:
         if tiles is None:
             return None
         raise
-    centres = np.asarray(table.obsm["spatial"], np.float64)[:, :2]
-    return Laid(centres, table.obs["instance_id"].to_numpy(), table.obs, spec)
+    return TileTable(np.asarray(table.obsm["spatial"], np.float64)[:, :2], table.obs, spec)

@@ -8,14 +8,14 @@ import numpy as np
 
 from sthist._settings import logger
 from sthist.training.split_groups import group_rows, kinds_of, watched_part
-from sthist.training.splits import Units, folds_of
+from sthist.training.splits import folds_of, near_any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
 
-    from sthist.training.splits import Grouping
+    from sthist.training.splits import Grouping, Units
 
 LEAST_TRAINED, TILES_PER_BLOCK = 0.6, (4, 3, 2, 1.5, 1)
 """Sides of the blocks in tiles. On a small section large ones are few, and one of them is most of it: where a smaller
@@ -24,7 +24,7 @@ part than this is left to train on, the next is tried."""
 
 def split_tiles(
     frame: pd.DataFrame,
-    obs: pd.DataFrame,
+    units: Units,
     size_um: float,
     *,
     split: Any,
@@ -40,10 +40,8 @@ def split_tiles(
     tiles are groups of.
     """
     rows = np.flatnonzero(frame["part"] != "dropped")
-    centres = frame[["x_um", "y_um"]].to_numpy(np.float64)[rows]
-    sample = frame["sample"].to_numpy(str)[rows]
     tissue = frame["tissue"].to_numpy(str)[rows]
-    units = Units(sample, obs["patient"].to_numpy(object)[rows], obs.iloc[rows], centres, size_um)
+    units = units.part(rows)
 
     def divided(side_um: float | None) -> tuple[Grouping, Parts]:
         grouping = group_rows(units, split, block_um=side_um, gap_um=gap_um)
@@ -62,7 +60,7 @@ def split_tiles(
         part[rows[chosen]], reason[rows[chosen]] = "dropped", f"near {name}"
     frame["part"], frame["reason"] = part, reason
     others = np.r_[parts.validation, parts.test]
-    overlaps = "" if split == "random" else _overlaps(centres, sample, parts.train, others, size_um)
+    overlaps = "" if split == "random" else _overlaps(units, parts.train, others, size_um)
     return "; ".join(filter(None, [grouping.leaks, overlaps])), parts.watched_by
 
 
@@ -112,15 +110,9 @@ def _parts(units: Units, grouping: Grouping, tissue: np.ndarray, test: Any, vali
     return Parts(kept, watched, tested, near_test, np.setdiff1d(train, np.r_[kept, watched]), by)
 
 
-def _overlaps(centres: np.ndarray, sample: np.ndarray, train: np.ndarray, others: np.ndarray, size_um: float) -> str:
+def _overlaps(units: Units, train: np.ndarray, others: np.ndarray, size_um: float) -> str:
     """Tiles that are trained on and share tissue with tiles that are not, as a reason why scores are too good."""
-    from scipy.spatial import cKDTree
-
-    n = 0
-    for name in np.unique(sample[others]):
-        tree = cKDTree(centres[others[sample[others] == name]])
-        mine = centres[train[sample[train] == name]]
-        n += int(np.isfinite(tree.query(mine, p=np.inf, distance_upper_bound=size_um * (1 - 1e-6))[0]).sum())
+    n = int(near_any(units, train, others, size_um * (1 - 1e-6)).sum())
     if not n:
         return ""
     reason = f"{n} of {len(train)} training tiles overlap tiles of validation or test"
