@@ -170,15 +170,12 @@ class _Rows:
 def _require(label: str | None, annotator: Annotator | None, reference: str) -> None:
     """Refuse arguments that do not go together."""
     if reference not in {"label", "real"}:
-        msg = f"reference is {reference!r}; it is 'label' or 'real'."
-        raise ValueError(msg)
+        raise ValueError(f"reference is {reference!r}; it is 'label' or 'real'.")
     if label is None and (annotator is None or reference == "label"):
-        msg = (
-            "Say which column of the tiles' table holds the classes with label=; without labels, give annotator= "
-            "and reference='real', and the "
-            "real tiles are the reference."
+        raise TypeError(
+            "Say which column of the tiles' table holds the classes with label=; without labels, give annotator= and "
+            "reference='real', and the real tiles are the reference."
         )
-        raise TypeError(msg)
 
 
 def _rows(
@@ -200,8 +197,7 @@ def _rows(
     ]
     known = None if annotator is None else list(annotator.config.classes)
     if known is not None and not set(classes or []) <= set(known):
-        msg = f"classes= is {list(classes or [])}; the annotator knows {known}."
-        raise KeyError(msg)
+        raise KeyError(f"classes= is {list(classes or [])}; the annotator knows {known}.")
     if label is None:
         codes, names = np.zeros(sum(map(len, parts)), int), list(classes or known or [])
     else:
@@ -226,11 +222,11 @@ def _coded(
     classes = there if classes is None else list(classes)
     missing = [name for name in classes if name not in there]
     if missing and complete:
-        msg = f"No tile has the class {missing[0]!r} in {label!r}; the labels are {there}."
-        raise KeyError(msg)
+        raise KeyError(f"No tile has the class {missing[0]!r} in {label!r}; the labels are {there}.")
     if len(set(classes) & set(there)) < 2:
-        msg = f"Of the classes {classes} the tiles have {there} in {label!r}: there are no two to tell apart."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Of the classes {classes} the tiles have {there} in {label!r}: there are no two to tell apart."
+        )
     place = np.array([classes.index(name) if name in classes else -1 for name in names] + [-1])
     return place[codes], classes
 
@@ -288,12 +284,10 @@ def _cross_fitted(
     for train, test in pairs:
         untrained = sorted(set(rows.codes[test]) - set(rows.codes[train]))
         if untrained:
-            msg = (
-                f"Class {rows.classes[untrained[0]]!r} is in one fold only, which leaves none of it to train on: "
-                f"use fewer folds, or smaller "
-                f"blocks (block_um=), or leave it out with classes=."
+            raise ValueError(
+                f"Class {rows.classes[untrained[0]]!r} is in one fold only, which leaves none of it to train on: use "
+                "fewer folds, or smaller blocks (block_um=), or leave it out with classes=."
             )
-            raise ValueError(msg)
         kept, watched = validation_part(grouping, rows.codes, train, VALIDATION, seed=seed)
         fitted = Annotator(config, task.fit(rows.codes, kept, watched, seed).weights)
         called["virtual"][test], called["real"][test] = fitted.classify(virtual[test]), fitted.classify(real[test])

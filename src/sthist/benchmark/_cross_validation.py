@@ -109,11 +109,10 @@ def ablate_virtual_he(
     arguments = locals()  # first of all, so that it is what was given and nothing else
     if variants is None:
         if not isinstance(model, str):
-            msg = (
-                "A model that is given cannot change what it sees: name one, such as model='small', or say what "
-                "varies with variants=."
+            raise ValueError(
+                "A model that is given cannot change what it sees: name one, such as model='small', or say what varies "
+                "with variants=."
             )
-            raise ValueError(msg)
         first = next(iter(data.values())) if isinstance(data, Mapping) else data
         variants = paper_variants(laid_tiles(first, regions)[1], model, training)
     _require_distinct(variants)
@@ -152,17 +151,14 @@ def _losses(model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]
 def _require_distinct(variants: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse variants that are none, or that are trained twice."""
     if not variants:
-        msg = "variants= is empty: name at least one, such as {'base': {}}."
-        raise ValueError(msg)
+        raise ValueError("variants= is empty: name at least one, such as {'base': {}}.")
     known: dict[str, str] = {}
     for name, arguments in variants.items():
         if name in BASELINES:
-            msg = f"A variant is called {name!r}, as a baseline is; give it another name."
-            raise ValueError(msg)
+            raise ValueError(f"A variant is called {name!r}, as a baseline is; give it another name.")
         other = known.setdefault(repr(sorted(arguments.items())), name)
         if other != name:
-            msg = f"Variants {other!r} and {name!r} are the same: {dict(arguments)}."
-            raise ValueError(msg)
+            raise ValueError(f"Variants {other!r} and {name!r} are the same: {dict(arguments)}.")
 
 
 def cross_validate_virtual_he(

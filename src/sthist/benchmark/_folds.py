@@ -137,11 +137,10 @@ def _fact(section: Section, what: str, samples: pd.DataFrame | None) -> str:
     for name in FACTS[what]:
         if recorded.get(name):
             return str(recorded[name])
-    msg = (
+    raise KeyError(
         f"The {what} of sample {section.name!r} is not known: give samples=, a table with the columns 'sample' and "
         f"{what!r}, or record it in sdata.attrs['sthist']['sample'][{what!r}]."
     )
-    raise KeyError(msg)
 
 
 def folds_in(

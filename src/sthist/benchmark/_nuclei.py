@@ -12,12 +12,11 @@ from sthist._imaging.nuclei import above_surroundings, contrast_of
 from sthist._sample.samples import naming, samples_of
 from sthist._settings import settings
 from sthist._tables.rows import polygons_um, rows_of
-from sthist.benchmark._tiles import SharedTiles, shared_tiles
+from sthist.benchmark._tiles import SharedTiles, on_images, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled
 from sthist.tiles import Image, TileReader, open_image, segment_nuclei
 from sthist.tiles._regions.raster import rasterize
-from sthist.tiles._sampling import lies_inside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,38 +109,37 @@ def nucleus_preservation(
     require_fine(parts[0][1].spec.mpp)
     seed = settings.seed if seed is None else seed
     truths = truths_of(parts, reference, he=he, image=image, channel=channel, z=z)
-    frames = []
+    frames, references = [], {}
     for (sample, shared), truth in zip(parts, truths, strict=True):
         with naming(sample.name):
-            frame = _preserved(truth.on(shared), truth, min_iou, seed if nulls else None)
+            known = truth.on(shared)
+            mpp, (virtual,) = known.spec.mpp, known.read()
+            guesses = {"virtual": haematoxylin_nuclei(virtual, mpp)}
+            if nulls and len(known) > 1:
+                guesses["shuffled"] = [guesses["virtual"][i] for i in shuffled(len(known), seed)]
+            frame = nucleus_scores(guesses, truth.nuclei(known), mpp, min_iou)
+        frame.insert(1, "tile", np.tile(known.names, len(guesses)))
         frame.insert(0, "sample", sample.name)
         frames.append(frame)
+        references[sample.name] = truth.shapes or reference
     frame = pd.concat(frames, ignore_index=True)
-    known = {
-        sample.name: reference if truth.shapes is None else truth.shapes
-        for (sample, _), truth in zip(parts, truths, strict=True)
-    }
-    frame.attrs["reference"] = known if isinstance(data, Mapping) else next(iter(known.values()))
+    frame.attrs["reference"] = references if isinstance(data, Mapping) else references[parts[0][0].name]
     return frame
 
 
-def _preserved(shared: SharedTiles, known: Truth, min_iou: float, seed: int | None) -> pd.DataFrame:
-    """Scores of the tiles of one sample, and of other tiles of it if there is a seed to draw them by."""
+def nucleus_scores(
+    guesses: Mapping[str, Sequence[np.ndarray]], truth: Sequence[np.ndarray], mpp: float, min_iou: float = 0.5
+) -> pd.DataFrame:
+    """Scores of the nuclei of each method in each tile, one row each."""
     import pandas as pd
 
-    (virtual,) = shared.read()
-    found, truth = haematoxylin_nuclei(virtual, shared.spec.mpp), known.nuclei(shared)
-    guesses = {"virtual": found}
-    if seed is not None and len(found) > 1:
-        guesses["shuffled"] = [found[i] for i in shuffled(len(found), seed)]
-    rows = []
-    for method, guess in guesses.items():
-        for name, mine, true in zip(shared.names, guess, truth, strict=True):
-            matched = scores.nucleus_preservation(mine, true, mpp=shared.spec.mpp, min_iou=min_iou)
-            counts = {"n_found": matched.n_a, "n_true": matched.n_b}
-            measured = {"precision": matched.precision, "recall": matched.recall}
-            measured |= {column: matched[field] for column, field in SCORES.items()}
-            rows.append({"method": method, "tile": name} | counts | measured)
+    rows: list[dict[str, Any]] = []
+    for method, labels in guesses.items():
+        for guess, true in zip(labels, truth, strict=True):
+            matched = scores.nucleus_preservation(guess, true, mpp=mpp, min_iou=min_iou)
+            rows.append({"method": method, "n_found": matched.n_a, "n_true": matched.n_b})
+            rows[-1] |= {"precision": matched.precision, "recall": matched.recall}
+            rows[-1] |= {column: matched[field] for column, field in SCORES.items()}
     return pd.DataFrame(rows)
 
 
@@ -149,28 +147,25 @@ class Truth:
     """Where the nuclei of a section are known from."""
 
     def __init__(
-        self, sdata: SpatialData, against: str, *, he: Any = None, image: Any = None, channel: Any = None, z: Any = None
+        self, sdata: SpatialData, reference: str, he: Any = None, image: Any = None, channel: Any = None, z: Any = None
     ) -> None:
-        self._sdata, self._is_he = sdata, against == "real"
+        self._sdata, self._is_he = sdata, reference == "real"
         self.image: Image | None = None
         self.shapes: str | None = None
         if self._is_he:
             self.image = open_image(sdata, _sample.find_he(sdata, he), z=z)
-        elif against == "stain":
+        elif reference == "stain":
             keys, stain = _sample.find_nuclear(sdata, image, channel)
             self.image = open_image(sdata, keys, channels=[stain], z=z)
         else:
-            self.shapes = nucleus_shapes(sdata) if against == "vendor" else against
+            self.shapes = nucleus_shapes(sdata) if reference == "vendor" else reference
             _sample.get(sdata, "shapes", self.shapes)
 
     def on(self, shared: SharedTiles) -> SharedTiles:
         """The tiles that lie where nuclei are known."""
         if self.image is None:
             return shared
-        inside = lies_inside(self.image, shared.centres, shared.spec.size_um)
-        if not inside.any():
-            msg = f"None of the {len(shared)} tiles lies on {', '.join(map(repr, self.image.keys))}."
-            raise ValueError(msg)
+        inside = on_images([self.image], shared.centres, shared.spec.size_um, [self.image.key])
         return shared.chosen(np.flatnonzero(inside))
 
     def nuclei(self, shared: SharedTiles) -> list[np.ndarray]:
@@ -185,12 +180,12 @@ class Truth:
         return _segmented(list(pixels[..., 0]), shared.spec.mpp)
 
 
-def truths_of(parts: Sequence[tuple[Sample, SharedTiles]], against: str, **elements: Any) -> list[Truth]:
+def truths_of(parts: Sequence[tuple[Sample, SharedTiles]], reference: str, **elements: Any) -> list[Truth]:
     """Of each sample, where its nuclei are known from."""
     truths = []
     for sample, _ in parts:
         with naming(sample.name):
-            truths.append(Truth(sample.data, against, **elements))
+            truths.append(Truth(sample.data, reference, **elements))
     return truths
 
 
@@ -201,13 +196,13 @@ def nucleus_shapes(sdata: SpatialData) -> str:
     if len(named) == 1:
         return named[0]
     if not named:
-        msg = f"Found no outlines of nuclei. {_sample.describe('shapes', sdata.shapes)} Name them in place of 'vendor'."
-        raise KeyError(msg)
-    msg = (
+        raise KeyError(
+            f"Found no outlines of nuclei. {_sample.describe('shapes', sdata.shapes)} Name them in place of 'vendor'."
+        )
+    raise ValueError(
         f"Several shapes could be the nuclei: {', '.join(map(repr, sorted(named)))}. Name one of them in place of "
-        f"'vendor'."
+        "'vendor'."
     )
-    raise ValueError(msg)
 
 
 def outlined_nuclei(sdata: SpatialData, shapes: str, shared: SharedTiles) -> list[np.ndarray]:
@@ -235,8 +230,7 @@ def haematoxylin_nuclei(tiles: np.ndarray, mpp: float) -> list[np.ndarray]:
 def require_fine(mpp: float) -> None:
     """Refuse tiles on which nuclei cannot be told apart."""
     if mpp > MAX_SEGMENTED_MPP:
-        msg = f"Nuclei cannot be told apart at {mpp:.3g} µm/px; lay finer tiles, or pass nuclei=False."
-        raise ValueError(msg)
+        raise ValueError(f"Nuclei cannot be told apart at {mpp:.3g} µm/px; lay finer tiles, or pass nuclei=False.")
 
 
 def _segmented(amounts: Sequence[np.ndarray], mpp: float) -> list[np.ndarray]:

@@ -54,8 +54,7 @@ def over_seeds(frame: pd.DataFrame, *, groupby: Sequence[str] | None = None) -> 
     )
     missing = [name for name in ["seed", *keys] if name not in frame]
     if missing or not keys:
-        msg = f"The table has no column {missing[0] if missing else KEYS!r}, but {list(frame.columns)}."
-        raise ValueError(msg)
+        raise ValueError(f"The table has no column {missing[0] if missing else KEYS!r}, but {list(frame.columns)}.")
     seeds = by_seed(frame, keys)
     names = [name for name in seeds.columns if name not in (*keys, "seed", "n_tiles")]
     grouped = seeds.groupby(keys, sort=False, observed=True)
@@ -121,8 +120,7 @@ def region_tests(
         pairs = tested.pairs.rename(columns={"p": "p_pair"})
         parts.append(pairs.assign(metric=name, f=tested.f, p=tested.p))
     if not parts:
-        msg = f"No score can be tested between classes: {reasons or 'the table has no numbers'}."
-        raise ValueError(msg)
+        raise ValueError(f"No score can be tested between classes: {reasons or 'the table has no numbers'}.")
     columns = ["metric", "f", "p", "a", "b", "difference", "low", "high", "p_pair"]
     result = pd.concat(parts, ignore_index=True)[columns]
     result.attrs["not_tested"] = reasons

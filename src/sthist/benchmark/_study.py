@@ -199,16 +199,8 @@ class ImageScorer:
 
 
 def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Train and score variants."""
-    model, design = arguments["model"], Design.of(arguments)
-    study = make_study(arguments["data"], model, variants, arguments["training"], design)
-    return study.run(model, arguments["folder"])
-
-
-def make_study(
-    data: Any, model: Any, variants: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any], design: Design
-) -> Study:
-    """Check everything that can be, find the tiles, and split them."""
+    """Check everything that can be, find and split the tiles, then train and score variants."""
+    data, model, training, design = arguments["data"], arguments["model"], arguments["training"], Design.of(arguments)
     full = {name: {**training, **arguments} for name, arguments in variants.items()}
     for arguments in full.values():
         _require_known(arguments)
@@ -243,7 +235,7 @@ def make_study(
         specs[name] = TileSpec(size_um or tiles.spec.size_um, px or tiles.spec.px)
     _require_sizes(model, specs)
     factors = {name: ", ".join(arguments) or BASE for name, arguments in variants.items()}
-    return Study(design, tiles, grouping, folds, full, factors, specs)
+    return Study(design, tiles, grouping, folds, full, factors, specs).run(model, arguments["folder"])
 
 
 def _require(design: Design) -> None:
@@ -251,14 +243,11 @@ def _require(design: Design) -> None:
     for what, names, known in (("metric", design.metrics, (*PAIRS, *SETS)), ("baseline", design.baselines, BASELINES)):
         unknown = [name for name in names if name not in known]
         if unknown:
-            msg = f"There is no {what} {unknown[0]!r}; there are {list(known)}."
-            raise ValueError(msg)
+            raise ValueError(f"There is no {what} {unknown[0]!r}; there are {list(known)}.")
     if not design.seeds or len(set(design.seeds)) < len(design.seeds):
-        msg = f"seeds= is {list(design.seeds)}; it is at least one number, each once."
-        raise ValueError(msg)
+        raise ValueError(f"seeds= is {list(design.seeds)}; it is at least one number, each once.")
     if design.n_tiles is not None and design.n_tiles < 2:
-        msg = f"n_tiles is {design.n_tiles}; at least two tiles are scored."
-        raise ValueError(msg)
+        raise ValueError(f"n_tiles is {design.n_tiles}; at least two tiles are scored.")
 
 
 def _require_known(arguments: Mapping[str, Any]) -> None:
@@ -283,11 +272,10 @@ def _require_known(arguments: Mapping[str, Any]) -> None:
     }
     unknown = sorted(set(arguments) - (fields | own) | set(arguments) & taken)
     if unknown:
-        msg = (
+        raise TypeError(
             f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are "
             f"{sorted((fields | own) - taken)}."
         )
-        raise TypeError(msg)
     TranslationTraining(**{name: value for name, value in arguments.items() if name in fields})
 
 
@@ -300,24 +288,23 @@ def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:
     for name, spec in specs.items():
         if isinstance(model, str):
             if model not in configs:
-                msg = f"model is {model!r}; it is one of {list(configs)}, or a model."
-                raise ValueError(msg)
+                raise ValueError(f"model is {model!r}; it is one of {list(configs)}, or a model.")
             configs[model](size_um=spec.size_um, px=spec.px)
         elif hasattr(model.config, "spec") and model.config.spec != spec:
             of = f"variant {name!r}" if name else "the tiles"
-            msg = (
-                f"The model that is given is for {model.config.spec}, and {of} would be {spec}: name a model, to "
-                f"begin anew."
+            raise ValueError(
+                f"The model that is given is for {model.config.spec}, and {of} would be {spec}: name a model, to begin "
+                "anew."
             )
-            raise ValueError(msg)
 
 
 def _require_tissues(tiles: StudyTiles, arguments: Mapping[str, Any]) -> None:
     """Refuse a model that is told the tissue of some tiles, and not of others."""
     tissue, prompts = arguments.get("tissue"), arguments.get("prompts")
     if tissue is None and prompts is not None and not (isinstance(prompts, str) and not prompts.endswith(".json")):
-        msg = "prompts= is by tissue or tile: say the tissue with tissue=, so that held-out tiles can be asked for."
-        raise ValueError(msg)
+        raise ValueError(
+            "prompts= is by tissue or tile: say the tissue with tissue=, so that held-out tiles can be asked for."
+        )
     if tissue is not None and not isinstance(tissue, str):
         require_tissues(tiles.sections, tissue)
 
@@ -327,12 +314,11 @@ def _require_seen_tissues(tiles: StudyTiles, folds: list[Fold], tissue: Any) -> 
     for number, fold in enumerate(folds if tissue is not None else []):
         trained, tested = (set(tiles.tissues(tissue, part)) for part in (fold.train, fold.test))  # type: ignore[arg-type]
         if tested - trained:
-            msg = (
+            raise ValueError(
                 f"Fold {number} tests the tissue {sorted(map(str, tested - trained))[0]!r} and is trained on "
                 f"{sorted(map(str, trained))}: a model that is told the tissue knows only those. Leave tissue= out, or "
                 "split by something else."
             )
-            raise ValueError(msg)
 
 
 def _read(samples: Any) -> pd.DataFrame | None:

@@ -187,8 +187,7 @@ def shared_tiles(
         with naming(sample.name):
             if not hasattr(sample.data, "images"):
                 kind = type(sample.data).__name__
-                msg = f"Sample {sample.name!r} is a {kind} without images; virtual H&E needs a SpatialData."
-                raise TypeError(msg)
+                raise TypeError(f"Sample {sample.name!r} is a {kind} without images; virtual H&E needs a SpatialData.")
             names = images(sample.data)
             for name in names:
                 _sample.get(sample.data, "images", name)
@@ -201,11 +200,10 @@ def shared_tiles(
             inside = on_images([reader.image for reader in readers], centres, spec.size_um, names)
         if parts and spec != parts[0][1].spec:
             first, other = parts[0]
-            msg = (
-                f"Tiles {tiles!r} of sample {sample.name!r} are {spec}, those of {first.name!r} {other.spec}; lay "
-                f"them alike."
+            raise ValueError(
+                f"Tiles {tiles!r} of sample {sample.name!r} are {spec}, those of {first.name!r} {other.spec}; lay them "
+                "alike."
             )
-            raise ValueError(msg)
         parts.append((sample, SharedTiles(obs[inside], centres[inside], spec, readers)))
     return parts
 
@@ -215,16 +213,14 @@ def on_images(images: Sequence[Image], centres: np.ndarray, size_um: float, name
     inside = np.logical_and.reduce([lies_inside(image, centres, size_um) for image in images])
     if not inside.any():
         where = "both " if len(names) == 2 else ""
-        msg = f"None of the {len(centres)} tiles lies on {where}{' and '.join(map(repr, names))}."
-        raise ValueError(msg)
+        raise ValueError(f"None of the {len(centres)} tiles lies on {where}{' and '.join(map(repr, names))}.")
     return inside
 
 
 def require_column(obs: pd.DataFrame, tiles: str, name: str) -> None:
     """Refuse a column that the tiles' table does not have."""
     if name not in obs:
-        msg = f"Table '{tiles}_table' has no column {name!r}; it has {list(obs.columns)}."
-        raise KeyError(msg)
+        raise KeyError(f"Table '{tiles}_table' has no column {name!r}; it has {list(obs.columns)}.")
 
 
 def _laid(sdata: SpatialData, tiles: str, column: str | None) -> tuple[pd.DataFrame, np.ndarray, TileSpec]:
@@ -249,13 +245,11 @@ def _held_out(
     lost = np.flatnonzero(~np.isfinite(distance))
     if len(lost):
         x, y = centres[lost[0]]
-        msg = (
-            f"{len(lost)} of the {len(centres)} tiles that the model has not seen are not among {tiles!r}, the "
-            f"first at ({x:g}, {y:g}) µm: "
-            f"what {column!r} says of them is not known. Leave classes= out, or lay the tiles that the model was "
-            f"trained on."
+        raise ValueError(
+            f"{len(lost)} of the {len(centres)} tiles that the model has not seen are not among {tiles!r}, the first "
+            f"at ({x:g}, {y:g}) µm: what {column!r} says of them is not known. Leave classes= out, or lay the tiles "
+            "that the model was trained on."
         )
-        raise ValueError(msg)
     return rows.assign(**{column: obs[column].to_numpy()[row]}), centres
 
 
@@ -263,30 +257,25 @@ def _unseen_tiles(model: Translator, samples: Sequence[Sample]) -> dict[str, pd.
     """Tiles that were held out from a training: of each sample that has such the rows of the model's ``tiles``."""
     tiles: Any = getattr(model, "tiles", None)
     if tiles is None:
-        msg = (
-            "model= is one that does not know its tiles: take the one that tl.train_virtual_he returns, or load "
-            "it from the folder of "
-            "its training, where tiles.csv is."
+        raise ValueError(
+            "model= is one that does not know its tiles: take the one that tl.train_virtual_he returns, or load it "
+            "from the folder of its training, where tiles.csv is."
         )
-        raise ValueError(msg)
     names = tiles["sample"]
     known, asked = list(dict.fromkeys(names)), [sample.name for sample in samples]
     strange = [name for name in asked if name not in known]
     if strange:
-        msg = (
+        raise KeyError(
             f"The model was trained on the samples {known[:8]}, and on none called {strange[0]!r}: give a mapping of "
-            f"these names to samples."
+            "these names to samples."
         )
-        raise KeyError(msg)
     tested = tiles["part"] == "test"
     unseen = {name: tiles[tested & (names == name)] for name in asked if (tested & (names == name)).any()}
     if not unseen:
-        msg = (
-            f"None of the model's tiles of {asked[:8]} has the part 'test': train it with test=, such as "
-            f"test=0.2, or leave model= out to "
-            "score all laid tiles."
+        raise ValueError(
+            f"None of the model's tiles of {asked[:8]} has the part 'test': train it with test=, such as test=0.2, or "
+            "leave model= out to score all laid tiles."
         )
-        raise ValueError(msg)
     if len(unseen) < len(asked):
         left_out = [name for name in asked if name not in unseen]
         logger.info("The model has been tested on no tile of %s, which are left out.", ", ".join(left_out))

@@ -10,7 +10,7 @@ import numpy as np
 from sthist import _sample
 from sthist._sample.samples import samples_of
 from sthist._settings import settings
-from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, require_fine, truths_of
+from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, nucleus_scores, require_fine, truths_of
 from sthist.benchmark._tiles import SharedTiles, find_extractor, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import SETS, shuffled
@@ -227,8 +227,12 @@ def virtual_he(
         options=options,
     )
     if nuclei:
-        found, true = _nuclei(parts, truths, virtual, real)
-        _add_nuclei(frame, found, true, spec.mpp, seed)
+        guesses, true = _nuclei(parts, truths, virtual, real)
+        if nulls:
+            blank = [np.zeros(true[0].shape, np.int32)] * len(true)  # what an image of one colour shows
+            other = [guesses["virtual"][i] for i in shuffled(len(true), seed)]
+            guesses |= {"mean colour": blank, "shuffled": other}  # in the order of compare()
+        frame[list(SCORES)] = nucleus_scores(guesses, true, spec.mpp)[list(SCORES)]
     names = np.repeat([sample.name for sample, _ in parts], [len(part) for _, part in parts])
     frame.insert(0, "sample", names[frame["tile"]])
     frame["tile"] = _column(parts, "instance_id")[frame["tile"]]
@@ -250,27 +254,12 @@ def _column(parts: Sequence[tuple[Sample, SharedTiles]], name: str) -> np.ndarra
 
 def _nuclei(
     parts: Sequence[tuple[Sample, SharedTiles]], truths: Sequence[Truth] | None, virtual: np.ndarray, real: np.ndarray
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Nuclei that are found in all tiles, and true ones; stains and contrast are those of a sample."""
-    found, true, start = [], [], 0
+) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
+    """Nuclei of all virtual tiles, and true ones; stains and contrast are those of a sample."""
+    guesses: list[np.ndarray] = []
+    true: list[np.ndarray] = []
     for i, (_, part) in enumerate(parts):
-        mine = slice(start, start + len(part))
-        found += haematoxylin_nuclei(virtual[mine], part.spec.mpp)
-        true += haematoxylin_nuclei(real[mine], part.spec.mpp) if truths is None else truths[i].nuclei(part)
-        start += len(part)
-    return found, true
-
-
-def _add_nuclei(frame: pd.DataFrame, found: list[np.ndarray], truth: list[np.ndarray], mpp: float, seed: int) -> None:
-    n = len(truth)
-    empty = np.zeros(truth[0].shape, np.int32)  # what is found in an image of one colour
-    guesses = {"virtual": found, "mean colour": [empty] * n}
-    if n > 1:
-        guesses["shuffled"] = [found[i] for i in shuffled(n, seed)]
-    for name in SCORES:
-        frame[name] = np.nan
-    for method, guess in guesses.items():
-        # A frame without nulls has no rows of theirs.
-        for row, mine, real_nuclei in zip(frame.index[frame["method"] == method], guess, truth, strict=False):
-            matched = scores.nucleus_preservation(mine, real_nuclei, mpp=mpp)
-            frame.loc[row, list(SCORES)] = [matched[field] for field in SCORES.values()]
+        rows = slice(len(true), len(true) + len(part))
+        guesses += haematoxylin_nuclei(virtual[rows], part.spec.mpp)
+        true += haematoxylin_nuclei(real[rows], part.spec.mpp) if truths is None else truths[i].nuclei(part)
+    return {"virtual": guesses}, true

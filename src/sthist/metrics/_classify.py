@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -130,11 +131,12 @@ def confusion(labels: Any, predicted: Any, *, classes: Sequence[Any] | None = No
 
     labels, predicted = np.asarray(labels, object), np.asarray(predicted, object)
     if labels.shape != predicted.shape:
-        msg = f"There are {labels.shape} labels and {predicted.shape} predictions; each row has one of both."
-        raise ValueError(msg)
+        raise ValueError(
+            f"There are {labels.shape} labels and {predicted.shape} predictions; each row has one of both."
+        )
     names = sorted({*labels, *predicted}) if classes is None else list(classes)
-    true, found = _codes(labels, names), _codes(predicted, names)
-    counts = confusion_matrix(true, found, labels=np.arange(len(names)))
+    codes = _codes(labels, names), _codes(predicted, names)
+    counts = confusion_matrix(*codes, labels=np.arange(len(names)))
     index = pd.Index(names, dtype=object)
     return pd.DataFrame(counts, index=index.rename("true"), columns=index.rename("predicted"))
 
@@ -188,21 +190,22 @@ def bootstrap_interval(
     True
     """
     if n < 1 or n_boot < 1 or not 0 < level < 1:
-        msg = f"n is {n}, n_boot {n_boot} and level {level}; the first two are at least 1, level lies between 0 and 1."
-        raise ValueError(msg)
+        raise ValueError(
+            f"n is {n}, n_boot {n_boot} and level {level}; the first two are at least 1, level lies between 0 and 1."
+        )
     unit = np.arange(n) if groups is None else np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
     if len(unit) != n:
-        msg = f"groups has {len(unit)} values; there are {n} rows."
-        raise ValueError(msg)
+        raise ValueError(f"groups has {len(unit)} values; there are {n} rows.")
     n_units = int(unit.max()) + 1
     rng = np.random.default_rng(seed)
     draws = np.array(
         [statistic(np.bincount(rng.integers(n_units, size=n_units), minlength=n_units)[unit]) for _ in range(n_boot)],
         np.float64,
     )
-    undefined = np.isnan(draws).sum(axis=0)
-    tail = (1 - level) / 2
-    low, high = _quantiles(draws, tail)
+    undefined, tail = np.isnan(draws).sum(axis=0), (1 - level) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN where no draw is defined
+        low, high = np.nanquantile(draws, [tail, 1 - tail], axis=0)
     return Interval(low, high, undefined) if draws.ndim > 1 else Interval(float(low), float(high), int(undefined))
 
 
@@ -219,18 +222,6 @@ def auc_statistic(codes: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray
         return np.append(auc, _support_weighted(auc, support))
 
     return statistic
-
-
-def _quantiles(draws: np.ndarray, tail: float) -> tuple[Any, Any]:
-    """Lower and upper quantile over the first axis, without NaN; NaN where there is nothing else."""
-    flat = draws.reshape(len(draws), -1)
-    ends = np.full((2, flat.shape[1]), np.nan)
-    for column, values in enumerate(flat.T):
-        known = values[~np.isnan(values)]
-        if len(known):
-            ends[:, column] = np.quantile(known, [tail, 1 - tail])
-    low, high = ends.reshape(2, *draws.shape[1:])
-    return low, high
 
 
 def _ranked(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -269,18 +260,15 @@ def _checked(labels: Any, scores: Any, classes: Sequence[Any] | None) -> tuple[n
     values = np.asarray(scores, np.float64)
     labels = np.asarray(labels, object)
     if values.ndim != 2 or labels.shape != (len(values),) or not len(values):
-        msg = (
+        raise ValueError(
             f"Scores are (n, classes) and labels (n,), n at least 1; these have shapes {values.shape} and "
             f"{labels.shape}."
         )
-        raise ValueError(msg)
     names = columns if classes is None and columns else list(range(values.shape[1]) if classes is None else classes)
     if len(names) != values.shape[1]:
-        msg = f"There are {len(names)} classes and {values.shape[1]} columns of scores."
-        raise ValueError(msg)
+        raise ValueError(f"There are {len(names)} classes and {values.shape[1]} columns of scores.")
     if np.isnan(values).any():
-        msg = f"Scores are NaN, first in row {int(np.isnan(values).any(axis=1).argmax())}."
-        raise ValueError(msg)
+        raise ValueError(f"Scores are NaN, first in row {int(np.isnan(values).any(axis=1).argmax())}.")
     return _codes(labels, names), values, names
 
 
@@ -289,14 +277,12 @@ def _codes(labels: np.ndarray, names: list[Any]) -> np.ndarray:
     place = {name: i for i, name in enumerate(names)}
     unknown = [label for label in labels if label not in place]
     if unknown:
-        msg = f"{len(unknown)} labels are none of the classes {names}, such as {unknown[0]!r}."
-        raise ValueError(msg)
+        raise ValueError(f"{len(unknown)} labels are none of the classes {names}, such as {unknown[0]!r}.")
     return np.array([place[label] for label in labels], np.int64)
 
 
 def _weights(values: Any, n: int) -> np.ndarray:
     weights = np.asarray(values, np.float64)
     if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any():
-        msg = f"sample_weight is one number per row ({n}), none negative; it has shape {weights.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"sample_weight is one number per row ({n}), none negative; it has shape {weights.shape}.")
     return weights

@@ -10,8 +10,7 @@ import numpy as np
 from sthist._settings import logger, settings
 from sthist._weights.files import MetricUnavailable
 from sthist.metrics import _deep, _networks
-from sthist.metrics._arrays import batches, pair
-from sthist.metrics._pixels import mse, psnr, ssim
+from sthist.metrics._pixels import batches, mse, pair, psnr, ssim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,45 +81,38 @@ def compare(
     """
     import pandas as pd
 
-    wanted = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
-    given = {name: dict(values) for name, values in (options or {}).items()}
-    for name in [*wanted, *given]:
+    metrics = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
+    options = {name: dict(values) for name, values in (options or {}).items()}
+    for name in [*metrics, *options]:
         if name not in (*PAIRS, *SETS):
-            msg = f"There is no metric {name!r}; there are {[*PAIRS, *SETS]}."
-            raise ValueError(msg)
+            raise ValueError(f"There is no metric {name!r}; there are {[*PAIRS, *SETS]}.")
     virtual, real, _ = pair(virtual, real)
     n = len(real)
     labels = None if classes is None else pd.Series(classes).reset_index(drop=True)
     if labels is not None and len(labels) != n:
-        msg = f"classes needs one value per tile: there are {n} tiles and {len(labels)} values."
-        raise ValueError(msg)
+        raise ValueError(f"classes needs one value per tile: there are {n} tiles and {len(labels)} values.")
     methods = _methods(virtual, real, settings.seed if seed is None else seed) if nulls else {}
     methods = {"virtual": (virtual, np.arange(n)), **methods}
 
-    reasons: dict[str, str] = {}
-    frames = []
-    for method in methods:
-        columns = {"method": method, "tile": np.arange(n)} | ({} if labels is None else {"class": labels})
-        frames.append(pd.DataFrame(columns))
+    columns = {} if labels is None else {"class": labels}
+    frames = [pd.DataFrame({"method": method, "tile": np.arange(n)} | columns) for method in methods]
     frame = pd.concat(frames, ignore_index=True)
-    for name in wanted:
-        if name in PAIRS:
-            try:
-                frame[name] = np.concatenate(_score_tiles(name, methods, real, given.get(name, {})))
-            except MetricUnavailable as error:
-                frame[name] = np.nan
-                reasons[name] = str(error)
-    records = []
     groups: dict[str | None, np.ndarray] = {None: np.arange(n)}
     if labels is not None:
         groups |= {str(key): np.asarray(index) for key, index in labels.groupby(labels, observed=True).indices.items()}
-    for name in wanted:
-        if name in SETS:
-            arguments = {"encoder": encoder} | ({"seed": seed} if name == "kid" else {}) | given.get(name, {})
-            try:
-                records += _score_sets(name, methods, real, groups, arguments)
-            except MetricUnavailable as error:
-                reasons[name] = str(error)
+    records: list[dict[str, Any]] = []
+    reasons: dict[str, str] = {}
+    for name in sorted(metrics, key=lambda name: name in SETS):
+        arguments = options.get(name, {})
+        try:
+            if name in PAIRS:
+                frame[name] = np.nan
+                frame[name] = np.concatenate(_score_tiles(name, methods, real, arguments))
+            else:
+                seeded = {"seed": seed} if name == "kid" else {}
+                records += _score_sets(name, methods, real, groups, {"encoder": encoder} | seeded | arguments)
+        except MetricUnavailable as error:
+            reasons[name] = str(error)
     for name, reason in reasons.items():
         logger.warning("%s is not available: %s", name, reason)
     frame.attrs["not_available"] = reasons
@@ -219,20 +211,17 @@ def by_seed(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def check_column(frame: pd.DataFrame, by: str | None) -> None:
     """Refuse a column that is not there."""
     if by is not None and by not in frame.columns:
-        msg = (
+        raise ValueError(
             f"The table has no column {by!r}, but {list(frame.columns)}. Give classes= to compare(), or groupby=None "
-            f"for one "
-            "row per method."
+            "for one row per method."
         )
-        raise ValueError(msg)
 
 
 def _methods(virtual: np.ndarray, real: np.ndarray, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Predictions that know nothing of a tile: images, and which of them stands for each tile."""
     n = len(real)
     if n < 2:
-        msg = "Another tile's image needs at least two tiles. For a single tile, give nulls=False."
-        raise ValueError(msg)
+        raise ValueError("Another tile's image needs at least two tiles. For a single tile, give nulls=False.")
     colour = np.mean([tile.mean((0, 1)) for tile in real], axis=0)
     mean = np.broadcast_to(np.round(colour).astype(np.uint8), (1, *real.shape[1:]))
     return {"mean colour": (mean, np.zeros(n, int)), "shuffled": (virtual, shuffled(n, seed))}
@@ -257,8 +246,8 @@ def _score_tiles(name: str, methods: Mapping[str, Any], real: np.ndarray, option
     """One metric of every tile, for every method."""
     if name == "clip":
         network = _networks.clip_extractor(**options)
-        target, *found = _features(network, methods, real)
-        return [_deep.cosine(features, target) for features in found]
+        target, *virtual = _features(network, methods, real)
+        return [_deep.cosine(features, target) for features in virtual]
     if name == "lpips":
         network = _networks.lpips_network(**options)
         score: Any = partial(_networks.lpips_of, network)
@@ -279,7 +268,7 @@ def _score_sets(
 ) -> list[dict[str, Any]]:
     """One metric of all tiles and of each class, for every method; classes of one tile have none."""
     network = _deep.feature_extractor(name.upper(), options.pop("encoder", None), options.pop("weights", None))
-    target, *found = _features(network, methods, real)
+    target, *virtual = _features(network, methods, real)
     scored = {group: index for group, index in groups.items() if len(index) > 1}
     if name == "fid" and scored:
         _deep.warn_biased(min(len(index) for index in scored.values()), target.shape[1])
@@ -293,7 +282,7 @@ def _score_sets(
             "rows": _name_of(position * len(real) + index),
             "value": score(features[index], target[index], **options),
         }
-        for position, (method, features) in enumerate(zip(methods, found, strict=True))
+        for position, (method, features) in enumerate(zip(methods, virtual, strict=True))
         for group, index in scored.items()
     ]
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sthist._settings import logger, settings
-from sthist.metrics._arrays import pair, scores, stack
 from sthist.metrics._networks import clip_extractor, extract, inception_extractor, lpips_network, lpips_of
+from sthist.metrics._pixels import pair, scores, stack
 
 Extractor = Callable[[Any], Any]
 """Takes uint8 torch tensors (n, 3, h, w), gives features (n, d)."""
@@ -189,8 +189,7 @@ def feature_extractor(metric: str, encoder: Extractor | None, weights: Any) -> E
     if encoder is None:
         return inception_extractor(metric, weights)
     if weights is not None:
-        msg = "weights are those of the default network; an extractor brings its own. Give one of the two."
-        raise ValueError(msg)
+        raise ValueError("weights are those of the default network; an extractor brings its own. Give one of the two.")
     return encoder
 
 
@@ -214,9 +213,9 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
     import torch
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    given = torch.nn.Identity()
-    given.num_features = one.shape[1]
-    metric = FrechetInceptionDistance(feature=given)
+    as_they_are = torch.nn.Identity()
+    as_they_are.num_features = one.shape[1]
+    metric = FrechetInceptionDistance(feature=as_they_are)
     metric.update(torch.from_numpy(other), real=True)
     metric.update(torch.from_numpy(one), real=False)
     return max(0.0, float(metric.compute()))
@@ -230,8 +229,9 @@ def kernel_distance(
     from torchmetrics.image.kid import poly_mmd
 
     if subset_size < 2 or n_subsets < 1:
-        msg = f"KID needs at least one subset of at least two images; asked for are {n_subsets} of {subset_size}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"KID needs at least one subset of at least two images; asked for are {n_subsets} of {subset_size}."
+        )
     size = min(subset_size, len(one), len(other))
     draws = 1 if size == len(one) == len(other) else n_subsets
     rng = np.random.default_rng(settings.seed if seed is None else seed)
@@ -246,6 +246,5 @@ def _two_sets(a: Any, b: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Two stacks of at least two images each."""
     one, other = stack(a, "the first"), stack(b, "the second")
     if min(len(one), len(other)) < 2:
-        msg = f"{metric} compares sets of at least two images; these have {len(one)} and {len(other)}."
-        raise ValueError(msg)
+        raise ValueError(f"{metric} compares sets of at least two images; these have {len(one)} and {len(other)}.")
     return one, other

@@ -12,7 +12,7 @@ import numpy as np
 from sthist import _weights
 from sthist._settings import settings
 from sthist._weights.files import ALEX, CLIP, INCEPTION, VGG, MetricUnavailable, locate
-from sthist.metrics._arrays import batches, to_torch
+from sthist.metrics._pixels import batches, to_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +28,7 @@ def lpips_network(net: Any = "vgg", weights: Any = None) -> Any:
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
     if net not in LPIPS_NETS:
-        msg = f"LPIPS looks through one of {list(LPIPS_NETS)}, not {net!r}."
-        raise ValueError(msg)
+        raise ValueError(f"LPIPS looks through one of {list(LPIPS_NETS)}, not {net!r}.")
     name, url, _ = LPIPS_NETS[net]
     path = locate(f"LPIPS ({net})", url, weights, f"weights=, a state dict of torchvision's {name}")
     state = _weights.read(path)
@@ -50,8 +49,9 @@ def lpips_of(network: Any, one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
     _, _, least = LPIPS_NETS[network.pnet_type]
     if min(one.shape[1:3]) < least:
-        msg = f"LPIPS ({network.pnet_type}) needs images of at least {least} x {least} px; these are {one.shape[1:3]}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"LPIPS ({network.pnet_type}) needs images of at least {least} x {least} px; these are {one.shape[1:3]}."
+        )
     device, values = next(network.parameters()).device, []
     with torch.inference_mode():
         for part in batches(len(one), BATCH):
@@ -69,12 +69,10 @@ def inception_extractor(metric: str, weights: Any) -> Any:
     way_out = "weights=, that file (it works with the package torch-fidelity), or encoder=, a network of your own"
     path = locate(metric, INCEPTION, weights, way_out)
     if find_spec("torch_fidelity") is None:
-        msg = (
+        raise MetricUnavailable(
             f"{metric} looks through the Inception-v3 of the package torch-fidelity, which is not installed; its "
-            f"weights "
-            f"are at {str(path)!r}. Install it, or give encoder=, a network of your own."
+            f"weights are at {str(path)!r}. Install it, or give encoder=, a network of your own."
         )
-        raise MetricUnavailable(msg)
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     state: Any = io.BytesIO()
@@ -84,49 +82,47 @@ def inception_extractor(metric: str, weights: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
             network = NoTrainInceptionV3("inception-v3-compat", ["2048"], state)
     except RuntimeError as error:
-        msg = f"{str(path)!r} does not fit Inception-v3: {str(error)[:300]}"
-        raise ValueError(msg) from error
+        raise ValueError(f"{str(path)!r} does not fit Inception-v3: {str(error)[:300]}") from error
     return network.to(settings.torch_device())
 
 
 def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any], Any]:
     """The image tower of a CLIP model; a callable is given back as it is."""
     if extractor is not None and weights is not None:
-        msg = "Give either encoder= or weights=, not both."
-        raise ValueError(msg)
+        raise ValueError("Give either encoder= or weights=, not both.")
     if extractor is not None and not isinstance(extractor, (str, Path)):
         return extractor
     if weights is not None and not Path(weights).expanduser().is_dir():
-        msg = f"There is no folder {str(weights)!r}; weights of CLIP are a folder that transformers wrote."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"There is no folder {str(weights)!r}; weights of CLIP are a folder that transformers wrote."
+        )
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionModelWithProjection
 
     name = str(extractor or weights or CLIP)
     try:
         described, _ = CLIPConfig.get_config_dict(name, local_files_only=True)
         if described.get("model_type") not in {"clip", "clip_vision_model"}:
-            msg = f"{name!r} holds a model of type {described.get('model_type')!r}; CLIP similarity needs 'clip'."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{name!r} holds a model of type {described.get('model_type')!r}; CLIP similarity needs 'clip'."
+            )
         processor = CLIPImageProcessor.from_pretrained(name, local_files_only=True)
         load: Any = CLIPVisionModelWithProjection.from_pretrained
         model, loaded = load(name, local_files_only=True, output_loading_info=True)
     except OSError as error:
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        msg = (
+        raise MetricUnavailable(
             f"CLIP similarity needs the model {name!r}, which is neither a folder with a configuration, image "
-            f"processor "
-            f"and weights nor in {HF_HUB_CACHE}. Nothing is downloaded: fetch it with 'hf download {CLIP}', or give "
-            "weights=, a folder that transformers wrote, or encoder=, a network of your own."
-        )
-        raise MetricUnavailable(msg) from error
+            f"processor and weights nor in {HF_HUB_CACHE}. Nothing is downloaded: fetch it with 'hf download {CLIP}', "
+            "or give weights=, a folder that transformers wrote, or encoder=, a network of your own."
+        ) from error
     except RuntimeError as error:
-        msg = f"{name!r} does not fit CLIP: {str(error)[:300]}"
-        raise ValueError(msg) from error
+        raise ValueError(f"{name!r} does not fit CLIP: {str(error)[:300]}") from error
     lacking = sorted(loaded["missing_keys"])
     if lacking:
-        msg = f"{name!r} does not fit CLIP: it lacks {len(lacking)} weights of the image tower, such as {lacking[:3]}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{name!r} does not fit CLIP: it lacks {len(lacking)} weights of the image tower, such as {lacking[:3]}."
+        )
     model = model.eval().to(settings.torch_device())
 
     def embed(images: Any) -> Any:
@@ -143,16 +139,14 @@ def extract(extractor: Any, images: np.ndarray) -> np.ndarray:
     parts = []
     with torch.inference_mode(), _evaluating(extractor) as device:
         for part in batches(len(images), BATCH):
-            found = extractor(to_torch(images[part]).to(device))
-            found = torch.as_tensor(found).detach().cpu().double().numpy()
-            if found.ndim != 2 or len(found) != part.stop - part.start or not np.isfinite(found).all():
-                msg = (
-                    f"An extractor takes images (n, 3, h, w) and gives finite features (n, d); for "
-                    f"{part.stop - part.start} "
-                    f"images this one gave shape {found.shape}{'' if np.isfinite(found).all() else ', not all finite'}."
+            features = torch.as_tensor(extractor(to_torch(images[part]).to(device))).detach().cpu().double().numpy()
+            n, finite = part.stop - part.start, np.isfinite(features).all()
+            if features.ndim != 2 or len(features) != n or not finite:
+                raise ValueError(
+                    f"An extractor takes images (n, 3, h, w) and gives finite features (n, d); for {n} images this one "
+                    f"gave shape {features.shape}{'' if finite else ', not all finite'}."
                 )
-                raise ValueError(msg)
-            parts.append(found)
+            parts.append(features)
     return np.concatenate(parts)
 
 

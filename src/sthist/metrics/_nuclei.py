@@ -90,12 +90,10 @@ def nucleus_preservation(labels_a: Any, labels_b: Any, *, mpp: float, min_iou: f
     (1.0, 0.5, 0.714, 0.5)
     """
     if not (np.isfinite(mpp) and mpp > 0 and 0 <= min_iou < 1):
-        msg = f"mpp is µm per pixel, above 0, and min_iou from 0 to below 1; given are {mpp} and {min_iou}."
-        raise ValueError(msg)
+        raise ValueError(f"mpp is µm per pixel, above 0, and min_iou from 0 to below 1; given are {mpp} and {min_iou}.")
     a, b = _labels(labels_a, "labels_a"), _labels(labels_b, "labels_b")
     if a.shape != b.shape:
-        msg = f"Label images that are compared have the same shape; these have {a.shape} and {b.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"Label images that are compared have the same shape; these have {a.shape} and {b.shape}.")
     (index_a, area_a, centre_a), (index_b, area_b, centre_b) = _measure(a), _measure(b)
     n_a, n_b = len(area_a), len(area_b)
     both = (index_a >= 0) & (index_b >= 0)
@@ -126,11 +124,11 @@ def _labels(labels: Any, name: str) -> np.ndarray:
     """A label image, checked."""
     array = np.asarray(labels)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        msg = f"{name} is an image (h, w) of integers, one per nucleus; this is {array.dtype} of shape {array.shape}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{name} is an image (h, w) of integers, one per nucleus; this is {array.dtype} of shape {array.shape}."
+        )
     if array.size and array.min() < 0:
-        msg = f"{name} has labels below 0; 0 is background."
-        raise ValueError(msg)
+        raise ValueError(f"{name} has labels below 0; 0 is background.")
     return array
 
 

@@ -1,4 +1,4 @@
-"""Scores of pixels: MSE, PSNR, SSIM, and how far seams show."""
+"""What every image metric asks of its images; scores of pixels: MSE, PSNR, SSIM, and how far seams show."""
 
 from __future__ import annotations
 
@@ -7,14 +7,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.metrics._arrays import pair, scores
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+LAYOUT = "(n, h, w, 3) or (h, w, 3), or 1 in place of 3 for grey"
 PEAK = 255.0
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
+
+
+def stack(images: Any, name: str = "images") -> np.ndarray:
+    """Images as (n, h, w, channels) uint8; anything that would be scored on a wrong scale is refused."""
+    array = np.asarray(images)
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"Images are scored on the scale 0 to 255 and have to be uint8; {name} is {array.dtype} of shape "
+            f"{array.shape}. Round images in 0-255 to uint8; multiply those in 0-1 by 255 first."
+        )
+    if array.ndim not in {3, 4} or array.shape[-1] not in {1, 3}:
+        raise ValueError(
+            f"Images have shape {LAYOUT}; {name} has {array.shape}. Grey images need a last axis: image[..., None]."
+        )
+    if array.size == 0:
+        raise ValueError(f"There are no pixels in {name}: its shape is {array.shape}.")
+    return array if array.ndim == 4 else array[None]
+
+
+def pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Two stacks of the same shape, and whether they are single images."""
+    one, other = stack(a, "the first"), stack(b, "the second")
+    if np.shape(a) != np.shape(b):
+        raise ValueError(
+            f"Images that are compared have the same shape; these have {np.shape(a)} and {np.shape(b)}. Read both over "
+            "the same box, at the same µm per pixel."
+        )
+    return one, other, np.ndim(a) == 3
+
+
+def scores(values: np.ndarray, *, single: bool) -> float | np.ndarray:
+    """One float64 per image, or a float for a single image."""
+    return float(values[0]) if single else np.asarray(values, np.float64)
+
+
+def batches(n: int, size: int) -> Iterator[slice]:
+    """Slices that cover n images."""
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+
+def to_torch(images: np.ndarray) -> Any:
+    """Images (n, h, w, channels) as a torch tensor (n, 3, h, w) of uint8."""
+    import torch
+
+    planes = np.moveaxis(np.broadcast_to(images, (*images.shape[:3], 3)), -1, 1)
+    return torch.from_numpy(np.array(planes, order="C"))
 
 
 def mse(a: Any, b: Any) -> float | np.ndarray:
@@ -123,8 +168,7 @@ def ssim(a: Any, b: Any) -> float | np.ndarray:
 
     one, other, single = pair(a, b)
     if min(one.shape[1:3]) < SSIM_WINDOW:
-        msg = f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} px; these are {one.shape[1:3]}."
-        raise ValueError(msg)
+        raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} px; these are {one.shape[1:3]}.")
     as_published = {"gaussian_weights": True, "sigma": SSIM_SIGMA, "use_sample_covariance": False, "data_range": PEAK}
     values = [structural_similarity(x, y, channel_axis=-1, **as_published) for x, y in zip(one, other, strict=True)]
     return scores(np.array(values), single=single)
@@ -170,29 +214,26 @@ def seam_score(
     """
     pixels = np.asarray(image)
     if pixels.ndim not in {2, 3} or pixels.size == 0:
-        msg = f"A stitched image has shape (h, w) or (h, w, channels); this one has {pixels.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"A stitched image has shape (h, w) or (h, w, channels); this one has {pixels.shape}.")
     if reach < 1:
-        msg = f"reach is at least 1 px, not {reach}."
-        raise ValueError(msg)
+        raise ValueError(f"reach is at least 1 px, not {reach}.")
     at, beside = np.zeros(0), np.zeros(0)
     for seams, axis in ((seams_x, 1), (seams_y, 0)):
         lines = np.unique(np.array([index(line) for line in (() if seams is None else seams)], dtype=int))
         extent = pixels.shape[axis]
         if len(lines) and (lines[0] < 1 or lines[-1] >= extent):
             outside = [int(line) for line in lines if not 1 <= line < extent]
-            msg = f"A seam of {'xy'[1 - axis]} lies between 1 and {extent - 1}; {outside} do not."
-            raise ValueError(msg)
+            raise ValueError(f"A seam of {'xy'[1 - axis]} lies between 1 and {extent - 1}; {outside} do not.")
         near = np.unique(lines[:, None] + np.r_[-reach:0, 1 : reach + 1])
         near = np.setdiff1d(near[(near >= 1) & (near < extent)], lines)
         at = np.r_[at, _steps(pixels, lines, axis)]
         beside = np.r_[beside, _steps(pixels, near, axis)]
     if not len(at) or not len(beside):
-        msg = "seams_x or seams_y has to name a seam." if not len(at) else "Every line is a seam: none is left beside."
-        raise ValueError(msg)
+        raise ValueError(
+            "seams_x or seams_y has to name a seam." if not len(at) else "Every line is a seam: none is left beside."
+        )
     if not np.isfinite(at).all() or not np.isfinite(beside).all():
-        msg = "The image has pixels at its seams that are not finite."
-        raise ValueError(msg)
+        raise ValueError("The image has pixels at its seams that are not finite.")
     if beside.mean() == 0:
         return 1.0 if at.mean() == 0 else float("inf")
     return float(at.mean() / beside.mean())

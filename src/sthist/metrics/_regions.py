@@ -85,18 +85,15 @@ def region_tests(frame: pd.DataFrame, metric: str, groupby: str = "class", *, me
 
     values = by_class(frame, metric, groupby, method)
     if len(values) < 2:
-        msg = f"A test between classes needs at least two; {groupby!r} has {list(values)}."
-        raise ValueError(msg)
+        raise ValueError(f"A test between classes needs at least two; {groupby!r} has {list(values)}.")
     for name, group in values.items():
         if len(group) < 2:
-            msg = (
+            raise ValueError(
                 f"Class {name!r} has one tile only; each needs at least two. Leave it out of the table, or pass "
-                f"tests=False to a plot."
+                "tests=False to a plot."
             )
-            raise ValueError(msg)
     if all(np.ptp(group) == 0 for group in values.values()):
-        msg = f"{metric} does not vary within any class: there is nothing to test against."
-        raise ValueError(msg)
+        raise ValueError(f"{metric} does not vary within any class: there is nothing to test against.")
     anova = stats.f_oneway(*values.values())
     tukey = stats.tukey_hsd(*values.values())
     interval = tukey.confidence_interval(0.95)
@@ -113,18 +110,15 @@ def by_class(frame: pd.DataFrame, metric: str, by: str, method: str) -> dict[obj
     """Scores of one method, by class."""
     check_column(frame, by)
     if metric not in frame.columns:
-        msg = f"The table has no score {metric!r}, but {list(frame.columns)}."
-        raise ValueError(msg)
+        raise ValueError(f"The table has no score {metric!r}, but {list(frame.columns)}.")
     if "method" in frame.columns:
         if method not in set(frame["method"]):
-            msg = f"The table has no method {method!r}, but {list(frame['method'].unique())}."
-            raise ValueError(msg)
+            raise ValueError(f"The table has no method {method!r}, but {list(frame['method'].unique())}.")
         frame = frame[frame["method"] == method]
     frame = frame[frame[by].notna()]
     finite = np.isfinite(frame[metric].to_numpy(float))
     if not finite.all():
         reason = frame.attrs.get("not_available", {}).get(metric)
         hint = "PSNR of equal images is infinite: leave those tiles out, or test mse."
-        msg = f"{metric} is not finite in {(~finite).sum()} of {len(finite)} tiles. {reason or hint}"
-        raise ValueError(msg)
+        raise ValueError(f"{metric} is not finite in {(~finite).sum()} of {len(finite)} tiles. {reason or hint}")
     return {name: part[metric].to_numpy(float) for name, part in frame.groupby(by, observed=True)}

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+LABELS = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "clip": "CLIP similarity"} | {
+    "nucleus_f1": "nuclei, F1",
+    "nucleus_iou": "nuclei, IoU",
+    "nucleus_shift_um": "nuclei, shift (µm)",
+}
 SET_LABELS = {"fid": "FID", "kid": "KID"}
+CLASS_INCHES, PANEL_HEIGHT = 0.9, 4.0
 ROW_INCHES, GAP = 0.3, 0.8
 """Height of a variant, and the room between two factors in units of it."""
 
@@ -86,11 +92,9 @@ def ablation(
     seeds = _scores(frame, metric)
     trained = seeds[(seeds["factor"] != BASELINE) & (seeds["method"] == method)]
     if not len(trained):
-        msg = f"The table has no variants of the method {method!r}, but {sorted(set(seeds['method']))}."
-        raise ValueError(msg)
+        raise ValueError(f"The table has no variants of the method {method!r}, but {sorted(set(seeds['method']))}.")
     if not 0 < level < 1:
-        msg = f"level is {level!r}; it lies between 0 and 1."
-        raise ValueError(msg)
+        raise ValueError(f"level is {level!r}; it lies between 0 and 1.")
     places = _places(trained)
     if ax is None:
         import matplotlib.pyplot as plt
@@ -113,34 +117,28 @@ def _scores(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     keys = ["variant", "factor", "method"]
     missing = [name for name in [*keys, "seed"] if name not in frame]
     if missing:
-        msg = (
+        raise ValueError(
             f"The table has no column {missing[0]!r}, but {list(frame.columns)}; it comes from "
-            f"benchmark.ablate_virtual_he."
+            "benchmark.ablate_virtual_he."
         )
-        raise ValueError(msg)
     seeds = by_seed(frame, keys)
     reasons = frame.attrs.get("not_available", {})
     if metric not in seeds:
-        msg = (
+        raise ValueError(
             f"The table has no score {metric!r}; it has "
             f"{[name for name in seeds if name not in (*keys, 'seed', 'n_tiles')]}."
         )
-        raise ValueError(msg)
     if seeds[metric].isna().all():
-        msg = f"The score {metric!r} is not available: {reasons.get(metric, 'all its values are missing.')}"
-        raise ValueError(msg)
+        raise ValueError(f"The score {metric!r} is not available: {reasons.get(metric, 'all its values are missing.')}")
     return seeds[[*keys, "seed", metric]].rename(columns={metric: "value"})
 
 
 def _places(trained: pd.DataFrame) -> dict[str, float]:
     """Height of each variant: in the order of the table, those of one factor together."""
     places: dict[str, float] = {}
-    at = 0.0
-    for _, part in trained.groupby("factor", sort=False):
+    for i, (_, part) in enumerate(trained.groupby("factor", sort=False)):
         for variant in dict.fromkeys(part["variant"]):
-            places[str(variant)] = at
-            at += 1
-        at += GAP
+            places[str(variant)] = len(places) + i * GAP
     return places
 
 
@@ -152,8 +150,8 @@ def _draw(ax: Axes, at: float, values: np.ndarray, level: float) -> None:
     mean = float(values.mean())
     ax.plot([mean], [at], "|", color="black", markersize=12, markeredgewidth=1.8, zorder=3)
     if len(values) > 1:
-        half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-        ax.hlines(at, mean - half, mean + half, color="0.4", linewidth=1.2, zorder=1)
+        low, high = stats.t.interval(level, len(values) - 1, mean, stats.sem(values))
+        ax.hlines(at, low, high, color="0.4", linewidth=1.2, zorder=1)
 
 
 def _name_rows(ax: Axes, trained: pd.DataFrame, places: dict[str, float]) -> None:
@@ -161,28 +159,30 @@ def _name_rows(ax: Axes, trained: pd.DataFrame, places: dict[str, float]) -> Non
     ax.set_yticks(list(places.values()), list(places))
     ax.tick_params(axis="y", length=0)
     for factor, part in trained.groupby("factor", sort=False):
-        rows = [places[str(variant)] for variant in dict.fromkeys(part["variant"])]
-        if factor == "base":
-            continue
-        ax.annotate(
-            str(factor),
-            (1, float(np.mean(rows))),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-            color="0.4",
-        )
+        if factor != "base":
+            rows = [places[str(variant)] for variant in dict.fromkeys(part["variant"])]
+            _beside(ax, str(factor), float(np.mean(rows)), "0.4")
+
+
+def _beside(ax: Axes, text: str, at: float, color: str) -> None:
+    """Write to the right of the axes, at some height of the data."""
+    ax.annotate(
+        text,
+        (1, at),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize="small",
+        color=color,
+    )
 
 
 def _baselines(seeds: pd.DataFrame, first: str) -> dict[str, float]:
     """Mean score of what was not trained, and of images of other tiles."""
     lines = seeds[seeds["factor"] == BASELINE].groupby("method", sort=False)["value"].mean().to_dict()
     other = seeds[(seeds["variant"] == first) & (seeds["method"] == "shuffled")]["value"]
-    return {str(name): float(value) for name, value in lines.items()} | (
-        {"shuffled": float(other.mean())} if len(other) else {}
-    )
+    return lines | ({"shuffled": float(other.mean())} if len(other) else {})
 
 
 def _lines(ax: Axes, lines: dict[str, float]) -> None:
@@ -191,15 +191,6 @@ def _lines(ax: Axes, lines: dict[str, float]) -> None:
         ax.axvline(value, color=f"C{i + 1}", linestyle="--", linewidth=1.2, zorder=0, label=name)
     if shown:
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
-
-
-LABELS = {"mse": "MSE", "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "clip": "CLIP similarity"} | {
-    "nucleus_f1": "nuclei, F1",
-    "nucleus_iou": "nuclei, IoU",
-    "nucleus_shift_um": "nuclei, shift (µm)",
-}
-CLASS_INCHES = 0.9
-PANEL_HEIGHT = 4.0
 
 
 def image_metrics(
@@ -264,8 +255,7 @@ def image_metrics(
     there = [name for name in PAIRS if name in frame.columns and frame[name].notna().any()]
     shown = there if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
     if not shown:
-        msg = f"The table has no scores of tiles to show, only {list(frame.columns)}."
-        raise ValueError(msg)
+        raise ValueError(f"The table has no scores of tiles to show, only {list(frame.columns)}.")
     groups = [by_class(frame, name, groupby, method) for name in shown]
     results = [region_tests(frame, name, groupby, method=method) if tests else None for name in shown]
     drawn = _axes(len(shown), ncols, len(groups[0]), axes)
@@ -288,8 +278,7 @@ def _axes(n: int, ncols: int, n_classes: int, axes: Any) -> list[Axes]:
     if axes is not None:
         given = list(np.ravel(np.asarray(axes, dtype=object)))
         if len(given) != n:
-            msg = f"{n} panels need as many axes; {len(given)} are given."
-            raise ValueError(msg)
+            raise ValueError(f"{n} panels need as many axes; {len(given)} are given.")
         return given
     columns = min(n, ncols)
     rows = -(-n // columns)
@@ -326,16 +315,7 @@ def _null_line(ax: Axes, values: Mapping[Any, np.ndarray], classes: Sequence[Any
     at = np.arange(1, len(classes) + 1)
     ax.hlines(medians, at - 0.5, at + 0.5, colors="0.3", linestyles="--", linewidth=1.2, label=name)
     ax.set_xlim(0.5, len(classes) + 0.5)
-    ax.annotate(
-        name.replace(" ", "\n"),
-        (1, medians[-1]),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize="small",
-        color="0.3",
-    )
+    _beside(ax, name.replace(" ", "\n"), medians[-1], "0.3")
 
 
 def _brackets(ax: Axes, pairs: pd.DataFrame, classes: Sequence[Any]) -> None:

@@ -87,11 +87,10 @@ def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, cla
     ]
     for adata, name in zip(tables, names, strict=True):
         if label not in adata.obs:
-            msg = (
+            raise KeyError(
                 f"{name} has no column {label!r}; it has "
                 f"{list(map(str, adata.obs.columns))}.{closest(label, adata.obs.columns)}"
             )
-            raise KeyError(msg)
     labels = [adata.obs[label] for adata in tables]
     codes, known = as_classes(labels[0] if len(labels) == 1 else _together(labels), f"Column {label!r}")
     if classes is not None:
@@ -119,11 +118,10 @@ def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str,
     keys = [find_embedding(adata, embedding, name) for adata, name in zip(rows.tables, rows.names, strict=True)]
     if len(set(keys)) > 1:
         other = next(i for i, key in enumerate(keys) if key != keys[0])
-        msg = (
+        raise ValueError(
             f"{rows.names[0]} has the embedding {keys[0]!r}, {rows.names[other]} has {keys[other]!r}. Say which with "
-            f"embedding=."
+            "embedding=."
         )
-        raise ValueError(msg)
     origins = [origin_of(adata, keys[0]) for adata in rows.tables]
     for origin, name in zip(origins, rows.names, strict=True):
         _require_alike(origins[0], origin, rows.names[0], name)
@@ -133,8 +131,9 @@ def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str,
     ]
     widths = {part.shape[1] for part in parts}
     if len(widths) > 1:
-        msg = f"obsm[{keys[0]!r}] has {sorted(widths)} dimensions in the samples; one encoder gives one number."
-        raise ValueError(msg)
+        raise ValueError(
+            f"obsm[{keys[0]!r}] has {sorted(widths)} dimensions in the samples; one encoder gives one number."
+        )
     return np.concatenate(parts), keys[0], origins[0]
 
 
@@ -142,18 +141,15 @@ def pixels_of(rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | 
     """Tiles of the rows, and their spec: given, that of the tables, or the encoder's own."""
     chosen = spec or _common_spec(rows) or encoder.spec
     if chosen is None:
-        msg = "How large the tiles are is not known: give spec=TileSpec(size_um=..., px=...)."
-        raise ValueError(msg)
+        raise ValueError("How large the tiles are is not known: give spec=TileSpec(size_um=..., px=...).")
     if encoder.spec is not None and spec is None:
         seen, meant = effective_mpp(chosen, encoder), effective_mpp(encoder.spec, encoder)
         if abs(seen / meant - 1) > scale.TOLERANCE:
-            msg = (
-                f"{encoder.name!r} was trained at {meant:.4g} µm/px (tiles of {encoder.spec.size_um:g} µm), and "
-                f"would see these tiles of "
-                f"{chosen.size_um:g} µm at {seen:.4g} µm/px. Lay tiles of its size, or give spec= if you want it "
-                f"nevertheless."
+            raise ValueError(
+                f"{encoder.name!r} was trained at {meant:.4g} µm/px (tiles of {encoder.spec.size_um:g} µm), and would "
+                f"see these tiles of {chosen.size_um:g} µm at {seen:.4g} µm/px. Lay tiles of its size, or give spec= "
+                "if you want it nevertheless."
             )
-            raise ValueError(msg)
     sources = [
         tiles_of(sample.data, adata, chosen, image, name)
         for sample, adata, name in zip(rows.samples, rows.tables, rows.names, strict=True)
@@ -177,37 +173,33 @@ def _chosen(codes: np.ndarray, known: list[str], wanted: list[str]) -> tuple[np.
     there = {known[k] for k in np.unique(codes[codes >= 0])}
     missing = [name for name in wanted if name not in there]
     if missing or len(set(wanted)) < len(wanted):
-        msg = f"classes= is {wanted}: each once, and each of some row; the labels are {known}."
-        raise ValueError(msg)
+        raise ValueError(f"classes= is {wanted}: each once, and each of some row; the labels are {known}.")
     new = np.array([wanted.index(name) if name in wanted else -1 for name in known] + [-1])
     return new[codes], wanted
 
 
 def _require_enough(codes: np.ndarray, classes: list[str], label: str) -> None:
     if len(classes) < 2:
-        msg = f"Column {label!r} has the class {classes[0]!r} only; there is nothing to tell apart."
-        raise ValueError(msg)
+        raise ValueError(f"Column {label!r} has the class {classes[0]!r} only; there is nothing to tell apart.")
     counts = np.bincount(codes, minlength=len(classes))
     if counts.min() < 2:
         name = classes[int(counts.argmin())]
         rest = [other for other, n in zip(classes, counts, strict=True) if n > 1]
-        msg = (
-            f"Class {name!r} of {label!r} has one row: it cannot be trained on and tested. Add rows, merge it "
-            f"with another class, or leave "
-            f"it out with classes={rest}."
+        raise ValueError(
+            f"Class {name!r} of {label!r} has one row: it cannot be trained on and tested. Add rows, merge it with "
+            f"another class, or leave it out with classes={rest}."
         )
-        raise ValueError(msg)
 
 
 def _require_alike(first: Origin, other: Origin, name: str, other_name: str) -> None:
     """Refuse embeddings of samples that are not of one encoder and scale."""
     for what, one, two in (("encoders", first.encoder, other.encoder), ("weights", first.sha256, other.sha256)):
         if None not in (one, two) and one != two:
-            msg = f"The embeddings of {name} and of {other_name} are of different {what}: {one!r} and {two!r}."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The embeddings of {name} and of {other_name} are of different {what}: {one!r} and {two!r}."
+            )
     if first.spec is not None and other.spec is not None and not same_scale(first.spec, other.spec):
-        msg = f"The embeddings of {name} are of {first.spec}, those of {other_name} of {other.spec}."
-        raise ValueError(msg)
+        raise ValueError(f"The embeddings of {name} are of {first.spec}, those of {other_name} of {other.spec}.")
 
 
 def _common_spec(rows: Labelled) -> TileSpec | None:
@@ -217,6 +209,7 @@ def _common_spec(rows: Labelled) -> TileSpec | None:
     known = [(spec, name) for spec, name in specs if spec is not None]
     for spec, name in known[1:]:
         if not same_scale(spec, known[0][0]):
-            msg = f"Tiles of {known[0][1]} are {known[0][0]}, those of {name} {spec}; all are read at one scale: spec=."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Tiles of {known[0][1]} are {known[0][0]}, those of {name} {spec}; all are read at one scale: spec=."
+            )
     return known[0][0] if known else None

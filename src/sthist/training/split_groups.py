@@ -108,19 +108,18 @@ def watched_part(
 
 def _blocks(units: Units, block_um: float | None, gap_um: float | None) -> Grouping:
     if units.centres is None:
-        msg = "split='block' needs places in µm, obsm['spatial'], of every sample."
-        raise ValueError(msg)
+        raise ValueError("split='block' needs places in µm, obsm['spatial'], of every sample.")
     if units.size_um is None and (block_um is None or gap_um is None):
-        msg = (
+        raise ValueError(
             "split='block': the size of the tiles is not known. Give block_um= and gap_um=, at least the side of a "
             "tile."
         )
-        raise ValueError(msg)
     gap = float(units.size_um if gap_um is None else gap_um)  # type: ignore[arg-type]
     side = float(TILES_PER_BLOCK * units.size_um if block_um is None else block_um)  # type: ignore[operator]
     if not (np.isfinite(side) and side > 0 and np.isfinite(gap) and gap >= 0):
-        msg = f"block_um is {side:g} and gap_um {gap:g}; the first is a positive number, the other not negative."
-        raise ValueError(msg)
+        raise ValueError(
+            f"block_um is {side:g} and gap_um {gap:g}; the first is a positive number, the other not negative."
+        )
     groups = np.empty(len(units), dtype=object)
     for sample in np.unique(units.sample):
         mine = units.sample == sample
@@ -134,12 +133,10 @@ def _blocks(units: Units, block_um: float | None, gap_um: float | None) -> Group
 
 def _column(units: Units, column: str) -> Grouping:
     if column not in units.obs:
-        msg = (
-            f"split={column!r} is no column of all samples; they have {list(map(str, units.obs.columns))}. It is "
-            f"that, 'patient', 'sample', "
-            "'block', 'random', or a mapping of sample to part."
+        raise KeyError(
+            f"split={column!r} is no column of all samples; they have {list(map(str, units.obs.columns))}. It is that, "
+            "'patient', 'sample', 'block', 'random', or a mapping of sample to part."
         )
-        raise KeyError(msg)
     values = units.obs[column].to_numpy(object)
     _require_all(values, column)
     names = np.array([str(value) for value in values], object)
@@ -151,20 +148,17 @@ def _column(units: Units, column: str) -> Grouping:
 def _parts_of_samples(units: Units, split: Mapping[str, str]) -> np.ndarray:
     missing = sorted(set(units.sample.tolist()) - set(split))
     if missing:
-        msg = f"split= says nothing of {len(missing)} samples, such as {missing[0]!r}."
-        raise KeyError(msg)
+        raise KeyError(f"split= says nothing of {len(missing)} samples, such as {missing[0]!r}.")
     wrong = [value for value in split.values() if str(value).casefold() not in PARTS]
     if wrong:
-        msg = f"split= has the part {wrong[0]!r}; the parts are 'train', 'validation' and 'test'."
-        raise ValueError(msg)
+        raise ValueError(f"split= has the part {wrong[0]!r}; the parts are 'train', 'validation' and 'test'.")
     return np.array([PARTS[str(split[sample]).casefold()] for sample in units.sample])
 
 
 def _explicit(units: Units, parts: np.ndarray) -> Grouping:
     lacking = sorted({"train", "test"} - set(parts.tolist()))
     if lacking:
-        msg = f"split= says of no row that it is for {lacking[0]}; there are {sorted(set(parts.tolist()))}."
-        raise ValueError(msg)
+        raise ValueError(f"split= says of no row that it is for {lacking[0]}; there are {sorted(set(parts.tolist()))}.")
     leaks = _shared(units, parts == "test", "parts")
     return Grouping("explicit", units.patient.astype(str), units.sample, parts=parts, leaks=leaks)
 
@@ -186,8 +180,7 @@ def _require_all(values: np.ndarray, what: str) -> None:
     """Refuse rows that belong nowhere."""
     missing = np.array([value is None or value != value for value in values])
     if missing.any():
-        msg = (
+        raise ValueError(
             f"{int(missing.sum())} rows have no {what}, first row {int(missing.argmax())}; give them one, or leave "
-            f"their label out."
+            "their label out."
         )
-        raise ValueError(msg)

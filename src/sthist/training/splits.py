@@ -84,8 +84,7 @@ def folds_of(
     """
     if grouping.parts is not None:
         if test is not None:
-            msg = "test= is given, and split= says already which rows test. Leave one out."
-            raise ValueError(msg)
+            raise ValueError("test= is given, and split= says already which rows test. Leave one out.")
         held_out = [grouping.parts == "test"]
     elif test is None:
         assigned = assign(grouping.groups, codes, folds, seed)
@@ -126,16 +125,13 @@ def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.n
     """Fold of each row, (n,): the largest groups first, each to the fold that has least of its classes."""
     names, group = np.unique(groups, return_inverse=True)
     if folds < 2 or folds != int(folds):
-        msg = f"folds is {folds!r}; it is a whole number from 2 on."
-        raise ValueError(msg)
+        raise ValueError(f"folds is {folds!r}; it is a whole number from 2 on.")
     if len(names) < folds:
         shown = ", ".join(map(repr, names[:8].tolist()))
-        msg = (
-            f"There are {len(names)} groups ({shown}) and {folds} folds: each fold needs a group of its own. "
-            f"Lower folds=, split by "
-            "something finer, such as split='block', or add samples."
+        raise ValueError(
+            f"There are {len(names)} groups ({shown}) and {folds} folds: each fold needs a group of its own. Lower "
+            "folds=, split by something finer, such as split='block', or add samples."
         )
-        raise ValueError(msg)
     counts = np.zeros((len(names), int(codes.max()) + 1))
     np.add.at(counts, (group, codes), 1)
     shares = counts / np.maximum(counts.sum(axis=0), 1)
@@ -155,8 +151,7 @@ def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.n
 def _part(grouping: Grouping, codes: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Which rows test: whole groups, about a fraction of the rows."""
     if not 0 < fraction < 1:
-        msg = f"test is {fraction!r}; as a part of the rows it lies between 0 and 1."
-        raise ValueError(msg)
+        raise ValueError(f"test is {fraction!r}; as a part of the rows it lies between 0 and 1.")
     names = np.unique(grouping.groups)
     if len(names) < 2:
         raise ValueError(one_group(grouping.by, str(names[0])))
@@ -198,8 +193,9 @@ def _named(grouping: Grouping, names: list[Any]) -> np.ndarray:
     missing = [name for name in wanted if name not in set(grouping.groups.tolist())]
     if missing or not wanted:
         known = sorted(set(grouping.groups.tolist()))
-        msg = f"test= names {missing[0] if missing else 'nothing'!r}; the groups ({grouping.by}) are {known[:12]}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"test= names {missing[0] if missing else 'nothing'!r}; the groups ({grouping.by}) are {known[:12]}."
+        )
     return np.isin(grouping.groups, wanted)
 
 
@@ -207,11 +203,10 @@ def _away(grouping: Grouping, train: np.ndarray, test: np.ndarray) -> np.ndarray
     kept = _near_removed(grouping, train, test)
     if not len(kept) or not len(test):
         side = "test" if len(kept) else "train"
-        msg = (
-            f"The split by {grouping.by} leaves no row to {side} on, of {len(train) + len(test)}"
-            f"{'; make block_um= smaller' if grouping.gap_um else ''}."
+        raise ValueError(
+            f"The split by {grouping.by} leaves no row to {side} on, of "
+            f"{len(train) + len(test)}{'; make block_um= smaller' if grouping.gap_um else ''}."
         )
-        raise ValueError(msg)
     return kept
 
 

@@ -85,11 +85,10 @@ def _tiles_of(section: Section, spec: TileSpec, n_tiles: int) -> tuple[pd.DataFr
         try:
             shapes = find_cells(section.sdata)
         except KeyError:
-            msg = (
-                "There are neither laid tiles nor cells to spread tiles over. Lay some with pp.tiles(sdata, size_um="
-                f"{spec.size_um:g}, px={spec.px})."
-            )
-            raise KeyError(msg) from None
+            raise KeyError(
+                "There are neither laid tiles nor cells to spread tiles over. Lay some with pp.tiles(sdata, "
+                f"size_um={spec.size_um:g}, px={spec.px})."
+            ) from None
         cells = present(sd.transform(section.sdata.shapes[shapes], to_coordinate_system=_sample.UM))
         places = centroids(cells)
         chosen = spread_tiles(views, places, spec.size_um, n_tiles, MAX_BLANK)
@@ -196,20 +195,17 @@ def _report(section: Section, spec: TileSpec, frame: pd.DataFrame, max_shift_um:
     n_near, n_unknown = int(kept["shift_um"].notna().sum()), int((kept["confidence"] == 0).sum())
     aligning = f"pp.align(sdata, {section.he!r}, matrix='auto')"
     if n_moved and not n_near:
-        msg = (
-            f"The H&E {section.he!r} of sample {section.name!r} lies off the nuclear stain: of {len(frame)} "
-            f"tiles, none is in register "
-            f"to {max_shift_um:g} µm; left out are: {said}. Register it with {aligning}, or pass "
-            f"max_shift_um=None to take it as it is."
+        raise ValueError(
+            f"The H&E {section.he!r} of sample {section.name!r} lies off the nuclear stain: of {len(frame)} tiles, "
+            f"none is in register to {max_shift_um:g} µm; left out are: {said}. Register it with {aligning}, or pass "
+            "max_shift_um=None to take it as it is."
         )
-        raise ValueError(msg)
     if not len(kept):
-        msg = (
-            f"No tile of {spec.size_um:g} µm of sample {section.name!r} can be trained on: each has to lie wholly "
-            f"on both images, and to show "
-            f"something. Left out are: {said}. Make tiles smaller, or look whether H&E and stain lie on each other."
+        raise ValueError(
+            f"No tile of {spec.size_um:g} µm of sample {section.name!r} can be trained on: each has to lie wholly on "
+            f"both images, and to show something. Left out are: {said}. Make tiles smaller, or look whether H&E and "
+            "stain lie on each other."
         )
-        raise ValueError(msg)
     logger.log(
         logging.INFO if len(kept) >= LEAST_KEPT * len(frame) else logging.WARNING,
         "Sample %r: %d of %d tiles are kept, %d of them with too few nuclei to match; left out are: %s.",

@@ -89,16 +89,17 @@ class ArrayPairs:
         self.inputs, self.targets = np.asarray(inputs), np.asarray(targets)
         for name, tiles in (("inputs", self.inputs), ("targets", self.targets)):
             if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] != tiles.shape[2] or tiles.shape[3] != 3:
-                msg = f"{name} are {tiles.dtype} of shape {tiles.shape}; pairs are uint8 of shape (n, px, px, 3)."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{name} are {tiles.dtype} of shape {tiles.shape}; pairs are uint8 of shape (n, px, px, 3)."
+                )
         if self.inputs.shape != self.targets.shape:
-            msg = f"inputs have shape {self.inputs.shape} and targets {self.targets.shape}; pairs agree."
-            raise ValueError(msg)
+            raise ValueError(f"inputs have shape {self.inputs.shape} and targets {self.targets.shape}; pairs agree.")
         self.px = self.inputs.shape[1]
         self.prompts = [prompts] * len(self) if isinstance(prompts, str) else list(prompts)
         if len(self.prompts) != len(self):
-            msg = f"There are {len(self)} pairs and {len(self.prompts)} prompts; give one for all, or one each."
-            raise ValueError(msg)
+            raise ValueError(
+                f"There are {len(self)} pairs and {len(self.prompts)} prompts; give one for all, or one each."
+            )
         self.augment = augment
 
     def __len__(self) -> int:

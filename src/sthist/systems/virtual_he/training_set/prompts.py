@@ -37,8 +37,7 @@ def find_prompts(sections: Sequence[Section], tissue: Any, prompts: Any) -> Prom
     prompts = _read(prompts)
     if isinstance(prompts, Mapping) and prompts and all(TILE_FILE.search(str(name)) for name in prompts):
         if tissue is not None:
-            msg = "prompts= says the prompt of each tile: leave tissue= out."
-            raise ValueError(msg)
+            raise ValueError("prompts= says the prompt of each tile: leave tissue= out.")
         result = _by_tile(sections, {str(name): text for name, text in prompts.items()})
     elif tissue is None:
         result = Prompts({"": _unconditioned(prompts)}, [""] * len(sections))
@@ -58,19 +57,16 @@ def _read(prompts: Any) -> str | dict[str, Any] | None:
         return prompts
     path = Path(prompts)
     if not path.is_file():
-        msg = f"There is no file of prompts {path}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no file of prompts {path}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        msg = f"{path} is no JSON file: {error}."
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} is no JSON file: {error}.") from None
     if not isinstance(content, dict) or not content:
-        msg = (
-            f"{path} holds {type(content).__name__}; a mapping of tissue, or of tile file, to prompt is needed, and "
-            f"it may not be empty."
+        raise ValueError(
+            f"{path} holds {type(content).__name__}; a mapping of tissue, or of tile file, to prompt is needed, and it "
+            "may not be empty."
         )
-        raise ValueError(msg)
     return content
 
 
@@ -79,19 +75,17 @@ def _unconditioned(prompts: Any) -> str:
         return UNCONDITIONED
     if isinstance(prompts, str) and PLACE not in prompts:
         return prompts
-    msg = "prompts= is by tissue, and which tissue the tiles are of is not said: give tissue=."
-    raise ValueError(msg)
+    raise ValueError("prompts= is by tissue, and which tissue the tiles are of is not said: give tissue=.")
 
 
 def _prompt_of(tissue: str, prompts: Any) -> str:
     if not isinstance(prompts, Mapping):
         return (CONDITIONED if prompts is None else prompts).replace(PLACE, tissue)
     if tissue not in prompts:
-        msg = (
+        raise KeyError(
             f"prompts= has none for the tissue {tissue!r}; it has "
             f"{list(prompts)[:8]}.{closest(tissue, map(str, prompts))}"
         )
-        raise KeyError(msg)
     return prompts[tissue]
 
 
@@ -109,14 +103,14 @@ def require_tissues(sections: Sequence[Section], tissue: Mapping[str, Any]) -> N
     """Refuse a mapping of sample to tissue that leaves samples out."""
     missing = [section.name for section in sections if section.name not in tissue]
     if missing:
-        msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
+        )
 
 
 def _required(value: Any, sample: str) -> str:
     if not _is_text(value):
-        msg = f"The tissue of sample {sample!r} is {value!r}; a text that is not blank is needed."
-        raise ValueError(msg)
+        raise ValueError(f"The tissue of sample {sample!r} is {value!r}; a text that is not blank is needed.")
     return value
 
 
@@ -127,16 +121,16 @@ def _is_text(value: Any) -> bool:
 def _of_column(section: Section, column: str) -> np.ndarray:
     if section.laid is None or column not in section.laid.obs:
         known = [] if section.laid is None else list(map(str, section.laid.obs.columns))
-        msg = f"The tiles of sample {section.name!r} have no column {column!r}, and others have; they have {known}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"The tiles of sample {section.name!r} have no column {column!r}, and others have; they have {known}."
+        )
     values = section.laid.obs[column].to_numpy(object)
     row = next((row for row, value in enumerate(values) if not _is_text(value)), None)
     if row is not None:
-        msg = (
+        raise ValueError(
             f"Column {column!r} of the tiles of sample {section.name!r} has {values[row]!r} in row {row}; each tile "
-            f"needs a tissue."
+            "needs a tissue."
         )
-        raise ValueError(msg)
     return values
 
 
@@ -146,17 +140,17 @@ def _by_tile(sections: Sequence[Section], prompts: dict[str, Any]) -> Prompts:
     tissues: list[str | np.ndarray] = []
     for section in sections:
         if section.laid is None:
-            msg = f"prompts= is by tile file, and sample {section.name!r} has no laid tiles whose names these could be."
-            raise KeyError(msg)
+            raise KeyError(
+                f"prompts= is by tile file, and sample {section.name!r} has no laid tiles whose names these could be."
+            )
         prefixes = [f"{section.name}{mark}" for mark in ("_", "-", "")] + ([""] if len(sections) == 1 else [])
         names = [[f"{prefix}{tile}.png" for prefix in prefixes] for tile in section.laid.ids]
         prompt_of = [next((prompts[name] for name in each if name in prompts), None) for each in names]
         if all(prompt is None for prompt in prompt_of):
-            msg = (
+            raise KeyError(
                 f"prompts= has none for the tiles of sample {section.name!r}: they would be called {names[-1][0]!r}, "
                 f"and it has {next(iter(prompts))!r}."
             )
-            raise KeyError(msg)
         tissue_of = [None if prompt is None else _tissue_in(prompt) for prompt in prompt_of]
         texts |= {name: prompt for name, prompt in zip(tissue_of, prompt_of, strict=True) if name is not None}
         tissues.append(np.array(tissue_of, object))

@@ -98,11 +98,10 @@ def find_sections(
             sections.append(_find_section(sample, tiles, he, image, channel, points, z, with_points=with_points))
     without = [section.name for section in sections if section.laid is None]
     if 0 < len(without) < len(sections):
-        msg = (
+        raise ValueError(
             f"{len(without)} of {len(sections)} samples have no laid tiles, such as {without[0]!r}, and the others "
-            f"have. Call pp.tiles for these, too."
+            "have. Call pp.tiles for these, too."
         )
-        raise ValueError(msg)
     return sections
 
 
@@ -111,11 +110,10 @@ def laid_spec(sections: Sequence[Section]) -> TileSpec | None:
     specs = [section.laid.spec for section in sections if section.laid is not None]
     for section, spec in zip(sections, specs, strict=False):
         if not same_spec(spec, specs[0]):
-            msg = (
+            raise ValueError(
                 f"Tiles of sample {sections[0].name!r} are {_in_words(specs[0])}, those of {section.name!r} "
                 f"{_in_words(spec)}. Lay all alike with pp.tiles(..., overwrite=True)."
             )
-            raise ValueError(msg)
     return specs[0] if specs else None  # all sections have laid tiles, or none
 
 
@@ -127,11 +125,10 @@ def common_spec(sections: Sequence[Section], size_um: float | None, px: int | No
     if laid is None:
         return asked
     if not same_spec(asked, laid):
-        msg = (
-            f"Tiles of {_in_words(laid)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= "
-            "out, or lay others with pp.tiles(..., key_added=...) and name them with tiles=."
+        raise ValueError(
+            f"Tiles of {_in_words(laid)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= out, or "
+            "lay others with pp.tiles(..., key_added=...) and name them with tiles=."
         )
-        raise ValueError(msg)
     return laid
 
 
@@ -144,15 +141,17 @@ def _find_section(
 ) -> Section:
     sdata = sample.data
     if not hasattr(sdata, "images"):
-        msg = f"Sample {sample.name!r} is a {type(sdata).__name__} without images; virtual H&E needs a SpatialData."
-        raise TypeError(msg)
+        raise TypeError(
+            f"Sample {sample.name!r} is a {type(sdata).__name__} without images; virtual H&E needs a SpatialData."
+        )
     _sample.require_one_sample(sdata)
     he_key = _find_he(sdata, he)
     nuclear, nuclear_channel = _sample.find_nuclear(sdata, image, channel)
     transcripts = _sample.find_transcripts(sdata, points)[0] if with_points else None
     if with_points and transcripts is None:
-        msg = f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
-        raise KeyError(msg)
+        raise KeyError(
+            f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
+        )
     for key in (he_key, *nuclear):
         _require_registered(sdata, key)
     images = open_he(sdata, he_key), open_image(sdata, nuclear, channels=[nuclear_channel])
@@ -173,12 +172,10 @@ def _require_registered(sdata: SpatialData, key: str) -> None:
     try:
         scale.matrix_to(sdata.images[key])
     except KeyError:
-        msg = (
+        raise ValueError(
             f"Image {key!r} is not registered in {_sample.UM!r}: H&E and nuclear stain have to share it. Give its "
-            f"scale with "
-            f"pp.set_scale, or lay it on the other one with pp.align(sdata, {key!r}, ...)."
-        )
-        raise ValueError(msg) from None
+            f"scale with pp.set_scale, or lay it on the other one with pp.align(sdata, {key!r}, ...)."
+        ) from None
 
 
 def _require_meeting(he: Image, stain: Image) -> None:
@@ -187,11 +184,10 @@ def _require_meeting(he: Image, stain: Image) -> None:
     high = np.minimum(boxes[0][2:], boxes[1][2:])
     if not (low < high).all():
         he_box, stain_box = (f"x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm" for x0, y0, x1, y1 in boxes)
-        msg = (
+        raise ValueError(
             f"The H&E {he.key!r} ({he_box}) and the nuclear stain {stain.key!r} ({stain_box}) do not meet. Align them "
-            f"with pp.align."
+            "with pp.align."
         )
-        raise ValueError(msg)
 
 
 def _laid(sdata: SpatialData, tiles: str | None) -> TileTable | None:
