@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sthist.benchmark._cross_validation import ablate_virtual_he, paper_variants
-from sthist.benchmark._statistics import over_seeds
+from sthist.benchmark import ablate_virtual_he, over_seeds
+from sthist.benchmark._cross_validation import paper_variants
 from sthist.systems.virtual_he.config import LOSSES
 from sthist.tiles import TileSpec
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import sthist
-from sthist.benchmark._annotation_transfer import WEIGHTED, annotation_transfer
+from sthist.benchmark import annotation_transfer
 from sthist.tiles import TileReader, TileSpec
+
+WEIGHTED = "weighted mean"
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 import sthist
-from sthist.benchmark._cross_validation import ablate_virtual_he, cross_validate_virtual_he
+from sthist.benchmark import ablate_virtual_he, cross_validate_virtual_he, over_seeds
 from sthist.benchmark._folds import fold_count
-from sthist.benchmark._statistics import over_seeds
 from sthist.benchmark._tiles import predict_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import shuffled

@@ -9,9 +9,9 @@ import shapely
 
 import sthist
 from sthist._sample.samples import samples_of
-from sthist.benchmark._nuclei import nucleus_preservation, outlined_nuclei
+from sthist.benchmark import nucleus_preservation, virtual_he
+from sthist.benchmark._nuclei import outlined_nuclei
 from sthist.benchmark._tiles import shared_tiles
-from sthist.benchmark._virtual_he import virtual_he
 
 
 def _moved(sdata, name, shift_um):

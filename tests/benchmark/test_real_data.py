@@ -6,7 +6,7 @@ import pytest
 from realdata import HIGH_RES
 
 import sthist
-from sthist.benchmark._nuclei import nucleus_preservation
+from sthist.benchmark import nucleus_preservation
 from sthist.benchmark._virtual_he import seam_of
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sthist.benchmark._statistics import region_tests
+from sthist.benchmark import region_tests
 
 
 @pytest.fixture

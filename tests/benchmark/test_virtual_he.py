@@ -8,7 +8,7 @@ import pytest
 
 import sthist
 from sthist._sample.samples import samples_of
-from sthist.benchmark._nuclei import nucleus_preservation
+from sthist.benchmark import nucleus_preservation
 from sthist.benchmark._tiles import find_extractor, shared_tiles
 from sthist.metrics import image as scores
 from sthist.tiles import TileReader, TileSpec

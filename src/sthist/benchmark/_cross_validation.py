@@ -141,10 +141,10 @@ def _losses(model: str, training: Mapping[str, Any]) -> dict[str, dict[str, Any]
     """A high weight of the term that sees the image as a whole, beside a low one."""
     from sthist.systems.virtual_he.config import LOSSES
 
-    given = training.get("losses", PRESETS.get(model, "upstream"))
-    weights = LOSSES[given] if isinstance(given, str) else given
+    losses = training.get("losses", PRESETS.get(model, "upstream"))
+    weights = LOSSES[losses] if isinstance(losses, str) else losses
     if weights.text:
-        return {f"losses: {name}": {"losses": name} for name in ("paper", "paper-hg") if name != given}
+        return {f"losses: {name}": {"losses": name} for name in ("paper", "paper-hg") if name != losses}
     return {"adversarial x 3": {"losses": dataclasses.replace(weights, adversarial=3 * weights.adversarial)}}
 
 

@@ -105,9 +105,9 @@ def region_tests(
 
     check_column(frame, groupby)
     numbers = [name for name in frame.select_dtypes("number").columns if name not in (*NO_SCORES, groupby)]
-    wanted = numbers if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    names = numbers if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
     parts, reasons = [], {}
-    for name in wanted:
+    for name in names:
         known = frame[frame[name].notna()] if name in frame else frame
         if not len(known):
             reasons[name] = frame.attrs.get("not_available", {}).get(name, "There are no scores.")

@@ -82,7 +82,7 @@ def compare(
     import pandas as pd
 
     metrics = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
-    options = {name: dict(values) for name, values in (options or {}).items()}
+    options = options or {}
     for name in [*metrics, *options]:
         if name not in (*PAIRS, *SETS):
             raise ValueError(f"There is no metric {name!r}; there are {[*PAIRS, *SETS]}.")
@@ -103,7 +103,7 @@ def compare(
     records: list[dict[str, Any]] = []
     reasons: dict[str, str] = {}
     for name in sorted(metrics, key=lambda name: name in SETS):
-        arguments = options.get(name, {})
+        arguments = dict(options.get(name, {}))
         try:
             if name in PAIRS:
                 frame[name] = np.nan

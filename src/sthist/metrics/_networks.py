@@ -86,19 +86,19 @@ def inception_extractor(metric: str, weights: Any) -> Any:
     return network.to(settings.torch_device())
 
 
-def clip_extractor(extractor: Any = None, weights: Any = None) -> Callable[[Any], Any]:
+def clip_extractor(encoder: Any = None, weights: Any = None) -> Callable[[Any], Any]:
     """The image tower of a CLIP model; a callable is given back as it is."""
-    if extractor is not None and weights is not None:
+    if encoder is not None and weights is not None:
         raise ValueError("Give either encoder= or weights=, not both.")
-    if extractor is not None and not isinstance(extractor, (str, Path)):
-        return extractor
+    if encoder is not None and not isinstance(encoder, (str, Path)):
+        return encoder
     if weights is not None and not Path(weights).expanduser().is_dir():
         raise FileNotFoundError(
             f"There is no folder {str(weights)!r}; weights of CLIP are a folder that transformers wrote."
         )
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPVisionModelWithProjection
 
-    name = str(extractor or weights or CLIP)
+    name = str(encoder or weights or CLIP)
     try:
         described, _ = CLIPConfig.get_config_dict(name, local_files_only=True)
         if described.get("model_type") not in {"clip", "clip_vision_model"}:

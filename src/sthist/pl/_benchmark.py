@@ -182,7 +182,7 @@ def _baselines(seeds: pd.DataFrame, first: str) -> dict[str, float]:
     """Mean score of what was not trained, and of images of other tiles."""
     lines = seeds[seeds["factor"] == BASELINE].groupby("method", sort=False)["value"].mean().to_dict()
     other = seeds[(seeds["variant"] == first) & (seeds["method"] == "shuffled")]["value"]
-    return lines | ({"shuffled": float(other.mean())} if len(other) else {})
+    return {str(name): value for name, value in lines.items()} | ({"shuffled": other.mean()} if len(other) else {})
 
 
 def _lines(ax: Axes, lines: dict[str, float]) -> None:
@@ -276,10 +276,10 @@ def _axes(n: int, ncols: int, n_classes: int, axes: Any) -> list[Axes]:
     import matplotlib.pyplot as plt
 
     if axes is not None:
-        given = list(np.ravel(np.asarray(axes, dtype=object)))
-        if len(given) != n:
-            raise ValueError(f"{n} panels need as many axes; {len(given)} are given.")
-        return given
+        flat = list(np.ravel(np.asarray(axes, dtype=object)))
+        if len(flat) != n:
+            raise ValueError(f"{n} panels need as many axes; {len(flat)} are given.")
+        return flat
     columns = min(n, ncols)
     rows = -(-n // columns)
     width = 1.3 + CLASS_INCHES * n_classes

@@ -184,26 +184,23 @@ def _stain_vectors(tiles: np.ndarray) -> np.ndarray:
 
 
 def _report(section: Section, spec: TileSpec, frame: pd.DataFrame, max_shift_um: float | None) -> None:
-    """Say how many tiles are left of a section.
-
-    Refuse one of which there are none, or none that is known to be in register.
-    """
+    """Say how many tiles are left; refuse a section that has none, or none that is known to be in register."""
     kept = frame[frame["part"] != "dropped"]
     dropped = frame["reason"][frame["part"] == "dropped"].value_counts().to_dict()
-    said = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
+    lost = ", ".join(f"{n} {reason}" for reason, n in dropped.items()) or "none"
     n_moved = dropped.get("shifted", 0) + dropped.get("no match", 0)
     n_near, n_unknown = int(kept["shift_um"].notna().sum()), int((kept["confidence"] == 0).sum())
     aligning = f"pp.align(sdata, {section.he!r}, matrix='auto')"
     if n_moved and not n_near:
         raise ValueError(
             f"The H&E {section.he!r} of sample {section.name!r} lies off the nuclear stain: of {len(frame)} tiles, "
-            f"none is in register to {max_shift_um:g} µm; left out are: {said}. Register it with {aligning}, or pass "
+            f"none is in register to {max_shift_um:g} µm; left out are: {lost}. Register it with {aligning}, or pass "
             "max_shift_um=None to take it as it is."
         )
     if not len(kept):
         raise ValueError(
             f"No tile of {spec.size_um:g} µm of sample {section.name!r} can be trained on: each has to lie wholly on "
-            f"both images, and to show something. Left out are: {said}. Make tiles smaller, or look whether H&E and "
+            f"both images, and to show something. Left out are: {lost}. Make tiles smaller, or look whether H&E and "
             "stain lie on each other."
         )
     logger.log(
@@ -213,7 +210,7 @@ def _report(section: Section, spec: TileSpec, frame: pd.DataFrame, max_shift_um:
         len(kept),
         len(frame),
         n_unknown,
-        said,
+        lost,
     )
     if n_moved > n_near:
         logger.warning(
