@@ -201,9 +201,9 @@ class ImageScorer:
 def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Check everything that can be, find and split the tiles, then train and score variants."""
     data, model, training, design = arguments["data"], arguments["model"], arguments["training"], Design.of(arguments)
-    full = {name: {**training, **arguments} for name, arguments in variants.items()}
-    for arguments in full.values():
-        _require_known(arguments)
+    full = {name: {**training, **changes} for name, changes in variants.items()}
+    for each in full.values():
+        _require_known(each)
     keys = ("he", "image", "channel", "points", "z")
     samples = _read(design.samples)
     tiles = find_tiles(
@@ -216,8 +216,8 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
         **{name: training[name] for name in keys if training.get(name) is not None},
     )
     grouping = grouped(tiles, design.split, samples, design.block_um, design.gap_um)
-    for arguments in full.values():
-        _require_tissues(tiles, arguments)
+    for each in full.values():
+        _require_tissues(tiles, each)
     folds = folds_in(
         tiles,
         grouping,
@@ -229,12 +229,12 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
         seed=design.seed,
     )
     specs = {}
-    for name, arguments in full.items():
-        _require_seen_tissues(tiles, folds, arguments.get("tissue"))
-        size_um, px = arguments.pop("size_um", None), arguments.pop("px", None)
+    for name, each in full.items():
+        _require_seen_tissues(tiles, folds, each.get("tissue"))
+        size_um, px = each.pop("size_um", None), each.pop("px", None)
         specs[name] = TileSpec(size_um or tiles.spec.size_um, px or tiles.spec.px)
     _require_sizes(model, specs)
-    factors = {name: ", ".join(arguments) or BASE for name, arguments in variants.items()}
+    factors = {name: ", ".join(changes) or BASE for name, changes in variants.items()}
     return Study(design, tiles, grouping, folds, full, factors, specs).run(model, arguments["folder"])
 
 
