@@ -113,8 +113,8 @@ def _features(path: Path, content: Any) -> Iterator[dict[str, Any]]:
     else:
         content_type = f"'type' {kind!r}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{path} holds no GeoJSON: it has {content_type} where a 'Feature', a 'FeatureCollection' with 'features' or a "
-            "geometry should be. Export the objects from QuPath as GeoJSON."
+            f"{path} holds no GeoJSON: it has {content_type} where a 'Feature', a 'FeatureCollection' with 'features' "
+            "or a geometry should be. Export the objects from QuPath as GeoJSON."
         )
 
 
