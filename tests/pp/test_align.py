@@ -121,7 +121,7 @@ class TestVerb:
             msg = "no space left"
             raise OSError(msg)
 
-        monkeypatch.setattr("sthist._store.store.write_transformations", full)
+        monkeypatch.setattr("sthist._store.write_transformations", full)
         with pytest.raises(OSError, match="no space left"):
             sthist.pp.align(backed, "he", to="um", matrix=np.diag([0.5, 0.5, 1]))
         np.testing.assert_allclose(sthist.scale.matrix_to(backed["he"]), right)

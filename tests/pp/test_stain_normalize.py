@@ -387,7 +387,7 @@ def test_bad_images(stained, toy):
     cases = {
         "Found no tissue": blank,
         "shows one stain only": one,
-        "three of uint8 are needed": np.zeros((50, 50, 4), np.uint8),
+        "three colours of uint8 are needed": np.zeros((50, 50, 4), np.uint8),
         "3 channels of float64": np.full((50, 50, 3), np.nan),
     }
     for message, pixels in cases.items():

@@ -94,7 +94,7 @@ def test_a_disc_covers_its_area():
 
 def test_matplotlib_sizes_are_diameters_in_pixels():
     for s, expected in ((0.1, 0.281), (0.3, 0.487), (0.5, 0.629), (0.7, 0.744), (0.9, 0.843)):
-        assert black(molecules(), s=s, dpi=64).dot_px == pytest.approx(expected, abs=5e-4)
+        assert black(molecules(), dot_s=s, dot_dpi=64).dot_px == pytest.approx(expected, abs=5e-4)
 
 
 def test_without_transcripts_the_stain_is_left_in_three_equal_channels():
