@@ -219,11 +219,11 @@ def measure_memory(store: Path) -> dict:
     Path("/proc/self/clear_refs").write_text("5")
     peaks = []
 
-    def paint_pending(*args, **kwargs):
-        run.paint_pending(*args, **kwargs)
+    def run_pending(*args, **kwargs):
+        run.run_pending(*args, **kwargs)
         peaks.append(resident()["VmHWM"] - before)
 
-    _embed.paint_pending = paint_pending
+    _embed.run_pending = run_pending
     start = time.perf_counter()
     sthist.pp.embed(sdata, colours, regions="squares", spec=spec, progress=False)
     seconds = time.perf_counter() - start

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sthist.nets._translation import discriminator as discriminator
-from sthist.nets._translation.adversarial import hinge_discriminator_loss, hinge_generator_loss
+from sthist.nets._translation.losses import hinge_discriminator_loss, hinge_generator_loss
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sthist.nets._translation.losses import l2_loss
-from sthist.nets._translation.pix2pix import Pix2Pix
+from sthist.nets import Pix2Pix, l2_loss
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -142,7 +143,7 @@ def test_workers_that_do_not_see_the_store(client, store, monkeypatch):
 
     def elsewhere(job, path):
         ticket = written(job, path)
-        return type(ticket)(ticket.path.replace("s.zarr", "gone.zarr"), ticket.digest, ticket.versions)
+        return dataclasses.replace(ticket, path=ticket.path.replace("s.zarr", "gone.zarr"))
 
     monkeypatch.setattr("sthist.tiles._blocks.dask_run.write_job", elsewhere)
     with pytest.raises(RuntimeError, match=r"2 of the cluster's workers cannot take part:\n.*does not see .*gone.zarr"):
@@ -150,7 +151,7 @@ def test_workers_that_do_not_see_the_store(client, store, monkeypatch):
 
 
 def test_workers_of_another_version(client, store, monkeypatch):
-    monkeypatch.setattr("sthist.tiles._blocks.dask_run._versions", lambda: (("Python", "3.8"), ("sthist", "9.9")))
+    monkeypatch.setattr("sthist.tiles._blocks.dask_run._versions", lambda: {"Python": "3.8", "sthist": "9.9"})
     with pytest.raises(RuntimeError, match=r"it runs Python 3\.\d+ instead of 3.8, sthist .* instead of 9.9"):
         sthist.tl.virtual_he(sd.read_zarr(store), client=client)
 

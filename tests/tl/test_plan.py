@@ -114,12 +114,10 @@ def test_full_in_the_middle(backed, monkeypatch, code):
 
 
 def test_full_disk_while_a_table_is_written(backed, monkeypatch):
-    from sthist import _store
-
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_store, "publish", full)
+    monkeypatch.setattr("sthist._store.store.publish", full)
     with pytest.raises(OSError, match="is full"):
         sthist.pp.tissue(backed)
     assert "tissue" not in backed.shapes
@@ -136,7 +134,7 @@ def test_other_errors_of_the_system_are_left_alone(backed, monkeypatch):
     assert caught.value.errno == errno.EIO
 
 
-def test_probe_spreads_over_what_is_pending():
+def test_sample_spreads_over_what_is_pending():
     layout = Layout.over((0, 0, 10_000, 6_000), 1.0)
     chunks = estimate._spread(layout.blocks(), 12)
     assert len({(c.y0 // 2048, c.x0 // 2048) for c in chunks}) == 12

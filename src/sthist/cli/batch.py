@@ -6,12 +6,12 @@ import csv
 import inspect
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,7 @@ from sthist._settings import logger, settings
 from sthist.cli.inputs import PLATFORMS, open_sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
+    from collections.abc import Callable, Iterator
 
 RESERVED = ("sample", "path", "platform")
 HEADROOM = 1.2
@@ -30,31 +29,15 @@ HEADROOM = 1.2
 
 @dataclass(frozen=True)
 class Task:
-    """A verb on one sample.
-
-    Attributes
-    ----------
-    sample
-        Its name.
-    path, platform
-        Its folder, and of what kind that is.
-    store
-        The SpatialData store that is worked on.
-    verb
-        Such as ``"tl.virtual_he"``.
-    arguments
-        Of the verb; JSON values.
-    facts
-        What is recorded of the sample: patient, batch, and whatever else its row says.
-    """
+    """A verb on one sample."""
 
     sample: str
-    path: str
+    path: str  # its folder
     platform: str
-    store: str
-    verb: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
+    store: str  # the SpatialData store that is worked on
+    verb: str  # such as "tl.virtual_he"
+    arguments: dict[str, Any]  # of the verb; JSON values
+    facts: dict[str, str]  # recorded of the sample: patient, batch, and whatever else its row says
 
 
 @dataclass
@@ -75,11 +58,10 @@ def find_verb(name: str) -> Callable[..., Any]:
     if name not in known:
         msg = f"There is no verb {name!r}; there are {', '.join(known)}."
         raise ValueError(msg)
-    found: Callable[..., Any] = getattr(getattr(sthist, module), verb)
-    return found
+    return getattr(getattr(sthist, module), verb)  # type: ignore[no-any-return]
 
 
-def read_tasks(samples: Path, verb: str, out: Path | None, given: dict[str, Any]) -> list[Task]:
+def read_tasks(samples: Path, verb: str, out: Path | None, arguments: dict[str, Any]) -> list[Task]:
     """A task per row of a csv file of samples."""
     if not samples.is_file():
         msg = f"There is no table of samples {samples}."
@@ -93,7 +75,7 @@ def read_tasks(samples: Path, verb: str, out: Path | None, given: dict[str, Any]
         msg = f"{samples} has {f'no column {missing[0]!r}; it has {columns}' if missing else 'no rows'}."
         raise KeyError(msg)
     known = list(inspect.signature(find_verb(verb)).parameters)[1:]
-    for name in given:
+    for name in arguments:
         if name not in known:
             msg = f"{verb} has no argument {name!r}; it has {', '.join(known)}."
             raise ValueError(msg)
@@ -104,35 +86,23 @@ def read_tasks(samples: Path, verb: str, out: Path | None, given: dict[str, Any]
         msg = f"{samples} has sample {twice!r} more than once."
         raise ValueError(msg)
     require_one_spelling(row.get("patient") or None for row in rows)
-    return [_task(samples, number, row, verb, known, given, out, safe) for number, row in enumerate(rows, start=2)]
-
-
-def _task(
-    samples: Path,
-    line: int,
-    row: dict[str, str],
-    verb: str,
-    known: list[str],
-    given: dict[str, Any],
-    out: Path | None,
-    safe: dict[str, str],
-) -> Task:
-    for name in ("sample", "path"):
-        if not row[name]:
-            msg = f"{samples}, line {line}: {name!r} is empty."
+    tasks = []
+    for line, row in enumerate(rows, start=2):
+        platform = row.get("platform") or "spatialdata"
+        wrong = [f"{name!r} is empty." for name in ("sample", "path") if not row[name]]
+        if platform not in PLATFORMS:
+            wrong.append(f"the platform {platform!r} is none of {', '.join(PLATFORMS)}.")
+        elif out is None and platform != "spatialdata":
+            wrong.append(f"a folder of {platform} needs a store to be worked on; give a folder with --out.")
+        if wrong:
+            msg = f"{samples}, line {line}: {wrong[0]}"
             raise ValueError(msg)
-    platform = row.get("platform") or "spatialdata"
-    if platform not in PLATFORMS:
-        msg = f"{samples}, line {line}: the platform {platform!r} is none of {', '.join(PLATFORMS)}."
-        raise ValueError(msg)
-    path = (samples.parent / row["path"]).resolve()
-    if out is None and platform != "spatialdata":
-        msg = f"{samples}, line {line}: a folder of {platform} needs a store to be worked on; give a folder with --out."
-        raise ValueError(msg)
-    store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
-    own = {name: parse_value(value) for name, value in row.items() if name in known and value}
-    facts = {name: value for name, value in row.items() if name not in (*RESERVED, *known) and value}
-    return Task(row["sample"], str(path), platform, str(store), verb, given | own, facts)
+        path = (samples.parent / row["path"]).resolve()
+        store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
+        own = {name: parse_value(value) for name, value in row.items() if name in known and value}
+        facts = {name: value for name, value in row.items() if name not in (*RESERVED, *known) and value}
+        tasks.append(Task(row["sample"], str(path), platform, str(store), verb, arguments | own, facts))
+    return tasks
 
 
 def parse_value(text: str) -> Any:
@@ -144,17 +114,7 @@ def parse_value(text: str) -> Any:
 
 
 class Batch:
-    """Tasks, what is known of them, and the folder in which that is kept.
-
-    Parameters
-    ----------
-    tasks
-        What is to be done.
-    folder
-        For the state of each sample, what it printed, and the two tables ``samples.csv`` and ``errors.csv``.
-    overwrite
-        Do again what is done.
-    """
+    """Tasks, and the folder with their states, what they print, and the tables ``samples.csv`` and ``errors.csv``."""
 
     def __init__(self, tasks: list[Task], folder: Path, *, overwrite: bool = False) -> None:
         self.tasks, self.folder, self._overwrite = tasks, folder, overwrite
@@ -194,13 +154,9 @@ class Batch:
         job = {"task": vars(task), "overwrite": self._overwrite, "threads": threads, "result": str(self._result(task))}
         self._result(task).unlink(missing_ok=True)
         logger.info("%s: started.", task.sample)
+        command = [sys.executable, "-m", "sthist.cli.batch"]
         with self.log(task).open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sthist.cli.batch"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
         assert process.stdin is not None
         process.stdin.write(json.dumps(job).encode())
         process.stdin.close()
@@ -217,9 +173,7 @@ class Batch:
             result = {"status": "failed", "error": "died", "message": f"The process was {how}{hint}", "peak": 0}
         seconds = time.monotonic() - running.start
         state = {"task": vars(task), "seconds": round(seconds, 1)} | result
-        partial = self._state_file(task).with_suffix(".partial")
-        partial.write_text(json.dumps(state, indent=1))
-        partial.replace(self._state_file(task))
+        _write_json(self._state_file(task), state)
         self._result(task).unlink(missing_ok=True)
         if result["status"] == "done":
             logger.info("%s: done in %.0f s.", task.sample, seconds)
@@ -248,33 +202,26 @@ class Batch:
             return {}
 
     def _write_tables(self) -> None:
-        states = [(task, self._state(task)) for task in self.tasks]
-        columns = ("sample", "status", "seconds", "peak_mb", "store", "log")
-        rows = [
-            (
-                task.sample,
-                state.get("status", "not done"),
-                state.get("seconds", ""),
-                round(state.get("peak", 0) / 1e6) or "",
-                task.store,
-                self.log(task),
+        done = [("sample", "status", "seconds", "peak_mb", "store", "log")]
+        errors = [("sample", "error", "message", "path", "log")]
+        for task in self.tasks:
+            state, log = self._state(task), str(self.log(task))
+            megabytes = str(round(state.get("peak", 0) / 1e6) or "")
+            done.append(
+                (task.sample, state.get("status", "not done"), state.get("seconds", ""), megabytes, task.store, log)
             )
-            for task, state in states
-        ]
-        _write_csv(self.folder / "samples.csv", columns, rows)
-        errors = [
-            (task.sample, state["error"], state["message"], task.path, self.log(task))
-            for task, state in states
-            if state.get("status") == "failed"
-        ]
-        _write_csv(self.folder / "errors.csv", ("sample", "error", "message", "path", "log"), errors)
+            if state.get("status") == "failed":
+                errors.append((task.sample, state["error"], state["message"], task.path, log))
+        for name, rows in (("samples", done), ("errors", errors)):
+            with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)
 
 
 def fits(running: list[Running], peak: int) -> bool:
@@ -291,10 +238,8 @@ def fits(running: list[Running], peak: int) -> bool:
     expected = HEADROOM * peak
     to_come = 0.0
     for each in running:
-        try:
+        with suppress(psutil.NoSuchProcess):
             to_come += max(0.0, expected - psutil.Process(each.process.pid).memory_info().rss)
-        except psutil.NoSuchProcess:
-            continue
     return available_memory() - to_come >= expected
 
 
@@ -317,32 +262,25 @@ def run_one(job: dict[str, Any]) -> None:
 
     task = Task(**job["task"])
     sthist.settings.threads, sthist.settings.progress = job["threads"], False
-    with _Outcome(Path(job["result"])):
+    with _outcome(Path(job["result"])):
         verb = find_verb(task.verb)
         sdata = open_sample(Path(task.path), task.platform, Path(task.store), {"name": task.sample} | task.facts)
         again = job["overwrite"] and "overwrite" in inspect.signature(verb).parameters
         verb(sdata, **task.arguments | ({"overwrite": True} if again else {}))
 
 
-class _Outcome:
+@contextmanager
+def _outcome(path: Path) -> Iterator[None]:
     """Writes how a block ended; an error goes on to end the process, its trace in the log."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        outcome: dict[str, Any] = {"status": "done"}
-        if error is not None:
-            message = error.args[0] if isinstance(error, KeyError) and error.args else error
-            outcome = {"status": "failed", "error": type(error).__name__, "message": str(message)}
-        partial = self._path.with_suffix(".writing")
-        partial.write_text(json.dumps(outcome | {"peak": peak_memory()}))
-        os.replace(partial, self._path)
+    outcome: dict[str, Any] = {"status": "done"}
+    try:
+        yield
+    except BaseException as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        outcome = {"status": "failed", "error": type(error).__name__, "message": str(message)}
+        raise
+    finally:
+        _write_json(path, outcome | {"peak": peak_memory()})
 
 
 def peak_memory() -> int:

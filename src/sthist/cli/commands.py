@@ -17,24 +17,10 @@ from sthist.cli.batch import Batch, parse_value, read_tasks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-REPORTED = [
-    "spatialdata",
-    "spatialdata-io",
-    "anndata",
-    "zarr",
-    "dask",
-    "scanpy",
-    "squidpy",
-    "numba",
-    "torch",
-    "diffusers",
-    "peft",
-    "timm",
-    "open_clip_torch",
-    "lightning",
-    "torchmetrics",
-    "scikit-image",
-]
+REPORTED = (
+    *("spatialdata", "spatialdata-io", "anndata", "zarr", "dask", "scanpy", "squidpy", "numba", "scikit-image"),
+    *("torch", "diffusers", "peft", "timm", "open_clip_torch", "lightning", "torchmetrics"),
+)
 OPTIONAL = {
     "imagecodecs": "TIFF compressed with JPEG or JPEG 2000",
     "spatialdata_plot": "more plots of SpatialData",
@@ -151,14 +137,14 @@ def _virtual_he(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    given = {}
+    arguments = {}
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
             msg = f"--set takes NAME=VALUE, not {text!r}."
             raise ValueError(msg)
-        given[name] = parse_value(value)
-    tasks = read_tasks(options.samples, options.verb, options.out, given)
+        arguments[name] = parse_value(value)
+    tasks = read_tasks(options.samples, options.verb, options.out, arguments)
     folder = options.out or options.samples.with_suffix(".run")
     batch = Batch(tasks, folder, overwrite=options.overwrite)
     n_failed = batch.run(options.jobs)

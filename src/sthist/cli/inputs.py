@@ -18,6 +18,8 @@ PLATFORMS = ("xenium", "cosmx", "merscope", "visium", "visium_hd", "spatialdata"
 
 def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] | None = None) -> SpatialData:
     """The store of a sample: copied there from its folder, whole or not at all, unless an earlier run has done so."""
+    import spatialdata as sd
+
     if not (platform == "spatialdata" and store.resolve() == source.resolve()):
         if not store.exists():
             sdata = read_input(source, platform)
@@ -26,7 +28,7 @@ def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] 
             shutil.rmtree(partial, ignore_errors=True)
             sdata.write(partial)
             os.rename(partial, store)
-        made_from = _read_store(store).attrs.get("sthist", {}).get("source")
+        made_from = sd.read_zarr(store).attrs.get("sthist", {}).get("source")
         if made_from != str(source.resolve()):
             msg = f"{store} was not made from {source}, but from {made_from or 'something else'}; name another --out."
             raise ValueError(msg)
@@ -40,6 +42,8 @@ def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] 
 
 def read_input(source: Path, platform: str) -> SpatialData:
     """The object of a folder, in memory as far as its reader puts it there."""
+    import spatialdata as sd
+
     import sthist
 
     if platform != "spatialdata":
@@ -47,10 +51,4 @@ def read_input(source: Path, platform: str) -> SpatialData:
     if not any((source / name).exists() for name in ("zarr.json", ".zgroup")):
         msg = f"{source} is no SpatialData store: it has neither zarr.json nor .zgroup."
         raise FileNotFoundError(msg)
-    return _read_store(source)
-
-
-def _read_store(path: Path) -> SpatialData:
-    import spatialdata as sd
-
-    return sd.read_zarr(path)
+    return sd.read_zarr(source)

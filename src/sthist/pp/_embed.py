@@ -14,8 +14,8 @@ from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist.pp._embed_source import Source, find_source
-from sthist.tiles._blocks.array import Ledger, TileEmbedder
-from sthist.tiles._blocks.run import paint_pending
+from sthist.tiles._blocks.array import ResumableArray, TileEmbedder
+from sthist.tiles._blocks.run import run_pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -232,12 +232,12 @@ class Work:
     def embed(self, folder: Path, name: str, facts: dict[str, Any], inside: np.ndarray) -> np.ndarray:
         """Embed all places in a folder, run by run; then a row for each, and NaN for those that are not inside."""
         order = self.reader.order(self.places)
-        ledger = Ledger(folder, name, (len(order), self.encoders[0].dim), facts)
+        array = ResumableArray(folder, name, (len(order), self.encoders[0].dim), facts)
         embedder = TileEmbedder(self.reader, self.encoders, self.places[order], self.batch_size)
-        paint_pending(embedder, ledger, client=self.client, progress=self.progress, threads=embedder.threads)
+        run_pending(embedder, array, client=self.client, progress=self.progress, threads=embedder.threads)
         values = np.full((len(inside), self.encoders[0].dim), np.nan, np.float32)
         rows = np.flatnonzero(inside)[order]
-        for run, part in ledger:
+        for run, part in array:
             values[rows[run.start : run.stop]] = part
         return values
 

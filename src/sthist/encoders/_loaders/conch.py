@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sthist import _weights
-from sthist.encoders._loaders.timm import Loaded, as_grid
+from sthist.encoders._loaders.timm import Loaded, Texts, as_grid
 
 if TYPE_CHECKING:
     from sthist._weights.files import Files
@@ -67,42 +67,6 @@ class ConchImages(nn.Module):
         return as_grid(self.trunk.forward_features(images), self.trunk.num_prefix_tokens)
 
 
-class ConchTexts(nn.Module):
-    """The text tower; its tokenizer is looked for when the first text comes."""
-
-    def __init__(self, dim: int, text: dict[str, Any], files: Files) -> None:
-        from open_clip.transformer import TextTransformer
-
-        super().__init__()
-        self.length = int(text["context_length"]) - 1
-        self.text = TextTransformer(
-            context_length=self.length,
-            vocab_size=text["vocab_size"],
-            width=text["width"],
-            heads=text["heads"],
-            layers=text["layers"],
-            output_dim=dim,
-            embed_cls=True,
-            pad_id=text.get("pad_id", 0),
-        )
-        self.files = files
-        self.tokenizer: Any = None
-
-    def embed_text(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings (n, d), not normalised."""
-        if self.tokenizer is None:
-            self.tokenizer = tokenizer_of(self.files)
-        tokens = self.tokenizer(
-            texts,
-            max_length=self.length,
-            padding="max_length",
-            truncation=True,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )["input_ids"]
-        return self.text(tokens.to(self.text.text_projection.device))
-
-
 def tokenizer_of(files: Files) -> Any:
     """The tokenizer of CONCH: beside the weights, or in its package."""
     from transformers import PreTrainedTokenizerFast
@@ -120,9 +84,8 @@ def tokenizer_of(files: Files) -> Any:
                 pad_token="<pad>",
             )
     msg = (
-        f"Texts need the tokenizer of CONCH, which is not on the hub: get {TOKENIZER} from {TOKENIZER_PAGE}, put "
-        f"it beside "
-        f"the weights ({files.folder or 'in a folder'}), and pass weights=, that folder."
+        f"Texts need the tokenizer of CONCH, which is not on the hub: get {TOKENIZER} from {TOKENIZER_PAGE}, put it "
+        f"beside the weights ({files.folder or 'in a folder'}), and pass weights=, that folder."
     )
     raise FileNotFoundError(msg)
 
@@ -131,24 +94,33 @@ def load(card: Card, files: Files) -> Loaded:
     """Build CONCH as the folder of its weights describes it, or as it was published, and load them."""
     import open_clip
     import timm
+    from open_clip.transformer import TextTransformer
 
     described = files.config()
     config: dict[str, Any] = CONFIG | described
     for part in ("vision_cfg", "text_cfg"):
         config[part] = CONFIG[part] | described.get(part, {})
     images = ConchImages(config["embed_dim"], config["vision_cfg"])
-    texts = ConchTexts(config["embed_dim"], config["text_cfg"], files)
+    text = config["text_cfg"]
+    length = int(text["context_length"]) - 1
+    tower = TextTransformer(
+        context_length=length,
+        output_dim=config["embed_dim"],
+        embed_cls=True,
+        pad_id=text.get("pad_id", 0),
+        **{name: text[name] for name in ("vocab_size", "width", "heads", "layers")},
+    )
     logit_scale = nn.Parameter(torch.log(torch.tensor(1 / 0.07)))
     if files.weights is not None:
         whole = nn.Module()
-        whole.visual, whole.text, whole.logit_scale = images, texts.text, logit_scale
+        whole.visual, whole.text, whole.logit_scale = images, tower, logit_scale
         state = _weights.read(files.weights)
         _weights.load_into(whole, fitted(state, images.trunk), files.weights, leave=CAPTIONS)
     return Loaded(
         images,
         replace(card.transform, size=int(config["vision_cfg"]["image_size"])),
         int(config["embed_dim"]),
-        texts,
+        Texts(tower, lambda: tokenizer_of(files), length, lambda tower, tokens: tower(tokens["input_ids"])),
         float(logit_scale.detach().exp()),
         {"timm": timm.__version__, "open_clip": open_clip.__version__},
     )

@@ -66,6 +66,29 @@ class TimmImages(nn.Module):
         return int(self.trunk.num_features) * (2 if self.pool == "cls+mean" else 1)
 
 
+class Texts(nn.Module):
+    """A text tower; its tokenizer is looked for when the first text comes.
+
+    ``embed`` takes the tower and the tokens of ``length`` that such a tokenizer of transformers gives.
+    """
+
+    def __init__(
+        self, tower: Any, find_tokenizer: Callable[[], Any], length: int, embed: Callable[[Any, Any], torch.Tensor]
+    ) -> None:
+        super().__init__()
+        self.tower, self.find_tokenizer, self.length, self.embed = tower, find_tokenizer, length, embed
+        self.tokenizer: Any = None
+
+    def embed_text(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings (n, d), not normalised."""
+        if self.tokenizer is None:
+            self.tokenizer = self.find_tokenizer()
+        tokens = self.tokenizer(
+            texts, max_length=self.length, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        return self.embed(self.tower, tokens.to(next(self.tower.parameters()).device))
+
+
 def as_grid(tokens: Any, prefix: int, *, channels_last: bool = False) -> torch.Tensor:
     """Tokens (n, prefix + g * g, d) or maps (n, d, g, g) as (n, g, g, d)."""
     if isinstance(tokens, torch.Tensor) and tokens.ndim == 4:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sthist import _weights
-from sthist.encoders._loaders.timm import Loaded, as_grid
+from sthist.encoders._loaders.timm import Loaded, Texts, as_grid
 
 if TYPE_CHECKING:
     from sthist._weights.files import Files
@@ -84,25 +84,9 @@ class KeepImages(nn.Module):
         return as_grid(self.visual.forward_features(images), self.visual.num_prefix_tokens)
 
 
-class Texts(nn.Module):
-    """A text tower of transformers: its pooled token, projected where there is a projection."""
-
-    def __init__(self, model: Any, projection: Any, files: Files, kind: str, length: int) -> None:
-        super().__init__()
-        self.model, self.projection = model, projection
-        self.files, self.kind, self.length = files, kind, length
-        self.tokenizer: Any = None
-
-    def embed_text(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings (n, d), not normalised."""
-        if self.tokenizer is None:
-            self.tokenizer = tokenizer_of(self.files, self.kind)
-        tokens = self.tokenizer(
-            texts, max_length=self.length, padding="max_length", truncation=True, return_tensors="pt"
-        )
-        device = next(self.model.parameters()).device
-        pooled = self.model(**{name: value.to(device) for name, value in tokens.items()}).pooler_output
-        return pooled if self.projection is None else self.projection(pooled)
+def pooled_text(tower: Any, tokens: Any) -> torch.Tensor:
+    """The pooled token of a text tower of transformers."""
+    return tower(**tokens).pooler_output
 
 
 def tokenizer_of(files: Files, kind: str) -> Any:
@@ -145,11 +129,10 @@ def load(card: Card, files: Files) -> Loaded:
         replace(card.transform, size=int(clip.config.vision_config.image_size)),
         int(clip.config.projection_dim),
         Texts(
-            clip.text_model,
-            clip.text_projection,
-            files,
-            "CLIPTokenizer",
+            nn.ModuleList([clip.text_model, clip.text_projection]),
+            lambda: tokenizer_of(files, "CLIPTokenizer"),
             int(clip.config.text_config.max_position_embeddings),
+            lambda tower, tokens: tower[1](pooled_text(tower[0], tokens)),
         ),
         float(clip.logit_scale.detach().exp()),
         _version(),
@@ -174,7 +157,8 @@ def load_keep(card: Card, files: Files) -> Loaded:
         }
         _weights.load_into(whole, state, files.weights, leave=("text.embeddings.position_ids",))
     transform = replace(card.transform, size=int(images.visual.patch_embed.img_size[0]))
-    texts = Texts(text, None, files, "BertTokenizer", min(KEEP_LENGTH, text.config.max_position_embeddings))
+    length = min(KEEP_LENGTH, text.config.max_position_embeddings)
+    texts = Texts(text, lambda: tokenizer_of(files, "BertTokenizer"), length, pooled_text)
     scale = float(logit_scale.detach().exp())
     return Loaded(images, transform, int(config["projection_dim"]), texts, scale, _version())
 

@@ -12,7 +12,7 @@ from sthist.encoders._morphology import nuclei as nuclei
 from sthist.stains import TISSUE_OD, optical_density
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SCALES_UM = (1, 2, 4, 8, 16)
 PATTERN_SCALES_UM = (1, 2, 4, 8)
@@ -66,21 +66,31 @@ def stain_features(planes: np.ndarray) -> dict[str, float]:
     tissue = planes[3]
     out = {"background_share": math.sqrt(max(0.0, 1.0 - float(tissue.mean(dtype=np.float64))))}
     for name, plane in zip(("haematoxylin", "eosin", "density"), planes, strict=False):
-        mean, sd, skewness = kernels.moments(plane, tissue)
-        out |= {f"{name}_mean": amount(mean), f"{name}_sd": amount(sd), f"{name}_skewness": compress(skewness)}
-        values = kernels.quantiles(plane, tissue, np.array(SHARES), 1.0)
-        out |= {f"{name}_q{round(100 * share):02d}": amount(value) for share, value in zip(SHARES, values, strict=True)}
+        out |= distribution(name, plane, tissue, SHARES, amount)
         centre, rim, both = kernels.centre_and_rim(plane, tissue)
         out[f"{name}_centre_to_rim"] = amount(centre) - amount(rim) if both else 0.0
     share = planes[0] / np.maximum(planes[0] + planes[1], np.float32(1e-6))
-    mean, sd, _ = kernels.moments(share, tissue)
-    out |= {"haematoxylin_share_mean": mean, "haematoxylin_share_sd": sd}
-    values = kernels.quantiles(share, tissue, np.array(SHARES), 1.0)
-    out |= {f"haematoxylin_share_q{round(100 * at):02d}": value for at, value in zip(SHARES, values, strict=True)}
+    out |= distribution("haematoxylin_share", share, tissue, SHARES, float)
+    del out["haematoxylin_share_skewness"]
     return out | {
         "haematoxylin_eosin_correlation": kernels.correlation(planes[0], planes[1], tissue),
         "haematoxylin_to_eosin": out["haematoxylin_mean"] - out["eosin_mean"],
     }
+
+
+def distribution(
+    name: str,
+    plane: np.ndarray,
+    tissue: np.ndarray,
+    shares: Sequence[float],
+    unit: Callable[[float], float],
+    largest: int = 1,
+) -> dict[str, float]:
+    """Mean, standard deviation and quantiles of a plane over tissue in a unit, and its skewness."""
+    mean, sd, skewness = kernels.moments(plane, tissue)
+    values = kernels.quantiles(plane, tissue, np.array(shares), 1 / largest) * largest
+    quantiles = {f"{name}_q{round(100 * share):02d}": unit(value) for share, value in zip(shares, values, strict=True)}
+    return {f"{name}_mean": unit(mean), f"{name}_sd": unit(sd), f"{name}_skewness": compress(skewness)} | quantiles
 
 
 def colour_features(tile: np.ndarray, tissue: np.ndarray) -> dict[str, float]:
@@ -88,13 +98,7 @@ def colour_features(tile: np.ndarray, tissue: np.ndarray) -> dict[str, float]:
     out: dict[str, float] = {}
     channels = dict(zip(("red", "green", "blue"), np.ascontiguousarray(tile.transpose(2, 0, 1)), strict=True))
     for name, channel in channels.items():
-        mean, sd, skewness = kernels.moments(channel, tissue)
-        out |= {f"{name}_mean": mean / 255, f"{name}_sd": sd / 255, f"{name}_skewness": compress(skewness)}
-        values = kernels.quantiles(channel, tissue, np.array(COLOUR_SHARES), 1 / 256)
-        out |= {
-            f"{name}_q{round(100 * share):02d}": value * 256 / 255
-            for share, value in zip(COLOUR_SHARES, values, strict=True)
-        }
+        out |= distribution(name, channel, tissue, COLOUR_SHARES, lambda grey: grey / 255, 256)
         out[f"{name}_mean_with_background"] = float(channel.mean(dtype=np.float64)) / 255
     return out
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from sthist.nets._translation.losses import CLIP_MEAN, CLIP_STD, Frozen, resized
+from sthist.nets._translation.losses import CLIP_MEAN, CLIP_STD, Frozen, Normalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,9 +36,6 @@ class ClipFeatures(nn.Module):
         To which images from 0 to 1 are normalised.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(
         self,
         visual: nn.Module,
@@ -51,15 +48,12 @@ class ClipFeatures(nn.Module):
         super().__init__()
         self.visual = Frozen(visual)
         self.indices = [block - 1 for block in blocks]
-        self.size = size
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.normalized = Normalized(size, "area", mean, std)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Of images (n, 3, h, w) from -1 to 1: maps (n, width, gh, gw) block by block, then the embedding (n, d)."""
-        pixels = (resized(images, self.size, "area") * 0.5 + 0.5 - self.mean) / self.std
-        found = self.visual.network.forward_intermediates(pixels, indices=self.indices)
-        return [*found["image_intermediates"], found["image_features"]]
+        seen = self.visual.network.forward_intermediates(self.normalized(images), indices=self.indices)
+        return [*seen["image_intermediates"], seen["image_features"]]
 
 
 class MultilevelDiscriminator(nn.Module):
@@ -97,18 +91,15 @@ class MultilevelDiscriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, generator: torch.Generator | None = None) -> list[torch.Tensor]:
         """Logits of images (n, 3, h, w) from -1 to 1, level by level: (n, gh, gw) of each map, and (n, 1)."""
-        found = self.features(augment(images, self.augmentations, generator))
+        levels = self.features(augment(images, self.augmentations, generator))
         return [
             head(level).squeeze(1) if level.ndim == 4 else head(level)
-            for head, level in zip(self.heads, found, strict=True)
+            for head, level in zip(self.heads, levels, strict=True)
         ]
 
 
 class Blur(nn.Module):
-    """A binomial filter of 4 x 4 before a stride, so that it does not alias (Zhang 2019).
-
-    1 px smaller than its input.
-    """
+    """A binomial filter of 4 x 4 before a stride, against aliasing (Zhang 2019); 1 px smaller than its input."""
 
     weights: torch.Tensor
 
@@ -224,7 +215,7 @@ class PatchDiscriminator(nn.Sequential):
     Examples
     --------
     >>> import torch
-    >>> from sthist.nets._translation.discriminator import PatchDiscriminator
+    >>> from sthist.nets import PatchDiscriminator
     >>> PatchDiscriminator(6, width=8)(torch.zeros(2, 6, 64, 64)).shape
     torch.Size([2, 1, 6, 6])
     """

@@ -62,9 +62,9 @@ def fill(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], source: o
         "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
         "not finite": [name for name in state if not state[name].isfinite().all()],
     }
-    found = [f"{len(names)} {what}, such as {names[0]!r}" for what, names in wrong.items() if names]
-    if found:
-        msg = f"The weights of {str(source)!r} do not fit this generator: {'; '.join(found)}."
+    problems = [f"{len(names)} {what}, such as {names[0]!r}" for what, names in wrong.items() if names]
+    if problems:
+        msg = f"The weights of {str(source)!r} do not fit this generator: {'; '.join(problems)}."
         raise ValueError(msg)
     for name, tensor in own.items():
         tensor.data.copy_(state[name])

@@ -1,7 +1,8 @@
-"""Losses of image translation: pixels, structure, and words."""
+"""Losses of image translation: pixels, structure, words, and what discriminator and generator lose to each other."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and spread of red, green and blue, from 0 to 1, to which CLIP's image towers were trained (Radford et al.
-
-2021).
-"""
+"""Mean and spread of red, green and blue, from 0 to 1, that CLIP's image towers expect (Radford et al. 2021)."""
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_K = (0.01, 0.03)
 """Window and constants of Wang et al. 2004."""
+
+REAL_TARGET = 0.8
+"""One-sided label smoothing (Salimans et al. 2016): what a discriminator is to say of a real image."""
 
 
 class Frozen(nn.Module):
@@ -134,7 +135,7 @@ class StructuralLoss(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sthist.nets._translation.losses import StructuralLoss
+    >>> from sthist.nets import StructuralLoss
     >>> image = torch.linspace(-1, 1, 48).repeat(1, 3, 48, 1)
     >>> round(float(StructuralLoss()(image, image)), 6), float(StructuralLoss()(image, -image)) > 0.3
     (0.0, True)
@@ -216,9 +217,6 @@ class ImageTextLoss(nn.Module):
         To which images from 0 to 1 are normalised.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(
         self,
         image_tower: nn.Module,
@@ -231,9 +229,7 @@ class ImageTextLoss(nn.Module):
         super().__init__()
         self.image_tower = Frozen(image_tower)
         self.text_tower = None if text_tower is None else Frozen(text_tower)
-        self.size = size
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.normalized = Normalized(size, "bilinear", mean, std)
 
     def embed_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) of tokens, without gradient; texts that stay are embedded once."""
@@ -249,19 +245,61 @@ class ImageTextLoss(nn.Module):
             msg = f"Each image has its own text; there are {len(images)} images and {len(texts)} texts."
             raise ValueError(msg)
         words = texts if texts.is_floating_point() else self.embed_text(texts)
-        pixels = resized(images, self.size, "bilinear") * 0.5 + 0.5
-        found = self.image_tower((pixels - self.mean) / self.std)
-        return 1 - functional.cosine_similarity(found.float(), words.float(), dim=1).mean()
+        seen = self.image_tower(self.normalized(images))
+        return 1 - functional.cosine_similarity(seen.float(), words.float(), dim=1).mean()
 
 
-def resized(images: torch.Tensor, size: int, mode: str) -> torch.Tensor:
-    """Images at another side; those that have it already stay as they are."""
-    if tuple(images.shape[-2:]) == (size, size):
-        return images
-    return functional.interpolate(images, size=(size, size), mode=mode)
+class Normalized(nn.Module):
+    """Images (n, 3, h, w) from -1 to 1 as an image tower takes them: of its side, with its mean and spread."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, size: int, mode: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size, self.mode = size, mode
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The images; those that have the side already are not resized."""
+        if tuple(images.shape[-2:]) != (self.size, self.size):
+            images = functional.interpolate(images, size=(self.size, self.size), mode=self.mode)
+        return (images * 0.5 + 0.5 - self.mean) / self.std
 
 
 def _require_alike(one: torch.Tensor, other: torch.Tensor) -> None:
     if one.shape != other.shape:
         msg = f"The images have the shapes {tuple(one.shape)} and {tuple(other.shape)}; they have to agree."
         raise ValueError(msg)
+
+
+def hinge_discriminator_loss(real: Any, fake: Any) -> torch.Tensor:
+    """Hinge loss of a discriminator (Lim and Ye 2017): ``max(0, 1 - real) + max(0, 1 + fake)``."""
+    return _over_levels(real, lambda x: functional.relu(1 - x)) + _over_levels(fake, lambda x: functional.relu(1 + x))
+
+
+def hinge_generator_loss(fake: Any) -> torch.Tensor:
+    """Hinge loss of a generator: the negative logits of what it made; arguments of :func:`hinge_discriminator_loss`."""
+    return _over_levels(fake, lambda x: -x)
+
+
+def sigmoid_discriminator_loss(real: Any, fake: Any, *, target: float = REAL_TARGET) -> torch.Tensor:
+    """Cross-entropy of a discriminator (Goodfellow et al. 2014), as Kumari et al. 2022 have it."""
+    return _over_levels(real, lambda x: functional.softplus(x) - target * x) + _over_levels(fake, functional.softplus)
+
+
+def sigmoid_generator_loss(fake: Any, *, target: float = REAL_TARGET) -> torch.Tensor:
+    """Cross-entropy of a generator; at least the entropy of ``target`` per level."""
+    return _over_levels(fake, lambda x: functional.softplus(x) - target * x)
+
+
+def entropy(target: float = REAL_TARGET) -> float:
+    """Entropy of a coin in nats: what cross-entropy with this target cannot fall below."""
+    return -sum(p * math.log(p) for p in (target, 1 - target) if p > 0)
+
+
+def _over_levels(logits: Any, loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Sum over levels of the means; in 32 bits."""
+    levels = [logits] if isinstance(logits, torch.Tensor) else list(logits)
+    return torch.stack([loss(level.float()).mean() for level in levels]).sum()

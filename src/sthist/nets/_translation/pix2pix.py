@@ -41,7 +41,7 @@ class Pix2Pix(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sthist.nets._translation.pix2pix import Pix2Pix
+    >>> from sthist.nets import Pix2Pix
     >>> Pix2Pix(width=4, depth=3).eval()(torch.zeros(2, 3, 16, 24)).shape
     torch.Size([2, 3, 16, 24])
     """

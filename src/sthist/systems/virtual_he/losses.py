@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from sthist.nets import ImageTextLoss, MultilevelDiscriminator, PatchDiscriminator, PerceptualLoss, StructuralLoss
-from sthist.nets._translation.adversarial import (
+from sthist.nets._translation.discriminator import ClipFeatures
+from sthist.nets._translation.losses import (
+    SSIM_WINDOW,
     hinge_discriminator_loss,
     hinge_generator_loss,
+    l2_loss,
     sigmoid_discriminator_loss,
     sigmoid_generator_loss,
 )
-from sthist.nets._translation.discriminator import ClipFeatures
-from sthist.nets._translation.losses import SSIM_WINDOW, l2_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,5 +166,6 @@ def _sizes(features: ClipFeatures) -> dict[str, Any]:
     """Channels of what a network sees."""
     with torch.no_grad():
         device = next(features.visual.network.parameters()).device
-        *maps, embedding = features(torch.zeros(1, 3, features.size, features.size, device=device))
+        size = features.normalized.size
+        *maps, embedding = features(torch.zeros(1, 3, size, size, device=device))
     return {"map_channels": [each.shape[1] for each in maps], "embedding_dim": embedding.shape[1]}

@@ -4,73 +4,15 @@ from __future__ import annotations
 
 import queue
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.tiles._blocks.resumable import Resumable
+from sthist.tiles._blocks.resumable import BlockWorker, Resumable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-
-class Embeds(Protocol):
-    """What is needed of an encoder."""
-
-    def embed_batches(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Rows of numbers of one batch after another."""
-
-
-class TileEmbedder:
-    """Embeds runs of tiles: while one run is on the device, others are read.
-
-    Parameters
-    ----------
-    reader
-        Of the tiles.
-    encoders
-        One, or one per device, all alike.
-    places
-        What the reader takes, in the order in which it reads best.
-    batch_size
-        Tiles at a time on the device.
-    """
-
-    def __init__(self, reader: Any, encoders: list[Any], places: np.ndarray, batch_size: int) -> None:
-        self.reader, self.encoders, self.places, self.batch_size = reader, encoders, places, batch_size
-        self._line_up()
-
-    @property
-    def threads(self) -> int:
-        """Runs at a time: each device has one, and one is read for it meanwhile."""
-        return 2 * len(self.encoders)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the queue, which is of one process."""
-        return {name: value for name, value in vars(self).items() if name != "_free"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._line_up()
-
-    def _line_up(self) -> None:
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for encoder in self.encoders:
-            self._free.put(encoder)
-
-    def paint(self, block: Run) -> np.ndarray:
-        """Rows of numbers of a run, (n, d) float32."""
-        tiles = self.reader.read(self.places[block.start : block.stop])
-        encoder = self._free.get()
-        try:
-            starts = range(0, len(tiles), self.batch_size)
-            return np.concatenate(
-                list(encoder.embed_batches(tiles[start : start + self.batch_size] for start in starts))
-            )
-        finally:
-            self._free.put(encoder)
-
 
 RUN = 256
 """Tiles that are read together and marked together: 38 MB of pixels at 224 x 224."""
@@ -90,35 +32,54 @@ class Run:
         return str(self.number)
 
 
-class Ledger(Resumable):
-    """An array (n, width) of float32 on disk that is filled run by run.
+class TileEmbedder(BlockWorker):
+    """Embeds runs of tiles: while one run is on the device, others are read.
 
-    Parameters
-    ----------
-    folder
-        Where it lies. A ledger of the same fingerprint found there is continued; any other is deleted.
-    name
-        What it holds.
-    shape
-        Rows and columns.
-    fingerprint
-        JSON values that determine the numbers.
+    There is one encoder, or one per device, all alike; ``places`` are what the reader takes, in the order in which it
+    reads best.
     """
 
+    _of_process = "_free"
+
+    def __init__(self, reader: Any, encoders: list[Any], places: np.ndarray, batch_size: int) -> None:
+        self.reader, self.encoders, self.places, self.batch_size = reader, encoders, places, batch_size
+        self._free = self._open()
+
+    @property
+    def threads(self) -> int:
+        """Runs at a time: each device has one, and one is read for it meanwhile."""
+        return 2 * len(self.encoders)
+
+    def _open(self) -> queue.SimpleQueue[Any]:
+        """The encoders that are free."""
+        free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for encoder in self.encoders:
+            free.put(encoder)
+        return free
+
+    def compute(self, block: Run) -> np.ndarray:
+        """Rows of numbers of a run, (n, d) float32."""
+        tiles = self.reader.read(self.places[block.start : block.stop])
+        encoder = self._free.get()
+        try:
+            starts = range(0, len(tiles), self.batch_size)
+            return np.concatenate(
+                list(encoder.embed_batches(tiles[start : start + self.batch_size] for start in starts))
+            )
+        finally:
+            self._free.put(encoder)
+
+
+class ResumableArray(Resumable):
+    """An array (n, width) of float32 on disk that is filled run by run; as :class:`Resumable`."""
+
     unit = "tiles"
+    _of_process = "_values"
+    _values: Any
 
     def __init__(self, folder: Path, name: str, shape: tuple[int, int], fingerprint: Mapping[str, Any]) -> None:
         self.shape = shape
         super().__init__(folder, name, {"shape": shape, "run": RUN, "fingerprint": dict(fingerprint)})
-        self._values = self._open()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open array; another process opens it by its path."""
-        return {name: value for name, value in vars(self).items() if name != "_values"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._values = self._open()
 
     def blocks(self) -> list[Run]:
         """All runs, in order."""
@@ -129,15 +90,13 @@ class Ledger(Resumable):
         """Tiles of a run."""
         return block.stop - block.start
 
-    def write(self, block: Run, values: np.ndarray) -> None:
-        """Store the rows of a run and mark it done."""
-        self._values[block.start : block.stop] = values
-        self.mark(block)
-
     def __iter__(self) -> Iterator[tuple[Run, np.ndarray]]:
         """All runs and their rows, one after another."""
         for run in self.blocks():
             yield run, self._values[run.start : run.stop]
+
+    def _store(self, block: Run, values: np.ndarray) -> None:
+        self._values[block.start : block.stop] = values
 
     def _create(self, identity: str) -> None:  # the marks lie beside the numbers and go with them
         import zarr

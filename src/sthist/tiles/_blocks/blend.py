@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist.tiles._blocks.resumable import BlockWorker
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -20,19 +22,13 @@ PAPER = 255
 """Grey level of a pixel that shows nothing."""
 
 
-class BlockPainter:
+class TileBlender(BlockWorker):
     """Makes the pixels of blocks: reads their tiles, predicts them in fixed batches, blends them in a fixed order.
 
-    The pixels of a block depend on nothing but what is given here, so that whoever paints it, wherever and whenever,
-    paints the same. It can be pickled, and then takes its images along by their place on disk.
-
-    Parameters
-    ----------
-    readers, predict, overlap, batch_size, concurrent, within
-        As of :func:`sthist.tiles.map_tiles`.
-    layout
-        Of the canvas.
+    Pickled, it takes its images along by their place on disk. Arguments are those of :func:`sthist.tiles.map_tiles`.
     """
+
+    _of_process = "_device_lock"
 
     def __init__(
         self,
@@ -48,17 +44,12 @@ class BlockPainter:
         self.readers, self._predict, self._batch_size, self._within = list(readers), predict, batch_size, within
         self.grid = TileGrid(layout.origin_um, layout.mpp, readers[0].spec.px, overlap)
         self.concurrent = concurrent
-        self._device_lock = nullcontext() if concurrent else threading.Lock()
+        self._device_lock = self._open()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, which is of one process."""
-        return {name: value for name, value in vars(self).items() if name != "_device_lock"}
+    def _open(self) -> Any:
+        return nullcontext() if self.concurrent else threading.Lock()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._device_lock = nullcontext() if self.concurrent else threading.Lock()
-
-    def paint(self, block: Block) -> np.ndarray:
+    def compute(self, block: Block) -> np.ndarray:
         """The pixels of a block, (3, h, w) uint8."""
         outline = None if self._within is None else self._outline(self._within, block)
         if outline is not None and not outline.any():
@@ -124,19 +115,7 @@ class BlockPainter:
 
 
 class TileGrid:
-    """Tiles on a lattice that is fixed for a whole canvas, and the weight that blends them.
-
-    Parameters
-    ----------
-    origin_um
-        x, y of the canvas's corner.
-    mpp
-        µm per pixel.
-    px
-        Side of a tile.
-    overlap
-        Part of it that it shares with the next one.
-    """
+    """Tiles on a lattice that is fixed for a whole canvas, and the weight that blends them."""
 
     def __init__(self, origin_um: tuple[float, float], mpp: float, px: int, overlap: float) -> None:
         if not 0 <= overlap < 0.5:

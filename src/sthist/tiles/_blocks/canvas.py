@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -43,26 +44,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """Size of a canvas, where it lies, and how it is divided.
+    """Size of a canvas, where it lies, and how it is divided."""
 
-    Attributes
-    ----------
-    origin_um
-        x, y of its corner.
-    mpp
-        µm per pixel.
-    shape
-        Height and width in pixels: multiples of 2 to the number of pyramid levels.
-    n_levels
-        Levels of the pyramid beyond the finest.
-    block_px
-        Side of a block.
-    """
-
-    origin_um: tuple[float, float]
+    origin_um: tuple[float, float]  # x, y of its corner
     mpp: float
-    shape: tuple[int, int]
-    n_levels: int
+    shape: tuple[int, int]  # in pixels: multiples of 2 to the number of pyramid levels
+    n_levels: int  # of the pyramid, beyond the finest
     block_px: int
 
     @classmethod
@@ -127,6 +114,9 @@ class Canvas(Resumable):
     ((100, 200), [])
     """
 
+    _of_process = "_levels"
+    _levels: list[Any]
+
     def __init__(
         self,
         folder: Path,
@@ -142,15 +132,6 @@ class Canvas(Resumable):
         self._transformations = transformations or {}
         facts = {"extent_um": extent_um, "mpp": mpp, "block_px": self.layout.block_px, "fingerprint": dict(fingerprint)}
         super().__init__(folder, name, facts)
-        self._levels = _open_levels(self.store / "images" / name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open arrays; another process opens them by their path."""
-        return {name: value for name, value in vars(self).items() if name != "_levels"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._levels = _open_levels(self.store / "images" / self.name)
 
     @property
     def store(self) -> Path:
@@ -170,10 +151,14 @@ class Canvas(Resumable):
         """Megapixels of a block."""
         return (block.y1 - block.y0) * (block.x1 - block.x0) / 1e6
 
-    def write(self, block: Block, pixels: np.ndarray) -> None:
-        """Store the (3, h, w) uint8 pixels of a block and mark it done."""
-        self._levels[0][:, block.y0 : block.y1, block.x0 : block.x1] = pixels
-        self.mark(block)
+    def _store(self, block: Block, values: np.ndarray) -> None:
+        self._levels[0][:, block.y0 : block.y1, block.x0 : block.x1] = values
+
+    def _open(self) -> list[Any]:
+        import zarr
+
+        element = self.store / "images" / self.name
+        return [zarr.open_array(element / path, mode="r+") for path in _level_paths(element)]
 
     def finish(self) -> None:
         """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up."""
@@ -181,7 +166,7 @@ class Canvas(Resumable):
 
         for fine, coarse in zip(self._levels, self._levels[1:], strict=False):
             size = self.layout.block_px
-            corners = [(y, x) for y in range(0, coarse.shape[1], size) for x in range(0, coarse.shape[2], size)]
+            corners = itertools.product(*(range(0, side, size) for side in coarse.shape[1:]))
 
             def reduce(corner: tuple[int, int], fine: Any = fine, coarse: Any = coarse, size: int = size) -> None:
                 y, x = corner
@@ -242,9 +227,3 @@ class Canvas(Resumable):
 def _level_paths(element: Path) -> list[str]:
     attributes = json.loads((element / "zarr.json").read_text())["attributes"]
     return [dataset["path"] for dataset in attributes["ome"]["multiscales"][0]["datasets"]]
-
-
-def _open_levels(element: Path) -> list[Any]:
-    import zarr
-
-    return [zarr.open_array(element / path, mode="r+") for path in _level_paths(element)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sthist._settings import settings
-from sthist.tiles._blocks.blend import PAPER, BlockPainter
+from sthist.tiles._blocks.blend import PAPER, TileBlender
 from sthist.tiles._blocks.canvas import CHUNK_PX, Block
 
 if TYPE_CHECKING:
@@ -24,13 +24,10 @@ if TYPE_CHECKING:
     from sthist.tiles._blocks.canvas import Canvas, Layout
     from sthist.tiles._images.reader import TileReader
 
-PROBE_CHUNKS = 24
-PROBE_SECONDS = 3.0
+SAMPLE_CHUNKS = 24
+SAMPLE_SECONDS = 3.0
 LIBRARIES_BYTES = 400_000_000
-"""What allocators and the pools of zarr and pyarrow keep beside what is worked on.
-
-As measured by ``bench/memory.py``.
-"""
+"""What allocators and the pools of zarr and pyarrow keep beside what is worked on, by ``bench/memory.py``."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +72,18 @@ class Plan:
     def __str__(self) -> str:
         height, width = self.shape
         minutes, seconds = divmod(round(self.seconds), 60)
+        duration = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
         return (
             f"{width} x {height} pixels of {self.mpp:.4g} µm: {self.tiles} tiles in {self.blocks} blocks; about "
             f"{_gigabytes(self.disk_bytes)} on disk ({_gigabytes(self.free_bytes)} free), "
-            f"{_gigabytes(self.memory_bytes)} of "
-            f"memory, {f'{minutes} min ' if minutes else ''}{seconds} s on this machine."
+            f"{_gigabytes(self.memory_bytes)} of memory, {duration} on this machine."
         )
 
 
 class ChunkSample:
-    """Single chunks of a canvas, spread over what is pending: painted, compressed and reduced, but not kept.
+    """Single chunks of a canvas, spread over what is pending: computed, compressed and reduced, but not kept."""
 
-    Parameters
-    ----------
-    painter
-        What paints them.
-    blocks
-        Those that are pending.
-    """
-
-    def __init__(self, painter: BlockPainter, blocks: list[Block]) -> None:
+    def __init__(self, blender: TileBlender, blocks: list[Block]) -> None:
         import pyarrow as pa
 
         from sthist.tiles._images.kernels import halve
@@ -102,7 +91,7 @@ class ChunkSample:
         codec = pa.Codec("zstd", 1)
 
         def try_one(chunk: Block) -> tuple[int, int]:
-            pixels = painter.paint(chunk)
+            pixels = blender.compute(chunk)
             if (pixels == PAPER).all():  # such a chunk is not stored
                 return pixels.nbytes, 0
             compressed = codec.compress(pixels.tobytes())
@@ -110,14 +99,14 @@ class ChunkSample:
             codec.compress(halve(pixels[:, : pixels.shape[1] // 2 * 2, : pixels.shape[2] // 2 * 2]).tobytes())
             return pixels.nbytes, len(compressed)
 
-        chunks = _spread(blocks, PROBE_CHUNKS)
+        chunks = _spread(blocks, SAMPLE_CHUNKS)
         try_one(chunks[0])  # kernels are compiled and weights loaded with the first
         start, n_threads = time.perf_counter(), max(2, settings.threads)
         sizes: list[tuple[int, int]] = []
         with ThreadPoolExecutor(n_threads) as pool:
-            while len(sizes) < len(chunks) and time.perf_counter() - start < PROBE_SECONDS:
+            while len(sizes) < len(chunks) and time.perf_counter() - start < SAMPLE_SECONDS:
                 sizes += pool.map(try_one, chunks[len(sizes) : len(sizes) + n_threads])
-        self.seconds_per_tile = (time.perf_counter() - start) / painter.n_tiles(chunks[: len(sizes)])
+        self.seconds_per_tile = (time.perf_counter() - start) / blender.n_tiles(chunks[: len(sizes)])
         self.compression = sum(compressed for _, compressed in sizes) / sum(raw for raw, _ in sizes)
 
 
@@ -149,13 +138,13 @@ def plan_tiles(
     n_machines: int = 1,
 ) -> Plan:
     """What :func:`map_tiles` would take; nothing is written."""
-    painter = BlockPainter(
+    blender = TileBlender(
         readers, predict, layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
     )
     blocks = layout.blocks()
-    sample = ChunkSample(painter, blocks)
-    n_tiles = painter.n_tiles(blocks)
-    working = max(2, settings.threads) * max(map(painter.working_bytes, blocks))
+    sample = ChunkSample(blender, blocks)
+    n_tiles = blender.n_tiles(blocks)
+    working = max(2, settings.threads) * max(map(blender.working_bytes, blocks))
     return Plan(
         shape=layout.shape,
         mpp=layout.mpp,
@@ -168,7 +157,7 @@ def plan_tiles(
     )
 
 
-def require_space(painter: BlockPainter, canvas: Canvas) -> None:
+def require_space(blender: TileBlender, canvas: Canvas) -> None:
     """Refuse to begin what does not fit on the disk; the blocks that are done count as there."""
     pending = canvas.pending()
     free = _free(canvas.folder)
@@ -177,12 +166,12 @@ def require_space(painter: BlockPainter, canvas: Canvas) -> None:
     raw = sum(3 * (b.y1 - b.y0) * (b.x1 - b.x0) for b in pending) + sum(canvas.layout.level_bytes[1:])
     if free >= raw:
         return
-    needed = raw * ChunkSample(painter, pending).compression
+    needed = raw * ChunkSample(blender, pending).compression
     if free < needed:
         msg = (
-            f"{canvas.name} needs about {_gigabytes(needed)} more in {canvas.folder}, where {_gigabytes(free)} "
-            f"are free. Make "
-            "room, or make it smaller with within= or mpp=. Nothing was written; blocks of an earlier call are kept."
+            f"{canvas.name} needs about {_gigabytes(needed)} more in {canvas.folder}, where {_gigabytes(free)} are "
+            "free. Make room, or make it smaller with within= or mpp=. Nothing was written; blocks of an earlier call "
+            "are kept."
         )
         raise OSError(errno.ENOSPC, msg)
 

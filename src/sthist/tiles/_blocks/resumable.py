@@ -6,7 +6,7 @@ import json
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sthist._settings import logger
 
@@ -15,24 +15,37 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Painter(Protocol):
-    """What makes the values of a block, whoever asks for it and whenever; it can be pickled."""
+class Reopening:
+    """Is pickled without what belongs to one process, such as a lock or an open array, and opens it again elsewhere."""
 
-    def paint(self, block: Any) -> Any:
+    _of_process: ClassVar[str]
+    """Name of that attribute."""
+
+    def _open(self) -> Any:
+        """A new one."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != self._of_process}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        setattr(self, self._of_process, self._open())
+
+
+class BlockWorker(Reopening, ABC):
+    """What computes the values of a block: the same ones whoever asks, wherever and whenever; it can be pickled."""
+
+    @abstractmethod
+    def compute(self, block: Any) -> Any:
         """The values."""
 
 
-class Resumable(ABC):
+class Resumable(Reopening, ABC):
     """A result in a folder, written block by block; a file marks each block that is done.
 
-    Parameters
-    ----------
-    folder
-        Where it is built. What is found there is continued if it was made from the same facts, and deleted otherwise.
-    name
-        Of the result.
-    facts
-        JSON values that determine the result; kept in ``manifest.json``.
+    What is in the folder is continued if it was made from the same facts (JSON values that determine the result, kept
+    in ``manifest.json``), and deleted otherwise.
     """
 
     unit: ClassVar[str] = "MP"
@@ -53,7 +66,8 @@ class Resumable(ABC):
             self._done.mkdir()
             # Last: without it the folder is not continued.
             (self.folder / "manifest.json").write_text(json.dumps(manifest | {"identity": identity}))
-        self._identity = self._marked_identity()
+        self._identity = self._manifest().get("identity")
+        setattr(self, self._of_process, self._open())
 
     @abstractmethod
     def blocks(self) -> list[Any]:
@@ -64,8 +78,8 @@ class Resumable(ABC):
         """How much of the work a block is."""
 
     @abstractmethod
-    def write(self, block: Any, values: Any) -> None:
-        """Store what a block holds and mark it done."""
+    def _store(self, block: Any, values: Any) -> None:
+        """Keep what a block holds."""
 
     @abstractmethod
     def _create(self, identity: str) -> None:
@@ -76,13 +90,14 @@ class Resumable(ABC):
         done = {path.name for path in self._done.iterdir()}
         return [block for block in self.blocks() if block.name not in done]
 
-    def mark(self, block: Any) -> None:
-        """A block is done: call it when its values are written."""
+    def write(self, block: Any, values: Any) -> None:
+        """Store what a block holds and mark it done."""
+        self._store(block, values)
         (self._done / block.name).touch()
 
     def require_current(self) -> None:
         """Raise a RuntimeError if other work has taken the place of this one."""
-        if self._marked_identity() != self._identity:
+        if self._manifest().get("identity") != self._identity:
             msg = f"{self.folder} holds other work by now; nothing is written to it."
             raise RuntimeError(msg)
 
@@ -90,22 +105,28 @@ class Resumable(ABC):
         """Whether the result in the folder is the one that the marks are of."""
         return True
 
-    def _marked_identity(self) -> str | None:
-        """The identity of what lies in the folder; None where there is nothing, or nothing whole."""
+    def _manifest(self) -> dict[str, Any]:
+        """Facts and identity of what lies in the folder; empty where there is nothing, or nothing whole."""
         try:
-            return str(json.loads((self.folder / "manifest.json").read_text())["identity"])
+            return dict(json.loads((self.folder / "manifest.json").read_text()))
         except (FileNotFoundError, json.JSONDecodeError):
-            return None
+            return {}
 
     def _continues(self, manifest: dict[str, Any]) -> bool:
-        try:
-            found = json.loads((self.folder / "manifest.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        before = self._manifest()
+        if not before or not self._is_of(before.pop("identity", "")):
             return False
-        if not self._is_of(found.pop("identity", "")):
-            return False
-        if found != manifest:
+        if before != manifest:
             logger.info(
                 "Starting %s anew: what is in %s was made from other input or settings.", self.name, self.folder
             )
-        return bool(found == manifest)
+        return before == manifest
+
+
+def record(worker: BlockWorker, work: Resumable, block: Any) -> Any:
+    """Have a block computed, and write it; returns the block."""
+    values = worker.compute(block)
+    # Another call may have begun anew, in the same place, with other settings.
+    work.require_current()
+    work.write(block, values)
+    return block

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sthist._settings import settings
-from sthist.tiles._blocks.blend import BlockPainter
+from sthist.tiles._blocks.blend import TileBlender
 from sthist.tiles._blocks.estimate import require_space
+from sthist.tiles._blocks.resumable import record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from shapely.geometry.base import BaseGeometry
 
     from sthist.tiles._blocks.canvas import Canvas
-    from sthist.tiles._blocks.resumable import Painter, Resumable
+    from sthist.tiles._blocks.resumable import BlockWorker, Resumable
     from sthist.tiles._images.reader import TileReader
 
 
@@ -77,89 +79,63 @@ def map_tiles(
     >>> canvas.pending()
     []
     """
-    painter = BlockPainter(
+    blender = TileBlender(
         readers, predict, canvas.layout, overlap=overlap, batch_size=batch_size, concurrent=concurrent, within=within
     )
-    require_space(painter, canvas)
-    paint_pending(painter, canvas, client=client, progress=progress, threads=threads)
+    require_space(blender, canvas)
+    run_pending(blender, canvas, client=client, progress=progress, threads=threads)
     canvas.finish()
 
 
-def paint_pending(
-    painter: Painter, work: Resumable, *, client: Any = None, progress: bool | None = None, threads: int | None = None
+def run_pending(
+    worker: BlockWorker,
+    work: Resumable,
+    *,
+    client: Any = None,
+    progress: bool | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Paint the blocks of some work that are not done, here or on a cluster."""
-    with _Progress(work, progress) as bar:
-        if client is None:
-            _run_here(painter, work, bar.advance, threads or max(2, settings.threads))
-        elif work.pending():
+    """Compute and record the blocks of some work that are not done, here or on a cluster."""
+    pending, n_threads = work.pending(), threads or max(2, settings.threads)
+    with _progress(work, pending, progress) as advance:
+        if client is not None and pending:
             from sthist.tiles._blocks.dask_run import run_on_cluster
 
-            run_on_cluster(client, painter, work, bar.advance)
+            run_on_cluster(client, worker, work, pending, advance)
+        elif n_threads == 1:
+            # Here, and not on a thread: memory that a thread asks for is given back to the system each time.
+            for block in pending:
+                advance(record(worker, work, block))
+        elif pending:
+            with ThreadPoolExecutor(n_threads) as pool:
+                try:
+                    for future in as_completed([pool.submit(record, worker, work, block) for block in pending]):
+                        advance(future.result())
+                finally:  # also on Ctrl-C: what is running ends, what is waiting does not start
+                    pool.shutdown(cancel_futures=True)
 
 
-def _run_here(painter: Painter, work: Resumable, advance: Callable[[Any], None], threads: int) -> None:
-    """Paint the pending blocks on the threads of this process."""
-
-    def run(block: Any) -> None:
-        work.write(block, painter.paint(block))
-        advance(block)
-
-    if threads == 1:
-        # Here, and not on a thread: memory that a thread of its own asks for is given back to the system each time.
-        for block in work.pending():
-            run(block)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(run, block) for block in work.pending()]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also on Ctrl-C: what is running ends, what is waiting does not start
-            for future in futures:
-                future.cancel()
-        for future in futures:
-            if not future.cancelled():
-                future.result()
-
-
-class _Progress:
-    """A bar over what is to be done; nothing is shown where the settings say so."""
-
-    def __init__(self, work: Resumable, show: bool | None) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn(f"{{task.completed:.1f}}/{{task.total:.1f}} {work.unit}"),
-            _speed_column(work.unit),
-            TimeRemainingColumn(),
-            disable=not (settings.progress if show is None else show),
-        )
-        self._amount = work.amount
-        total = sum(map(work.amount, work.blocks()))
-        self._task = self._bar.add_task(work.name, total=total)
-        self._bar.update(self._task, completed=total - sum(map(work.amount, work.pending())))
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, block: Any) -> None:
-        self._bar.advance(self._task, self._amount(block))
-
-
-def _speed_column(unit: str) -> Any:
-    from rich.progress import ProgressColumn, Task
+@contextmanager
+def _progress(work: Resumable, pending: list[Any], show: bool | None) -> Iterator[Callable[[Any], None]]:
+    """A bar over what is to be done, and the function that moves it on by a block."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Speed(ProgressColumn):
         """Units per second, as measured over the last half minute."""
 
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else "", style="progress.data.speed")
+            return Text(f"{task.speed:.1f} {work.unit}/s" if task.speed else "", style="progress.data.speed")
 
-    return Speed()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:.1f}}/{{task.total:.1f}} {work.unit}"),
+        Speed(),
+        TimeRemainingColumn(),
+    )
+    total = sum(map(work.amount, work.blocks()))
+    with Progress(*columns, disable=not (settings.progress if show is None else show)) as bar:
+        task = bar.add_task(work.name, total=total)
+        bar.update(task, completed=total - sum(map(work.amount, pending)))
+        yield lambda block: bar.advance(task, work.amount(block))
