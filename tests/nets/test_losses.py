@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sthist.nets._translation import adversarial as adversarial
+from sthist.nets._translation import losses as adversarial
 from sthist.nets._translation import losses as losses
 
 

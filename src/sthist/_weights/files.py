@@ -56,9 +56,7 @@ def locate(metric: str, url: str, weights: Any, way_out: str) -> Path:
 
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-WRAPPERS = ("state_dict", "model")
-"""Keys under which training scripts keep the tensors."""
-
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the tensors
 SHOWN = 3
 
 
@@ -139,18 +137,33 @@ def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """Tensors by name, from a safetensors or a torch file, without running any code of it."""
     import torch
+
+    state = read_file(path)
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        msg = f"{str(path)!r} holds no weights: tensors by name are expected, not a {type(state).__name__}."
+        raise ValueError(msg)
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def read_file(path: Path) -> Any:
+    """What a safetensors or a torch file holds, without running any code of it."""
+    import torch
     from safetensors import SafetensorError
 
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                # Of pickles that are refused anyway.
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        with warnings.catch_warnings():
+            # Of pickles that are refused anyway.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
             f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is "
@@ -163,15 +176,6 @@ def read(path: Path) -> dict[str, Any]:
         why = (str(error).splitlines() or [repr(error)])[0]
         msg = f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}"
         raise ValueError(msg) from error
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        msg = f"{str(path)!r} holds no weights: tensors by name are expected, not a {type(state).__name__}."
-        raise ValueError(msg)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
 
 
 def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: tuple[str, ...] = ()) -> None:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
     from sthist._weights.source import Source
 
-CONNECT_S = 0.8
-"""Seconds that a machine has to reach the hub; one attempt is made."""
-
+CONNECT_S = 0.8  # seconds that a machine has to reach the hub; one attempt is made
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 

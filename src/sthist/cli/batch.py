@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RESERVED = ("sample", "path", "platform")
-HEADROOM = 1.2
-"""A sample is expected to take up to this times the memory of the largest so far."""
+HEADROOM = 1.2  # A sample is expected to take up to this times the memory of the largest so far
 
 
 @dataclass(frozen=True)

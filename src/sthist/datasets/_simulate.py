@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 TISSUE_MPP = 4.0
-DRIFT_UM = 3.0
-"""Standard deviation of a transcript around a pixel of its nucleus: RNA fills the cytoplasm around it."""
-
-FULL_SCALE = 12000.0
-"""Grey level of the brightest nuclei; a camera of 16 bits leaves room above."""
-
+DRIFT_UM = 3.0  # standard deviation of a transcript around a pixel of its nucleus: RNA fills the cytoplasm around it
+FULL_SCALE = 12000.0  # grey level of the brightest nuclei; a camera of 16 bits leaves room above
 SAMPLE_PX = 2_000_000
 
 

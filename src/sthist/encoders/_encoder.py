@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-SAME_SIZE = 1e-3
-"""Sizes of tiles that differ by less, of the larger one, are one size."""
-
-PROBE_PX = 224
-"""Side of the blank tile that tells the size of an embedding, where nothing else does."""
+SAME_SIZE = 1e-3  # sizes of tiles that differ by less, of the larger one, are one size
+PROBE_PX = 224  # side of the blank tile that tells the size of an embedding, where nothing else does
 
 
 class Encoder(ABC):

@@ -22,9 +22,7 @@ TILE_UM = 112.0
 NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 H_MEAN, H_STD = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)
 VIT_L = {"img_size": 224, "patch_size": 16, "init_values": 1e-5}
-SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
-"""Layers by name: timm's, and those of torch."""
-
+SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # layers by name: timm's, and those of torch
 BILINEAR = Transform(IMAGENET_MEAN, IMAGENET_STD, 224, "bilinear")
 PICKLE_FIRST = ("pytorch_model.bin", "model.safetensors")
 OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -23,9 +23,7 @@ PHIKON_V2 = {
     "patch_size": 16,
     "image_size": 224,
 }
-PLIP = {"model_type": "clip"}
-"""The defaults of transformers are those of CLIP ViT-B/32, which PLIP is."""
-
+PLIP = {"model_type": "clip"}  # the defaults of transformers are those of CLIP ViT-B/32, which PLIP is
 KEEP: dict[str, Any] = {
     "vision_config": {"img_size": 224, "patch_size": 16, "init_values": 1e-5, "num_classes": 0},
     "text_config": {},

@@ -20,16 +20,12 @@ SMALLEST_GRID = 5
 """Pixels a side of the coarsest grid: a scale of more than a fifth of the tile is measured at a fifth of it."""
 
 NUCLEUS_PIXEL_UM, COARSEST_NUCLEUS_PIXEL_UM = 0.75, 1.5
-PATTERN_TOLERANCE = 0.03
-"""Haematoxylin by which a neighbour differs; less is grain."""
-
+PATTERN_TOLERANCE = 0.03  # haematoxylin by which a neighbour differs; less is grain
 FAINT = 0.05
 """Amount of stain that counts as one in its logarithm: well above it, a slide that is stained twice as strongly moves a
 feature and does not stretch it, and a linear model takes no notice."""
 
-EMPTY_DENSITY = 0.15
-"""Optical density at which emptiness has fallen to 1/e."""
-
+EMPTY_DENSITY = 0.15  # optical density at which emptiness has fallen to 1/e
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLOUR_SHARES = (0.1, 0.5, 0.9)
 LYMPHOCYTE_UM2, LYMPHOCYTE_ECCENTRICITY = 45.0, 0.75

@@ -12,14 +12,9 @@ import math
 import numpy as np
 from numba import njit
 
-N_BINS, BINS_PER_UNIT = 1024, 256.0
-"""Histogram of stain amounts: 0 to 4 in steps of 1/256; what is more counts as 4."""
-
-FLAT_VARIANCE = 1e-8
-"""Variance below which values count as constant, so that rounding is not taken for texture."""
-
-GRADIENT_NOISE = 1e-3
-"""Added to the squared Sobel response that a direction is measured against: a flat area has none."""
+N_BINS, BINS_PER_UNIT = 1024, 256.0  # histogram of stain amounts: 0 to 4 in steps of 1/256; what is more counts as 4
+FLAT_VARIANCE = 1e-8  # variance below which values count as constant, so that rounding is not taken for texture
+GRADIENT_NOISE = 1e-3  # added to the squared Sobel response that a direction is measured against: a flat area has none
 
 
 @njit(nogil=True, cache=True)

@@ -16,12 +16,8 @@ from numba import njit
 from sthist._imaging.nuclei import MAX_AREA_UM2, MIN_AREA_UM2, SPACING_UM, SURROUND_UM
 from sthist.encoders._morphology.kernels import binomial
 
-SMALLEST_CONTRAST = 0.08
-"""Haematoxylin by which a nucleus exceeds its surroundings at the least."""
-
-SUMMIT_UM = 1.2
-"""Smoothing after which a nucleus has one summit, as a standard deviation."""
-
+SMALLEST_CONTRAST = 0.08  # haematoxylin by which a nucleus exceeds its surroundings at the least
+SUMMIT_UM = 1.2  # smoothing after which a nucleus has one summit, as a standard deviation
 COLUMNS = (
     "y_um",
     "x_um",

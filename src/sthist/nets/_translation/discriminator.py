@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 AUGMENTATIONS = ("color", "translation", "cutout")
-SHIFT_SHARE, CUT_SHARE = 1 / 8, 1 / 2
-"""Of the side: how far images are shifted, and the square that is cut out."""
+SHIFT_SHARE, CUT_SHARE = 1 / 8, 1 / 2  # of the side: how far images are shifted, and the square that is cut out
 
 Norm = Literal["batch", "instance", "none"]
 

@@ -20,8 +20,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_K = (0.01, 0.03)
 """Window and constants of Wang et al. 2004."""
 
-REAL_TARGET = 0.8
-"""One-sided label smoothing (Salimans et al. 2016): what a discriminator is to say of a real image."""
+REAL_TARGET = 0.8  # one-sided label smoothing (Salimans et al. 2016): what a discriminator is to say of a real image
 
 
 class Frozen(nn.Module):

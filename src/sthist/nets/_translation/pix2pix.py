@@ -7,8 +7,7 @@ from torch import nn
 
 from sthist.nets._translation.discriminator import Norm, init_normal, norm_of
 
-DROPPED_LEVELS = 3
-"""Innermost levels of the decoder, which have dropout."""
+DROPPED_LEVELS = 3  # innermost levels of the decoder, which have dropout
 
 
 class Pix2Pix(nn.Module):

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from sthist.nets._translation.turbo_config import TurboConfig
 
-PAD, START, END = 256, 257, 258
-"""Token ids after those of the 256 bytes."""
+PAD, START, END = 256, 257, 258  # token ids after those of the 256 bytes
 
 
 def byte_ids(prompts: Sequence[str], tokens: int) -> torch.Tensor:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-RUN = 256
-"""Tiles that are read together and marked together: 38 MB of pixels at 224 x 224."""
+RUN = 256  # tiles that are read together and marked together: 38 MB of pixels at 224 x 224
 
 
 @dataclass(frozen=True)

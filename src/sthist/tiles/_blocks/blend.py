@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from sthist.tiles._blocks.canvas import Block, Layout
     from sthist.tiles._images.reader import TileReader
 
-PAPER = 255
-"""Grey level of a pixel that shows nothing."""
+PAPER = 255  # grey level of a pixel that shows nothing
 
 
 class TileBlender(BlockWorker):

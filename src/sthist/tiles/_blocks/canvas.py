@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_PX = 512
 BLOCK_PX = 4 * CHUNK_PX
-COARSEST_PX = 1024
-"""The pyramid ends at the first level that is not larger than this."""
+COARSEST_PX = 1024  # the pyramid ends at the first level that is not larger than this
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 class Reopening:
     """Is pickled without what belongs to one process, such as a lock or an open array, and opens it again elsewhere."""
 
-    _of_process: ClassVar[str]
-    """Name of that attribute."""
+    _of_process: ClassVar[str]  # name of that attribute
 
     def _open(self) -> Any:
         """A new one."""
@@ -48,8 +47,7 @@ class Resumable(Reopening, ABC):
     in ``manifest.json``), and deleted otherwise.
     """
 
-    unit: ClassVar[str] = "MP"
-    """Of :meth:`amount`."""
+    unit: ClassVar[str] = "MP"  # of :meth:`amount`
 
     def __init__(self, folder: Path, name: str, facts: Mapping[str, Any]) -> None:
         # Absolute: a worker of a cluster has another working folder.

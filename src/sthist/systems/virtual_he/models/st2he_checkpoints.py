@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,20 +90,7 @@ def _read_upstream(path: Path) -> dict[str, Any]:
     if not path.is_file():
         msg = f"There is no checkpoint {str(path)!r}."
         raise FileNotFoundError(msg)
-    try:
-        with warnings.catch_warnings():
-            # Of pickles that are refused anyway.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is damaged."
-        )
-        raise ValueError(msg) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
-        why = (str(error).splitlines() or [repr(error)])[0]
-        msg = f"{str(path)!r} cannot be read as a checkpoint; it is damaged, or was not copied whole: {why}"
-        raise ValueError(msg) from error
+    content = _weights.read_file(path)
     known = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _UPSTREAM.items())
     tensors = [*content["state_dict_unet"].values(), *content["state_dict_vae"].values()] if known else [None]
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
