@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -92,7 +91,8 @@ class Planes:
 
     def select(self, channels: Sequence[int], z: int | tuple[int, int] | None, projection: Projection) -> Planes:
         """The same pixels, other channels or planes of a stack."""
-        other = copy.copy(self)
+        other = Planes.__new__(Planes)  # copy.copy would go by __reduce__, and open the array again
+        vars(other).update(vars(self))
         other._choose(channels, z, projection)
         return other
 
