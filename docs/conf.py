@@ -2,16 +2,22 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import sthist
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import argument_tables  # noqa: E402
+
 os.environ["STHIST_DOCS"] = "1"
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, of widgets that pages do not have
 
 # Notebooks live beside the package, for those who only want them; Sphinx reads below its own folder only.
 shutil.copytree(HERE.parent / "tutorials", HERE / "generated" / "tutorials", dirs_exist_ok=True)
+
+argument_tables.write(HERE / "generated")
 
 project = "sthist"
 author = "The sthist developers"
@@ -35,7 +41,7 @@ nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "deflist"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "generated/arguments_*.md"]
 suppress_warnings = ["myst.xref_missing"]
 html_theme = "sphinx_book_theme"
 html_title = "sthist"

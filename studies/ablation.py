@@ -61,13 +61,9 @@ def main() -> None:
         seeds=SEEDS,
         metrics=("mse", "psnr", "ssim", "fid", "kid"),
         n_tiles=200,
-        block_um=1000.0,
-        tissue=TISSUE,
-        max_shift_um=None,
+        training={"block_um": 1000.0, "tissue": TISSUE, "max_shift_um": None, "resume": True} | TRAINING,
         seed=0,
         folder=arguments.folder,
-        resume=True,
-        **TRAINING,
     )
     table = sthist.benchmark.over_seeds(frame)
     print(table.round(3).to_string(index=False))

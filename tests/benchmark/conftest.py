@@ -34,7 +34,9 @@ class Knowing(VirtualStainModel):
     def mpp(self, stain: Any) -> float:
         return self.config.spec.mpp
 
-    def prepare(self, elements: Any, stain: Any, mpp: float, *, allow_upsampling: bool) -> Stainer:
+    def prepare(
+        self, elements: Any, stain: Any, mpp: float, *, allow_upsampling: bool, seed: int | None = None
+    ) -> Stainer:
         assert mpp == self.config.spec.mpp
         reader = TileReader(
             elements.sdata, self.config.image, self.config.spec, fill=255, allow_upsampling=allow_upsampling

@@ -24,7 +24,9 @@ def test_frame(tiled, trainer):
         "half": {"size_um": 16, "px": 32},
         "odd": {"size_um": 24, "px": 48},
     }
-    frame = ablate_virtual_he(tiled, variants, seeds=(0, 1), n_tiles=8, test=0.3, metrics=("ssim", "mse"), epochs=3)
+    frame = ablate_virtual_he(
+        tiled, variants, seeds=(0, 1), n_tiles=8, test=0.3, metrics=("ssim", "mse"), training={"epochs": 3}
+    )
     columns = ["variant", "factor", "split", "fold", "seed", "method", "sample", "tile", "ssim", "mse"]
     assert list(frame.columns) == columns
     assert len(frame) == (len(variants) * 2 + 3) * 2 * 8

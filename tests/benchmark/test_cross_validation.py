@@ -54,7 +54,7 @@ def test_sets_through_the_built_in_encoder(tiled, trainer):
 def test_no_held_out_tile_is_trained_on(tiled, trainer):
     """Nor one that overlaps it; the trainer is told of both sides, and of no tile twice."""
     before = tiled["tiles_table"].obs.copy()
-    frame = cross_validate_virtual_he(tiled, folds=2, seeds=(3, 4), baselines=(), n_tiles=5, epochs=7)
+    frame = cross_validate_virtual_he(tiled, folds=2, seeds=(3, 4), baselines=(), n_tiles=5, training={"epochs": 7})
     assert [(call.seed, call.arguments["epochs"]) for call in trainer.calls] == [(3, 7), (4, 7)] * 2
     places = pd.DataFrame(tiled["tiles_table"].obsm["spatial"], index=tiled["tiles_table"].obs.instance_id)
     for fold, calls in ((0, trainer.calls[:2]), (1, trainer.calls[2:])):
@@ -87,7 +87,7 @@ def test_another_tile_is_the_shuffled_null(tiled, trainer):
 def test_mean_colour_is_that_of_the_training_tiles(tiled, trainer):
     """By the definition of the mean squared error; under each seed alike."""
     frame = cross_validate_virtual_he(
-        tiled, test=0.3, seeds=(0, 1), baselines=("mean colour",), metrics="mse", validation=0
+        tiled, test=0.3, seeds=(0, 1), baselines=("mean colour",), metrics="mse", training={"validation": 0}
     )
     (parts,) = trainer.calls[0].parts.values()
     colour = np.round(_real(tiled, [name for name, part in parts.items() if part == "train"]).mean((0, 1, 2)))
@@ -128,9 +128,9 @@ def test_splits_by_what_is_known_of_samples(trainer):
     n_calls = len(trainer.calls)
     told = dict(table.to_numpy())
     with pytest.raises(ValueError, match=r"tests the tissue 'breast' and is trained on \['lung'\]"):
-        cross_validate_virtual_he(samples, split="tissue", test=["breast"], samples=table, tissue=told)
+        cross_validate_virtual_he(samples, split="tissue", test=["breast"], samples=table, training={"tissue": told})
     with pytest.raises(KeyError, match="says nothing of 2 samples, such as 'v'"):
-        cross_validate_virtual_he(samples, split="sample", test=["u"], tissue={"u": "lung"})
+        cross_validate_virtual_he(samples, split="sample", test=["u"], training={"tissue": {"u": "lung"}})
     assert len(trainer.calls) == n_calls
 
 
@@ -153,7 +153,9 @@ def test_whole_samples_are_watched(five, trainer, classes):
     """Each fold tests one sample and watches another, also where each sample is of a class of its own."""
     for name, sdata in five.items():
         sdata["tiles_table"].obs["organ"] = name
-    frame = cross_validate_virtual_he(five, split="sample", baselines=(), classes=classes, validation=0.15)
+    frame = cross_validate_virtual_he(
+        five, split="sample", baselines=(), classes=classes, training={"validation": 0.15}
+    )
     assert [set(tested) for _, tested in frame.groupby("fold")["sample"]] == [
         {name} for name in frame["sample"].unique()
     ]
@@ -169,13 +171,15 @@ def test_a_tissue_that_is_told_is_trained_on(five, trainer, knowing, monkeypatch
     """What is watched is never the last of a tissue: squares are, where a whole sample would be."""
     monkeypatch.setattr(type(knowing(SPEC)), "running_on", lambda self, device, *, tissue: self, raising=False)
     told = {"u": "lung", "v": "lung", "w": "skin", "x": "skin", "y": "skin"}
-    watching = {"split": "sample", "baselines": (), "validation": 0.15}
-    ablate_virtual_he(five, {"told": {"tissue": told}}, test=["y"], seeds=(0,), **watching)
+    watching = {"split": "sample", "baselines": ()}
+    ablate_virtual_he(
+        five, {"told": {"tissue": told}}, test=["y"], seeds=(0,), training={"validation": 0.15}, **watching
+    )
     (parts,) = [{name: set(each.values()).pop() for name, each in call.parts.items()} for call in trainer.calls]
     assert sorted(parts.values()) == ["test", "train", "train", "train", "validation"]
     assert {told[name] for name, part in parts.items() if part == "train"} == {"lung", "skin"}
     few = {name: five[name] for name in "uwx"}
-    cross_validate_virtual_he(few, test=["x"], tissue=told, **watching)
+    cross_validate_virtual_he(few, test=["x"], training={"tissue": told, "validation": 0.15}, **watching)
     parts = {name: set(each.values()) for name, each in trainer.calls[-1].parts.items()}
     assert parts["x"] == {"test"}
     assert "train" in parts["u"] & parts["w"]
@@ -231,15 +235,15 @@ def test_bad_input_is_refused_before_a_training(tiled, trainer):
         ({"seeds": ()}, ValueError, "at least one number"),
         ({"seeds": (1, 1)}, ValueError, "each once"),
         ({"n_tiles": 1}, ValueError, "at least two"),
-        ({"epoch": 3}, TypeError, "'epoch' is no argument of tl.train_virtual_he"),
-        ({"epochs": 0}, ValueError, "epochs is 0"),
+        ({"training": {"epoch": 3}}, TypeError, "'epoch' is no argument of tl.train_virtual_he"),
+        ({"training": {"epochs": 0}}, ValueError, "epochs is 0"),
         ({"split": "plane"}, KeyError, "split='plane' is no column"),
         ({"classes": "half"}, KeyError, "no column 'half'"),
         ({"regions": "squares"}, KeyError, "No table 'squares_table'"),
-        ({"prompts": {"lung": "a lung"}}, ValueError, "say the tissue"),
+        ({"training": {"prompts": {"lung": "a lung"}}}, ValueError, "say the tissue"),
         ({"folds": 500}, ValueError, "500 folds"),
         ({"model": "large"}, ValueError, "model is 'large'"),
-        ({"model": "pix2pix", "px": 96}, ValueError, "96 px"),
+        ({"model": "pix2pix", "training": {"px": 96}}, ValueError, "96 px"),
     ):
         with pytest.raises(error, match=match):
             cross_validate_virtual_he(tiled, **arguments)
@@ -315,11 +319,11 @@ def test_a_real_training(tiled, tmp_path):
     model = sthist.models.Pix2Pix(config)
     before = model.weights_sha256()
     given = {"test": 0.3, "n_tiles": 8, "metrics": "ssim", "folder": tmp_path}
-    given |= {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "device": "cpu", "progress": False}
-    frame = cross_validate_virtual_he(tiled, model, baselines="mean colour", **given)
+    training = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "device": "cpu", "progress": False}
+    frame = cross_validate_virtual_he(tiled, model, baselines="mean colour", training=training, **given)
     assert frame.groupby("method").size().to_dict() == {"model": 8, "shuffled": 8, "mean colour": 8}
     means = frame.groupby("method").ssim.mean()
     assert means["model"] < means["mean colour"]  # two steps teach nothing
     assert model.weights_sha256() == before
-    again = cross_validate_virtual_he(tiled, model, baselines=(), resume=True, **given)
+    again = cross_validate_virtual_he(tiled, model, baselines=(), training=training | {"resume": True}, **given)
     pd.testing.assert_frame_equal(again, frame[frame.method != "mean colour"])

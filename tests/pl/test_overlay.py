@@ -81,17 +81,17 @@ class TestTiles:
 
     def test_rows_of_overlay_and_he(self, tiled):
         axes = sthist.pl.tiles(tiled, n=5, ncols=3, color="source_id")
-        assert axes.shape == (4, 3)
-        assert [bool(ax.get_images()) for ax in axes.ravel()] == [True] * 3 + [True] * 3 + [True, True, False] * 2
+        assert len(axes) == 12
+        assert [bool(ax.get_images()) for ax in axes] == [True] * 3 + [True] * 3 + [True, True, False] * 2
         chosen = np.sort(np.random.default_rng(0).permutation(7)[:5])
         centre = tiled["tiles_table"].obsm["spatial"][chosen[1]]
         he = sthist.tiles.TileReader(tiled, "he", sthist.tiles.TileSpec(48, 96), fill=255).read([centre])[0]
-        np.testing.assert_array_equal(shown(axes[1, 1]), he)
-        assert axes[0, 1].get_title() == tiled["tiles_table"].obs.source_id.iloc[chosen[1]]
+        np.testing.assert_array_equal(shown(axes[4]), he)
+        assert axes[1].get_title() == tiled["tiles_table"].obs.source_id.iloc[chosen[1]]
 
     def test_what_is_shown(self, tiled):
-        assert sthist.pl.tiles(tiled, show=["he"]).shape == (1, 7)
-        assert sthist.pl.tiles(tiled, show=["morphology_focus", "overlay"], mode="mono").shape == (2, 7)
+        assert len(sthist.pl.tiles(tiled, show=["he"])) == 7
+        assert len(sthist.pl.tiles(tiled, show=["morphology_focus", "overlay"], mode="mono")) == 14
         del tiled.points["transcripts"], tiled.images["he"]
         with pytest.raises(ValueError, match=r"There is nothing to show"):
             sthist.pl.tiles(tiled)

@@ -94,13 +94,15 @@ def test_a_second_call_starts_from_the_counts(counts, first, second):
     """Twice is once, and the last call alone says what the result is."""
     adata, once = table(sp.csr_matrix(counts)), table(sp.csr_matrix(counts))
     sthist.pp.genes(adata, **first)
-    sthist.pp.genes(adata, **second)
+    with pytest.raises(ValueError, match="has been through pp.genes already. Pass overwrite=True"):
+        sthist.pp.genes(adata, **second)
+    sthist.pp.genes(adata, overwrite=True, **second)
     sthist.pp.genes(once, **second)
     for _ in range(2):
         np.testing.assert_array_equal(dense(adata.X), dense(once.X))
         np.testing.assert_array_equal(dense(adata.layers["counts"]), counts)
         assert ("log1p" in adata.uns) == second.get("log", True)
-        sthist.pp.genes(adata, **second)
+        sthist.pp.genes(adata, overwrite=True, **second)
 
 
 def test_what_was_done_is_recorded():
@@ -127,7 +129,7 @@ def test_it_goes_through_h5ad(tmp_path):
     made = again.uns["sthist"]["genes"]
     assert (made["target_sum"], made["table"], made["log"]) == (1e4, None, True)
     np.testing.assert_array_equal(dense(again.layers["counts"]), dense(poisson().X))
-    sthist.pp.genes(again)
+    sthist.pp.genes(again, overwrite=True)
     np.testing.assert_array_equal(dense(again.X), dense(adata.X))
 
 
@@ -225,7 +227,7 @@ def test_thresholds():
     adata = table(counts.copy())
     sthist.pp.genes(adata, min_cells=1)
     assert adata.var_names.tolist() == ["G0", "G1", "G2"]
-    sthist.pp.genes(adata, min_counts=4)
+    sthist.pp.genes(adata, min_counts=4, overwrite=True)
     assert adata.var_names.tolist() == ["G1", "G2"]
     with pytest.raises(ValueError, match=r"No gene of the table is left: of 4 .* is in 3 of 3 rows and has 9 counts"):
         sthist.pp.genes(table(counts), min_cells=3, min_counts=4)
@@ -425,7 +427,7 @@ class TestSpatialData:
         )
         assert joined.n_obs == len(elements["cell_boundaries"]) == expected.n_obs
         assert "counts" not in held.layers
-        sthist.pp.genes(again)
+        sthist.pp.genes(again, overwrite=True)
         np.testing.assert_array_equal(dense(again["table"].X), dense(expected.X))
 
     def test_copies_in_a_store(self, backed):

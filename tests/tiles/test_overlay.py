@@ -87,7 +87,7 @@ def test_which_pixels_are_covered_does_not_depend_on_the_palette(dot_um):
 def test_a_disc_covers_its_area():
     for dot_um in (0.2, 0.7, 2.2, 5.0):
         frame = pd.DataFrame({"x_um": [32.13], "y_um": [31.9], "gene": ["A"]})
-        tile = black(frame, dot_um=dot_um, mode="mono", color="white").read([[32.0, 32.0]])[0, ..., 0]
+        tile = black(frame, dot_um=dot_um, mode="mono", palette="white").read([[32.0, 32.0]])[0, ..., 0]
         # Coverage is cut to 8 bits in each of the pixels that the border runs through.
         assert tile.sum(dtype=int) / 255 == pytest.approx(np.pi * (dot_um / SPEC.mpp) ** 2 / 4, rel=0.02, abs=0.02)
 
@@ -134,7 +134,7 @@ def test_nothing_is_flipped():
 
 def test_a_dot_on_the_border_is_on_both_tiles():
     frame = pd.DataFrame({"x_um": [32.0], "y_um": [16.0], "gene": ["A"]})
-    left, right = black(frame, dot_um=2.0, mode="mono", color="white").read([[16.0, 16.0], [48.0, 16.0]])[..., 0]
+    left, right = black(frame, dot_um=2.0, mode="mono", palette="white").read([[16.0, 16.0], [48.0, 16.0]])[..., 0]
     assert left[:, -2:].any()
     assert right[:, :2].any()
     assert left.sum(dtype=int) == pytest.approx(right.sum(dtype=int), rel=0.05)
@@ -246,23 +246,23 @@ class TestPlanes:
 
     def test_stain_and_transcripts_are_chosen_together(self, stack):
         sdata, frame = stack
-        options = {"limits": (0, 255), "z_step": 3.0}
-        one = Overlay(sdata, SPEC, z=2, **options)
+        options = {"limits": (0, 255)}
+        one = Overlay(sdata, SPEC, z=(2, 2, 3.0), **options)
         assert len(one.index) == (frame.z == 6).sum()
         assert np.median(one.read([[32, 32]])) == 80
-        some = Overlay(sdata, SPEC, z=(1, 2), **options)
+        some = Overlay(sdata, SPEC, z=(1, 2, 3.0), **options)
         assert len(some.index) == frame.z.isin([3, 6]).sum()
         assert np.median(some.read([[32, 32]])) == 80
         assert len(Overlay(sdata, SPEC, limits=(0, 255)).index) == 400
 
     def test_what_cannot_be_chosen(self, stack):
         sdata, _ = stack
-        with pytest.raises(ValueError, match=r"no plane z=4: it has 4 \(0 to 3\)"):
-            Overlay(sdata, SPEC, z=4, z_step=3.0)
-        with pytest.raises(ValueError, match=r"How far apart are the planes.*z_step="):
+        with pytest.raises(ValueError, match=r"no plane z=\(4, 4\): it has 4 \(0 to 3\)"):
+            Overlay(sdata, SPEC, z=(4, 4, 3.0))
+        with pytest.raises(ValueError, match=r"How far apart are the planes.*z="):
             Overlay(sdata, SPEC, z=1)
         with pytest.raises(KeyError, match=r"no column 'z'"):
-            black(molecules(), z=0, z_step=1.0)
+            black(molecules(), z=(0, 0, 1.0))
 
 
 class TestIndex:

@@ -38,6 +38,6 @@ def test_a_plane_of_merscope():
     spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, "mosaic")), 256)
     planes = sdata["transcripts"]["z"].compute().round().astype(int)
     whole = Overlay(sdata, spec)
-    first = Overlay(sdata, spec, z=0, z_step=1.0)
+    first = Overlay(sdata, spec, z=(0, 0, 1.0))
     assert 0 < len(first.index) < len(whole.index)
     assert len(first.index) <= (planes == 0).sum()

@@ -80,8 +80,8 @@ class TestCrop:
             two_scores,
             encoder=Moments(),
             classes=CLASSES,
-            kernel_px=kernel,
-            stride_px=stride,
+            kernel_um=kernel / 2,
+            stride_um=stride / 2,
             tissue=False,
             smooth_um=0,
             batch_size=7,
@@ -97,7 +97,7 @@ class TestCrop:
         monkeypatch.setattr(engine, "BLOCK_PX", 70)
         monkeypatch.setattr(engine, "BAND_ROWS", 3)
         sdata, pixels = sample(131, 97)
-        sizes = {"kernel_px": 32, "stride_px": 8, "tissue": False, "progress": False, "smooth_um": 6.0}
+        sizes = {"kernel_um": 16.0, "stride_um": 4.0, "tissue": False, "progress": False, "smooth_um": 6.0}
         sthist.tl.heatmap(sdata, two_scores, encoder=Moments(), classes=CLASSES, **sizes)
         means = by_loop(pixels, 32, 8, two_scores)
         sigma = 6.0 / 4.0
@@ -222,8 +222,7 @@ class TestModels:
             ({"a": []}, {}, ValueError, "needs one or more texts"),
             ({}, {}, ValueError, "mapping is empty"),
             (two_scores, {"classes": ["a", "a"]}, ValueError, "twice"),
-            (two_scores, {"classes": CLASSES, "kernel_px": 60, "stride_px": 16}, ValueError, "whole number of them"),
-            (two_scores, {"classes": CLASSES, "kernel_px": 60, "kernel_um": 30}, ValueError, "takes one of them"),
+            (two_scores, {"classes": CLASSES, "kernel_um": 30, "stride_um": 8}, ValueError, "whole number of them"),
             (two_scores, {"classes": CLASSES, "kernel_um": -3}, ValueError, "positive numbers"),
             (two_scores, {"classes": CLASSES, "smooth_um": -1}, ValueError, "smooth_um is -1"),
             (two_scores, {"classes": CLASSES, "method": "x"}, ValueError, "method is 'x'"),
@@ -382,7 +381,7 @@ def test_the_built_in_encoder_measures_in_micrometres():
     sdata = sthist.datasets.toy(size_um=160)
     names = sthist.encoders.morphology_feature_names()
     column = names.index("nuclei_density_per_mm2")
-    options = {"kernel_px": 32, "stride_px": 32, "mpp": 1.0, "smooth_um": 0, "tissue": False, "progress": False}
+    options = {"kernel_um": 32, "stride_um": 32, "mpp": 1.0, "smooth_um": 0, "tissue": False, "progress": False}
     sthist.tl.heatmap(sdata, lambda rows: rows[:, [column]], encoder="morphology", classes=["density"], **options)
     found = np.asarray(sdata["density_heatmap"])[0]
     spec = sthist.tiles.TileSpec(size_um=32, px=32)

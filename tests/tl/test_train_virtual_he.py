@@ -194,8 +194,7 @@ class TestTiles:
         model = train_virtual_he(sdata, mode="mono", dot_s=(0.5, 1.5), min_qv=30.0, **SMALL, **QUICK)
         assert model.config.style() == {
             "mode": "mono",
-            "palette": "permuted",
-            "color": "red",
+            "palette": "red",
             "min_qv": 30.0,
             "dot_s": 0.5,
             "dot_dpi": 64.0,

@@ -42,7 +42,7 @@ class TestReading:
     def test_plain_tiles_are_those_of_the_readers(self, sdata):
         pairs = pairs_of(sdata)
         inputs, targets = pairs.read(np.array([2, 0]))
-        overlay = Overlay(sdata, SPEC, dot_s=0.3, color="red", seed=0)
+        overlay = Overlay(sdata, SPEC, dot_s=0.3, seed=0)
         assert np.array_equal(inputs, overlay.read(CENTRES[[2, 0]]))
         assert np.array_equal(targets, TileReader(sdata, "he", SPEC, fill=255).read(CENTRES[[2, 0]]))
         assert inputs.dtype == targets.dtype == np.uint8

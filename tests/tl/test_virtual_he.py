@@ -222,7 +222,7 @@ def test_cells_stand_in_for_molecules(toy, caplog):
     table.obs["region"] = table.obs["region"].astype("category")
     table.uns["spatialdata_attrs"]["region"] = "centroids"
     toy.tables["by_centroid"] = table
-    sthist.tl.virtual_he(toy, table="by_centroid", key_added="by_centroids")
+    sthist.tl.virtual_he(toy, points="by_centroid", key_added="by_centroids")
     pinkness = {}
     for key in ("virtual_he", "by_centroids"):
         image = pixels(toy, key).astype(float)
@@ -252,11 +252,11 @@ def test_a_plane_of_a_stack(toy):
     )
     sthist.tl.virtual_he(toy)
     sthist.tl.virtual_he(toy, image="stack", key_added="projected")
-    sthist.tl.virtual_he(toy, image="stack", z=0, key_added="left")
+    sthist.tl.virtual_he(toy, image={"stack": 0}, key_added="left")
     np.testing.assert_array_equal(pixels(toy, "projected"), pixels(toy))
     assert pixels(toy, "left")[0, :, 420:].min() > pixels(toy)[0, :, 420:].min() + 50
     with pytest.raises(ValueError, match=r"Image 'stack' has no plane z=2: it has 2 \(0 to 1\)"):
-        sthist.tl.virtual_he(toy, image="stack", z=2, key_added="none")
+        sthist.tl.virtual_he(toy, image={"stack": 2}, key_added="none")
 
 
 def test_cytoplasm_channel_is_used(toy):
@@ -457,7 +457,7 @@ def test_unlinked_cells(toy, caplog):
     with pytest.raises(
         ValueError, match="is linked to 'cell_boundaries', and no shapes are its cells. It has shapes 'regions'"
     ):
-        sthist.tl.virtual_he(toy, table="table")
+        sthist.tl.virtual_he(toy, points="table")
     with caplog.at_level(logging.INFO, "sthist"):
         sthist.tl.virtual_he(toy)
     assert "no shapes are theirs" in caplog.text

@@ -71,7 +71,7 @@ def clean(mask: np.ndarray, mpp: float, min_area_um2: float, max_hole_um2: float
     def keep_large(part: np.ndarray, min_area: float) -> np.ndarray:
         labels, _ = label(part)
         sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
+        sizes[0] = -1  # the background is no piece, also where all pieces are wanted
         return (sizes * mpp**2 >= min_area)[labels]
 
     kept = keep_large(mask, min_area_um2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, _store, scale
-from sthist._sample.elements import is_missing
+from sthist._sample.elements import is_missing, region_geometry
 from sthist._tables.find import require_free
 
 if TYPE_CHECKING:
@@ -126,6 +126,26 @@ def centroids_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
     matrix = scale.matrix_to_um(sdata, "shapes", rows.shapes)
     centres = shapely.get_coordinates(_with_empty_as_nan(shapely.centroid(_geometry(sdata, rows))))
     return centres @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def lie_within(data: Any, places: np.ndarray, within: Any, what: str) -> np.ndarray:
+    """Which places (n, 2) in µm lie in what a ``within=`` argument stands for; at least one does."""
+    import shapely
+
+    if isinstance(within, str) and not hasattr(data, "shapes"):
+        msg = f"within={within!r} names shapes of a SpatialData; give a box in µm or a polygon."
+        raise ValueError(msg)
+    geometry = region_geometry(data, within)
+    shapely.prepare(geometry)
+    inside = np.asarray(shapely.intersects_xy(geometry, *np.nan_to_num(places, nan=np.inf).T))
+    if not inside.any():
+        x0, y0, x1, y1 = geometry.bounds
+        msg = (
+            f"within= spans x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm, where none of the {len(places)} centres "
+            f"of {what} lies."
+        )
+        raise ValueError(msg)
+    return inside
 
 
 def _with_empty_as_nan(points: np.ndarray) -> np.ndarray:

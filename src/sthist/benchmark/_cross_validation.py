@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sthist.benchmark._study import BASE, BASELINES, run_study
+from sthist.benchmark._study import BASE, BASELINES, flat_training, run_study
 from sthist.tiles._laid_tiles import laid_tiles
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sthist.encoders import Encoder
+    from sthist.systems.virtual_he.config import TranslationTraining
     from sthist.tiles import TileSpec
 
 DOT_SIZES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -43,13 +44,10 @@ def ablate_virtual_he(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     classes: str | None = None,
     n_tiles: int | None = None,
-    validation: float = 0.1,
-    block_um: float | None = None,
-    gap_um: float | None = None,
     samples: Any = None,
     seed: int | None = None,
     folder: str | Path | None = None,
-    **training: Any,
+    training: TranslationTraining | Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Train variants of a virtual H&E model on the same tiles, and score them on the same others.
 
@@ -71,11 +69,10 @@ def ablate_virtual_he(
         Of the trainings of each variant.
     test
         As of :func:`cross_validate_virtual_he`: by default a fifth of the tiles, once. None tests all, in ``folds``.
-    split, folds, regions, baselines, metrics, encoder, options, classes, n_tiles, validation, block_um, gap_um,
-    samples, seed, folder
+    split, folds, regions, baselines, metrics, encoder, options, classes, n_tiles, samples, seed, folder
         As of :func:`cross_validate_virtual_he`.
     training
-        Of :func:`sthist.tl.train_virtual_he`, for all variants.
+        As of :func:`cross_validate_virtual_he`, for all variants.
 
     Returns
     -------
@@ -98,10 +95,16 @@ def ablate_virtual_he(
     >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=60)
     >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     >>> variants = {"as it is": {}, "not turned": {"augment": False}}
-    >>> training = {"model": sthist.models.Pix2Pix(tiny), "epochs": 1, "steps_per_epoch": 2}
-    >>> training |= {"device": "cpu", "progress": False}
+    >>> training = {"epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
     >>> frame = sthist.benchmark.ablate_virtual_he(
-    ...     sdata, variants, seeds=(0,), n_tiles=8, metrics="ssim", baselines="mean colour", **training
+    ...     sdata,
+    ...     variants,
+    ...     model=sthist.models.Pix2Pix(tiny),
+    ...     seeds=(0,),
+    ...     n_tiles=8,
+    ...     metrics="ssim",
+    ...     baselines="mean colour",
+    ...     training=training,
     ... )
     >>> [label.get_text() for label in sthist.pl.ablation(frame).get_yticklabels()]
     ['as it is', 'not turned']
@@ -114,7 +117,7 @@ def ablate_virtual_he(
                 "with variants=."
             )
         first = next(iter(data.values())) if isinstance(data, Mapping) else data
-        variants = paper_variants(laid_tiles(first, regions)[1], model, training)
+        variants = paper_variants(laid_tiles(first, regions)[1], model, flat_training(training))
     _require_distinct(variants)
     return run_study(arguments, variants)
 
@@ -176,13 +179,10 @@ def cross_validate_virtual_he(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     classes: str | None = None,
     n_tiles: int | None = None,
-    validation: float = 0.1,
-    block_um: float | None = None,
-    gap_um: float | None = None,
     samples: Any = None,
     seed: int | None = None,
     folder: str | Path | None = None,
-    **training: Any,
+    training: TranslationTraining | Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Train a virtual H&E model on some tiles, score it on others, and do so with all in turn.
 
@@ -226,21 +226,19 @@ def cross_validate_virtual_he(
     n_tiles
         Held-out tiles that are scored in each fold, at most, drawn at random; all by default. They are in memory at
         once.
-    validation
-        Part of the training tiles, in whole groups, that training watches. A fold in which no group can be spared has
-        none; ``attrs["folds"]`` says how many tiles each has.
-    block_um, gap_um
-        Of ``split="block"``: four tiles, and one, by default.
     samples
         Table of samples with patient, tissue or platform of each, where their readers have not recorded it.
     seed
         Of splits and shuffling; ``settings.seed`` by default.
     folder
-        Where the trainings are kept, each in a folder of its own; with ``resume=True`` a call that was stopped goes on
-        from them.
+        Where the trainings are kept, each in a folder of its own; with ``training={"resume": True}`` a call that
+        was stopped goes on from them.
     training
-        Of :func:`sthist.tl.train_virtual_he`. Tiles that it finds out of register are not trained on, but they are
-        scored.
+        Arguments of :func:`sthist.tl.train_virtual_he` and fields of :class:`sthist.models.TranslationTraining`, such
+        as ``{"epochs": 5, "mode": "mono"}``. Among them ``validation`` (a tenth by default), the part of the training
+        tiles, in whole groups, that training watches: a fold in which no group can be spared has none, and
+        ``attrs["folds"]`` says how many tiles each has; and ``block_um`` and ``gap_um`` of ``split="block"``, by
+        default four tiles, and one. Tiles that training finds out of register are not trained on, but they are scored.
 
     Returns
     -------
@@ -267,7 +265,7 @@ def cross_validate_virtual_he(
     >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     >>> training = {"epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
     >>> frame = sthist.benchmark.cross_validate_virtual_he(
-    ...     sdata, sthist.models.Pix2Pix(tiny), test=0.3, n_tiles=8, metrics="ssim", **training
+    ...     sdata, sthist.models.Pix2Pix(tiny), test=0.3, n_tiles=8, metrics="ssim", training=training
     ... )
     >>> sthist.benchmark.over_seeds(frame)["method"].tolist()
     ['model', 'shuffled', 'beer-lambert', 'beer-lambert, training colours', 'mean colour']

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from sthist.systems.virtual_he.config import TranslationTraining
     from sthist.systems.virtual_he.generator import VirtualStainModel
     from sthist.training.splits import Grouping
 
@@ -198,9 +199,17 @@ class ImageScorer:
         return frame
 
 
+def flat_training(training: TranslationTraining | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the trainer and fields of its training, side by side."""
+    return dataclasses.asdict(training) if dataclasses.is_dataclass(training) else dict(training or {})
+
+
 def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Check everything that can be, find and split the tiles, then train and score variants."""
-    data, model, training, design = arguments["data"], arguments["model"], arguments["training"], Design.of(arguments)
+    data, model, training = arguments["data"], arguments["model"], flat_training(arguments["training"])
+    parts = {"validation": 0.1, "block_um": None, "gap_um": None}
+    parts = {name: training.pop(name, default) for name, default in parts.items()}
+    design = Design.of({**arguments, **parts})
     full = {name: {**training, **changes} for name, changes in variants.items()}
     for each in full.values():
         _require_known(each)

@@ -61,8 +61,8 @@ def overlay(
     save
         File to save the figure to.
     kwargs
-        Of :class:`sthist.tiles.Overlay`: ``mode``, ``dot_um``, ``s``, ``dpi``, ``palette``, ``min_qv``, ``z`` ... Here
-        dots are 1 µm wide and the palette is fixed unless given.
+        Of :class:`sthist.tiles.Overlay`: ``mode``, ``dot_um``, ``dot_s``, ``dot_dpi``, ``palette``, ``min_qv``,
+        ``z`` ... Here dots are 1 µm wide and the palette is fixed unless given.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def tiles(
     ncols: int = 8,
     save: str | Path | None = None,
     **kwargs: Any,
-) -> np.ndarray:
+) -> list[Axes]:
     """A gallery of tiles: for each, one row per thing that is shown of it.
 
     Parameters
@@ -177,7 +177,7 @@ def tiles(
 
     Returns
     -------
-    The axes: (rows of tiles x things shown, ncols).
+    The axes, row by row: as many rows as there are rows of tiles, times the things shown, of ``ncols`` each.
 
     Raises
     ------
@@ -191,8 +191,8 @@ def tiles(
     >>> import sthist
     >>> sdata = sthist.datasets.toy(size_um=400)
     >>> sthist.pp.tiles(sdata, size_um=64, px=128, sampling="fps", n_tiles=4)
-    >>> sthist.pl.tiles(sdata).shape
-    (2, 4)
+    >>> len(sthist.pl.tiles(sdata))  # overlay and H&E of four tiles
+    8
     """
     import matplotlib.pyplot as plt
 
@@ -230,8 +230,7 @@ def tiles(
                     -0.06, 0.5, name, transform=ax.transAxes, rotation=90, va="center", ha="right", fontsize="small"
                 )
     figure.suptitle(f"{spec.size_um:g} µm, {spec.px} px", fontsize="small")
-    finish(list(axes.ravel()), save)
-    return axes
+    return finish(list(axes.ravel()), save)
 
 
 def _shown(

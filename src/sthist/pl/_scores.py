@@ -218,7 +218,7 @@ def top_tiles(
     table: str | None = None,
     image: str | None = None,
     save: str | Path | None = None,
-) -> np.ndarray:
+) -> list[Axes]:
     """A gallery of the tiles with the highest scores, one row per class.
 
     Parameters
@@ -240,7 +240,7 @@ def top_tiles(
 
     Returns
     -------
-    The axes, (classes, n); those without a tile are off.
+    The axes, ``n`` for each class; those without a tile are off.
 
     Raises
     ------
@@ -256,8 +256,8 @@ def top_tiles(
     >>> sthist.pp.tissue(sdata)
     >>> sthist.pp.tiles(sdata, size_um=32, px=64)
     >>> sdata["tiles_table"].obs["tumour"] = np.linspace(0, 1, sdata["tiles_table"].n_obs)
-    >>> sthist.pl.top_tiles(sdata, "tumour", n=3).shape
-    (1, 3)
+    >>> len(sthist.pl.top_tiles(sdata, "tumour", n=3))
+    3
     """
     import matplotlib.pyplot as plt
 
@@ -281,8 +281,7 @@ def top_tiles(
         for ax, tile, score in zip(row, read_squares(sdata, he, found.rows, best), found.values[best], strict=False):
             ax.imshow(tile if tile.shape[-1] >= 3 else tile[..., 0], cmap="gray")
             ax.set_title(f"{score:.3g}", fontsize="small")
-    finish(list(axes.ravel()), save)
-    return axes
+    return finish(list(axes.ravel()), save)
 
 
 def read_squares(sdata: SpatialData, image: str, rows: Rows | None, chosen: np.ndarray) -> np.ndarray:

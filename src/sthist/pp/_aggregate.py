@@ -31,7 +31,7 @@ BINS = re.compile(r"square_(\d+)um$")
 # and no controls.
 @over_samples
 def aggregate(
-    sdata: SpatialData,
+    data: SpatialData,
     regions: str | None = None,
     *,
     bin_um: float | None = None,
@@ -57,7 +57,7 @@ def aggregate(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     regions
         Key of shapes: spots, tiles, nuclei, cores, any circles or polygons.
@@ -116,19 +116,19 @@ def aggregate(
     >>> sdata["grid_8um"].obsm["spatial"][0] % 8
     array([4., 4.])
     """
-    _sample.require_one_sample(sdata)
+    _sample.require_one_sample(data)
     _require_one_kind(regions, bin_um, within)
     key_added = key_added or (f"grid_{bin_um:g}um" if regions is None else f"{regions}_counts")
     region_key = f"{key_added}_squares" if regions is None else regions
-    _store.require_free(sdata, key_added, "tables", overwrite=overwrite)
+    _store.require_free(data, key_added, "tables", overwrite=overwrite)
     if regions is None:
-        _store.require_free(sdata, region_key, "shapes", overwrite=overwrite)
-    kind, key = _find_source(sdata, of)
-    finder = _finder(sdata, regions, bin_um, within)
+        _store.require_free(data, region_key, "shapes", overwrite=overwrite)
+    kind, key = _find_source(data, of)
+    finder = _finder(data, regions, bin_um, within)
     if kind == "points":
-        sums = sum_points(sdata, key, finder, min_qv, controls)
+        sums = sum_points(data, key, finder, min_qv, controls)
     else:
-        sums = sum_table(sdata, key, finder, controls)
+        sums = sum_table(data, key, finder, controls)
     _require_some(sums, finder, kind, key, regions)
     _say(sums, kind, key)
     made = _store.provenance(
@@ -144,12 +144,12 @@ def aggregate(
     if isinstance(finder, SquareGrid):
         columns, rows = finder.places(sums.rows)
         extra = {"array_row": rows, "array_col": columns}
-        _add_squares(sdata, region_key, finder.side_um, columns, rows, made, overwrite)
+        _add_squares(data, region_key, finder.side_um, columns, rows, made, overwrite)
         centres = (np.stack([columns, rows], axis=1) + 0.5) * finder.side_um
     else:
         extra, centres = {}, finder.centroids()
     obs = {f"n_{kind}": sums.n} | extra
-    _add_table(sdata, key_added, region_key, sums, obs, centres, made, overwrite)
+    _add_table(data, key_added, region_key, sums, obs, centres, made, overwrite)
 
 
 def _require_one_kind(regions: str | None, bin_um: float | None, within: Any) -> None:

@@ -138,13 +138,14 @@ def overlap_score(fixed: np.ndarray, moving: np.ndarray, matrix: np.ndarray, ste
 
 @over_samples
 def align(
-    sdata: SpatialData,
+    data: SpatialData,
     image: str,
     to: str | None = None,
     *,
     matrix: Any = None,
     landmarks: Any = None,
     unit: Units = "px",
+    overwrite: bool = False,
     seed: int | None = None,
 ) -> None:
     """Register an image, such as the H&E of the same section, by a matrix or by landmarks.
@@ -162,7 +163,7 @@ def align(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     image
         Key of the image to register.
@@ -183,6 +184,8 @@ def align(
     unit
         What the image's side is in: ``"px"`` or ``"um"``. For ``"um"`` the image's µm/px has to be known, from its
         metadata or, without these, from where it lies now.
+    overwrite
+        Replace an alignment that this verb has made.
     seed
         Of the automatic search; ``settings.seed`` by default.
 
@@ -205,7 +208,7 @@ def align(
         are fewer than three landmarks, or they lie on a line; if a zip is damaged, lacks what is taken from it, or its
         matrix lies 100 µm or more from its keypoints (a warning from 10 µm); if the µm/px that follows differs by more
         than 2 % from what the image's metadata state, or is needed and unknown; if an automatic search finds nothing in
-        common, or nothing better than before.
+        common, or nothing better than before; if the image has been aligned already.
 
     Examples
     --------
@@ -224,27 +227,30 @@ def align(
     if unit not in UNITS:
         msg = f"unit={unit!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}."
         raise ValueError(msg)
-    element = _sample.get(sdata, "images", image)
-    _sample.require_one_sample(sdata)
+    element = _sample.get(data, "images", image)
+    _sample.require_one_sample(data)
+    record = data.attrs.get("sthist", {}).get("alignment", {}).get(image)
+    if not overwrite and record is not None and record.get("call") == "pp.align":
+        msg = f"Image {image!r} has been aligned already. Pass overwrite=True to align it again."
+        raise ValueError(msg)
     found: dict[str, Any] = {}
     if isinstance(matrix, str) and matrix == "auto":
         if unit != "px":
             msg = "unit= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
             raise ValueError(msg)
-        automatic = find_alignment(sdata, image, to, seed=settings.seed if seed is None else seed)
+        automatic = find_alignment(data, image, to, seed=settings.seed if seed is None else seed)
         alignment, to, found = _alignment.Alignment(automatic.to_um), _sample.UM, automatic.facts
     elif matrix is not None:
         alignment = _alignment.from_matrix(matrix)
     else:
         alignment = _alignment.from_landmarks(*_alignment.read_landmarks(landmarks))
     previous = dict(get_transformation(element, get_all=True))
-    records = sdata.attrs.setdefault("sthist", {}).setdefault("alignment", {})
-    record = records.get(image)
-    facts = _alignment.align(sdata, image, alignment, to, unit)
+    records = data.attrs.setdefault("sthist", {}).setdefault("alignment", {})
+    facts = _alignment.align(data, image, alignment, to, unit)
     records[image] = _store.provenance("pp.align", **facts, **found)
     written = False
     try:
-        _store.write_transformations(sdata, [image])
+        _store.write_transformations(data, [image])
         written = True
     finally:
         if not written:  # the object goes on to say what its store says

@@ -48,6 +48,7 @@ def embed(
     batch_size: int | Literal["auto"] = "auto",
     device: str | Sequence[str] | None = None,
     outside: Literal["error", "nan"] = "error",
+    within: Any = None,
     client: Any = None,
     key_added: str | None = None,
     overwrite: bool = False,
@@ -85,6 +86,10 @@ def embed(
         Of torch, or several, which share the work.
     outside
         What becomes of regions whose centre lies outside the image: ``"nan"`` gives them rows of NaN.
+    within
+        Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. Regions whose centre lies
+        elsewhere are not embedded: they keep the rows of ``obsm[key_added]`` that this encoder has made of such tiles
+        before (``overwrite=True``), else get NaN.
     client
         A ``dask.distributed.Client`` on whose workers the work is done; needs an object on disk.
     key_added
@@ -142,6 +147,7 @@ def embed(
         normalizer=normalizer,
         batch_size=batch_size,
         outside=outside,
+        within=within,
         client=client,
         key_added=key_added,
         overwrite=overwrite,
@@ -160,6 +166,7 @@ def _embed_sample(
     normalizer: Callable[[np.ndarray], np.ndarray] | None,
     batch_size: int | Literal["auto"],
     outside: Literal["error", "nan"],
+    within: Any,
     client: Any,
     key_added: str | None,
     overwrite: bool,
@@ -176,13 +183,16 @@ def _embed_sample(
         )
         raise ValueError(msg)
     reader = source.reader(first, normalizer)
-    inside = source.require_inside(reader, outside)
+    wanted = source.lie_within(within)
+    inside = source.require_inside(reader, outside, wanted)
     facts = {
         "encoder": _identity(first),
         "spec": reader.spec.to_dict(),
         "normalizer": None if normalizer is None else repr(normalizer),
         "source": source.identity(reader, inside),
     }
+    if within is not None:
+        facts["within"] = hashlib.blake2b(wanted.tobytes(), digest_size=16).hexdigest()
     facts = json.loads(json.dumps(facts, default=str))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     made = source.made(key)
@@ -196,6 +206,8 @@ def _embed_sample(
     with source.workspace(key, digest) as folder:
         with source.writing():
             values = work.embed(folder, key, facts, inside)
+        if made is not None and (made.get("encoder"), made.get("spec")) == (first.name, facts["spec"]):
+            values[~wanted] = source.values(key)[~wanted]
         made = _store.provenance(
             "pp.embed",
             encoder=first.name,
@@ -203,7 +215,7 @@ def _embed_sample(
             image=source.image,
             spec=reader.spec.to_dict(),
             batch_size=batch,
-            n_outside=int((~inside).sum()),
+            n_outside=int((wanted & ~inside).sum()),
             digest=digest,
         )
         source.add(key, values, first.features, made)

@@ -11,7 +11,15 @@ import numpy as np
 
 from sthist import _sample, _store
 from sthist._tables.find import require_free
-from sthist._tables.rows import Rows, add_columns, centroids_um, require_free_columns, rows_of, write_columns
+from sthist._tables.rows import (
+    Rows,
+    add_columns,
+    centroids_um,
+    lie_within,
+    require_free_columns,
+    rows_of,
+    write_columns,
+)
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
 
@@ -82,25 +90,32 @@ class RegionSource(_Source):
         options = {} if normalizer is None else {"normalizer": normalizer}
         return TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
 
-    def require_inside(self, reader: TileReader, outside: Literal["error", "nan"]) -> np.ndarray:
-        """Which places the image holds, (n,) bool; a ValueError for those that it does not, unless they may be NaN."""
+    def lie_within(self, within: Any) -> np.ndarray:
+        """Which places lie in a part of the slide, (n,) bool."""
+        if within is None:
+            return np.ones(len(self.places), bool)
+        return lie_within(self.sdata, self.places, within, self.name)
+
+    def require_inside(self, reader: TileReader, outside: Literal["error", "nan"], wanted: np.ndarray) -> np.ndarray:
+        """Which of the wanted places the image holds, (n,) bool; a ValueError for others, unless they may be NaN."""
         import shapely
 
         if outside not in {"error", "nan"}:
             msg = f"outside is {outside!r}; it is 'error' or 'nan'."
             raise ValueError(msg)
         image = shapely.union_all([shapely.MultiPoint(field.corners_um()).convex_hull for field in reader.image.fields])
-        inside = np.isfinite(self.places).all(axis=1)
+        inside = wanted & np.isfinite(self.places).all(axis=1)
         inside[inside] = shapely.intersects_xy(image, *self.places[inside].T)
-        if inside.all() or (outside == "nan" and inside.any()):
+        missing = wanted & ~inside
+        if not missing.any() or (outside == "nan" and inside.any()):
             return inside
-        row = int(np.flatnonzero(~inside)[0])
+        row = int(np.flatnonzero(missing)[0])
         x0, y0, x1, y1 = image.bounds
         msg = (
-            f"{int((~inside).sum())} of {len(inside)} regions of {self.name} lie outside the image {self.image!r} (x "
-            f"{x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as {self._rows.instances[row]!r} "
-            f"at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' to leave them without an embedding, "
-            "or mend the transformation of the image to 'um'."
+            f"{int(missing.sum())} of {int(wanted.sum())} regions of {self.name} lie outside the image {self.image!r} "
+            f"(x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as "
+            f"{self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. Pass "
+            "outside='nan' to leave them without an embedding, or mend the transformation of the image to 'um'."
         )
         raise ValueError(msg)
 
@@ -123,6 +138,10 @@ class RegionSource(_Source):
             return None
         table = self.sdata.tables[self._rows.table]
         return table.uns.get("sthist", {}).get(key) if key in table.obsm else None
+
+    def values(self, key: str) -> np.ndarray:
+        """Embeddings that are there."""
+        return np.asarray(self.sdata.tables[str(self._rows.table)].obsm[key])
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
         """Refuse a key that is taken."""
@@ -172,9 +191,16 @@ class FolderSource(_Source):
         options = {} if normalizer is None else {"normalizer": normalizer}
         return FolderReader(self.tiles, self._spec(encoder), fill=PAPER, **options)
 
-    def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"]) -> np.ndarray:
-        """Which places can be read, (n,) bool: all."""
+    def lie_within(self, within: Any) -> np.ndarray:
+        """Which places lie in a part of the slide: a folder has no parts."""
+        if within is not None:
+            msg = "within= is of a SpatialData; a folder of tiles lies nowhere."
+            raise ValueError(msg)
         return np.ones(self.tiles.n_obs, bool)
+
+    def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"], wanted: np.ndarray) -> np.ndarray:
+        """Which places can be read, (n,) bool: all."""
+        return wanted
 
     def identity(self, reader: FolderReader, inside: np.ndarray) -> dict[str, Any]:
         """What tells this input from any other: names, sizes and times of the files."""
@@ -189,6 +215,10 @@ class FolderSource(_Source):
         """Provenance of embeddings that are there; None if there are none."""
         found: dict[str, Any] | None = self.tiles.uns["sthist"].get(key) if key in self.tiles.obsm else None
         return found
+
+    def values(self, key: str) -> np.ndarray:
+        """Embeddings that are there."""
+        return np.asarray(self.tiles.obsm[key])
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
         """Refuse a key that is taken."""

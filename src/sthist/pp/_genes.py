@@ -41,6 +41,7 @@ def genes(
     min_counts: int = 0,
     target_sum: float | Literal["median"] | None = 1e4,
     log: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Choose genes, bring each cell or spot to the same total, and take the logarithm; the counts are kept.
 
@@ -49,8 +50,8 @@ def genes(
     and totals are those of the genes that are left. For totals over all genes call this first, and take the genes that
     you want of the result (``adata[:, genes]``).
 
-    Raw counts are looked for in ``layers["counts"]``, ``X`` and ``raw``, in this order, so that a second call, with
-    other arguments too, starts from the counts again; genes that a call has left out do not come back.
+    Raw counts are looked for in ``layers["counts"]``, ``X`` and ``raw``, in this order, so that a second call
+    (``overwrite=True``) starts from the counts again; genes that a call has left out do not come back.
 
     Parameters
     ----------
@@ -76,6 +77,8 @@ def genes(
         samples; None leaves the counts as they are.
     log
         Take log(1 + x).
+    overwrite
+        Replace what an earlier call has made of the table.
 
     Returns
     -------
@@ -99,7 +102,8 @@ def genes(
         If ``data`` is nothing of that kind.
     ValueError
         If there are no raw counts, as where ``X`` is log-normalised and nothing else is there; if they have NaN,
-        infinite or negative values; if no gene is left, the table is empty, not in memory, or a number is out of range.
+        infinite or negative values; if no gene is left, the table is empty, not in memory, or has been through this
+        before, or a number is out of range.
 
     Examples
     --------
@@ -115,6 +119,9 @@ def genes(
     adata, key = _find_table(data, table)
     name = called(key)
     source, counts, features = find_raw_counts(adata, layer, name)
+    if not overwrite and "genes" in adata.uns.get("sthist", {}):
+        msg = f"{name} has been through pp.genes already. Pass overwrite=True to begin again from its counts."
+        raise ValueError(msg)
     wanted, n_controls = _wanted(adata, genes, controls, name)
     _say_copies(features[features.isin(wanted) & features.duplicated()], name)
     counts = collect_columns(counts, wanted.get_indexer(features), len(wanted))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @over_samples
 def label_regions(
-    sdata: SpatialData,
+    data: SpatialData,
     regions: str,
     by: str,
     *,
@@ -36,7 +36,7 @@ def label_regions(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     regions
         Key of the regions that get labels: tiles, spots, cores, any shapes, or their table.
@@ -100,15 +100,15 @@ def label_regions(
     if overlaps not in {"smaller", "error"}:
         msg = f"overlaps is {overlaps!r}; it is 'smaller' or 'error'."
         raise ValueError(msg)
-    _sample.require_one_sample(sdata)
-    rows = rows_of(sdata, regions)
+    _sample.require_one_sample(data)
+    rows = rows_of(data, regions)
     names = [key_added, f"{key_added}_fraction", f"{key_added}_labelled"]
-    require_free_columns(sdata, rows, names, [f"{key_added}_composition"], overwrite=overwrite)
-    polygons = repaired(polygons_um(sdata, rows), rows.instances, rows.shapes)
-    if by in sdata.tables:
-        sums, whole, classes = _cells_in(sdata, polygons, by, label)
+    require_free_columns(data, rows, names, [f"{key_added}_composition"], overwrite=overwrite)
+    polygons = repaired(polygons_um(data, rows), rows.instances, rows.shapes)
+    if by in data.tables:
+        sums, whole, classes = _cells_in(data, polygons, by, label)
     else:
-        annotation = read_annotation(sdata, by, label, overlaps)
+        annotation = read_annotation(data, by, label, overlaps)
         sums, whole, classes = areas_in(polygons, annotation), _areas(polygons), annotation.classes
     if not sums.any():
         msg = (
@@ -129,7 +129,7 @@ def label_regions(
         classes=dict(zip(columns, classes, strict=True)),
     )
     add_columns(
-        sdata,
+        data,
         rows,
         key_added,
         made,

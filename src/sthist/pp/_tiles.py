@@ -9,8 +9,8 @@ import numpy as np
 from sthist import _sample, _store
 from sthist._sample.elements import present
 from sthist._sample.samples import over_samples
-from sthist._settings import logger
-from sthist._tables.rows import core_columns
+from sthist._settings import logger, settings
+from sthist._tables.rows import core_columns, lie_within
 from sthist.tiles import Overlay, TileReader, TileSpec, has_content
 from sthist.tiles._images.image import open_image
 from sthist.tiles._sampling import iter_farthest, lies_inside
@@ -36,8 +36,11 @@ def tiles(
     n_tiles: int = 2000,
     max_blank: float = 0.9,
     images: str | Sequence[str] | None = None,
+    within: Any = None,
+    seed: int | None = None,
     key_added: str = "tiles",
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> None:
     """Lay tiles over the tissue, or around regions such as spots and nuclei.
 
@@ -67,10 +70,17 @@ def tiles(
         ``images``; so are tiles that leave an image.
     images
         For ``"fps"``, what the tiles must show: by default the nuclear stain and the H&E, those that there are.
+    within
+        Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. Tiles are laid whose centre
+        lies in it; those of the grid lie where they would without.
+    seed
+        For ``"fps"``, draws the cell that comes first; by default it is the one in the middle.
     key_added
         Name of the shapes; the table is named ``<key_added>_table``.
     overwrite
         Replace elements of these names.
+    progress
+        For ``"fps"``, show a progress bar; ``settings.progress`` by default.
 
     Returns
     -------
@@ -118,7 +128,7 @@ def tiles(
     if sampling == "regions" and regions is None:
         regions = _sample.roles(data).get("spots", {}).get("shapes")
     if sampling == "regions" and regions is None:
-        msg = f"sampling='regions' needs regions=, the key of shapes. {_sample.describe('shapes', data.shapes)}"
+        msg = f"sampling='regions' needs the regions, regions=. {_sample.describe('shapes', data.shapes)}"
         raise ValueError(msg)
     table_key = f"{key_added}_table"
     _store.require_free(data, key_added, "shapes", overwrite=overwrite)
@@ -127,15 +137,21 @@ def tiles(
     shapes = present(sd.transform(_sample.get(data, "shapes", regions), to_coordinate_system=_sample.UM))
     if sampling == "grid":
         centres, fraction = _grid(shapely.union_all(shapes.geometry), spec, overlap, min_tissue)
+        if within is not None and len(centres):
+            inside = lie_within(data, centres, within, "the tiles")
+            centres, fraction = centres[inside], fraction[inside]
         obs = pd.DataFrame({"tissue_fraction": fraction})
         hint = f"has at least {min_tissue:.0%} tissue; lower min_tissue"
     else:
-        centres = centroids(shapes)
+        centres, names = centroids(shapes), shapes.index.astype(str)
+        if within is not None:
+            inside = lie_within(data, centres, within, f"{regions!r}")
+            centres, names = centres[inside], names[inside]
         chosen: Any = slice(None)
         if sampling == "fps":
             named = [images] if isinstance(images, str) else list(images or [])
-            chosen = spread_tiles(_views(data, spec, named), centres, spec.size_um, n_tiles, max_blank)
-        centres, obs = centres[chosen], pd.DataFrame({"source_id": shapes.index.astype(str)[chosen]})
+            chosen = spread_tiles(_views(data, spec, named), centres, spec.size_um, n_tiles, max_blank, seed, progress)
+        centres, obs = centres[chosen], pd.DataFrame({"source_id": names[chosen]})
         hint = f"lies on all images and is blank by at most {max_blank:.0%}; check their alignment, raise max_blank"
     if len(centres) == 0:
         msg = f"No tile of {size_um:g} µm {hint}, or make tiles smaller."
@@ -144,7 +160,9 @@ def tiles(
     squares = shapely.box(*(centres - half).T, *(centres + half).T)
     ids = np.arange(len(centres))
     frame = gpd.GeoDataFrame(geometry=squares, index=ids)
-    made = _store.provenance("pp.tiles", spec=spec.to_dict(), sampling=sampling, regions=regions, overlap=overlap)
+    made = _store.provenance(
+        "pp.tiles", spec=spec.to_dict(), sampling=sampling, regions=regions, overlap=overlap, seed=seed
+    )
     obs = obs.assign(region=pd.Categorical([key_added] * len(ids)), instance_id=ids, **core_columns(data, centres))
     obs = obs.set_index(ids.astype(str))
     table = ad.AnnData(obs=obs, obsm={"spatial": centres}, uns={"tile_spec": spec.to_dict()})
@@ -197,23 +215,34 @@ def find_cells(sdata: SpatialData) -> str:
 
 
 def spread_tiles(
-    readers: Sequence[TileReader | Overlay], centres: np.ndarray, size_um: float, n: int, max_blank: float
+    readers: Sequence[TileReader | Overlay],
+    centres: np.ndarray,
+    size_um: float,
+    n: int,
+    max_blank: float,
+    seed: int | None = None,
+    progress: bool | None = False,
 ) -> np.ndarray:
     """Cells by farthest point sampling whose tiles lie on all images and show something.
 
     Returns indices into ``centres``, at most ``n``, in the order of the choice.
     """
+    from rich.progress import Progress
+
     inside = np.flatnonzero(np.logical_and.reduce([lies_inside(reader.image, centres, size_um) for reader in readers]))
     kept: list[int] = []
     n_blank = 0
     # Blank tiles are replaced by the next farthest, until there are enough or no cells are left.
-    for order in iter_farthest(centres[inside], FPS_BATCH) if len(inside) else ():
-        batch = inside[order]
-        shows = np.logical_and.reduce([has_content(reader.read(centres[batch]), max_blank) for reader in readers])
-        kept += batch[shows].tolist()
-        n_blank += int((~shows).sum())
-        if len(kept) >= n:
-            break
+    with Progress(disable=not (settings.progress if progress is None else progress)) as bar:
+        task = bar.add_task("tiles", total=min(n, len(inside)))
+        for order in iter_farthest(centres[inside], FPS_BATCH, seed=seed) if len(inside) else ():
+            batch = inside[order]
+            shows = np.logical_and.reduce([has_content(reader.read(centres[batch]), max_blank) for reader in readers])
+            kept += batch[shows].tolist()
+            n_blank += int((~shows).sum())
+            bar.update(task, completed=min(len(kept), n))
+            if len(kept) >= n:
+                break
     if 0 < len(kept) < n:
         logger.warning(
             "%d tiles instead of %d: of %d cells %d lie too near a border, and %d tiles are blank.",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sthist import _sample, _store
 from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
+from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist.tiles._images.image import Image, open_image
 from sthist.tiles._images.reader import read_box
-from sthist.tiles._regions.raster import polygonize
+from sthist.tiles._regions.raster import polygonize, rasterize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 @over_samples
 def tissue(
-    sdata: SpatialData,
+    data: SpatialData,
     *,
     image: str | None = None,
     mpp: float = 8.0,
     min_area_um2: float = 10_000.0,
     max_hole_um2: float = 10_000.0,
+    within: Any = None,
     key_added: str = "tissue",
     overwrite: bool = False,
 ) -> None:
@@ -31,7 +33,7 @@ def tissue(
 
     Parameters
     ----------
-    sdata
+    data
         One sample, or a mapping of name to sample.
     image
         Key of the image; by default the H&E if there is one, else the nuclear stain. An image of three 8-bit channels
@@ -42,6 +44,9 @@ def tissue(
         Smaller pieces are left out.
     max_hole_um2
         Smaller holes are filled.
+    within
+        Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. What tells tissue from glass
+        is measured on the whole image.
     key_added
         Name of the shapes.
     overwrite
@@ -70,12 +75,15 @@ def tissue(
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    _sample.require_one_sample(sdata)
-    _store.require_free(sdata, key_added, "shapes", overwrite=overwrite)
-    shown = image_for_tissue(sdata, image)
+    _sample.require_one_sample(data)
+    _store.require_free(data, key_added, "shapes", overwrite=overwrite)
+    area = None if within is None else region_geometry(data, within)
+    shown = image_for_tissue(data, image)
     keys = list(shown.keys)
-    mask = clean(tissue_mask(shown, mpp), mpp, min_area_um2, max_hole_um2)
-    polygons = polygonize(mask, shown.extent_um[:2], mpp)
+    mask = tissue_mask(shown, mpp)
+    if area is not None:
+        mask &= rasterize([area], shown.extent_um[:2], mpp, mask.shape) > 0
+    polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), shown.extent_um[:2], mpp)
     if not polygons:
         msg = (
             f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too "
@@ -85,7 +93,7 @@ def tissue(
     frame = gpd.GeoDataFrame({"area_um2": [polygon.area for polygon in polygons]}, geometry=polygons)
     element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
     made = _store.provenance("pp.tissue", image=keys, mpp=mpp, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2)
-    _store.add(sdata, "shapes", key_added, element, made, overwrite=overwrite)
+    _store.add(data, "shapes", key_added, element, made, overwrite=overwrite)
 
 
 def tissue_mask(image: Image, mpp: float) -> np.ndarray:

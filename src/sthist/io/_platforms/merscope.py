@@ -90,7 +90,7 @@ def merscope(
     --------
     >>> import sthist
     >>> sdata = sthist.io.merscope("region_0", z_layers=range(7))  # doctest: +SKIP
-    >>> sthist.tl.virtual_he(sdata, z=3)  # doctest: +SKIP
+    >>> sthist.tl.virtual_he(sdata, image={"mosaic": 3})  # doctest: +SKIP
     """
     import spatialdata_io
     from spatialdata import SpatialData

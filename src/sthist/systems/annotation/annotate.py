@@ -12,7 +12,7 @@ from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.find import find_table, require_free
 from sthist._tables.labels import column_names
-from sthist._tables.rows import write_columns
+from sthist._tables.rows import lie_within, write_columns
 from sthist.systems.annotation.annotator import Annotator
 from sthist.systems.annotation.prompts import checked_prompts, checked_templates
 from sthist.systems.annotation.scorers import ClassScorer, ClassScores, FromAnnotator, FromPrompts
@@ -34,9 +34,12 @@ def annotate(
     classes: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
     temperature: float | None = None,
+    within: Any = None,
     key_added: str = "annotation",
     batch_size: int = 64,
+    device: str | None = None,
     overwrite: bool = False,
+    progress: bool | None = None,
 ) -> None:
     """Give tiles classes: those that prompts describe, without any training, or those of an annotator.
 
@@ -67,12 +70,20 @@ def annotate(
         ``sthist.systems.annotation.prompts.TEMPLATES``. ``["{}"]`` takes the phrases alone.
     temperature
         What similarities are divided by; by default the model's own.
+    within
+        Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. Rows whose centre lies
+        elsewhere stay as they are, or get no class (NaN).
     key_added
         Name of the columns.
     batch_size
         Tiles per batch, where they are read.
+    device
+        Where an encoder runs that is loaded by its name, or that the annotator has trained along;
+        ``settings.device`` by default.
     overwrite
         Replace columns of these names.
+    progress
+        Show a progress bar where tiles are read; ``settings.progress`` by default.
 
     Returns
     -------
@@ -109,28 +120,38 @@ def annotate(
     """
     if isinstance(model, Mapping):
         prompts, texts = checked_prompts(model, classes), checked_templates(templates)
-        scorer: ClassScorer = FromPrompts(prompts, texts, encoder, embedding, temperature)
+        scorer: ClassScorer = FromPrompts(prompts, texts, encoder, embedding, temperature, device)
     else:
         if templates is not None or temperature is not None:
             msg = "templates= and temperature= go with prompts; an annotator has what it was trained with."
             raise ValueError(msg)
-        scorer = FromAnnotator(_annotator(model, classes), encoder, embedding, image, batch_size)
-    _annotate_one(data, scorer, table, key_added, overwrite=overwrite)
+        scorer = FromAnnotator(_annotator(model, classes), encoder, embedding, image, batch_size, device, progress)
+    _annotate_one(data, scorer, table, within, key_added, overwrite=overwrite)
 
 
 @over_samples
-def _annotate_one(data: Any, scorer: ClassScorer, table: str | None, key_added: str, *, overwrite: bool) -> None:
+def _annotate_one(
+    data: Any, scorer: ClassScorer, table: str | None, within: Any, key_added: str, *, overwrite: bool
+) -> None:
     key, adata = find_table(data, table, scorer.fits, scorer.wanted)
     where = "This AnnData" if key is None else f"Table {key!r}"
     if adata.n_obs == 0:
         msg = f"{where} has no rows."
         raise ValueError(msg)
     require_free(adata, where, [key_added], [f"{key_added}_score", f"{key_added}_similarity"], overwrite=overwrite)
-    result = scorer.score(data, adata, where)
-    _write(data, key, adata, key_added, result)
+    rows = None if within is None else _rows_within(data, adata, within, where)
+    result = scorer.score(data, adata if rows is None else adata[rows].copy(), where)
+    _write(data, key, adata, key_added, result, rows)
     counts = np.bincount(result.scores.argmax(axis=1), minlength=len(result.classes)).tolist()
     by_class = ", ".join(f"{name} {n}" for name, n in zip(result.classes, counts, strict=True))
-    logger.info("%s: %d rows: %s.", where, adata.n_obs, by_class)
+    logger.info("%s: %d rows: %s.", where, len(result.scores), by_class)
+
+
+def _rows_within(data: Any, adata: AnnData, within: Any, where: str) -> np.ndarray:
+    if "spatial" not in adata.obsm:
+        msg = f"{where} has no obsm['spatial'], the centres of its rows in µm, which within= needs."
+        raise KeyError(msg)
+    return lie_within(data, np.asarray(adata.obsm["spatial"], np.float64)[:, :2], within, where)
 
 
 def _annotator(model: Any, classes: Sequence[str] | None) -> Annotator:
@@ -145,15 +166,39 @@ def _annotator(model: Any, classes: Sequence[str] | None) -> Annotator:
     return model
 
 
-def _write(data: Any, key: str | None, adata: AnnData, key_added: str, result: ClassScores) -> None:
+def _write(
+    data: Any, key: str | None, adata: AnnData, key_added: str, result: ClassScores, rows: np.ndarray | None
+) -> None:
     """Put the columns into the table, and into the store of a backed object first."""
     import pandas as pd
 
     columns = column_names(result.classes)
     made = result.made | {"classes": dict(zip(columns, result.classes, strict=True))}
-    calls = pd.Categorical.from_codes(result.scores.argmax(axis=1), categories=pd.Index(result.classes, dtype=object))
+    codes = result.scores.argmax(axis=1)
+    values = {f"{key_added}_score": result.scores, f"{key_added}_similarity": result.similarity}
+    if rows is not None:  # what lies elsewhere stays, or is not known
+        before = pd.Categorical(adata.obs[key_added]) if key_added in adata.obs else None
+        if before is not None and list(before.categories) != result.classes:
+            msg = (
+                f"obs[{key_added!r}] has the classes {list(before.categories)}, and within= would put {result.classes} "
+                "beside them. Pass key_added= for another name."
+            )
+            raise ValueError(msg)
+        codes = _spread(codes, rows, -1 if before is None else before.codes)
+        for name, scores in values.items():
+            if scores is not None:
+                values[name] = _spread(np.asarray(scores, np.float32), rows, adata.obsm.get(name, np.nan))
+    calls = pd.Categorical.from_codes(codes, categories=pd.Index(result.classes, dtype=object))
     frames = {
-        f"{key_added}_{name}": None if values is None else pd.DataFrame(np.asarray(values, np.float32), columns=columns)
-        for name, values in (("score", result.scores), ("similarity", result.similarity))
+        name: None if scores is None else pd.DataFrame(np.asarray(scores, np.float32), columns=columns)
+        for name, scores in values.items()
     }
     write_columns(data, key, adata, key_added, made, obs={key_added: calls}, obsm=frames)
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, elsewhere: Any) -> np.ndarray:
+    """Values of some rows among those of all."""
+    spread = np.empty((len(rows), *values.shape[1:]), values.dtype)
+    spread[:] = elsewhere
+    spread[rows] = values
+    return spread

@@ -184,7 +184,7 @@ class Annotator(Model):
         """
         return normalised(rows) @ self.weights["texts"].T
 
-    def embed(self, tiles: np.ndarray, *, encoder: Any = None) -> np.ndarray:
+    def embed(self, tiles: np.ndarray, *, encoder: Any = None, device: str | None = None) -> np.ndarray:
         """Embeddings of its own encoder.
 
         Parameters
@@ -193,17 +193,19 @@ class Annotator(Model):
             (n, px, px, 3) uint8.
         encoder
             As of :meth:`predict`.
+        device
+            Where it runs; ``settings.device`` by default.
         """
-        if self._embed is None or encoder is not None:
-            self._embed = self._embed_with(self.encoder if encoder is None else encoder)
+        if self._embed is None or encoder is not None or device is not None:
+            self._embed = self._embed_with(self.encoder if encoder is None else encoder, device)
         return np.asarray(self._embed(tiles), np.float32)
 
-    def _embed_with(self, encoder: Any) -> Any:
+    def _embed_with(self, encoder: Any, device: str | None) -> Any:
         """A function of tiles."""
         if encoder is None or isinstance(encoder, str):
             from sthist import encoders
 
-            encoder = encoders.get(encoder or self.config.encoder)
+            encoder = encoders.get(encoder or self.config.encoder, device=device)
         self.require_encoder(encoder.name, None if self.needs_tiles else weight_hash(encoder.provenance))
         if not self.needs_tiles:
             return encoder.embed
@@ -211,7 +213,7 @@ class Annotator(Model):
 
         module = deepcopy(encoder.module)
         state_from(module, {n.removeprefix(ENCODER): v for n, v in self.weights.items() if n.startswith(ENCODER)})
-        return embed_with(module, encoder.transform)
+        return embed_with(module, encoder.transform, device)
 
     def require_encoder(self, name: str | None, sha256: str | None = None) -> None:
         """Refuse an encoder that is not the one that it was trained with.

@@ -44,8 +44,6 @@ def heatmap(
     *,
     encoder: Any = None,
     image: str | None = None,
-    kernel_px: int | None = None,
-    stride_px: int | None = None,
     kernel_um: float | None = None,
     stride_um: float | None = None,
     mpp: float | None = None,
@@ -55,6 +53,7 @@ def heatmap(
     smooth_um: float | None = None,
     method: Literal["crop", "dense", "auto"] = "crop",
     batch_size: int = 64,
+    device: str | None = None,
     allow_upsampling: bool = False,
     key_added: str | None = None,
     overwrite: bool = False,
@@ -79,12 +78,9 @@ def heatmap(
         Name of an encoder, or an encoder; the model's own by default, where it has one.
     image
         Key of the image, of 8-bit RGB; the H&E by default.
-    kernel_px, stride_px
-        Sides of kernel and stride in pixels at ``mpp``; 64 by default, and a quarter of the kernel. The kernel is a
-        whole number of strides.
     kernel_um, stride_um
-        The same in µm, in place of them. A model that was trained on tiles of a size (``model.spec``) takes a kernel of
-        that size by default.
+        Sides of kernel and stride in µm; by default 64 pixels at ``mpp``, or the tiles that the model was trained on
+        (``model.spec``), and a quarter of the kernel. The kernel is a whole number of strides.
     mpp
         µm per pixel at which the kernel sees the image; the image's own by default, or that of ``model.spec``. It is
         changed a little where a stride in µm would not be whole pixels.
@@ -103,6 +99,9 @@ def heatmap(
         understand them. ``"auto"`` is dense where the encoder has tokens of the size of its embeddings.
     batch_size
         Crops or tiles per batch.
+    device
+        Where an encoder runs that is loaded by its name, or that the model has trained along; ``settings.device`` by
+        default.
     allow_upsampling
         Go on where the image is more than 1.5 times coarser than ``mpp``.
     key_added
@@ -145,7 +144,7 @@ def heatmap(
     """
     _sample.require_one_sample(data)
     he = open_he(data, image)
-    encoder = _encoder_of(model, encoder)
+    encoder = _encoder_of(model, encoder, device)
     if method not in {"crop", "dense", "auto"}:
         msg = f"method is {method!r}; it is 'crop', 'dense' or 'auto'."
         raise ValueError(msg)
@@ -165,7 +164,7 @@ def heatmap(
         msg = f"key_added is {key!r}; letters, digits and _ . - alone can be stored."
         raise ValueError(msg)
     _store.require_free(data, key, "images", overwrite=overwrite)
-    sizes = kernel_sizes(he.coarsest_mpp, mpp, scorer.spec, (kernel_px, stride_px), (kernel_um, stride_um))
+    sizes = kernel_sizes(he.coarsest_mpp, mpp, scorer.spec, kernel_um, stride_um)
     grid = KernelGrid.over(box_of(data, he, within), *sizes)
     inside = cells_inside(data, he, grid, within, tissue)
     if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
@@ -205,10 +204,10 @@ def heatmap(
         _store.add(data, "images", key, element, made, overwrite=overwrite)
 
 
-def _encoder_of(model: Any, encoder: Any) -> Any:
+def _encoder_of(model: Any, encoder: Any, device: str | None) -> Any:
     """The encoder that is meant, ready to embed."""
     if getattr(model, "needs_tiles", False):
-        return _OwnEncoder(model, encoder)
+        return _OwnEncoder(model, encoder, device)
     named = getattr(model, "encoder", None) or getattr(getattr(model, "config", None), "encoder", None)
     meant = encoder or named
     if meant is None:
@@ -217,7 +216,7 @@ def _encoder_of(model: Any, encoder: Any) -> Any:
     if not hasattr(meant, "embed"):
         from sthist import encoders
 
-        meant = encoders.get(meant)
+        meant = encoders.get(meant, device=device)
     if named is not None and hasattr(model, "require_encoder"):
         model.require_encoder(_name(meant))
     return meant
@@ -229,14 +228,15 @@ class _OwnEncoder:
     can_dense = False
     spec = None
 
-    def __init__(self, model: Any, encoder: Any) -> None:
-        self.name, self._model, self._encoder = f"{model.config.encoder}, trained", model, encoder
+    def __init__(self, model: Any, encoder: Any, device: str | None) -> None:
+        self.name, self._model = f"{model.config.encoder}, trained", model
+        self._prepare: dict[str, Any] = {"encoder": encoder} | ({} if device is None else {"device": device})
         self.provenance = {"source": "trained along with the model"}
 
     def embed(self, tiles: np.ndarray) -> np.ndarray:
         """Embeddings of the model's own encoder."""
-        encoder, self._encoder = self._encoder, None  # it is prepared once
-        return np.asarray(self._model.embed(tiles, encoder=encoder))
+        prepare, self._prepare = self._prepare, {}  # it is prepared once
+        return np.asarray(self._model.embed(tiles, **prepare))
 
 
 def _name(encoder: Any) -> str:

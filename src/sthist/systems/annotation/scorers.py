@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _store
-from sthist._settings import logger
+from sthist._settings import logger, settings
 from sthist._tables.labels import column_names
 from sthist.systems.annotation.annotator import Annotator, checked_rows
 from sthist.systems.annotation.prompts import (
@@ -184,9 +184,11 @@ class FromPrompts(ClassScorer):
         encoder: Any,
         embedding: str | None,
         temperature: Any,
+        device: str | None,
     ) -> None:
         self.prompts, self.templates, self.temperature = prompts, templates, temperature
-        self.encoder = _loaded(encoder)
+        self._device = device
+        self.encoder = _loaded(encoder, device)
         self.embedding = embedding or (None if self.encoder is None else key_of(self.encoder))
         self._texts: tuple[str, np.ndarray] | None = None
         if self.encoder is not None:
@@ -231,7 +233,7 @@ class FromPrompts(ClassScorer):
         if origin.encoder is None:
             msg = f"Nothing says which encoder made obsm[{key!r}] of {where}. Give it with encoder=."
             raise ValueError(msg)
-        self.encoder = _loaded(origin.encoder)
+        self.encoder = _loaded(origin.encoder, self._device)
         return self.encoder
 
     def _vectors(self, encoder: Any) -> np.ndarray:
@@ -245,9 +247,17 @@ class FromAnnotator(ClassScorer):
     """What an annotator says of embeddings, or of tiles."""
 
     def __init__(
-        self, annotator: Annotator, encoder: Any, embedding: str | None, image: str | None, batch_size: int
+        self,
+        annotator: Annotator,
+        encoder: Any,
+        embedding: str | None,
+        image: str | None,
+        batch_size: int,
+        device: str | None,
+        progress: bool | None,
     ) -> None:
         self.annotator, self.encoder, self.image, self.batch_size = annotator, encoder, image, batch_size
+        self.device, self.progress = device, progress
         self.embedding = embedding or annotator.config.embedding
         if annotator.needs_tiles:
             self.wanted = "tiles, uns['tile_spec'] and obsm['spatial']"
@@ -281,7 +291,11 @@ class FromAnnotator(ClassScorer):
     def _stored(self, adata: AnnData, where: str) -> np.ndarray:
         key = find_embedding(adata, self.embedding, where)
         origin = origin_of(adata, key)
-        encoder = _loaded(self.encoder) if self.encoder is not None and not isinstance(self.encoder, str) else None
+        encoder = (
+            _loaded(self.encoder, self.device)
+            if self.encoder is not None and not isinstance(self.encoder, str)
+            else None
+        )
         self.annotator.require_encoder(getattr(encoder, "name", self.encoder))
         self.annotator.require_encoder(origin.encoder, origin.sha256)
         self.annotator.require_spec(origin.spec, f"obsm[{key!r}] of {where}")
@@ -289,6 +303,8 @@ class FromAnnotator(ClassScorer):
         return checked_rows(rows, self.annotator.config.dim, self.annotator.config.encoder)
 
     def _from_tiles(self, data: Any, adata: AnnData, where: str) -> np.ndarray:
+        from rich.progress import Progress
+
         spec = self.annotator.spec or table_spec(adata)
         if spec is None:
             msg = f"Neither the annotator nor {where} says how large its tiles are."
@@ -296,18 +312,21 @@ class FromAnnotator(ClassScorer):
         self.annotator.require_spec(table_spec(adata), where)
         reader, places = tiles_of(data, adata, spec, self.image, where)
         found = np.empty((adata.n_obs, self.annotator.config.dim), np.float32)
-        for index, tiles in TileLoader(reader, places, batch_size=self.batch_size):
-            found[index] = self.annotator.embed(tiles, encoder=self.encoder)
-            self.encoder = None  # it is kept from the first batch on
+        with Progress(disable=not (settings.progress if self.progress is None else self.progress)) as bar:
+            task = bar.add_task("annotate", total=len(places))
+            for index, tiles in TileLoader(reader, places, batch_size=self.batch_size):
+                found[index] = self.annotator.embed(tiles, encoder=self.encoder, device=self.device)
+                self.encoder = self.device = None  # it is kept from the first batch on
+                bar.update(task, advance=len(index))
         return found
 
 
-def _loaded(encoder: Any) -> Any:
+def _loaded(encoder: Any, device: str | None) -> Any:
     if encoder is None or not isinstance(encoder, str | list | tuple):
         return encoder
     from sthist import encoders
 
-    return encoders.get(encoder)
+    return encoders.get(encoder, device=device)
 
 
 def _require_same_encoder(encoder: Any, origin: Origin, key: str, where: str) -> None:

@@ -45,22 +45,13 @@ def kernel_sizes(
     own_mpp: float,
     mpp: float | None,
     spec: TileSpec | None,
-    px: tuple[int | None, int | None],
-    um: tuple[float | None, float | None],
+    kernel: float | None,
+    stride: float | None,
 ) -> tuple[float, int, int]:
     """µm per pixel, pixels of a stride, strides of a kernel."""
-    for name, in_px, in_um in zip(("kernel", "stride"), px, um, strict=True):
-        if in_px is not None and in_um is not None:
-            msg = f"{name}_px={in_px} and {name}_um={in_um} are given; a call takes one of them."
-            raise ValueError(msg)
-        if in_px is not None and (int(in_px) != in_px or in_px < 1):
-            msg = f"{name}_px is {in_px!r}; it is a whole number from 1 on."
-            raise ValueError(msg)
     base = mpp or (own_mpp if spec is None else spec.mpp)
     default = KERNEL_PX * base if spec is None else spec.size_um
-    kernel = um[0] if px[0] is None else px[0] * base
     kernel = default if kernel is None else kernel
-    stride = um[1] if px[1] is None else px[1] * base
     stride = kernel / STRIDES if stride is None else stride
     if not (np.isfinite([base, kernel, stride]).all() and min(base, kernel, stride) > 0):
         msg = f"Kernel ({kernel!r} µm), stride ({stride!r} µm) and mpp ({base!r}) are positive numbers."
@@ -71,7 +62,7 @@ def kernel_sizes(
     if abs(kernel / stride - span) > 1e-3:
         msg = (
             f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number of "
-            f"them: take a stride of {kernel / span:.6g} µm ({kernel / span / base:.6g} px)."
+            f"them: take a stride of {kernel / span:.6g} µm."
         )
         raise ValueError(msg)
     stride_px = max(1, round(stride / base))

@@ -39,11 +39,9 @@ def virtual_he(
     data: SpatialData | Mapping[str, SpatialData],
     model: str | Path | VirtualStainModel = "beer-lambert",
     *,
-    image: str | Sequence[str] | None = None,
+    image: str | Sequence[str] | Mapping[str, int] | None = None,
     channel: str | None = None,
-    points: str | None = None,
-    table: str | None = None,
-    z: int | None = None,
+    points: str | Sequence[str] | None = None,
     tissue: str | Mapping[str, str] | None = None,
     stain_reference: Any = None,
     within: Any = None,
@@ -51,7 +49,7 @@ def virtual_he(
     key_added: str = "virtual_he",
     batch_size: int = 16,
     device: str | None = None,
-    compile: bool = False,
+    seed: int | None = None,
     allow_upsampling: bool = False,
     overwrite: bool = False,
     client: Any = None,
@@ -76,13 +74,11 @@ def virtual_he(
         ``"beer-lambert"``, ``"st2he-small"``, the folder of a saved model, or a model
         (:func:`sthist.tl.train_virtual_he`).
     image, channel
-        The nuclear stain: key (several keys that tile one plane) and channel.
+        The nuclear stain: key (several keys that tile one plane) and channel. Of a stack its maximum over all planes is
+        taken, or one plane: ``image={"stain": 3}``.
     points
-        The transcripts.
-    table
-        The cells, used where molecules are few or missing.
-    z
-        Plane of a nuclear stain that is a stack; by default its maximum over all planes.
+        The molecules: key of the transcripts, of the table of cells that stands in where these are few or missing, or
+        of both.
     tissue
         Which tissue it is, for a model that was trained on several; of several samples, by name.
     stain_reference
@@ -99,8 +95,8 @@ def virtual_he(
         Tiles per batch.
     device
         Where a network runs; ``settings.device`` by default.
-    compile
-        Compile the network, which takes a minute and is faster after it.
+    seed
+        Of the places at which the section's stain is measured; ``settings.seed`` by default.
     allow_upsampling
         Go on where the nuclear stain is more than 1.5 times coarser than ``mpp``.
     overwrite
@@ -145,14 +141,14 @@ def virtual_he(
 
     @cache  # once for all samples, and not before the first of them is known to be right
     def resolved() -> VirtualStainModel:
-        found = _resolve_model(model, stain_reference)
+        found = _resolve_model(model, stain_reference, seed)
         for each in said.values():
-            _made_ready(found, each, None, compile=False)  # whether it knows them all
+            _made_ready(found, each, None)  # whether it knows them all
         return found
 
     @lru_cache(maxsize=1)  # one network on the device at a time
     def told(tissue: str | None) -> VirtualStainModel:
-        return _made_ready(resolved(), tissue, device, compile=compile)
+        return _made_ready(resolved(), tissue, device)
 
     def ready(section: SpatialData) -> VirtualStainModel:
         return told(said[id(section)] if said else tissue)  # type: ignore[arg-type]
@@ -163,12 +159,11 @@ def virtual_he(
         image=image,
         channel=channel,
         points=points,
-        table=table,
-        z=z,
         within=within,
         mpp=mpp,
         key_added=key_added,
         batch_size=batch_size,
+        seed=settings.seed if seed is None else int(seed),
         allow_upsampling=allow_upsampling,
         overwrite=overwrite,
         client=client,
@@ -182,22 +177,22 @@ def _of_sample(
     sdata: SpatialData,
     ready: Callable[[SpatialData], VirtualStainModel],
     *,
-    image: str | Sequence[str] | None,
+    image: str | Sequence[str] | Mapping[str, int] | None,
     channel: str | None,
-    points: str | None,
-    table: str | None,
-    z: int | None,
+    points: str | Sequence[str] | None,
     within: Any,
     mpp: float | None,
     key_added: str,
     batch_size: int,
+    seed: int,
     allow_upsampling: bool,
     overwrite: bool,
     client: Any,
     dry_run: bool,
     progress: bool | None,
 ) -> Plan | None:
-    elements = _sample.find_high_res(sdata, image=image, channel=channel, points=points, table=table, z=z)
+    keys, z = _plane_of(image)
+    elements = _sample.find_high_res(sdata, image=keys, channel=channel, z=z, **_molecules(sdata, points))
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
     model = ready(sdata)
     stain = open_image(sdata, elements.nuclear)
@@ -216,7 +211,7 @@ def _of_sample(
     }
     if dry_run:
         start = time.perf_counter()
-        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling)
+        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling, seed=seed)
         return plan_tiles(
             stainer.readers,
             stainer.predict,
@@ -229,9 +224,9 @@ def _of_sample(
             **options,
         )
     with _store.writing(sdata):
-        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling)
+        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling, seed=seed)
         systems = scale.other_systems([sdata.images[key] for key in stain.keys])
-        fingerprint = _fingerprint(stain, model, stainer, systems, region, batch_size)
+        fingerprint = _fingerprint(stain, model, stainer, systems, region, batch_size, seed)
         digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
         with _store.workspace(sdata, key_added, digest) as folder:
             canvas = Canvas(
@@ -260,6 +255,29 @@ def _of_sample(
     return None
 
 
+def _plane_of(image: Any) -> tuple[Any, int | None]:
+    """Keys of the nuclear stain, and the plane of a stack that a mapping of key to plane names."""
+    if not isinstance(image, Mapping):
+        return image, None
+    planes = set(image.values())
+    if len(planes) != 1:
+        msg = f"image={dict(image)} names {len(planes)} planes; images that tile the nuclear stain share one."
+        raise ValueError(msg)
+    return list(image), planes.pop()
+
+
+def _molecules(sdata: SpatialData, points: str | Sequence[str] | None) -> dict[str, str]:
+    """Keys of transcripts and table of cells among the names of elements."""
+    found: dict[str, str] = {}
+    for key in [points] if isinstance(points, str) else points or ():
+        kind = "table" if key in sdata.tables else "points"
+        if kind in found:
+            msg = f"points= names {found[kind]!r} and {key!r}: one element of transcripts, and one table of cells."
+            raise ValueError(msg)
+        found[kind] = key
+    return found
+
+
 def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str]:
     """The tissue of each section, where it is said by sample; empty where it is not."""
     if not isinstance(tissue, Mapping):
@@ -274,7 +292,7 @@ def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str
     return {id(section): tissue[name] for name, section in data.items()}
 
 
-def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) -> VirtualStainModel:
+def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any, seed: int | None) -> VirtualStainModel:
     """The model, made ready for a stain where it knows of such."""
     if isinstance(model, str) and model == BeerLambert.system:
         model = BeerLambert()
@@ -283,22 +301,20 @@ def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any) 
         msg = f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E."
         raise ValueError(msg)
     if isinstance(loaded, BeerLambert):
-        return loaded if stain_reference is None else BeerLambert(loaded.config).fit(stain_reference)
+        return loaded if stain_reference is None else BeerLambert(loaded.config).fit(stain_reference, seed=seed)
     if stain_reference is not None:
         msg = f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
         raise ValueError(msg)
     return loaded
 
 
-def _made_ready(
-    model: VirtualStainModel, tissue: str | None, device: str | None, *, compile: bool
-) -> VirtualStainModel:
+def _made_ready(model: VirtualStainModel, tissue: str | None, device: str | None) -> VirtualStainModel:
     """The model for a tissue and a device, where it knows of such."""
     if isinstance(model, Translator):
         # Said once, so that workers compute on the kind of device that this process would.
-        return model.running_on(device or model.device_name, tissue=tissue, compile=compile or None)
-    if isinstance(model, BeerLambert) and (tissue is not None or compile):
-        msg = f"tissue= and compile= are for networks; {model.system!r} is none."
+        return model.running_on(device or model.device_name, tissue=tissue)
+    if isinstance(model, BeerLambert) and tissue is not None:
+        msg = f"tissue= is for networks; {model.system!r} is none."
         raise ValueError(msg)
     return model
 
@@ -329,6 +345,7 @@ def _fingerprint(
     systems: dict[str, np.ndarray],
     region: BaseGeometry | None,
     batch_size: int,
+    seed: int,
 ) -> dict[str, Any]:
     """What determines the image: the model, the elements, what was measured of them, and how tiles are batched."""
     import dataclasses
@@ -341,6 +358,6 @@ def _fingerprint(
         "within": None if region is None else region.wkt,
         "overlap": stainer.overlap,
         "batch_size": batch_size,
-        "seed": settings.seed,
+        "seed": seed,
     }
     return dict(json.loads(json.dumps(fingerprint)))

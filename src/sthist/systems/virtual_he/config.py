@@ -67,7 +67,8 @@ class TranslationConfig:
     def style(self) -> dict[str, Any]:
         """Arguments of :class:`sthist.tiles.Overlay`."""
         size = {"dot_s": self.dot_s, "dot_dpi": self.dot_dpi} if self.dot_um is None else {"dot_um": self.dot_um}
-        return {"mode": self.mode, "palette": self.palette, "color": self.color, "min_qv": self.min_qv, **size}
+        palette = self.color if self.mode == "mono" else self.palette
+        return {"mode": self.mode, "palette": palette, "min_qv": self.min_qv, **size}
 
     def prompt_of(self, tissue: str | None) -> str:
         """The prompt of a tissue.

@@ -80,5 +80,6 @@ class VirtualStainModel(Model):
         mpp: float,
         *,
         allow_upsampling: bool,
+        seed: int | None = None,
     ) -> Stainer:
         """Measure what is needed of a section, once, and return what makes its tiles."""

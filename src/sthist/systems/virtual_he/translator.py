@@ -294,6 +294,7 @@ class Translator(VirtualStainModel):
         mpp: float,
         *,
         allow_upsampling: bool = False,
+        seed: int | None = None,
     ) -> Stainer:
         """Index the transcripts of a section, measure its stain, and find its tissue; outside of it the image is white.
 
@@ -307,6 +308,8 @@ class Translator(VirtualStainModel):
             µm per pixel of the result, which has to be the model's.
         allow_upsampling
             Go on where the stain is much coarser than that.
+        seed
+            Of no effect: nothing is drawn.
 
         Raises
         ------

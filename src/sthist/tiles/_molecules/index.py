@@ -235,9 +235,9 @@ def z_step_of(recorded: Mapping[str, Any], z_step: float | None) -> float:
     """What transcripts' z grows by from plane to plane: given, or recorded by the reader."""
     step = z_step if z_step is not None else recorded.get("z_step")
     if step is None:
-        msg = "How far apart are the planes, in the unit of the transcripts' z? Say so with z_step=."
+        msg = "How far apart are the planes, in the unit of the transcripts' z? Say it third: z=(0, 4, 1.5)."
         raise ValueError(msg)
     if not step > 0:
-        msg = f"z_step is {step!r}; it is a positive number."
+        msg = f"The step of z= is {step!r}; it is a positive number."
         raise ValueError(msg)
     return float(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_
 from sthist.tiles._molecules.overlay_style import gene_colours, measured_limits, require_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from spatialdata import SpatialData
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Mode = Literal["multi", "mono", "none"]
 MAX_DOT_PX = 128
 PAPER_S = 0.3
+LIGHT_RED = (1.0, 0.35, 0.35)
 
 
 class Overlay:
@@ -45,9 +47,8 @@ class Overlay:
         ``"multi"``: one hue per gene of the panel; ``"mono"``: one colour for all; ``"none"``: the stain alone.
     palette
         ``"permuted"``: hues are dealt anew for each tile, from ``(seed, tile id)``; ``"fixed"``: genes take hues in
-        alphabetical order; or a mapping of gene to a colour that matplotlib knows.
-    color
-        Of the dots of ``"mono"``.
+        alphabetical order; or a mapping of gene to a colour that matplotlib knows. For ``"mono"``, the colour of all
+        dots; a light red by default.
     dot_um
         Diameter of a dot in µm; in place of ``dot_s``.
     dot_s, dot_dpi
@@ -62,8 +63,8 @@ class Overlay:
         Prefixes of features that are no genes, in any case; by default those of Xenium, CosMx and MERSCOPE.
     z
         A plane, or the first and the last of several, of the stain and of the transcripts together; all by default.
-    z_step
-        Transcripts' z from one plane to the next; by default what the reader recorded.
+        Where no reader has recorded how much transcripts' z grows from one plane to the next, this comes third:
+        ``(0, 4, 1.5)``.
     background
         ``"stain"``, or ``"black"``.
     limits
@@ -108,16 +109,14 @@ class Overlay:
         spec: TileSpec,
         *,
         mode: Mode = "multi",
-        palette: Literal["permuted", "fixed"] | Mapping[str, Any] = "permuted",
-        color: Any = (1.0, 0.35, 0.35),
+        palette: Literal["permuted", "fixed"] | Mapping[str, Any] | Any = "permuted",
         dot_um: float | None = None,
         dot_s: float | None = None,
         dot_dpi: float = 64.0,
         min_qv: float = 20.0,
         genes: str | Sequence[str] | None = None,
         controls: str | Sequence[str] | None = None,
-        z: int | tuple[int, int] | None = None,
-        z_step: float | None = None,
+        z: int | tuple[int, int] | tuple[int, int, float] | None = None,
         background: Literal["stain", "black"] = "stain",
         limits: tuple[float, float] | None = None,
         image: str | Sequence[str] | Image | None = None,
@@ -145,19 +144,21 @@ class Overlay:
             raise ValueError(msg)
         recorded = _sample.roles(sdata)
         elements, stain = _find(sdata, recorded, image, channel, points, with_stain=background == "stain", mode=mode)
+        z_step = z[2] if isinstance(z, tuple) and len(z) == 3 else None
+        planes_shown: Any = z if z_step is None else z[:2]  # type: ignore[index]
         self._reader = None
         if stain is not None:
-            self._reader = TileReader.from_image(stain.select(z=z), spec, allow_upsampling=allow_upsampling)
+            self._reader = TileReader.from_image(stain.select(z=planes_shown), spec, allow_upsampling=allow_upsampling)
         self.index = None
         if mode != "none":
             role = recorded.get("transcripts", {})
-            planes = None if z is None else planes_of(role, z)
+            planes = None if z is None else planes_of(role, planes_shown)
             step = 1.0 if planes is None else z_step_of(role, z_step)
             keep = PointFilter(min_qv, _several(genes), _several(controls), planes, step)
             self.index = PointIndex(elements, stain, spec.size_um / 4, keep)
         self.limits = limits if limits is not None or self._reader is None else measured_limits(self._reader)
         require_limits(self.limits)
-        self._restyle(mode, palette, color, dot_um, dot_s, dot_dpi)
+        self._restyle(mode, palette, dot_um, dot_s, dot_dpi)
 
     @property
     def memory_bytes(self) -> int:
@@ -170,8 +171,7 @@ class Overlay:
         self,
         *,
         mode: Mode | None = None,
-        palette: Literal["permuted", "fixed"] | Mapping[str, Any] | None = None,
-        color: Any = None,
+        palette: Literal["permuted", "fixed"] | Mapping[str, Any] | Any = None,
         dot_um: float | None = None,
         dot_s: float | None = None,
         dot_dpi: float | None = None,
@@ -182,7 +182,7 @@ class Overlay:
 
         Parameters
         ----------
-        mode, palette, color, dot_um, dot_s, dot_dpi, limits, seed
+        mode, palette, dot_um, dot_s, dot_dpi, limits, seed
             As of the class; what is not given stays.
 
         Returns
@@ -195,7 +195,7 @@ class Overlay:
         if limits is not None:
             require_limits(limits)
             other.limits = limits
-        if all(each is None for each in (mode, palette, color, dot_um, dot_s, dot_dpi)):
+        if all(each is None for each in (mode, palette, dot_um, dot_s, dot_dpi)):
             return other  # the dots stay as they are
         mode = self.mode if mode is None else mode
         if mode != "none" and self.index is None:
@@ -206,7 +206,6 @@ class Overlay:
         other._restyle(
             mode,
             self._palette if palette is None else palette,
-            self._color if color is None else color,
             dot_um,
             dot_s,
             self._dpi if dot_dpi is None else dot_dpi,
@@ -229,15 +228,15 @@ class Overlay:
         other.spec = spec
         if self._reader is not None:
             other._reader = self._reader.at(spec)
-        other._restyle(self.mode, self._palette, self._color, self._dot_um, self._s, self._dpi)
+        other._restyle(self.mode, self._palette, self._dot_um, self._s, self._dpi)
         return other
 
-    def _restyle(self, mode: Mode, palette: Any, color: Any, dot_um: float | None, s: float | None, dpi: float) -> None:
+    def _restyle(self, mode: Mode, palette: Any, dot_um: float | None, s: float | None, dpi: float) -> None:
         from matplotlib.colors import to_rgb
 
         from sthist.tiles._molecules.dot_kernels import disc_coverage
 
-        self.mode, self._palette, self._color = mode, palette, color
+        self.mode, self._palette = mode, palette
         self._dot_um, self._s, self._dpi = dot_um, s, dpi
         points2 = PAPER_S if s is None else max(s, 0.0)
         self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(points2) * dpi / 72)
@@ -257,8 +256,9 @@ class Overlay:
                 f"does."
             )
             raise ValueError(msg)
-        self._mono = np.array(to_rgb(color), np.float32) * 255
-        self._fixed = gene_colours(palette, self.genes)
+        by_gene = mode != "mono" or isinstance(palette, Mapping) or str(palette) in {"permuted", "fixed"}
+        self._mono = np.array(to_rgb(LIGHT_RED if by_gene else palette), np.float32) * 255
+        self._fixed = gene_colours(palette if by_gene else "fixed", self.genes)
 
     @property
     def genes(self) -> tuple[str, ...]:

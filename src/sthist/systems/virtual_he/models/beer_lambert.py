@@ -173,6 +173,7 @@ class BeerLambert(VirtualStainModel):
         mpp: float,
         *,
         allow_upsampling: bool = False,
+        seed: int | None = None,
     ) -> Stainer:
         """Measure background and spread of the stain, the tissue, and the density of molecules.
 
@@ -186,6 +187,8 @@ class BeerLambert(VirtualStainModel):
             µm per pixel of the result.
         allow_upsampling
             Go on where the stain is much coarser than ``mpp``.
+        seed
+            Of the places at which the stain is measured; ``settings.seed`` by default.
 
         Raises
         ------
@@ -198,7 +201,8 @@ class BeerLambert(VirtualStainModel):
         grid, molecules, points, source = self._molecules(elements, stain)
         content = hashlib.blake2b(digest_size=16)
         mask, mask_grid = find_tissue(elements, stain, grid, molecules, content)
-        levels = self._stain_levels(shown, mpp, mask, mask_grid, content)
+        seed = settings.seed if seed is None else seed
+        levels = self._stain_levels(shown, mpp, mask, mask_grid, seed, content)
         raster = np.empty((2, *grid.shape), np.float32)
         amount, tissue = raster
         resample(mask, mask_grid, grid, out=tissue)
@@ -243,7 +247,7 @@ class BeerLambert(VirtualStainModel):
         return grid, counts, None, f"{n_transcripts} transcripts"
 
     def _stain_levels(
-        self, stain: Image, mpp: float, mask: np.ndarray, mask_grid: Grid, content: Any
+        self, stain: Image, mpp: float, mask: np.ndarray, mask_grid: Grid, seed: int, content: Any
     ) -> dict[str, list[float]]:
         """Quantiles of each channel over the tissue, from tiles spread over it at full resolution.
 
@@ -252,7 +256,7 @@ class BeerLambert(VirtualStainModel):
         """
         spec = TileSpec.from_mpp(mpp, SAMPLE_PX)
         reader = TileReader.from_image(stain, spec, allow_upsampling=True)
-        chosen = sample_tiles(stain.extent_um, spec, mask, mask_grid, settings.seed)
+        chosen = sample_tiles(stain.extent_um, spec, mask, mask_grid, seed)
         tiles = reader.read(chosen)
         content.update(tiles.tobytes())
         tissue = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0]
