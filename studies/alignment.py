@@ -173,7 +173,7 @@ def measure(pair: Pair, n: int) -> dict:
         set_transformation(pair.sdata["he"], Affine(start, ("x", "y"), ("x", "y")), to_coordinate_system="um")
         begun = time.perf_counter()
         try:
-            sthist.pp.align(pair.sdata, "he", matrix="auto", seed=i)
+            sthist.pp.align(pair.sdata, "he", matrix="auto", seed=i, overwrite=True)
         except ValueError as error:
             refused.append(f"run {i}: {error}")
         else:

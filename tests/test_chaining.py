@@ -170,7 +170,7 @@ def test_scanpy_and_squidpy_take_them(sample):
         if adata.X is None:  # tiles: no genes, and all that scanpy can use is in obsm
             cluster(adata, use_rep="spatial")
         else:
-            sthist.pp.genes(sample, table=key)
+            sthist.pp.genes(sample, table=key, overwrite=True)
             adata = sample[key]
             analyse_genes(adata)
         analyse_space(adata)

@@ -56,9 +56,9 @@ class TestVerb:
         right = sthist.scale.matrix_to(toy["he"])
         in_pixels = np.linalg.inv(sthist.scale.matrix_to(toy["morphology_focus"])) @ right
         pd.DataFrame(in_pixels).to_csv(tmp_path / "he_imagealignment.csv", header=False, index=False)
-        sthist.pp.align(toy, "he", matrix=np.eye(3))
+        sthist.pp.align(toy, "he", matrix=np.eye(3), overwrite=True)
         assert not np.allclose(sthist.scale.matrix_to(toy["he"]), right)
-        sthist.pp.align(toy, "he", matrix=tmp_path / "he_imagealignment.csv")
+        sthist.pp.align(toy, "he", matrix=tmp_path / "he_imagealignment.csv", overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"], "global"), in_pixels)
         assert toy.attrs["sthist"]["alignment"]["he"]["mpp"] == pytest.approx(0.5)
@@ -73,23 +73,23 @@ class TestVerb:
         fixed[3] += [4.0, 0.0]  # px of 0.5 µm
         frame = pd.DataFrame(np.c_[points, fixed], columns=names)
         frame.to_csv(tmp_path / "keypoints.csv", index=False)
-        sthist.pp.align(toy, "he", landmarks=tmp_path / "keypoints.csv")
+        sthist.pp.align(toy, "he", landmarks=tmp_path / "keypoints.csv", overwrite=True)
         residuals = toy.attrs["sthist"]["alignment"]["he"]["residuals_um"]
         assert len(residuals) == 4
         assert 0.3 < max(residuals) < 2.0
         by_array = from_landmarks(points, fixed)
         np.testing.assert_allclose(residuals, by_array.residuals * 0.5)
-        sthist.pp.align(toy, "he", to="um", landmarks=(points, apply(right, points)))
+        sthist.pp.align(toy, "he", to="um", landmarks=(points, apply(right, points)), overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
 
     def test_frames(self, toy):
         right = sthist.scale.matrix_to(toy["he"])
-        sthist.pp.align(toy, "he", to="um", matrix=right)
+        sthist.pp.align(toy, "he", to="um", matrix=right, overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
-        sthist.pp.align(toy, "he", to="global", matrix=np.diag([2.0, 2.0, 1]) @ right)
+        sthist.pp.align(toy, "he", to="global", matrix=np.diag([2.0, 2.0, 1]) @ right, overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
         with pytest.raises(KeyError, match=r"to='nowhere' is no other image"):
-            sthist.pp.align(toy, "he", to="nowhere", matrix=right)
+            sthist.pp.align(toy, "he", to="nowhere", matrix=right, overwrite=True)
 
     def test_all_systems_follow(self, toy):
         """What um and global say of the image agree after any alignment, and a scale given later moves nothing."""
@@ -143,9 +143,9 @@ class TestVerb:
 
     def test_a_scale_that_the_metadata_contradict(self, toy):
         sthist.scale.record_mpp(toy, "he", "OME PhysicalSizeX", 0.5)
-        sthist.pp.align(toy, "he", to="um", matrix=np.diag([0.505, 0.505, 1]))
+        sthist.pp.align(toy, "he", to="um", matrix=np.diag([0.505, 0.505, 1]), overwrite=True)
         with pytest.raises(ValueError, match=r"disagree by 4.0%.*implied by its alignment, longest"):
-            sthist.pp.align(toy, "he", to="um", matrix=np.diag([0.52, 0.52, 1]))
+            sthist.pp.align(toy, "he", to="um", matrix=np.diag([0.52, 0.52, 1]), overwrite=True)
 
     def test_both_or_neither(self, toy):
         with pytest.raises(ValueError, match=r"Give either matrix= or landmarks="):
@@ -263,13 +263,13 @@ class TestExplorersZip:
             {"matrix.csv": matrix_csv(in_pixels), "keypoints.csv": keypoints_csv(self.points, fixed)},
         )
         with caplog.at_level("INFO", "sthist"):
-            sthist.pp.align(toy, "he", matrix=path)
+            sthist.pp.align(toy, "he", matrix=path, overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), right)
         residuals = toy.attrs["sthist"]["alignment"]["he"]["residuals_um"]
         np.testing.assert_allclose(residuals, [0, 0, 0, 5.0, 0], atol=1e-9)
         assert "5 landmarks of image 'he'" in caplog.text
         assert "the farthest, index 3, 5.00 µm" in caplog.text
-        sthist.pp.align(toy, "he", landmarks=path)
+        sthist.pp.align(toy, "he", landmarks=path, overwrite=True)
         by_array = from_landmarks(self.points, fixed)
         residuals = toy.attrs["sthist"]["alignment"]["he"]["residuals_um"]
         np.testing.assert_allclose(residuals, by_array.residuals * 0.5, atol=1e-9)
@@ -301,9 +301,9 @@ class TestExplorersZip:
             }
             return archive(tmp_path / f"by_{um:.0f}.zip", texts)
 
-        sthist.pp.align(toy, "he", matrix=moved_by(6.0))
+        sthist.pp.align(toy, "he", matrix=moved_by(6.0), overwrite=True)
         assert "contradict" not in caplog.text
-        sthist.pp.align(toy, "he", matrix=moved_by(20.0))
+        sthist.pp.align(toy, "he", matrix=moved_by(20.0), overwrite=True)
         assert (
             "contradict each other by 20.0 µm: the matrix puts the 5 keypoints a median of 20.0 µm off" in caplog.text
         )
@@ -313,9 +313,9 @@ class TestExplorersZip:
         with pytest.raises(
             ValueError, match=r"by_200.zip contradict each other by 200.0 µm.*Give the one that is right"
         ):
-            sthist.pp.align(toy, "he", matrix=moved_by(200.0))
+            sthist.pp.align(toy, "he", matrix=moved_by(200.0), overwrite=True)
         np.testing.assert_array_equal(sthist.scale.matrix_to(toy["he"]), before)
-        sthist.pp.align(toy, "he", landmarks=moved_by(200.0))
+        sthist.pp.align(toy, "he", landmarks=moved_by(200.0), overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"])[:2, 2], before[:2, 2] + [200, 0], atol=1e-9)
 
     @pytest.mark.parametrize("keypoints", [None, "", "fixedX,fixedY,alignmentX,alignmentY\n"])
@@ -423,12 +423,12 @@ class TestUnits:
     def test_every_pair_of_units_gives_the_same_place(self, fine, units, to, per_um):
         matrix = np.diag([per_um, per_um, 1.0]) @ self.away @ np.diag([*[0.5 if units == "px" else 1.0] * 2, 1.0])
         expected = self.away @ np.diag([0.5, 0.5, 1.0])
-        sthist.pp.align(fine, "he", to, matrix=matrix, unit=units)
+        sthist.pp.align(fine, "he", to, matrix=matrix, unit=units, overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(fine["he"]), expected)
         points = np.array([[0.0, 0], [300, 10], [20, 250], [200, 200]])
         fixed = apply(matrix, points)
         fixed[1] += 0.5 * per_um
-        sthist.pp.align(fine, "he", to, landmarks=(points, fixed), unit=units)
+        sthist.pp.align(fine, "he", to, landmarks=(points, fixed), unit=units, overwrite=True)
         residuals = fine.attrs["sthist"]["alignment"]["he"]["residuals_um"]
         np.testing.assert_allclose(residuals, from_landmarks(points, fixed).residuals / per_um)
 
@@ -460,10 +460,10 @@ class TestUnits:
             sthist.pp.align(fine, "he", "um", matrix=right @ np.diag([1.3, 1.3, 1]))
 
     def test_the_present_scale_serves_where_nothing_is_recorded(self, toy):
-        sthist.pp.align(toy, "he", "um", matrix=self.away, unit="um")
+        sthist.pp.align(toy, "he", "um", matrix=self.away, unit="um", overwrite=True)
         np.testing.assert_allclose(sthist.scale.matrix_to(toy["he"]), self.away @ np.diag([0.5, 0.5, 1.0]))
         with pytest.raises(ValueError, match=r"disagree.*its present scale"):
-            sthist.pp.align(toy, "he", "um", matrix=self.away @ np.diag([0.5, 0.5, 1.0]), unit="um")
+            sthist.pp.align(toy, "he", "um", matrix=self.away @ np.diag([0.5, 0.5, 1.0]), unit="um", overwrite=True)
 
     @pytest.mark.parametrize("system", ["global", "slide"])
     def test_an_unknown_scale(self, toy, system):
