@@ -88,19 +88,29 @@ def measure() -> dict[str, str]:
 
     with tempfile.TemporaryDirectory() as folder:
         annotator = sthist.tl.train_annotator(
-            sample, "label", table="tiles_table", embedding="X_morphology", split="block", block_um=64, seed=0
+            sample,
+            "label",
+            table="tiles_table",
+            encoder="X_morphology",
+            split=sthist.models.Split("block", block_um=64, validation=0.2),
         )
         report = json.dumps(annotator.config.report, sort_keys=True)
         found["tl.train_annotator: report"] = hashlib.sha256(report.encode()).hexdigest()[:16]
         annotator.save(f"{folder}/annotator")
         found["tl.train_annotator: weights"] = weights_digest(f"{folder}/annotator")
-        for name, options in {"small": {"px": 32}, "pix2pix": {"px": 64, "ema": 0.9}}.items():
+        for name, px, options in (("small", 32, {}), ("pix2pix", 64, {"ema": 0.9})):
             section = sd.deepcopy(sample)
             del section["tiles"], section["tiles_table"]
+            training = {
+                "spec": sthist.tiles.TileSpec(32, px),
+                "n_tiles": 60,
+                "epochs": 2,
+                "steps_per_epoch": 10,
+                "seed": 1,
+            }
             model = sthist.tl.train_virtual_he(
-                section, name, size_um=32, n_tiles=60, epochs=2, steps_per_epoch=10, seed=1,
-                folder=f"{folder}/{name}", device="cpu", **options,
-            )  # fmt: skip
+                section, name, folder=f"{folder}/{name}", device="cpu", training=training | options
+            )
             found[f"tl.train_virtual_he({name}, 20 steps): tiles"] = digest(
                 model.tiles[["x_um", "y_um"]].to_numpy(), model.tiles["part"].to_numpy(object)
             )

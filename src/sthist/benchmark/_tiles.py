@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements
     from sthist._sample.samples import Sample
     from sthist.encoders import Encoder
-    from sthist.systems.virtual_he.generator import Stainer
+    from sthist.systems.virtual_he.generator import PreparedSection
     from sthist.systems.virtual_he.translator import Translator
     from sthist.tiles import Image, TileSpec
 
@@ -102,7 +102,7 @@ def predict_tiles(
     if tissues is not None:
         tiles = np.empty((len(centres), spec.px, spec.px, 3), np.uint8)
         for tissue in dict.fromkeys(tissues):
-            rows, prompted = tissues == tissue, model.running_on(getattr(model, "device", None), tissue=tissue)
+            rows, prompted = tissues == tissue, model.to(getattr(model, "device", None), tissue=tissue)
             tiles[rows] = predict_tiles(prompted, elements, centres[rows], spec, batch_size=batch_size)
         return tiles
     own = getattr(model.config, "spec", None) or spec
@@ -122,7 +122,7 @@ def predict_tiles(
     return tiles
 
 
-def _predict(stainer: Stainer, centres: np.ndarray, spec: TileSpec, batch_size: int) -> np.ndarray:
+def _predict(stainer: PreparedSection, centres: np.ndarray, spec: TileSpec, batch_size: int) -> np.ndarray:
     readers: Sequence[Any] = [reader if reader.spec == spec else reader.at(spec) for reader in stainer.readers]
     batches = (centres[start : start + batch_size] for start in range(0, len(centres), batch_size))
     return np.concatenate([stainer.predict(*(reader.read(batch) for reader in readers)) for batch in batches])

@@ -6,6 +6,7 @@ from sthist._front_door import front_door as _front_door
 __getattr__, __dir__, __all__ = _front_door(
     {
         "systems.annotation.annotator": ["Annotator", "AnnotatorConfig"],
+        "systems.annotation.options": ["AnnotatorTraining"],
         "systems.annotation.report": ["AnnotatorReport"],
         "systems.virtual_he.config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
         "systems.virtual_he.models.beer_lambert": ["BeerLambert", "BeerLambertConfig"],
@@ -14,5 +15,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.virtual_he.training_set.pairs": ["ArrayPairs", "Pairs"],
         "systems.virtual_he.translator": ["Translator"],
         "training.model": ["Model", "load"],
+        "training.options": ["Training"],
+        "training.splits": ["Split"],
     }
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
+from sthist._sample.elements import region_geometry
 from sthist._sample.samples import Sample, samples_of
 from sthist._settings import logger
 from sthist._tables.find import find_table
@@ -74,8 +75,16 @@ class Labelled:
         return units_of(self.samples, frames, centres, size_um, starts[self.sample] + self.row)
 
 
-def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, classes: Sequence[str] | None) -> Labelled:
-    """Collect the rows that have a label."""
+def labelled_rows(
+    data: Any,
+    label: str,
+    *,
+    table: str | None,
+    samples: Any,
+    classes: Sequence[str] | None,
+    within: Any = None,
+) -> Labelled:
+    """Collect the rows that have a label and lie within a region, if one is given."""
     listed = samples_of(data, samples)
     keyed = [
         find_table(each.data, table, lambda adata: label in adata.obs, f"a column {label!r}", label) for each in listed
@@ -100,6 +109,11 @@ def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, cla
     known = [known[k] for k in used]
     sizes = [adata.n_obs for adata in tables]
     sample, row = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])
+    if within is not None:
+        inside = [
+            _inside(each.data, adata, within, name) for each, adata, name in zip(listed, tables, names, strict=True)
+        ]
+        codes = np.where(np.concatenate(inside), codes, -1)
     there = codes >= 0
     n_unlabelled = int((codes < 0).sum())
     if n_unlabelled:
@@ -111,6 +125,15 @@ def labelled_rows(data: Any, label: str, *, table: str | None, samples: Any, cla
         )
     _require_enough(codes[there], known, label)
     return Labelled(listed, tables, names, sample[there], row[there], codes[there], known, n_unlabelled)
+
+
+def _inside(data: Any, adata: Any, within: Any, name: str) -> np.ndarray:
+    """Which rows lie within a region, by their places in µm."""
+    import shapely
+
+    if "spatial" not in adata.obsm:
+        raise ValueError(f"within= needs the places of rows, and {name} has no obsm['spatial'] (x, y in µm).")
+    return shapely.contains_xy(region_geometry(data, within), *np.asarray(adata.obsm["spatial"])[:, :2].T)
 
 
 def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str, Origin]:

@@ -1,16 +1,16 @@
-"""What a training leaves in its folder beside the model: its tiles and its figures."""
+"""What a training leaves in its folder beside the model: its tiles and its history."""
 
 from __future__ import annotations
 
-import csv
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
-TILES, FIGURES = "tiles.csv", "metrics.csv"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+TILES, HISTORY = "tiles.csv", "metrics.csv"
 
 
 def read_tiles(folder: Path) -> pd.DataFrame | None:
@@ -27,9 +27,38 @@ def read_tiles(folder: Path) -> pd.DataFrame | None:
     return tiles
 
 
-def read_figures(folder: Path) -> list[dict[str, float]]:
-    """Figures of each epoch; none where nothing was written."""
-    if not (folder / FIGURES).exists():
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Numbers of each epoch; none where nothing was written."""
+    import pandas as pd
+
+    if not (folder / HISTORY).exists():
         return []
-    with (folder / FIGURES).open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    frame = pd.read_csv(folder / HISTORY, float_precision="round_trip")
+    return [{name: float(value) for name, value in row.items() if value == value} for row in frame.to_dict("records")]
+
+
+def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
+    """Write the numbers of all epochs so far, in place of those before."""
+    import pandas as pd
+
+    partial = folder / f"{HISTORY}.partial"
+    pd.DataFrame(rows).to_csv(partial, index=False)
+    os.replace(partial, folder / HISTORY)
+
+
+def require_resumable(folder: Path | None, *, resume: bool) -> None:
+    """Refuse to begin where a training is, and to resume without a folder, before anything is read.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a checkpoint, and the training is not to be resumed.
+    ValueError
+        If a training is to be resumed without a folder.
+    """
+    if folder is None and resume:
+        msg = "resume=True needs folder=, in which the training has left its checkpoints."
+        raise ValueError(msg)
+    if folder is not None and not resume and (folder / CHECKPOINT).exists():
+        msg = f"{folder / CHECKPOINT} is there already: pass resume=True to go on from it, or another folder=."
+        raise FileExistsError(msg)

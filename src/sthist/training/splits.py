@@ -9,7 +9,65 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class Split:
+    """How rows are parted into those that train, validate and test; ``split=`` takes its first field alone, too.
+
+    Attributes
+    ----------
+    by
+        ``"patient"``, ``"sample"``, ``"block"`` (squares of ``block_um`` on each section; rows that are nearer than
+        ``gap_um`` to a row of the other side are not trained on), the name of a column of the rows' table, such as
+        ``"slide"`` or the plane ``"z"``, or a mapping of sample to ``"train"``, ``"validation"`` or ``"test"``, which a
+        column may hold as well. ``"random"`` leaks, and models and reports say so.
+    test
+        Names of the groups that test, such as ``["2"]`` of the planes, or a part of the rows such as ``0.2``.
+    validation
+        Part of the training rows, in whole groups, that validates, and so may say when to stop.
+    folds
+        Number of folds, where each group tests once.
+    block_um, gap_um
+        Of ``by="block"``: four tiles, and one, by default.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sthist.models.Split("block", test=0.2).validation
+    0.1
+    """
+
+    by: str | Mapping[str, str] = "patient"
+    test: float | str | Sequence[str] | None = None
+    validation: float = 0.1
+    folds: int = 5
+    block_um: float | None = None
+    gap_um: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.test, np.floating):
+            object.__setattr__(self, "test", float(self.test))
+        if not 0 <= self.validation < 1:
+            msg = f"validation is {self.validation!r}; it is a part of the rows, from 0 to less than 1."
+            raise ValueError(msg)
+        if isinstance(self.test, int | float) and not 0 < self.test < 1:
+            msg = f"test is {self.test!r}; as a part of the rows it lies between 0 and 1."
+            raise ValueError(msg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of what was split by, and of what tests."""
+        by = self.by if isinstance(self.by, str) else dict(self.by)
+        test = self.test if self.test is None or isinstance(self.test, str | float) else list(map(str, self.test))
+        return {"split": by, "test": test, "validation": self.validation}
+
+
+def as_split(split: Split | str | Mapping[str, str], **defaults: Any) -> Split:
+    """A split as an object."""
+    return split if isinstance(split, Split) else Split(split, **defaults)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,37 +1,241 @@
-"""Lightning as a part of something else: on one device, silent, and repeatable."""
+"""The one trainer: a module and its options to trained weights, resumable, watched, with advice when it fails."""
 
 from __future__ import annotations
 
+import json
 import logging
+import pickle
+import signal
+import tempfile
+import threading
+import traceback
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning
 import torch
 
+from sthist._settings import logger, settings
+from sthist.training.callbacks import (
+    MODEL,
+    Collapsed,
+    CollapseDetector,
+    CSVHistory,
+    LastCheckpoint,
+    NotFinite,
+    RepeatableEpochs,
+    RestoreBest,
+    StopWhenNotFinite,
+    TimeBudget,
+)
+from sthist.training.run_folder import CHECKPOINT, read_history, require_resumable
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from sthist.training.module import TrainingModule
+    from sthist.training.options import Training
 
 
-def where(device: str) -> dict[str, Any]:
-    """Arguments of a trainer for a device of torch."""
+def train(
+    make: Callable[[], TrainingModule],
+    options: Training,
+    *,
+    folder: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    threads: int | None = None,
+    complaint: Callable[[dict[str, Any]], str] | None = None,
+    evaluate: Callable[[Any, int], dict[str, float]] | None = None,
+    save_model: Callable[[Path, list[dict[str, float]]], None] | None = None,
+) -> tuple[TrainingModule, list[dict[str, float]]]:
+    """Train a module, which ``make`` gives; what it draws, too, is a function of the seed.
+
+    With a ``folder``, each epoch leaves a checkpoint, the model so far (``save_model``) and ``metrics.csv`` in it;
+    ``identity`` are plain values that say what the training is of, beside its options: a checkpoint of another one is
+    not resumed. ``complaint`` says of the outputs of a step what is wrong with them, if anything is; ``evaluate`` gives
+    scores of an epoch. ``threads`` are those of torch; where there is little to compute, waiting for each other costs
+    more than it gains.
+
+    Returns the module, on the CPU, in evaluation mode, with the weights that are to be kept; and the history, one row
+    per epoch.
+    """
+    device = chosen_device(device)
+    checkpoint = None if folder is None else folder / CHECKPOINT
+    identity = json.loads(json.dumps({**(identity or {}), **options.identity()}))
+    start = checkpoint_to_resume(folder, identity, resume=options.resume)
+    detector = None if complaint is None else CollapseDetector(complaint)
+    with _folder_of(folder, options) as place, quiet_and_repeatable(options.seed, threads):
+        history = CSVHistory(place, evaluate)
+        watchers: list[Any] = [RepeatableEpochs(options.seed), StopWhenNotFinite(), detector, history]
+        if options.patience is not None:
+            watchers.append(RestoreBest(options.patience))
+        if checkpoint is not None and save_model is not None:
+            watchers.append(LastCheckpoint(checkpoint, identity, detector, save_model, history))
+        if options.max_time is not None:
+            watchers.append(TimeBudget(options.max_time))
+        module = make()
+        if options.checkpoint_gradients:
+            checkpoint_gradients(module.kept())
+        module.start_average()
+        trainer = _trainer(module, options, device, [each for each in watchers if each], folder, progress)
+        try:
+            _run(trainer, module, start)
+        except (NotFinite, Collapsed) as error:
+            error.args = (f"{error} {_kept(checkpoint)}",)
+            raise
+        except RuntimeError as error:
+            if not _is_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold what the failed step had made
+            module.to(device)  # Lightning has taken it off
+            with trainer.precision_plugin.forward_context():
+                advice = _what_fits(module, options)
+            msg = f"{advice} {_kept(checkpoint)}"
+            raise MemoryError(msg) from None
+        except BaseException as error:
+            error.add_note(_kept(checkpoint))
+            raise
+        finally:
+            module.cpu().eval()
+        module.keep_average()
+        # Of several processes, the history is in that which has written it.
+        rows = history.rows or ([] if place is None else read_history(place))
+    return module, rows
+
+
+def _trainer(
+    module: TrainingModule,
+    options: Training,
+    device: str,
+    callbacks: list[Any],
+    folder: Path | None,
+    progress: bool | None,
+) -> lightning.Trainer:
+    automatic: dict[str, Any] = {}
+    if module.automatic_optimization:
+        automatic = {"accumulate_grad_batches": options.accumulate, "gradient_clip_val": options.clip_norm}
+    return lightning.Trainer(
+        **_accelerator(device, options.devices),
+        **automatic,
+        strategy=options.strategy,
+        precision=lightning_precision(options.precision, device),
+        max_epochs=options.epochs,
+        callbacks=callbacks,
+        reload_dataloaders_every_n_epochs=1,
+        default_root_dir=folder,
+        logger=options.logger or False,
+        log_every_n_steps=1,
+        enable_checkpointing=any(isinstance(each, LastCheckpoint) for each in callbacks),
+        enable_progress_bar=settings.progress if progress is None else progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def chosen_device(device: str | None) -> str:
+    """The device of torch that is meant.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device on this machine.
+    """
+    name = settings.torch_device() if device in (None, "auto") else str(device)
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"device={name!r} is not on this machine: {str(error).splitlines()[0]}"
+        raise ValueError(msg) from None
+    return name
+
+
+def lightning_precision(precision: str, device: str) -> Any:
+    """Lightning's word for a precision."""
+    half = device.startswith("cuda") and torch.cuda.is_bf16_supported() if precision == "auto" else precision == "bf16"
+    return "bf16-mixed" if half else "32-true"
+
+
+def checkpoint_gradients(network: Any) -> None:
+    """Let a network compute its activations twice in place of keeping them.
+
+    Raises
+    ------
+    ValueError
+        If it cannot.
+    """
+    for name in ("checkpoint_gradients", "set_grad_checkpointing", "gradient_checkpointing_enable"):
+        if hasattr(network, name):
+            getattr(network, name)()
+            return
+    msg = "checkpoint_gradients=True is for networks that can do it, such as ST2HE; this one is small enough without."
+    raise ValueError(msg)
+
+
+def checkpoint_to_resume(folder: Path | None, identity: dict[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None to begin; refuses one of another training."""
+    require_resumable(folder, resume=resume)
+    if folder is None or not resume:
+        return None
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.exists():
+        logger.info("There is no checkpoint in %s yet; the training begins.", checkpoint.parent)
+        return None
+    try:
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"][LastCheckpoint.state_key]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        msg = (
+            f"{checkpoint} is no checkpoint of this package, or damaged: {type(error).__name__}. Remove it to "
+            f"begin anew."
+        )
+        raise ValueError(msg) from error
+    different = [name for name, value in identity.items() if kept.get(name) != value]
+    if different:
+        values = ", ".join(f"{name} {kept.get(name)!r}, not {identity[name]!r}" for name in different[:3])
+        longer = (
+            " Schedule and losses depend on its end: to go on for longer, load the model and train it on in "
+            "another folder."
+            if "epochs" in different
+            else ""
+        )
+        msg = f"{checkpoint} is of another training, with {values}.{longer}"
+        raise ValueError(msg)
+    return checkpoint
+
+
+def _accelerator(device: str, devices: int) -> dict[str, Any]:
+    """Arguments of Lightning's trainer for a device of torch."""
     kind, _, number = device.partition(":")
     accelerator = {"cuda": "gpu"}.get(kind, kind)
-    return {"accelerator": accelerator, "devices": [int(number)] if number and kind == "cuda" else 1}
+    return {"accelerator": accelerator, "devices": [int(number)] if number and kind == "cuda" else devices}
 
 
 @contextmanager
-def quiet_and_repeatable(seed: int, threads: int | None) -> Iterator[None]:
+def _folder_of(folder: Path | None, options: Training) -> Iterator[Path | None]:
+    """The folder of a run; several processes without one share their history in a temporary one."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    elif options.devices > 1:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+    else:
+        yield None
+
+
+@contextmanager
+def quiet_and_repeatable(seed: int, threads: int | None = None) -> Iterator[None]:
     """Train without messages, as a function of a seed; random states and settings of torch are as they were afterwards.
 
-    Lightning's advice is for its own users.
+    Lightning's advice is for its own users. ``threads`` are those of torch, by default as many as it has.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [each.level for each in loggers]
-    strict, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     n_threads = torch.get_num_threads()
     try:
         for each in loggers:
@@ -44,6 +248,75 @@ def quiet_and_repeatable(seed: int, threads: int | None) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(n_threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+def _run(trainer: lightning.Trainer, module: TrainingModule, start: Path | None) -> None:
+    """Train; Ctrl-C stops it, and not the whole program, as Lightning would."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, ckpt_path=start, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _kept(checkpoint: Path | None) -> str:
+    """What is left of a training that has stopped."""
+    if checkpoint is None:
+        return "Nothing of this training was kept; with folder= the last good epoch is."
+    if checkpoint.exists():
+        return (
+            f"The last good epoch is kept: resume=True goes on from {checkpoint}, "
+            f"sthist.models.load({str(checkpoint.with_name(MODEL))!r}) reads its model."
+        )
+    return "No epoch was kept yet."
+
+
+def _what_fits(module: TrainingModule, options: Training) -> str:
+    """Which smaller batch, or tile, leaves room for a step."""
+    px, batch_size = module.px, options.batch_size
+    problem = f"The device is out of memory with batch_size={batch_size}" + (f" and tiles of {px} px." if px else ".")
+    for batch in _halves(batch_size // 2):
+        if _fits(module, batch, px):
+            return (
+                f"{problem} batch_size={batch} fits; accumulate={-(-batch_size // batch)} makes steps of as many tiles."
+            )
+    for side in _halves((px or 0) // 2):
+        if _fits(module, 1, side):
+            return (
+                f"{problem} Not one tile of that size fits; one of {side} px does. checkpoint_gradients=True saves "
+                "memory, too."
+            )
+    return f"{problem} Nothing smaller fits either: something else fills it."
+
+
+def _halves(n: int) -> list[int]:
+    return [n >> i for i in range(n.bit_length())] if n else []
+
+
+def _fits(module: TrainingModule, batch_size: int, px: int | None) -> bool:
+    """Whether a step with noise goes through."""
+    module.zero_grad()
+    if module.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        module.trial_step(batch_size, px)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and not _is_of_memory(error):
+            raise
+        return False  # too large, or too small for the network
+    finally:
+        module.zero_grad()
+    return True
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the allocator of the CPU, is out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

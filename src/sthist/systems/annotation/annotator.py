@@ -99,6 +99,7 @@ class Annotator(Model):
             for name, value in (weights or {}).items()
         }
         self.encoder: Any = None
+        self.history: list[dict[str, float]] = []
         self._embed: Any = None
 
     @cached_property
@@ -209,7 +210,7 @@ class Annotator(Model):
         self.require_encoder(encoder.name, None if self.needs_tiles else weight_hash(encoder.provenance))
         if not self.needs_tiles:
             return encoder.embed
-        from sthist.systems.annotation.annotator_training import embed_with, state_from
+        from sthist.systems.annotation.networks import embed_with, state_from
 
         module = deepcopy(encoder.module)
         state_from(module, {n.removeprefix(ENCODER): v for n, v in self.weights.items() if n.startswith(ENCODER)})

@@ -3,33 +3,70 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-import lightning
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from sthist.encoders._transform import Transform
+from sthist.training.module import TrainingModule
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable, Iterable
+
+    from sthist.systems.annotation.options import AnnotatorTraining
 
 MAX_LOG_SCALE = math.log(100.0)
 
 
-class Net(lightning.LightningModule):
-    """What both networks share: the optimiser, and the mean loss over the rows that are watched."""
+class Net(TrainingModule):
+    """What both networks share: batches, the optimiser, and the mean loss over the rows that validate.
 
-    def __init__(self, rates: list[tuple[Any, float]], weight_decay: float) -> None:
-        super().__init__()
-        self._rates, self._weight_decay = rates, weight_decay
-        self.watched_loss = math.nan
+    Parameters
+    ----------
+    options
+        How it is trained.
+    batches
+        From the number of an epoch to its batches.
+    validation
+        Gives the batches that validate; None for none.
+    rates
+        Parts and their learning rates.
+    """
+
+    def __init__(
+        self,
+        options: AnnotatorTraining,
+        batches: Callable[[int], Iterable[Any]],
+        validation: Callable[[], Iterable[Any]] | None,
+        rates: list[tuple[Any, float]],
+    ) -> None:
+        super().__init__(options)
+        self._batches, self._validation, self._rates = batches, validation, rates
         self._sums = torch.zeros(2, dtype=torch.float64)
 
-    def watch(self, *batch: Any) -> tuple[Any, Any]:
+    def batches(self, epoch: int, device: int, n_devices: int) -> Iterable[Any]:
+        """The batches; of several devices, each has its share of each."""
+        if n_devices == 1:
+            return self._batches(epoch)
+        return (tuple(part[device::n_devices] for part in batch) for batch in self._batches(epoch))
+
+    def validation_batches(self, device: int, n_devices: int) -> Iterable[Any]:
+        """The batches that validate, all on each device."""
+        return [] if self._validation is None else self._validation()
+
+    def trial_step(self, batch_size: int, px: int | None) -> None:
+        """Forward and backward pass on a batch of black tiles of the first class."""
+        tiles = torch.zeros(batch_size, px or 1, px or 1, 3, dtype=torch.uint8, device=self.device)
+        codes = torch.zeros(batch_size, dtype=torch.long, device=self.device)
+        self.training_step((tiles, codes, codes), 0).backward()
+
+    @abstractmethod
+    def summed_loss(self, *batch: Any) -> tuple[Any, Any]:
         """Sum of the losses of a batch, and of the weights of its rows."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
         """AdamW, with a rate for each part."""
@@ -40,20 +77,20 @@ class Net(lightning.LightningModule):
             }
             for part, rate in self._rates
         ]
-        return torch.optim.AdamW(_without_copies(groups), weight_decay=self._weight_decay)
+        return torch.optim.AdamW(_without_copies(groups), weight_decay=self.options.weight_decay)
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing has been seen yet."""
+        """Begin the sums anew."""
         self._sums.zero_()
 
     def validation_step(self, batch: Any, index: int) -> None:
         """Add the losses of a batch."""
-        loss, weight = self.watch(*batch)
+        loss, weight = self.summed_loss(*batch)
         self._sums += torch.stack([loss, weight]).double().cpu()
 
     def on_validation_epoch_end(self) -> None:
-        """The mean is known."""
-        self.watched_loss = float(self._sums[0] / self._sums[1])
+        """Log the mean."""
+        self.log("validation_loss", self._sums[0] / self._sums[1])
 
 
 class ClassNet(Net):
@@ -69,8 +106,8 @@ class ClassNet(Net):
         Trained along; None for embeddings that are standardised already.
     mean, scale
         What standardises the encoder's embeddings.
-    lr, encoder_lr, weight_decay
-        Of the optimiser.
+    *data
+        Options, batches and validation of :class:`Net`.
     """
 
     class_weights: Any
@@ -81,16 +118,15 @@ class ClassNet(Net):
         self,
         head: nn.Linear,
         class_weights: np.ndarray,
-        *,
-        lr: float,
-        weight_decay: float,
+        *data: Any,
         encoder: nn.Module | None = None,
         transform: Any = None,
         mean: np.ndarray | None = None,
         scale: np.ndarray | None = None,
-        encoder_lr: float = 0.0,
     ) -> None:
-        super().__init__([(head, lr)] + ([] if encoder is None else [(encoder, encoder_lr)]), weight_decay)
+        options = data[0]
+        rates = [(head, options.lr)] + ([] if encoder is None else [(encoder, options.encoder_lr)])
+        super().__init__(*data, rates)
         self.head, self.encoder, self.transform = head, encoder, transform
         self.register_buffer("class_weights", torch.as_tensor(class_weights, dtype=torch.float32))
         if mean is not None and scale is not None:
@@ -105,10 +141,12 @@ class ClassNet(Net):
 
     def training_step(self, batch: Any, index: int) -> Any:
         """The weighted loss."""
-        inputs, codes = batch
-        return cross_entropy(self(inputs), codes, weight=self.class_weights)
+        inputs, codes, *_ = batch
+        loss = cross_entropy(self(inputs), codes, weight=self.class_weights)
+        self.terms = {"loss": loss.detach()}
+        return loss
 
-    def watch(self, inputs: Any, codes: Any) -> tuple[Any, Any]:
+    def summed_loss(self, inputs: Any, codes: Any) -> tuple[Any, Any]:
         """The same, as sums."""
         loss = cross_entropy(self(inputs), codes, weight=self.class_weights, reduction="sum")
         return loss, self.class_weights[codes].sum()
@@ -129,10 +167,10 @@ class TextNet(Net):
         All sentences, and their classes.
     class_weights
         (k,) weights in the loss.
+    *data
+        Options, batches and validation of :class:`Net`.
     logit_scale
-        To begin with.
-    lr, weight_decay
-        Of the optimiser.
+        Factor of the similarities to begin with.
     """
 
     vectors: Any
@@ -148,13 +186,12 @@ class TextNet(Net):
         sentences: list[str],
         sentence_class: np.ndarray,
         class_weights: np.ndarray,
-        *,
+        *data: Any,
         logit_scale: float,
-        lr: float,
-        weight_decay: float,
     ) -> None:
+        lr = data[0].lr
         log_scale = nn.Parameter(torch.tensor(math.log(logit_scale), dtype=torch.float32))
-        super().__init__([(encoder, lr), (log_scale, lr)] + ([] if text is None else [(text, lr)]), weight_decay)
+        super().__init__(*data, [(encoder, lr), (log_scale, lr)] + ([] if text is None else [(text, lr)]))
         self.encoder, self.transform, self.log_scale = encoder, transform, log_scale
         self.text: Any = text
         self.sentences = sentences
@@ -190,14 +227,16 @@ class TextNet(Net):
         tiles, codes, ids = batch
         ids = ids.unique()
         logits = self.logit_scale() * self.images(tiles) @ self.texts(ids).T
-        return prompt_contrastive_loss(logits, codes, self.sentence_class[ids], self.class_weights)
+        loss = prompt_contrastive_loss(logits, codes, self.sentence_class[ids], self.class_weights)
+        self.terms = {"loss": loss.detach()}
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """The texts are the same for all batches."""
         super().on_validation_epoch_start()
         self._classes = self.classes()
 
-    def watch(self, tiles: Any, codes: Any, ids: Any) -> tuple[Any, Any]:
+    def summed_loss(self, tiles: Any, codes: Any, ids: Any) -> tuple[Any, Any]:
         """The loss of naming the class."""
         logits = self.logit_scale() * self.images(tiles) @ self._classes.T
         loss = cross_entropy(logits, codes, weight=self.class_weights, reduction="sum")
@@ -228,3 +267,33 @@ def _without_copies(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in seen and not seen.add(id(p))]  # type: ignore[func-returns-value]
     return [group for group in groups if group["params"]]
+
+
+def embed_with(module: nn.Module, transform: Any, device: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from tiles to embeddings, of a module that is trained no more."""
+    module = module.eval() if device is None else module.eval().to(device)
+    where = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+    def embed(tiles: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            images = prepared(torch.from_numpy(np.array(tiles)).to(where), transform)
+            return module(images).float().cpu().numpy()
+
+    return embed
+
+
+def state_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """Weights of a module as arrays."""
+    return {
+        name: (value.float() if value.is_floating_point() else value).detach().cpu().numpy().copy()
+        for name, value in module.state_dict().items()
+    }
+
+
+def state_from(module: nn.Module, state: dict[str, np.ndarray]) -> None:
+    """Put weights into a module."""
+    try:
+        module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    except RuntimeError as error:
+        msg = f"The encoder has another architecture than the one that was trained: {str(error)[:300]}"
+        raise ValueError(msg) from None

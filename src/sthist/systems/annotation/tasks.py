@@ -9,37 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist.systems.annotation.annotator import ENCODER
+from sthist.systems.annotation.options import DEFAULTS, AnnotatorTraining
 from sthist.systems.annotation.prompts import sentences, text_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sthist.systems.annotation.networks import Net
     from sthist.training.batches import Tiles
 
 CLIP_SCALE = 1 / 0.07
 """Where an encoder has no logit scale of its own: that at which CLIP began."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train; see :func:`sthist.tl.train_annotator`."""
-
-    epochs: int
-    lr: float
-    encoder_lr: float
-    weight_decay: float
-    batch_size: int
-    patience: int
-    balanced: bool
-    device: str
-
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "linear": {"epochs": 200, "lr": 1e-2, "encoder_lr": 0.0, "weight_decay": 1e-2, "batch_size": 1024},
-    "finetune": {"epochs": 20, "lr": 1e-3, "encoder_lr": 1e-5, "weight_decay": 1e-2, "batch_size": 32},
-    "text": {"epochs": 20, "lr": 1e-5, "encoder_lr": 1e-5, "weight_decay": 1e-2, "batch_size": 64},
-}
-"""Of each mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +28,8 @@ class Fitted:
 
     weights: dict[str, np.ndarray]  # of an annotator
     rows: Callable[[np.ndarray], np.ndarray]  # from numbers of rows to their embeddings
-    notes: dict[str, Any]  # what there is to say; plain values
+    notes: dict[str, Any]  # epoch of the weights, its validation loss and the like; plain values
+    history: list[dict[str, float]]  # numbers of each epoch
 
 
 class Task:
@@ -65,19 +46,18 @@ class LinearTask(Task):
     features
         (n, d) float32.
     n_classes
-        How many.
-    options
-        How to train.
+        Number of classes.
+    options, device
+        How to train, and where.
     """
 
-    def __init__(self, features: np.ndarray, n_classes: int, options: Options) -> None:
-        self.features, self.n_classes, self.options = features, n_classes, options
+    def __init__(self, features: np.ndarray, n_classes: int, options: AnnotatorTraining, device: str) -> None:
+        self.features, self.n_classes, self.options, self.device = features, n_classes, options, device
 
-    def fit(self, codes: np.ndarray, rows: np.ndarray, watched: np.ndarray, seed: int) -> Fitted:
+    def fit(self, codes: np.ndarray, rows: np.ndarray, validation: np.ndarray) -> Fitted:
         """Train on some rows."""
         import torch
 
-        from sthist.systems.annotation.annotator_training import Epochs, train
         from sthist.systems.annotation.networks import ClassNet
 
         mean, scale = _standards(self.features[rows])
@@ -85,28 +65,21 @@ class LinearTask(Task):
         targets = torch.from_numpy(codes.astype(np.int64))
         options = self.options
 
+        def shuffled(epoch: int) -> Iterator[Any]:
+            order = rows[np.random.default_rng([options.seed, epoch]).permutation(len(rows))]
+            return ((inputs[part], targets[part]) for part in _parts(order, options.batch_size))
+
         def net() -> ClassNet:
             head = torch.nn.Linear(inputs.shape[1], self.n_classes)
             torch.nn.init.zeros_(head.weight)
             torch.nn.init.zeros_(head.bias)
-            weights = _class_weights(codes[rows], self.n_classes, balanced=options.balanced)
-            return ClassNet(head, weights, lr=options.lr, weight_decay=options.weight_decay)
+            weights = _class_weights(codes[rows], self.n_classes, options)
+            batch = (inputs[validation], targets[validation])
+            return ClassNet(head, weights, options, shuffled, (lambda: [batch]) if len(validation) else None)
 
-        def shuffled(epoch: int) -> Iterator[Any]:
-            order = rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
-            return ((inputs[part], targets[part]) for part in _parts(order, options.batch_size))
-
-        made, notes = train(
-            net,
-            Epochs(shuffled),
-            Epochs(lambda _: iter([(inputs[watched], targets[watched])])) if len(watched) else None,
-            epochs=options.epochs,
-            patience=options.patience,
-            device=options.device,
-            seed=seed,
-            threads=1,
-        )
-        return Fitted(_head(made) | {"mean": mean, "scale": scale}, lambda wanted: self.features[wanted], notes)
+        trained, notes, history = _train(net, options, self.device, progress=False, threads=1)
+        weights = _head(trained) | {"mean": mean, "scale": scale}
+        return Fitted(weights, lambda index: self.features[index], notes, history)
 
 
 class FinetuneTask(Task):
@@ -118,49 +91,60 @@ class FinetuneTask(Task):
         The tiles.
     encoder
         Has ``module`` and ``transform``; stays as it is.
-    n_classes, options
+    n_classes, options, device
         As of :class:`LinearTask`.
+    progress
+        Show a progress bar.
     """
 
-    def __init__(self, tiles: Tiles, encoder: Any, n_classes: int, options: Options) -> None:
-        self.tiles, self.encoder, self.n_classes, self.options = tiles, encoder, n_classes, options
-        before = embedder(deepcopy(encoder.module), encoder.transform, tiles, options)
+    def __init__(
+        self,
+        tiles: Tiles,
+        encoder: Any,
+        n_classes: int,
+        options: AnnotatorTraining,
+        device: str,
+        *,
+        progress: bool | None,
+    ) -> None:
+        self.tiles, self.encoder, self.n_classes = tiles, encoder, n_classes
+        self.options, self.device, self.progress = options, device, progress
+        before = embedder(deepcopy(encoder.module), encoder.transform, tiles, options, device)
         # A layer that is random would spoil the encoder before it has learned: it is trained first, alone.
-        linear = Options(**DEFAULTS["linear"], patience=10, balanced=options.balanced, device="cpu")
-        self.first = LinearTask(before(np.arange(len(tiles))), n_classes, linear)
+        linear = AnnotatorTraining(**DEFAULTS["linear"], class_weights=options.class_weights, seed=options.seed)
+        self.first = LinearTask(before(np.arange(len(tiles))), n_classes, linear, "cpu")
 
-    def fit(self, codes: np.ndarray, rows: np.ndarray, watched: np.ndarray, seed: int) -> Fitted:
+    def fit(self, codes: np.ndarray, rows: np.ndarray, validation: np.ndarray) -> Fitted:
         """Train on some rows."""
         import torch
 
-        from sthist.systems.annotation.annotator_training import state_of, train
-        from sthist.systems.annotation.networks import ClassNet
+        from sthist.systems.annotation.networks import ClassNet, state_of
 
-        start, options = self.first.fit(codes, rows, watched, seed).weights, self.options
+        start, options = self.first.fit(codes, rows, validation).weights, self.options
+
+        def batch(index: np.ndarray, tiles: np.ndarray, _epoch: int) -> tuple[Any, ...]:
+            return torch.from_numpy(tiles), torch.from_numpy(codes[index].astype(np.int64))
 
         def net() -> ClassNet:
             head = torch.nn.Linear(*start["weight"].shape[::-1])
             head.load_state_dict({name: torch.from_numpy(start[name]) for name in ("weight", "bias")})
             return ClassNet(
                 head,
-                _class_weights(codes[rows], self.n_classes, balanced=options.balanced),
+                _class_weights(codes[rows], self.n_classes, options),
+                options,
+                *_batches(self.tiles, rows, validation, batch, options),
                 encoder=_in_training(deepcopy(self.encoder.module)),
                 transform=self.encoder.transform,
                 mean=start["mean"],
                 scale=start["scale"],
-                lr=options.lr,
-                encoder_lr=options.encoder_lr,
-                weight_decay=options.weight_decay,
             )
 
-        def batch(index: np.ndarray, tiles: np.ndarray, _epoch: int) -> tuple[Any, ...]:
-            return torch.from_numpy(tiles), torch.from_numpy(codes[index].astype(np.int64))
-
-        made, notes = train(net, *_epochs(self.tiles, rows, watched, batch, options, seed), **_how(options, seed))
-        module: Any = made.encoder
-        weights = _head(made) | {name: start[name] for name in ("mean", "scale")}
+        trained, notes, history = _train(net, options, self.device, progress=self.progress)
+        module: Any = trained.encoder
+        weights = _head(trained) | {name: start[name] for name in ("mean", "scale")}
         weights |= {ENCODER + name: value for name, value in state_of(module).items()}
-        return Fitted(weights, embedder(module, self.encoder.transform, self.tiles, options), notes)
+        embeddings = embedder(module, self.encoder.transform, self.tiles, options, self.device)
+        return Fitted(weights, embeddings, notes, history)
 
 
 class TextTask(Task):
@@ -168,30 +152,45 @@ class TextTask(Task):
 
     Parameters
     ----------
-    tiles, encoder, options
+    tiles, encoder, options, device, progress
         As of :class:`FinetuneTask`; the encoder embeds texts, too. If it has a module ``text``, that is trained along.
     prompts, templates
         Phrases by class, and the sentences around them.
     """
 
     def __init__(
-        self, tiles: Tiles, encoder: Any, prompts: dict[str, list[str]], templates: tuple[str, ...], options: Options
+        self,
+        tiles: Tiles,
+        encoder: Any,
+        prompts: dict[str, list[str]],
+        templates: tuple[str, ...],
+        options: AnnotatorTraining,
+        device: str,
+        *,
+        progress: bool | None,
     ) -> None:
-        self.tiles, self.encoder, self.options = tiles, encoder, options
+        self.tiles, self.encoder = tiles, encoder
+        self.options, self.device, self.progress = options, device, progress
         self.described = {"prompts": prompts, "templates": list(templates)}
         self.sentences, self.sentence_class = sentences(prompts, templates)
         self.n_classes = len(prompts)
         self.vectors = text_vectors(encoder, self.sentences)
 
-    def fit(self, codes: np.ndarray, rows: np.ndarray, watched: np.ndarray, seed: int) -> Fitted:
+    def fit(self, codes: np.ndarray, rows: np.ndarray, validation: np.ndarray) -> Fitted:
         """Train on some rows."""
         import torch
 
-        from sthist.systems.annotation.annotator_training import state_of, train
-        from sthist.systems.annotation.networks import TextNet
+        from sthist.systems.annotation.networks import TextNet, state_of
 
         options, encoder = self.options, self.encoder
         of_class = [np.flatnonzero(self.sentence_class == k) for k in range(self.n_classes)]
+
+        def sentence(row: int, epoch: int) -> int:
+            return int(np.random.default_rng([options.seed, epoch, row, 1]).choice(of_class[codes[row]]))
+
+        def batch(index: np.ndarray, tiles: np.ndarray, epoch: int) -> tuple[Any, ...]:
+            drawn = torch.tensor([sentence(int(row), epoch) for row in index])
+            return torch.from_numpy(tiles), torch.from_numpy(codes[index].astype(np.int64)), drawn
 
         def net() -> TextNet:
             # Copied together: towers that share parameters go on sharing them.
@@ -203,61 +202,71 @@ class TextTask(Task):
                 self.vectors,
                 self.sentences,
                 self.sentence_class,
-                _class_weights(codes[rows], self.n_classes, balanced=options.balanced),
+                _class_weights(codes[rows], self.n_classes, options),
+                options,
+                *_batches(self.tiles, rows, validation, batch, options),
                 logit_scale=float(getattr(encoder, "logit_scale", None) or CLIP_SCALE),
-                lr=options.lr,
-                weight_decay=options.weight_decay,
             )
 
-        def batch(index: np.ndarray, tiles: np.ndarray, epoch: int) -> tuple[Any, ...]:
-            drawn = [
-                int(np.random.default_rng([seed, epoch, int(row), 1]).choice(of_class[codes[row]])) for row in index
-            ]
-            return torch.from_numpy(tiles), torch.from_numpy(codes[index].astype(np.int64)), torch.tensor(drawn)
-
-        made, notes = train(net, *_epochs(self.tiles, rows, watched, batch, options, seed), **_how(options, seed))
-        found: Any = made
+        trained, notes, history = _train(net, options, self.device, progress=self.progress)
         with torch.inference_mode():
-            texts = found.classes().numpy()
-            scale = float(found.logit_scale())
+            texts = trained.classes().numpy()
+            scale = float(trained.logit_scale())
         weights = {"texts": texts, "logit_scale": np.float32(scale)}
-        weights |= {ENCODER + name: value for name, value in state_of(found.encoder).items()}
-        return Fitted(weights, embedder(found.encoder, encoder.transform, self.tiles, options), notes)
+        weights |= {ENCODER + name: value for name, value in state_of(trained.encoder).items()}
+        embeddings = embedder(trained.encoder, encoder.transform, self.tiles, options, self.device)
+        return Fitted(weights, embeddings, notes, history)
 
 
-def embedder(module: Any, transform: Any, tiles: Tiles, options: Options) -> Callable[[np.ndarray], np.ndarray]:
+def _train(
+    net: Callable[[], Net],
+    options: AnnotatorTraining,
+    device: str,
+    *,
+    progress: bool | None,
+    threads: int | None = None,
+) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
+    """A trained network; and the epoch of its weights, its validation loss and the history."""
+    from sthist.training.trainer import train
+
+    module, history = train(net, options, device=device, progress=progress, threads=threads)
+    epoch, loss = module.best or (len(history), None)
+    return module, {"epochs": epoch, "validation_loss": loss}, history
+
+
+def embedder(
+    module: Any, transform: Any, tiles: Tiles, options: AnnotatorTraining, device: str
+) -> Callable[[np.ndarray], np.ndarray]:
     """A function from numbers of rows to their embeddings, in the order of the numbers."""
-    from sthist.systems.annotation.annotator_training import embed_with
+    from sthist.systems.annotation.networks import embed_with
 
-    def rows(wanted: np.ndarray) -> np.ndarray:
-        embed = embed_with(module, transform, options.device)
-        index, found = [], []
-        for batch, images in tiles.in_order(wanted, options.batch_size):
+    def embeddings(rows: np.ndarray) -> np.ndarray:
+        embed = embed_with(module, transform, device)
+        index, values = [], []
+        for batch, images in tiles.in_order(rows, options.batch_size):
             index.append(batch)
-            found.append(embed(images))
+            values.append(embed(images))
         place = {int(row): i for i, row in enumerate(np.concatenate(index))}
-        return np.concatenate(found)[[place[int(row)] for row in wanted]]
+        return np.concatenate(values)[[place[int(row)] for row in rows]]
 
-    return rows
+    return embeddings
 
 
-def _epochs(
-    tiles: Tiles, rows: np.ndarray, watched: np.ndarray, batch: Callable[..., Any], options: Options, seed: int
-) -> tuple[Any, Any]:
-    """Batches to train on, and to watch, if there are any."""
-    from sthist.systems.annotation.annotator_training import Epochs
-
+def _batches(
+    tiles: Tiles, rows: np.ndarray, validation: np.ndarray, batch: Callable[..., Any], options: AnnotatorTraining
+) -> tuple[Callable[[int], Iterator[Any]], Callable[[], Iterator[Any]] | None]:
+    """Batches of an epoch, and those that validate, if there are any."""
     size = options.batch_size
 
     def shuffled(epoch: int) -> Iterator[Any]:
-        for index, images in tiles.shuffled(rows, size, seed, epoch):
+        for index, images in tiles.shuffled(rows, size, options.seed, epoch):
             yield batch(index, images, epoch)
 
-    def in_order(_epoch: int) -> Iterator[Any]:
+    def in_order() -> Iterator[Any]:
         # The sentences that are drawn for these are not used: always those of one epoch.
-        return (batch(index, images, 0) for index, images in tiles.in_order(watched, size))
+        return (batch(index, images, 0) for index, images in tiles.in_order(validation, size))
 
-    return Epochs(shuffled), Epochs(in_order) if len(watched) else None
+    return shuffled, in_order if len(validation) else None
 
 
 def _in_training(module: Any) -> Any:
@@ -267,10 +276,6 @@ def _in_training(module: Any) -> Any:
         if type(part).__name__.startswith(("BatchNorm", "SyncBatchNorm")):
             part.eval()
     return module
-
-
-def _how(options: Options, seed: int) -> dict[str, Any]:
-    return {"epochs": options.epochs, "patience": options.patience, "device": options.device, "seed": seed}
 
 
 def _head(net: Any) -> dict[str, np.ndarray]:
@@ -291,9 +296,9 @@ def is_constant(features: np.ndarray) -> np.ndarray:
     return spread <= 1e-6 * np.maximum(np.abs(features).max(axis=0), 1e-30)
 
 
-def _class_weights(codes: np.ndarray, n_classes: int, *, balanced: bool) -> np.ndarray:
+def _class_weights(codes: np.ndarray, n_classes: int, options: AnnotatorTraining) -> np.ndarray:
     """Weight of each class in the loss; balanced ones sum to the number of rows."""
-    if not balanced:
+    if options.class_weights is None:
         return np.ones(n_classes)
     counts = np.bincount(codes, minlength=n_classes)
     return np.where(counts > 0, len(codes) / (n_classes * np.maximum(counts, 1)), 0.0)

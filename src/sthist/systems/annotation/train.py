@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sthist import _store
-from sthist._settings import logger, settings
+from sthist._settings import logger
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
+from sthist.systems.annotation.options import DEFAULTS, AnnotatorTraining
 from sthist.systems.annotation.report import make_report
-from sthist.systems.annotation.task_inputs import (
-    chosen_options,
-    linear_task,
-    loaded_encoder,
-    require_arguments,
-    task_with_tiles,
-)
+from sthist.systems.annotation.task_inputs import linear_task, loaded_encoder, task_with_tiles
+from sthist.training.options import as_training
 from sthist.training.rows import labelled_rows
 from sthist.training.split_groups import group_rows
-from sthist.training.splits import folds_of, validation_part
+from sthist.training.splits import Split, as_split, folds_of, validation_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sthist.systems.annotation.report import AnnotatorReport
     from sthist.systems.annotation.tasks import Fitted
-    from sthist.tiles import TileSpec
     from sthist.training.rows import Labelled
     from sthist.training.splits import Grouping
+
+VALIDATION = 0.2
+"""Part of the training rows that says when to stop, where the split does not say."""
 
 SHUFFLE = 7919
 """Added to the seed of the labels' shuffling, so that it is none of the others."""
@@ -39,33 +37,18 @@ def train_annotator(
     data: Any,
     label: str,
     *,
-    mode: Literal["linear", "finetune", "text"] = "linear",
+    method: Literal["linear", "finetune", "text"] = "linear",
     encoder: Any = None,
-    embedding: str | None = None,
     table: str | None = None,
     image: str | None = None,
-    spec: TileSpec | None = None,
     classes: Sequence[str] | None = None,
     prompts: Mapping[str, Sequence[str] | str] | None = None,
-    templates: Sequence[str] | None = None,
+    split: str | Mapping[str, str] | Split = "patient",
     samples: Any = None,
-    split: str | Mapping[str, str] = "patient",
-    test: float | str | Sequence[str] | None = None,
-    folds: int = 5,
-    validation: float = 0.2,
-    block_um: float | None = None,
-    gap_um: float | None = None,
-    class_weights: Literal["balanced"] | None = "balanced",
-    epochs: int | None = None,
-    lr: float | None = None,
-    encoder_lr: float | None = None,
-    weight_decay: float | None = None,
-    batch_size: int | None = None,
-    patience: int = 10,
-    baseline: bool = True,
-    n_boot: int = 1000,
-    seed: int | None = None,
+    within: Any = None,
+    training: AnnotatorTraining | Mapping[str, Any] | None = None,
     device: str | None = None,
+    progress: bool | None = None,
 ) -> Annotator:
     """Train a classifier of tiles on labels, and report how well it does on tiles that it has not seen.
 
@@ -81,59 +64,40 @@ def train_annotator(
         to such.
     label
         Column of ``obs`` with the classes. Rows without one are left out.
-    mode
+    method
         ``"linear"``: a linear layer on stored embeddings (:func:`sthist.pp.embed`), in seconds. ``"finetune"``: that
         layer, and then the encoder with it, on tiles that are turned and mirrored. ``"text"``: an image-text encoder on
         pairs of tile and prompt, with CLIP's contrastive loss, in which all pairs of one class are positives; a tile's
         class is then the one whose prompts it is most like.
     encoder
-        Name of the encoder, or an encoder. It is left as it is: training works on a copy.
-    embedding
-        For ``"linear"``, key in ``obsm``; by default that of ``encoder``, or the only one.
+        Name of the encoder, or an encoder, which is left as it is: training works on a copy. For ``"linear"`` also the
+        key in ``obsm`` of stored embeddings, such as ``"X_morphology"``; by default the only one.
     table
         Key of the table; by default the only one with the column.
     image
         Key of the H&E, where tiles are read.
-    spec
-        Tiles to read, in place of those that were laid; also for another µm/px than the encoder is meant for.
     classes
         Classes to take, in this order; rows of others are left out.
     prompts
         For ``"text"``, phrases by class; by default the classes' own names.
-    templates
-        Sentences around them, as of :func:`sthist.tl.annotate`.
+    split
+        What is tested: a ``"patient"``, a ``"sample"``, a ``"block"`` of tissue, groups by a column of ``obs``, or a
+        mapping of sample to ``"train"``, ``"validation"`` or ``"test"``; or a :class:`sthist.models.Split`, which also
+        names groups that test, folds, sizes of blocks and how much validates. By default each group tests once, in one
+        of 5 folds, and a fifth of the training rows says when to stop; where no group can be spared for that, training
+        runs for all ``epochs``.
     samples
         Table of samples (a frame or a csv file) with the patient of each.
-    split
-        ``"patient"``, ``"sample"``, ``"block"`` (squares of ``block_um`` on each section; rows that are nearer than
-        ``gap_um`` to a row of the other side are not trained on), the name of a column of ``obs``, such as ``"slide"``
-        or the plane ``"z"``, or a mapping of sample to ``"train"``, ``"validation"`` or ``"test"``, which a column may
-        hold as well. ``"random"`` leaks, and the report says so.
-    test
-        Groups that test, such as ``["2"]`` of the planes, or a part of the rows such as ``0.2``; by default each group
-        tests once, in one of ``folds``.
-    folds
-        How many.
-    validation
-        Part of the training rows, in whole groups, that says when to stop. Where no group can be spared, training runs
-        for ``epochs``.
-    block_um, gap_um
-        Of ``split="block"``: four tiles, and one, by default.
-    class_weights
-        ``"balanced"``: rare classes count as much as common ones. None: each row counts alike.
-    epochs, lr, encoder_lr, weight_decay, batch_size
-        Of training; by default 200, 1e-2, none, 1e-2 and 1024 for ``"linear"``, 20, 1e-3, 1e-5, 1e-2 and 32 for
-        ``"finetune"``, and 20, 1e-5, none, 1e-2 and 64 for ``"text"``.
-    patience
-        Epochs without improvement after which training stops.
-    baseline
-        Train on shuffled labels, too, which takes as long again.
-    n_boot
-        Draws of the intervals.
-    seed
-        Of everything that is drawn; ``settings.seed`` by default.
+    within
+        Part of the samples that rows are taken from: a box (x0, y0, x1, y1) in µm, a polygon in µm, or the key of
+        shapes.
+    training
+        A :class:`sthist.models.AnnotatorTraining`, or a mapping of its fields over the defaults of the method:
+        ``epochs``, ``lr``, ``batch_size``, ``patience``, ``class_weights``, ``seed`` and others.
     device
         Of torch; ``settings.device`` by default.
+    progress
+        Show a progress bar while an encoder is trained; ``settings.progress`` by default.
 
     Returns
     -------
@@ -162,51 +126,51 @@ def train_annotator(
     >>> tiles = ad.AnnData(obs={"label": ["a", "b"] * 40, "slide": np.repeat(list("uvwx"), 20)})
     >>> tiles.obsm["X_mine"] = rng.normal(size=(80, 4)) + 3 * (tiles.obs["label"] == "a").to_numpy()[:, None]
     >>> annotator = sthist.tl.train_annotator(
-    ...     tiles, "label", split="slide", folds=2, epochs=20, n_boot=100
+    ...     tiles, "label", split=sthist.models.Split("slide", folds=2), training={"epochs": 20, "n_boot": 100}
     ... )
     >>> annotator.report.weighted_auc > 0.95, annotator.config.classes
     (True, ('a', 'b'))
     """
-    seed = settings.seed if seed is None else int(seed)
-    require_arguments(mode, class_weights, validation, prompts, templates)
-    given = {
-        "epochs": epochs,
-        "lr": lr,
-        "encoder_lr": encoder_lr,
-        "weight_decay": weight_decay,
-        "batch_size": batch_size,
-    }
-    options = chosen_options(mode, given, patience, class_weights, device)
-    rows = labelled_rows(data, label, table=table, samples=samples, classes=classes)
+    split = as_split(split, validation=VALIDATION)
+    if method not in DEFAULTS:
+        msg = f"method is {method!r}; it is one of {list(DEFAULTS)}."
+        raise ValueError(msg)
+    options = as_training(AnnotatorTraining, training, DEFAULTS[method])
+    if method != "text" and (prompts is not None or options.templates is not None):
+        msg = f"prompts= and templates go with method='text', not {method!r}."
+        raise ValueError(msg)
+    from sthist.training.trainer import chosen_device  # loads torch
+
+    device = chosen_device(device)
+    rows = labelled_rows(data, label, table=table, samples=samples, classes=classes, within=within)
     task: Any
-    if mode == "linear":
-        task, facts = linear_task(rows, encoder, embedding, spec, options)
+    if method == "linear":
+        stored = isinstance(encoder, str) and (encoder.startswith("X_") or encoder in rows.tables[0].obsm)
+        task, facts = linear_task(rows, None if stored else encoder, encoder if stored else None, options, device)
     else:
-        encoder = loaded_encoder(encoder, mode, device)
-        words = (prompts, templates) if mode == "text" else None
-        task, facts = task_with_tiles(rows, encoder, spec, image, words, options)
+        encoder = loaded_encoder(encoder, method, device)
+        task, facts = task_with_tiles(rows, encoder, method, prompts, image, options, device, progress=progress)
     size_um = None if facts["spec"] is None else facts["spec"]["size_um"]
-    grouping = group_rows(rows.units(size_um), split, block_um=block_um, gap_um=gap_um)
-    pairs = folds_of(grouping, rows.codes, test=test, folds=folds, seed=seed)
+    grouping = group_rows(rows.units(size_um), split.by, block_um=split.block_um, gap_um=split.gap_um)
+    pairs = folds_of(grouping, rows.codes, test=split.test, folds=split.folds, seed=options.seed)
     _require_classes(rows, pairs, grouping)
-    config = AnnotatorConfig(classes=tuple(rows.classes), label=label, mode=mode, **facts)
-    job = _Job(task, config, grouping, validation, seed)
-    report = _held_out(job, rows, pairs, baseline=baseline, n_boot=n_boot)
+    config = AnnotatorConfig(classes=tuple(rows.classes), label=label, mode=method, **facts)
+    job = _Job(task, config, grouping, split.validation, options.seed)
+    report = _held_out(job, rows, pairs, baseline=options.baseline, n_boot=options.n_boot)
     used = pairs[0][0] if len(pairs) == 1 else np.arange(len(rows))
     fitted = job.fit(rows.codes, used)
-    training = _store.provenance(
+    provenance = _store.provenance(
         "tl.train_annotator",
         samples=[each.name for each in rows.samples],
         n_rows=len(used),
-        options=asdict(options),
-        split=split if isinstance(split, str) else dict(split),
-        test=test if test is None or isinstance(test, str | float) else list(map(str, test)),
-        validation=validation,
-        seed=seed,
+        options=options.to_dict(),
+        **split.to_dict(),
+        seed=options.seed,
         **task.described,
         **fitted.notes,
     )
-    annotator = Annotator(replace(config, training=training, report=report.to_dict()), fitted.weights)
+    annotator = Annotator(replace(config, training=provenance, report=report.to_dict()), fitted.weights)
+    annotator.history = fitted.history
     annotator.encoder = None if isinstance(encoder, str | list | tuple) else encoder
     return annotator
 
@@ -223,11 +187,11 @@ class _Job:
 
     def fit(self, codes: np.ndarray, rows: np.ndarray) -> Fitted:
         """Train on rows, of which a part says when to stop."""
-        kept, watched = validation_part(self.grouping, codes, rows, self.validation, seed=self.seed)
-        if not len(watched) and self.validation:
+        kept, validation = validation_part(self.grouping, codes, rows, self.validation, seed=self.seed)
+        if not len(validation) and self.validation:
             logger.info("No group can be spared to say when to stop: training runs for all epochs.")
-        fitted = self.task.fit(codes, kept, watched, self.seed)
-        fitted.notes["n_validation"] = len(watched)
+        fitted = self.task.fit(codes, kept, validation)
+        fitted.notes["n_validation"] = len(validation)
         return fitted
 
     def predict_held_out(self, codes: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
-    from sthist.systems.virtual_he.generator import Stainer
+    from sthist.systems.virtual_he.generator import PreparedSection
     from sthist.tiles import Image, Plan
 
 
@@ -312,7 +312,7 @@ def _made_ready(model: VirtualStainModel, tissue: str | None, device: str | None
     """The model for a tissue and a device, where it knows of such."""
     if isinstance(model, Translator):
         # Said once, so that workers compute on the kind of device that this process would.
-        return model.running_on(device or model.device_name, tissue=tissue)
+        return model.to(device or model.device_name, tissue=tissue)
     if isinstance(model, BeerLambert) and tissue is not None:
         msg = f"tissue= is for networks; {model.system!r} is none."
         raise ValueError(msg)
@@ -341,7 +341,7 @@ def _snap(
 def _fingerprint(
     stain: Image,
     model: VirtualStainModel,
-    stainer: Stainer,
+    stainer: PreparedSection,
     systems: dict[str, np.ndarray],
     region: BaseGeometry | None,
     batch_size: int,

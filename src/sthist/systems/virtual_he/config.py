@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from sthist.tiles._spec import TileSpec
+from sthist.training.options import Training, make_plain
 
 UNCONDITIONED = "dapi2he"
 """ST2HE's prompt where the tissue is not said (UnconGen)."""
@@ -92,20 +92,6 @@ class TranslationConfig:
         raise KeyError(msg)
 
 
-def make_plain(settings: Any) -> None:
-    """Take numbers of numpy, and paths, as what JSON knows.
-
-    After a training is too late to find that it cannot be kept.
-    """
-    for field_ in dataclasses.fields(settings):
-        value = getattr(settings, field_.name)
-        if isinstance(value, np.generic):
-            value = value.item()
-        elif isinstance(value, Path):
-            value = str(value)
-        object.__setattr__(settings, field_.name, value)
-
-
 def require_prompts(prompts: dict[str, str]) -> None:
     """Refuse prompts that are blank, or that two tissues share: the generator could not tell them apart."""
     owner: dict[str, str] = {}
@@ -169,20 +155,9 @@ high one of 0.3, and neither is a weight of upstream's code; the ``"paper"`` pre
 name."""
 
 
-WHOLE = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "accumulate": 1, "images_every": 0, "seed": 0}
-"""Settings that are whole numbers, and the least of each."""
-
-CHOICES = {
-    "schedule": ("constant", "cosine"),
-    "perceptual": ("lpips", "structural"),
-    "discriminator": ("clip", "patch"),
-    "precision": ("auto", "32-true", "bf16-mixed"),
-}
-
-
 @dataclass(frozen=True)
-class TranslationTraining:
-    """How a model is trained.
+class TranslationTraining(Training):
+    """How a model of virtual H&E is trained, and on what; further fields are those of :class:`sthist.models.Training`.
 
     Attributes
     ----------
@@ -195,12 +170,6 @@ class TranslationTraining:
         Of AdamW, and the largest norm of the gradients.
     schedule
         ``"constant"``, or ``"cosine"``: the learning rate falls to 1/20 over the training.
-    accumulate
-        Batches whose mean gradient changes the weights once.
-    checkpoint_gradients
-        Compute activations twice in place of keeping them.
-    ema
-        Decay of the running mean of the weights that is kept in place of the last ones; 0 for none.
     sample_posterior
         Draw latents from their posterior in training, as upstream does, in place of its mean.
     perceptual
@@ -211,66 +180,118 @@ class TranslationTraining:
         ``"clip"``: heads on the frozen features of the image-text network; ``"patch"``: of its own, without weights.
     clip, clip_weights
         Image-text network of :func:`sthist.encoders.get` for the text term and that discriminator.
-    precision
-        ``"auto"`` (bf16 on cuda, float32 elsewhere), ``"32-true"`` or ``"bf16-mixed"``. Weights stay in 32 bits.
     images_every
-        Epochs between images of validation tiles; 0 for none.
-    seed
-        Of every draw.
+        Number of epochs between images of validation tiles; 0 for none.
+    spec
+        :class:`sthist.tiles.TileSpec` of tiles that are not laid yet. By default 128 px as fine as the coarser of H&E
+        and stain; for ``"sd-turbo"`` 108.8 µm on 512 px.
+    n_tiles
+        Number of tiles of each sample, where none are laid.
+    channel, z
+        Channel of the nuclear stain; a plane, or the first and the last of several, of stain and transcripts together.
+    mode, palette, dot_um, min_qv
+        How transcripts are drawn, as of :class:`sthist.tiles.Overlay`: by default in many colours (``"multi"``,
+        ``"permuted"``), from a quality of 20 on. The model keeps it, and draws its input so from then on.
+    dot_s
+        Size of the dots, as of the overlay, by default 0.3; of several, one is drawn for each tile, and the first is
+        that of predictions.
+    prompts
+        Template with ``{tissue}`` in it, by default ``"This is a {tissue} H&E image"``; or a mapping of tissue to
+        prompt, or a JSON file with one. A mapping of tile file to prompt, as :func:`sthist.tiles.export_pairs` writes
+        it, takes the place of ``tissue``; laid tiles that it does not name are left out.
+    max_shift_um
+        Tiles whose H&E lies further off the stain are left out, and so are those with nuclei that match nowhere within
+        10 µm. Tiles with too few nuclei to tell stay. None to measure nothing.
+    augment
+        Turn and mirror pairs, and vary brightness and haze of the stain; the colours of the H&E are never changed.
+        Palettes and sizes of dots are drawn anew in any case.
+    backbone
+        For ``"sd-turbo"``: hub id or folder of SD-Turbo.
+    allow_upsampling
+        Take images that are more than 1.5 times coarser than the tiles.
     """
 
     losses: str | LossWeights = "upstream"
-    epochs: int = 20
     steps_per_epoch: int = 500
     batch_size: int = 4
     lr: float = 5e-6
     lr_discriminator: float = 5e-6
     beta1: float = 0.9
-    weight_decay: float = 1e-2
     clip_norm: float = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
-    accumulate: int = 1
-    checkpoint_gradients: bool = False
-    ema: float = 0.0
     sample_posterior: bool = True
     perceptual: Literal["lpips", "structural"] = "lpips"
     lpips_weights: str | None = None
     discriminator: Literal["clip", "patch"] = "clip"
     clip: str = "open_clip:ViT-B-32-quickgelu/openai"
     clip_weights: str | None = None
-    precision: str = "auto"
     images_every: int = 1
-    seed: int = 0
+    spec: TileSpec | None = None
+    n_tiles: int = 2000
+    channel: str | None = None
+    z: int | tuple[int, int] | None = None
+    mode: Literal["multi", "mono", "none"] | None = None
+    palette: Literal["permuted", "fixed"] | None = None
+    dot_s: float | tuple[float, ...] | None = None
+    dot_um: float | None = None
+    min_qv: float | None = None
+    prompts: Any = None
+    max_shift_um: float | None = 3.0
+    augment: bool = True
+    backbone: str | None = None
+    allow_upsampling: bool = False
+
+    LEAST: ClassVar[dict[str, int]] = Training.LEAST | {"steps_per_epoch": 1, "images_every": 0, "n_tiles": 1}
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = Training.CHOICES | {
+        "schedule": ("constant", "cosine"),
+        "perceptual": ("lpips", "structural"),
+        "discriminator": ("clip", "patch"),
+    }
+    DATA: ClassVar[tuple[str, ...]] = (
+        *("spec", "n_tiles", "channel", "z", "mode", "palette", "dot_s", "dot_um", "min_qv", "prompts"),
+        *("max_shift_um", "augment", "backbone", "allow_upsampling"),
+    )
+    """What is trained on: the model's config and the provenance of its tiles say that."""
+    UNSAVED: ClassVar[tuple[str, ...]] = (*Training.UNSAVED, *DATA)
+    MAY_DIFFER: ClassVar[tuple[str, ...]] = (*Training.MAY_DIFFER, "images_every", "lpips_weights", "clip_weights")
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        for name, least in WHOLE.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                msg = f"{name} is {value!r}; a whole number from {least} on is needed."
-                raise ValueError(msg)
-        for name in ("lr", "lr_discriminator", "clip_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                msg = f"{name} is {getattr(self, name)!r}; a positive number is needed."
-                raise ValueError(msg)
+        super().__post_init__()
         if self.steps_per_epoch % self.accumulate:
             msg = (
-                f"steps_per_epoch is {self.steps_per_epoch}, no multiple of accumulate={self.accumulate}: some "
-                f"batches would be left over."
+                f"steps_per_epoch is {self.steps_per_epoch}, no multiple of accumulate={self.accumulate}: some batches "
+                "would be left over."
             )
             raise ValueError(msg)
-        if not 0 <= self.ema < 1:
-            msg = f"ema is {self.ema!r}; a decay from 0 (none) to less than 1 is needed."
-            raise ValueError(msg)
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                msg = f"{name} is {getattr(self, name)!r}; it is one of {list(known)}."
-                raise ValueError(msg)
         if isinstance(self.losses, dict):
             object.__setattr__(self, "losses", LossWeights(**self.losses))
         if not isinstance(self.losses, LossWeights) and self.losses not in LOSSES:
             msg = f"losses is {self.losses!r}; it is LossWeights, or one of {list(LOSSES)}."
             raise ValueError(msg)
+        if self.max_shift_um is not None and not self.max_shift_um >= 0:
+            msg = f"max_shift_um is {self.max_shift_um!r}; it is a length from 0 in µm, or None."
+            raise ValueError(msg)
+        if not all(math.isfinite(size) and size > 0 for size in self.dot_sizes) or self.dot_s == ():
+            msg = f"dot_s is {self.dot_s!r}; a positive size is needed, or several."
+            raise ValueError(msg)
+        if self.dot_s is not None and self.dot_um is not None:
+            msg = f"Give the size of a dot as dot_um= or as dot_s=, not both ({self.dot_um!r} and {self.dot_s!r})."
+            raise ValueError(msg)
+
+    def _positive(self) -> tuple[str, ...]:
+        return (*super()._positive(), "lr_discriminator")
+
+    @property
+    def dot_sizes(self) -> tuple[float, ...]:
+        """Sizes of the dots as a tuple, empty where the model's own counts."""
+        return () if self.dot_s is None else tuple(float(size) for size in np.atleast_1d(self.dot_s))
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """How transcripts are to be drawn, as fields of a config."""
+        style = {"mode": self.mode, "palette": self.palette, "dot_um": self.dot_um, "min_qv": self.min_qv}
+        style["dot_s"] = self.dot_sizes[0] if self.dot_sizes else None
+        return {name: value for name, value in style.items() if value is not None}
 
     @property
     def weights(self) -> LossWeights:
@@ -291,4 +312,9 @@ class TranslationTraining:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the weights of the losses in place of a preset's name."""
-        return dataclasses.asdict(self) | {"losses": dataclasses.asdict(self.weights)}
+        return super().to_dict() | {"losses": dataclasses.asdict(self.weights)}
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the weights; a training can go on for longer where nothing depends on its end."""
+        endless = self.schedule == "constant" and self.weights.adversarial_from == 0
+        return super().identity() | ({} if endless else {"epochs": self.epochs})

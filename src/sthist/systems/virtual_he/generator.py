@@ -1,13 +1,12 @@
-"""TODO."""
+"""What makes H&E, in the abstract: a model made ready for a section, and a model whose network is trained on pairs."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sthist.training.model import Model
 
@@ -15,8 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    import torch
+    from torch import nn
 
     from sthist._sample.elements import HighResElements
+    from sthist.systems.virtual_he.config import TranslationConfig
     from sthist.tiles import TileReader
     from sthist.tiles._images.image import Image
 
@@ -28,12 +30,14 @@ def as_input(tiles: torch.Tensor, low: float) -> torch.Tensor:
 
 def as_tiles(images: torch.Tensor) -> np.ndarray:
     """Images (n, 3, h, w) from -1 to 1 as tiles (n, h, w, 3) of 8 bits."""
+    import torch
+
     rounded = (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return rounded.permute(0, 2, 3, 1).cpu().numpy()
 
 
 @dataclass(frozen=True)
-class Stainer:
+class PreparedSection:
     """A virtual-staining model made ready for one section.
 
     Attributes
@@ -81,5 +85,85 @@ class VirtualStainModel(Model):
         *,
         allow_upsampling: bool,
         seed: int | None = None,
-    ) -> Stainer:
+    ) -> PreparedSection:
         """Measure what is needed of a section, once, and return what makes its tiles."""
+
+
+class GeneratorModel(VirtualStainModel):
+    """A model whose network, the generator, is trained on pairs of tiles: what is trained, saved and run of it.
+
+    Attributes
+    ----------
+    config
+        What it sees, and its prompts.
+    """
+
+    config: TranslationConfig
+    takes_prompts: ClassVar[bool] = True
+    tissue: str | None
+    compile: bool
+
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """The generator; gradients reach what is trained of it."""
+
+    @abstractmethod
+    def translate(
+        self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Images (n, 3, px, px) from -1 to 1 that a generator makes."""
+
+    @abstractmethod
+    def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor | None:
+        """Embeddings of prompts for the generator; None if it takes none."""
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """What training changes."""
+
+    @abstractmethod
+    def predict(self, tiles: Any, *, batch_size: int = 16) -> np.ndarray:
+        """H&E of tiles, (n, px, px, 3) uint8."""
+
+    @abstractmethod
+    def with_prompt(self) -> GeneratorModel:
+        """A copy that carries its embedded prompt in place of what embeds prompts."""
+
+    @abstractmethod
+    def embedded_prompt(self) -> torch.Tensor | None:
+        """The embedded prompt of the tissue; None if the generator takes none."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int:
+        """Number of trainings so far: a network that runs with older weights is not used."""
+
+    @abstractmethod
+    def chosen_precision(self) -> str:
+        """In what numbers the network computes."""
+
+    def backbone_sha256(self) -> dict[str, str] | None:
+        """Checksums of the files that it starts from; None where it starts from nothing."""
+        return None
+
+    def inference_network(self) -> nn.Module:
+        """A copy of the generator that is only run."""
+        return deepcopy(self.trainable())
+
+    def prompt(self) -> str:
+        """The prompt of the tissue.
+
+        Raises
+        ------
+        KeyError
+            If the model was trained on several tissues, and none is said.
+        """
+        return self.config.prompt_of(self.tissue) if self.takes_prompts else ""
+
+    def weights_sha256(self) -> str:
+        """Checksum of what training changes."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

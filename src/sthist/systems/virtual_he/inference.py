@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.systems.virtual_he.generator import Stainer
+from sthist.systems.virtual_he.generator import PreparedSection, as_input, as_tiles
 from sthist.systems.virtual_he.section import TISSUE_MPP, find_tissue
 from sthist.tiles import Overlay, TileReader
 from sthist.tiles._molecules.density import Grid, count_transcripts
 
 if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements
-    from sthist.systems.virtual_he.translator import Translator
+    from sthist.systems.virtual_he.generator import GeneratorModel
     from sthist.tiles import Image
 
 OVERLAP = 0.25
@@ -26,14 +26,14 @@ LOOKED_AT = 16
 
 
 def prepare_section(
-    model: Translator,
+    model: GeneratorModel,
     elements: HighResElements,
     stain: Image,
     mpp: float,
     *,
     allow_upsampling: bool,
-) -> Stainer:
-    """Make the readers of a section for a model; arguments and errors are those of :meth:`Translator.prepare`."""
+) -> PreparedSection:
+    """Make the readers of a section for a model; arguments and errors are those of :meth:`GeneratorModel.prepare`."""
     spec = model.config.spec
     if abs(mpp / spec.mpp - 1) > 1e-6:
         msg = f"mpp is {mpp:.4g}; this model has learned histology at {spec.mpp:.4g} µm/px, and makes no other."
@@ -70,10 +70,10 @@ def prepare_section(
     # On the CPU a network takes all cores, whose threads wait for each other: reading in between holds all of them up.
     threads = 1 if device == "cpu" else None
     readers: Any = [overlay, tissue]
-    return Stainer(readers, Predict(model), facts, overlap=OVERLAP, concurrent=False, threads=threads)
+    return PreparedSection(readers, Predict(model), facts, overlap=OVERLAP, concurrent=False, threads=threads)
 
 
-def _tissue(model: Translator, elements: HighResElements, stain: Image, content: Any) -> TileReader:
+def _tissue(model: GeneratorModel, elements: HighResElements, stain: Image, content: Any) -> TileReader:
     """A reader of what part of each pixel is tissue."""
     grid, counts = Grid.over(stain.extent_um, TISSUE_MPP), None
     if elements.points is not None:
@@ -86,11 +86,11 @@ def _tissue(model: Translator, elements: HighResElements, stain: Image, content:
 class Predict:
     """What the engine calls, and takes to workers: with the prompt as the generator sees it, and not what embeds it."""
 
-    def __init__(self, model: Translator) -> None:
+    def __init__(self, model: GeneratorModel) -> None:
         self.model = model
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model.told()}
+        return {"model": self.model.with_prompt()}
 
     def __call__(self, tiles: np.ndarray, tissue: np.ndarray) -> np.ndarray:
         """H&E where there is tissue, and white elsewhere: of glass the model has seen little or nothing."""
@@ -102,15 +102,15 @@ class Predict:
         return out
 
 
-class Running:
+class RunningGenerator:
     """A generator on a device, with its prompt embedded once."""
 
-    def __init__(self, model: Translator) -> None:
+    def __init__(self, model: GeneratorModel) -> None:
         import torch
 
-        self.version, self.device, self.input_low = model._version[0], model.device_name, model.config.input_low
+        self.version, self.device, self.input_low = model.version, model.device_name, model.config.input_low
         self.translate = model.translate
-        prompts = model.prompt_vectors([model.prompt()]) if model._told is None else model._told
+        prompts = model.embedded_prompt()
         self.prompts = None if prompts is None else prompts.to(self.device)
         network: Any = model.inference_network().eval().requires_grad_(False)
         self.network: Any = network.to(self.device, memory_format=torch.channels_last)
@@ -123,9 +123,9 @@ class Running:
         import torch
 
         try:
-            return self._made(tiles)
+            return self._translated(tiles)
         except torch.OutOfMemoryError as error:
-            traceback.clear_frames(error.__traceback__)  # they hold what the failed pass had made
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
         n, px = tiles.shape[:2]
         msg = f"{self.device} is out of memory with {n} tiles of {px} px. {self._what_fits(tiles)}"
         raise MemoryError(msg)
@@ -139,7 +139,7 @@ class Running:
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
             try:
-                self._made(tiles[:n])
+                self._translated(tiles[:n])
             except torch.OutOfMemoryError as error:
                 traceback.clear_frames(error.__traceback__)
                 n //= 2
@@ -147,10 +147,8 @@ class Running:
                 return f"batch_size={n} fits."
         return "Not one fits: something else fills it, or the model is too large for it."
 
-    def _made(self, tiles: np.ndarray) -> np.ndarray:
+    def _translated(self, tiles: np.ndarray) -> np.ndarray:
         import torch
-
-        from sthist.systems.virtual_he.generator import as_input, as_tiles
 
         # inference_mode and autocast are of a thread.
         with torch.inference_mode(), torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.half):

@@ -71,7 +71,7 @@ class Reconstruction(nn.Module):
         return parts
 
 
-class Judge(nn.Module):
+class AdversarialLoss(nn.Module):
     """A discriminator with the losses that go with it.
 
     Parameters

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
-from abc import abstractmethod
-from copy import copy, deepcopy
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,27 +12,30 @@ import numpy as np
 
 from sthist._settings import settings
 from sthist.systems.virtual_he.config import TranslationTraining
-from sthist.systems.virtual_he.generator import VirtualStainModel
-from sthist.systems.virtual_he.inference import Running
-from sthist.training.run_folder import read_figures, read_tiles
+from sthist.systems.virtual_he.generator import GeneratorModel
+from sthist.systems.virtual_he.inference import RunningGenerator, prepare_section
+from sthist.training.options import as_training
+from sthist.training.run_folder import read_history, read_tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import pandas as pd
     import torch
-    from torch import nn
 
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.config import TranslationConfig
-    from sthist.systems.virtual_he.generator import Stainer
+    from sthist.systems.virtual_he.generator import PreparedSection
     from sthist.systems.virtual_he.training_set.pairs import Pairs
     from sthist.tiles._images.image import Image
 
 WEIGHTS = "model.safetensors"
 
+NOT_OF_THE_NETWORK = ("training", "seed", "provenance", "backbone")
+"""Fields of a config that do not say what is trained: weights, and where they are, are compared as such."""
 
-class Translator(VirtualStainModel):
+
+class Translator(GeneratorModel):
     """Base of models that turn transcripts on a nuclear stain into H&E with a network that was trained on pairs.
 
     Attributes
@@ -47,9 +48,7 @@ class Translator(VirtualStainModel):
         Figures of each epoch of its training.
     """
 
-    config: TranslationConfig
     default_training: ClassVar[Mapping[str, Any]] = {}
-    takes_prompts: ClassVar[bool] = True
 
     def __init__(self, config: TranslationConfig | None = None) -> None:
         super().__init__(config)
@@ -60,31 +59,9 @@ class Translator(VirtualStainModel):
         self.precision = "auto"
         self.compile = False
         self._running: Any = None
-        self._version = [0]  # shared by copies: what runs of older weights is not used
+        self._trainings = [0]  # a list, as copies share it
         self._lock = threading.Lock()
-        self._told: torch.Tensor | None = None
-
-    @abstractmethod
-    def trainable(self) -> nn.Module:
-        """The generator; gradients reach what is trained of it."""
-
-    @abstractmethod
-    def translate(
-        self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Images (n, 3, px, px) from -1 to 1 that a generator makes."""
-
-    @abstractmethod
-    def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor | None:
-        """What the generator is told by prompts; None if it takes none."""
-
-    def backbone_sha256(self) -> dict[str, str] | None:
-        """Checksums of the files that it starts from; None where it starts from nothing."""
-        return None
-
-    @abstractmethod
-    def state(self) -> dict[str, torch.Tensor]:
-        """What training changes."""
+        self._embedded: torch.Tensor | None = None
 
     def training(self, **changes: Any) -> TranslationTraining:
         """How a model of this kind is trained, with changes.
@@ -99,12 +76,7 @@ class Translator(VirtualStainModel):
         TypeError
             If there is no such field; those that exist are named.
         """
-        fields = {field.name for field in dataclasses.fields(TranslationTraining)}
-        unknown = sorted(set(changes) - fields)
-        if unknown:
-            msg = f"There is no setting {unknown[0]!r} of a training; there are {sorted(fields)}."
-            raise TypeError(msg)
-        return TranslationTraining(**{**self.default_training, **changes})
+        return as_training(TranslationTraining, changes, self.default_training)
 
     def require_trainable(self, training: TranslationTraining) -> None:
         """Refuse what a training would stop at before its first step: prompts, weights of losses, sizes of tiles.
@@ -133,8 +105,7 @@ class Translator(VirtualStainModel):
         *,
         validation: Pairs | None = None,
         folder: str | Path | None = None,
-        training: TranslationTraining | None = None,
-        resume: bool = False,
+        training: TranslationTraining | Mapping[str, Any] | None = None,
         device: str | None = None,
         progress: bool | None = None,
     ) -> Translator:
@@ -150,9 +121,7 @@ class Translator(VirtualStainModel):
             Is made. After each epoch: ``checkpoints/last.ckpt``, the model so far in ``checkpoints/model``,
             ``metrics.csv`` and ``images/epoch_0001.png`` (input, output and real, side by side); at the end the model.
         training
-            How; by default that of :meth:`training`.
-        resume
-            Go on from the checkpoint in the folder.
+            How, or changes to that of :meth:`training`; with ``resume=True`` from the checkpoint in the folder.
         device
             Of torch; ``settings.device`` by default.
         progress
@@ -177,21 +146,85 @@ class Translator(VirtualStainModel):
         MemoryError
             If the device is too small; the message says which batch and tile fit.
         """
-        from sthist.systems.virtual_he.translation_fit import fit, provenance
+        from sthist.systems.virtual_he.training_module import TranslationModule
+        from sthist.systems.virtual_he.validation import Validation, complaint
+        from sthist.training.trainer import train
 
-        chosen = self.training() if training is None else training
+        options = as_training(TranslationTraining, training, self.default_training)
         path = None if folder is None else Path(folder)
-        options: dict[str, Any] = {"resume": resume, "device": device, "progress": progress}
+        self._require_pairs(pairs, options)
+        if validation is not None:
+            self._require_alike(validation)
+        prompts = list(dict.fromkeys([*pairs.prompts, *(validation.prompts if validation is not None else ())]))
+
+        def save_model(folder: Path, history: list[dict[str, float]]) -> None:
+            so_far = self.to()
+            so_far.config = dataclasses.replace(self.config, training=self._provenance(pairs, options, history))
+            so_far.save(folder)
+
         try:
-            self.history = fit(self, pairs, chosen, validation=validation, folder=path, **options)
+            _, self.history = train(
+                lambda: TranslationModule(self, pairs, options, prompts),
+                options,
+                folder=path,
+                identity=self._identity(pairs),
+                device=device,
+                progress=progress,
+                complaint=complaint,
+                evaluate=Validation(validation, path, options.images_every),
+                save_model=save_model,
+            )
         finally:
-            self._version[0] += 1
-        self.config = dataclasses.replace(self.config, training=provenance(self, pairs, chosen, self.history))
+            self._trainings[0] += 1
+        self.config = dataclasses.replace(self.config, training=self._provenance(pairs, options, self.history))
         if path is not None:
             self.save(path)
         return self
 
-    def running_on(
+    def _require_pairs(self, pairs: Pairs, options: TranslationTraining) -> None:
+        self._require_alike(pairs)
+        if len(pairs) < options.batch_size:
+            msg = (
+                f"There are {len(pairs)} pairs to train on, fewer than a batch of {options.batch_size}. Lay more "
+                "tiles, or lower batch_size=."
+            )
+            raise ValueError(msg)
+        if options.checkpoint_gradients and not hasattr(self.trainable(), "checkpoint_gradients"):
+            msg = "checkpoint_gradients=True is for ST2HE; this generator is small enough without."
+            raise ValueError(msg)
+
+    def _require_alike(self, pairs: Pairs) -> None:
+        """Refuse pairs that the model is not made for."""
+        if pairs.px != self.config.px:
+            msg = f"The pairs have {pairs.px} px, the model is for {self.config.spec}."
+            raise ValueError(msg)
+        unknown = set(pairs.prompts) - set(self.config.prompts.values()) if self.takes_prompts else set()
+        if unknown:
+            msg = (
+                f"Pairs have the prompt {sorted(unknown)[0]!r}, and the model would never be told it; "
+                f"config.prompts is "
+                f"{self.config.prompts}."
+            )
+            raise ValueError(msg)
+
+    def _identity(self, pairs: Pairs) -> dict[str, Any]:
+        """What a training is of, beside its options, as plain values."""
+        config = dataclasses.asdict(self.config).items()
+        return {
+            "system": self.system,
+            "backbone": self.backbone_sha256(),
+            "pairs": getattr(pairs, "fingerprint", len(pairs)),
+            **{f"config.{name}": value for name, value in config if name not in NOT_OF_THE_NETWORK},
+        }
+
+    def _provenance(
+        self, pairs: Pairs, options: TranslationTraining, history: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        """How the model was trained, for its config."""
+        before = {"before": self.config.training} if self.config.training else {}
+        return options.to_dict() | {"pairs": len(pairs), "final": history[-1] if history else {}} | before
+
+    def to(
         self,
         device: str | None = None,
         *,
@@ -230,7 +263,7 @@ class Translator(VirtualStainModel):
             self.config.prompt_of(tissue)
         other = copy(self)
         if tissue is not None:
-            other.tissue, other._told = tissue, None
+            other.tissue, other._embedded = tissue, None
         other.device = self.device if device is None else device
         other.precision = self.precision if precision is None else precision
         other.compile = self.compile if compile is None else compile
@@ -258,7 +291,7 @@ class Translator(VirtualStainModel):
         ValueError
             If they are no such tiles, or the batch has none.
         KeyError
-            If the model was trained on several tissues, and none is said (:meth:`running_on`).
+            If the model was trained on several tissues, and none is said (:meth:`to`).
         MemoryError
             If the device is too small for the batch.
         """
@@ -295,7 +328,7 @@ class Translator(VirtualStainModel):
         *,
         allow_upsampling: bool = False,
         seed: int | None = None,
-    ) -> Stainer:
+    ) -> PreparedSection:
         """Index the transcripts of a section, measure its stain, and find its tissue; outside of it the image is white.
 
         Parameters
@@ -318,30 +351,26 @@ class Translator(VirtualStainModel):
         ValueError
             If ``mpp`` is another than the model's, or no tissue is found.
         """
-        from sthist.systems.virtual_he.inference import prepare_section
-
         return prepare_section(self, elements, stain, mpp, allow_upsampling=allow_upsampling)
-
-    def prompt(self) -> str:
-        """What the generator is told.
-
-        Raises
-        ------
-        KeyError
-            If the model was trained on several tissues, and none is said.
-        """
-        return self.config.prompt_of(self.tissue) if self.takes_prompts else ""
 
     def _runs_as(self) -> tuple[Any, ...]:
         """What a network that runs depends on, beside its weights."""
         return self.tissue, self.device_name, self.chosen_precision(), self.compile
 
-    def told(self) -> Translator:
+    def embedded_prompt(self) -> torch.Tensor | None:
+        """The embedded prompt of the tissue; None if the generator takes none."""
+        return self.prompt_vectors([self.prompt()]) if self._embedded is None else self._embedded
+
+    def with_prompt(self) -> Translator:
         """A copy that carries its embedded prompt in place of what embeds prompts."""
-        other = self.running_on()
-        if other._told is None:
-            other._told = self.prompt_vectors([self.prompt()])
+        other = self.to()
+        other._embedded = self.embedded_prompt()
         return other
+
+    @property
+    def version(self) -> int:
+        """Number of trainings of it and its copies: a network that runs with older weights is not used."""
+        return self._trainings[0]
 
     def chosen_precision(self) -> str:
         """In what numbers the network computes."""
@@ -352,22 +381,10 @@ class Translator(VirtualStainModel):
         # On a CPU half precision shifts colours and gains nothing.
         return "bf16" if self.device_name.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
 
-    def weights_sha256(self) -> str:
-        """Checksum of what training changes."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def inference_network(self) -> nn.Module:
-        """A copy of the generator that is only run."""
-        return deepcopy(self.trainable())
-
-    def _ready(self) -> Running:
+    def _ready(self) -> RunningGenerator:
         with self._lock:
-            if self._running is None or self._running.version != self._version[0]:
-                self._running = Running(self)
+            if self._running is None or self._running.version != self.version:
+                self._running = RunningGenerator(self)
             return self._running
 
     def __getstate__(self) -> dict[str, Any]:
@@ -380,4 +397,4 @@ class Translator(VirtualStainModel):
 
     def _read_along(self, folder: Path) -> None:
         """What a training has left beside the model."""
-        self.tiles, self.history = read_tiles(folder), read_figures(folder)
+        self.tiles, self.history = read_tiles(folder), read_history(folder)

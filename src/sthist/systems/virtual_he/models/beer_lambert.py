@@ -11,7 +11,7 @@ from numba import njit
 
 from sthist import _sample, stains
 from sthist._settings import logger, settings
-from sthist.systems.virtual_he.generator import Stainer, VirtualStainModel
+from sthist.systems.virtual_he.generator import PreparedSection, VirtualStainModel
 from sthist.systems.virtual_he.section import SAMPLE_PX, find_tissue, reference_pixels, resample, sample_tiles
 from sthist.tiles._images.reader import TileReader
 from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, paint_cells
@@ -174,7 +174,7 @@ class BeerLambert(VirtualStainModel):
         *,
         allow_upsampling: bool = False,
         seed: int | None = None,
-    ) -> Stainer:
+    ) -> PreparedSection:
         """Measure background and spread of the stain, the tissue, and the density of molecules.
 
         Parameters
@@ -227,7 +227,7 @@ class BeerLambert(VirtualStainModel):
         }
         logger.info("Eosin comes from: %s.", ", ".join(eosin_from))
         predict = _StainTiles(self.config, levels)
-        return Stainer([reader, eosin_reader], predict, facts, overlap=0.0, concurrent=True)
+        return PreparedSection([reader, eosin_reader], predict, facts, overlap=0.0, concurrent=True)
 
     def _molecules(
         self, elements: HighResElements, stain: Image

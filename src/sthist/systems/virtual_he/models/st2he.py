@@ -151,9 +151,9 @@ class ST2HE(Translator):
         """What training changes: adapters and skip connections, or all weights of a small one."""
         return self.generator.trained_state()
 
-    def told(self) -> ST2HE:
+    def with_prompt(self) -> ST2HE:
         """A copy that carries its embedded prompt, and no text encoder."""
-        other = super().told()
+        other = super().with_prompt()
         other._texts = None  # type: ignore[attr-defined]
         return other  # type: ignore[return-value]
 

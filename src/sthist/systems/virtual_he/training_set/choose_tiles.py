@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _sample, stains
 from sthist._imaging.shifts import REACH_UM, STAIN_VECTORS
-from sthist._sample.elements import present
+from sthist._sample.elements import present, region_geometry
 from sthist._sample.samples import naming
 from sthist._settings import logger, settings
 from sthist._tables.rows import core_columns
@@ -48,7 +48,12 @@ ALIKE = 0.98
 
 
 def choose_tiles(
-    sections: Sequence[Section], spec: TileSpec, *, n_tiles: int, max_shift_um: float | None
+    sections: Sequence[Section],
+    spec: TileSpec,
+    *,
+    n_tiles: int,
+    max_shift_um: float | None,
+    within: Any = None,
 ) -> tuple[pd.DataFrame, Units]:
     """Spread tiles where none are laid, and leave out those that cannot be trained on.
 
@@ -60,7 +65,7 @@ def choose_tiles(
     frames, known = [], []
     for section in sections:
         with naming(section.name):
-            frame, obs = _tiles_of(section, spec, n_tiles)
+            frame, obs = _tiles_of(section, spec, n_tiles, within)
             usable = np.flatnonzero(frame["part"] != "dropped")
             if max_shift_um is not None and len(usable):
                 _measure_shifts(section, spec, frame, usable, max_shift_um)
@@ -72,15 +77,19 @@ def choose_tiles(
     return pd.concat(frames, ignore_index=True), units
 
 
-def _tiles_of(section: Section, spec: TileSpec, n_tiles: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tiles_of(section: Section, spec: TileSpec, n_tiles: int, within: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tiles of a section, laid or spread, and what is known of them."""
     import pandas as pd
+    import shapely
     import spatialdata as sd
 
     views = _views(section, spec)
+    region = None if within is None else region_geometry(section.sdata, within)
     if section.laid is not None:
         centres, ids, obs = section.laid.centres, section.laid.ids, section.laid.obs
         outside, blank = _without_content(views, centres, spec.size_um)
+        if region is not None:
+            outside |= ~shapely.contains_xy(region, *centres.T)
     else:
         try:
             shapes = find_cells(section.sdata)
@@ -91,6 +100,9 @@ def _tiles_of(section: Section, spec: TileSpec, n_tiles: int) -> tuple[pd.DataFr
             ) from None
         cells = present(sd.transform(section.sdata.shapes[shapes], to_coordinate_system=_sample.UM))
         places = centroids(cells)
+        if region is not None:
+            inside = shapely.contains_xy(region, *places.T)
+            cells, places = cells[inside], places[inside]
         chosen = spread_tiles(views, places, spec.size_um, n_tiles, MAX_BLANK)
         centres, ids = places[chosen], cells.index.to_numpy()[chosen]
         obs = pd.DataFrame(core_columns(section.sdata, centres), index=range(len(chosen)))

@@ -117,17 +117,15 @@ def laid_spec(sections: Sequence[Section]) -> TileSpec | None:
     return specs[0] if specs else None  # all sections have laid tiles, or none
 
 
-def common_spec(sections: Sequence[Section], size_um: float | None, px: int | None, default: TileSpec) -> TileSpec:
+def common_spec(sections: Sequence[Section], asked: TileSpec | None, default: TileSpec) -> TileSpec:
     """Physical size and pixels of the tiles: as they were laid, else as asked, else the default's."""
     laid = laid_spec(sections)
-    spec = laid or default
-    asked = TileSpec(spec.size_um if size_um is None else size_um, spec.px if px is None else px)
     if laid is None:
-        return asked
-    if not same_spec(asked, laid):
+        return asked or default
+    if asked is not None and not same_spec(asked, laid):
         raise ValueError(
-            f"Tiles of {_in_words(laid)} are laid, and {_in_words(asked)} is asked for. Leave size_um= and px= out, or "
-            "lay others with pp.tiles(..., key_added=...) and name them with tiles=."
+            f"Tiles of {_in_words(laid)} are laid, and {_in_words(asked)} is asked for. Leave spec out, or lay others "
+            "with pp.tiles(..., key_added=...) and name them with regions=."
         )
     return laid
 
