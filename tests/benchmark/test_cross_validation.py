@@ -169,7 +169,7 @@ def test_whole_samples_are_watched(five, trainer, classes):
 
 def test_a_tissue_that_is_told_is_trained_on(five, trainer, knowing, monkeypatch):
     """What is watched is never the last of a tissue: squares are, where a whole sample would be."""
-    monkeypatch.setattr(type(knowing(SPEC)), "running_on", lambda self, device, *, tissue: self, raising=False)
+    monkeypatch.setattr(type(knowing(SPEC)), "to", lambda self, device, *, tissue: self, raising=False)
     told = {"u": "lung", "v": "lung", "w": "skin", "x": "skin", "y": "skin"}
     watching = {"split": "sample", "baselines": ()}
     ablate_virtual_he(
@@ -305,7 +305,7 @@ def test_each_tile_is_asked_for_with_its_tissue(tiled, knowing):
         other.paint = lambda tiles: tiles // {"lung": 2, "skin": 4}[tissue]
         return other
 
-    model.running_on = told
+    model.to = told
     tissues = np.array(["skin", "lung", "skin", "skin", "lung", "lung"], object)
     found = predict_tiles(model, _sample.find_high_res(tiled), centres, SPEC, tissues=tissues, batch_size=2)
     real = TileReader(tiled, "he", SPEC, fill=255).read(centres)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from flat import train_virtual_he
 
 import sthist
 from sthist._sample.samples import samples_of
@@ -255,7 +256,7 @@ def test_tiles_that_the_training_has_spread(tmp_path):
     """No tiles are laid: places and size are those of the model, also of one that was read from its folder."""
     samples = {name: sthist.datasets.toy(size_um=200, seed=i) for i, name in enumerate(("1", "2"))}
     tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
-    model = sthist.tl.train_virtual_he(
+    model = train_virtual_he(
         samples,
         sthist.models.Pix2Pix(tiny),
         folder=tmp_path,

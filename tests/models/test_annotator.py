@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from annotating import CLASSES, SPEC, Planted, TinyClip, embedded, folder_of_tiles
+from flat import train_annotator
 
 import sthist
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
@@ -30,7 +31,7 @@ QUICK = {"split": "slide", "folds": 3, "n_boot": 50, "epochs": 40, "device": "cp
 
 @pytest.fixture(scope="module")
 def linear():
-    return sthist.tl.train_annotator(embedded(), "label", **QUICK)
+    return train_annotator(embedded(), "label", **QUICK)
 
 
 def test_linear_is_a_softmax_of_standardised_features(linear):
@@ -106,10 +107,10 @@ def test_linear_of_tiles_embeds_them():
 
 def test_finetuned_of_another_architecture(tmp_path):
     tiles = folder_of_tiles(tmp_path, 6)
-    annotator = sthist.tl.train_annotator(
+    annotator = train_annotator(
         tiles,
         "label",
-        mode="finetune",
+        method="finetune",
         encoder=TinyClip(),
         test=["P1"],
         epochs=1,

@@ -15,14 +15,15 @@ from turbo_files import TINY, Upstream, write_backbone
 
 import sthist
 from sthist.io._files.images import read_image
-from sthist.systems.virtual_he import translation_fit as fitting
+from sthist.training import trainer
 from sthist.systems.virtual_he.config import LossWeights, TranslationTraining
 from sthist.systems.virtual_he.generator import as_input, as_tiles
 from sthist.systems.virtual_he.models.pix2pix import Pix2PixConfig
 from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
-from sthist.systems.virtual_he.training_module import NotFinite, Translation
+from sthist.systems.virtual_he.training_module import TranslationModule
 from sthist.systems.virtual_he.training_set.pairs import ArrayPairs, order_of, turned
-from sthist.systems.virtual_he.validation import Collapsed, Sanity, complaint
+from sthist.systems.virtual_he.validation import complaint
+from sthist.training.callbacks import Collapsed, CollapseDetector, NotFinite
 
 MAKERS = {"st2he": small, "pix2pix": pix2pix}
 SHORT = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 2}
@@ -93,7 +94,7 @@ class TestEither:
             make().fit(Stopped(*blots(), after=8), training=training, folder=tmp_path, validation=pairs(3, seed=5))
         kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
         assert 0 < kept["sthist"]["step"] < 12
-        resumed = make().fit(pairs(), training=training, folder=tmp_path, validation=pairs(3, seed=5), resume=True)
+        resumed = make().fit(pairs(), training=resuming(training), folder=tmp_path, validation=pairs(3, seed=5))
         assert resumed.weights_sha256() == whole.weights_sha256()
         assert resumed.history == whole.history
         lines = (tmp_path / "metrics.csv").read_text().splitlines()
@@ -105,11 +106,11 @@ class TestEither:
         with pytest.raises(FileExistsError, match="resume=True"):
             make().fit(pairs(), training=training, folder=tmp_path)
         with pytest.raises(ValueError, match=r"of another training, with lr 0\.\d+, not 0\.5"):
-            make().fit(pairs(), training=dataclasses.replace(training, lr=0.5), folder=tmp_path, resume=True)
+            make().fit(pairs(), training=dataclasses.replace(training, lr=0.5, resume=True), folder=tmp_path)
         with pytest.raises(ValueError, match="with pairs 8, not 6"):
-            make().fit(pairs(6), training=training, folder=tmp_path, resume=True)
+            make().fit(pairs(6), training=resuming(training), folder=tmp_path)
         with pytest.raises(ValueError, match="needs folder="):
-            make().fit(pairs(), training=training, resume=True)
+            make().fit(pairs(), training=resuming(training))
 
     def test_refuses_pairs_that_do_not_go_together(self, make):
         with pytest.raises(ValueError, match="fewer than a batch of 4"):
@@ -156,6 +157,10 @@ class Stopped(ArrayPairs):
         return super().read(rows, draw)
 
 
+def resuming(training):
+    return dataclasses.replace(training, resume=True)
+
+
 def test_overfits_one_batch():
     """Four pairs of the toy section: the squared error falls to a twentieth of the mean colour's."""
     sdata = sthist.datasets.toy(size_um=400)
@@ -170,7 +175,7 @@ def test_overfits_one_batch():
 class TestSteps:
     def module(self, model, training, chosen=None):
         chosen = pairs() if chosen is None else chosen
-        return Translation(model, chosen, training, list(dict.fromkeys(chosen.prompts)))
+        return TranslationModule(model, chosen, training, list(dict.fromkeys(chosen.prompts)))
 
     def test_accumulated_gradients_are_those_of_a_larger_batch(self):
         """Without a judge, a step on two batches is a step on both together."""
@@ -253,7 +258,7 @@ class TestSteps:
         loaded = sthist.models.load(tmp_path)
         inputs = blots()[0]
         assert np.array_equal(
-            loaded.running_on(tissue="lung").predict(inputs), model.running_on(tissue="lung").predict(inputs)
+            loaded.to(tissue="lung").predict(inputs), model.to(tissue="lung").predict(inputs)
         )
 
     def test_text_and_features_of_an_image_text_network(self, backbone, clip):
@@ -279,15 +284,16 @@ class TestSteps:
             def read(self, rows, draw):
                 return super().read(rows, draw)
 
-        original = Translation._average
+        original = TranslationModule.after_batch
 
-        def average(module):
-            original(module)
-            seen.append({name: each.detach().clone() for name, each in module._trained()})
+        def after_batch(module, index):
+            original(module, index)
+            weights = module.generator.named_parameters()
+            seen.append({name: each.detach().clone() for name, each in weights if each.requires_grad})
 
         start = {name: each.detach().clone() for name, each in model.generator.named_parameters()}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Translation, "_average", average)
+            patch.setattr(TranslationModule, "after_batch", after_batch)
             model.fit(Watching(*blots()), training=training, folder=tmp_path)
         last = dict(sthist.models.load(tmp_path / "checkpoints" / "model").generator.named_parameters())
         for step, decay in enumerate([0.1, 2 / 11, 3 / 12, 4 / 13]):
@@ -322,11 +328,11 @@ class TestStops:
             assert torch.equal(value, state["state_dict"][f"generator.{name}"])
         assert kept.config.training["final"]["step"] == 3
         monkeypatch.undo()
-        assert len(model.fit(pairs(), training=training, folder=tmp_path, resume=True).history) == 2
+        assert len(model.fit(pairs(), training=resuming(training), folder=tmp_path).history) == 2
 
     def test_outputs_of_one_colour(self, monkeypatch, tmp_path, caplog):
         """It looked right for an epoch, and then does not: the first epoch is what is kept."""
-        monkeypatch.setattr("sthist.systems.virtual_he.validation.CHECK_EVERY", 1)
+        monkeypatch.setattr("sthist.training.callbacks.CHECK_EVERY", 1)
         looks, calls = as_input(torch.from_numpy(blots()[1]), -1.0), []
 
         def made(_, generator, images, *__):
@@ -347,12 +353,11 @@ class TestStops:
         assert "Epoch 2 is not kept: the outputs are almost of one colour" in caplog.text
 
     def test_what_learns_slowly_is_not_stopped_but_said(self, monkeypatch, caplog):
-        monkeypatch.setattr("sthist.systems.virtual_he.validation.CHECK_EVERY", 1)
+        monkeypatch.setattr("sthist.training.callbacks.CHECK_EVERY", 1)
         model = pix2pix()
         training = model.training(losses=PLAIN, lr=1e-7, epochs=1, steps_per_epoch=12, batch_size=1)
-        assert complaint(
-            as_input(torch.from_numpy(model.predict(blots()[0])), -1.0), as_input(torch.from_numpy(blots()[1]), -1.0)
-        )
+        made, real = (as_input(torch.from_numpy(tiles), -1.0) for tiles in (model.predict(blots()[0]), blots()[1]))
+        assert complaint({"fake": made, "real": real})
         assert len(model.fit(pairs(), training=training).history) == 1
         assert "never looked like the real images: " in caplog.text
 
@@ -370,18 +375,18 @@ class TestStops:
     def test_what_is_wrong(self, change, said):
         torch.manual_seed(0)
         real = as_input(torch.from_numpy(blots()[1]), -1.0)
-        found = complaint(change(real), real)
-        assert said in found if said else found == ""
+        problem = complaint({"fake": change(real), "real": real})
+        assert said in problem if said else problem == ""
 
     def test_one_odd_batch_stops_nothing(self, monkeypatch):
-        monkeypatch.setattr("sthist.systems.virtual_he.validation.PATIENCE", 4)
-        watch = Sanity()
+        monkeypatch.setattr("sthist.training.callbacks.CHECKS", 4)
+        watch = CollapseDetector(complaint)
         real = as_input(torch.from_numpy(blots()[1]), -1.0)
         for step, fake in enumerate([real, real * 0, real * 0, real * 0, real, real * 0], start=40):
             module = type("Module", (), {"step": 25 * step})
             watch.on_train_batch_end(None, module, {"fake": fake, "real": real}, None, 0)
         assert watch.failed == 1
-        resumed = Sanity()
+        resumed = CollapseDetector(complaint)
         resumed.load_state_dict(watch.state_dict())
         assert (resumed.passed, resumed.failed) == (True, 1)
 
@@ -421,7 +426,7 @@ class TestStops:
     def test_afterwards_it_is_what_it_has_become(self, tmp_path):
         """Also copies that ran before: none goes on with weights that are no more."""
         model = pix2pix()
-        copy, before = model.running_on(), model.predict(blots()[0])
+        copy, before = model.to(), model.predict(blots()[0])
         copy.predict(blots()[0])
         with pytest.raises(OSError, match="pulled out") as error:
             model.fit(
@@ -431,7 +436,7 @@ class TestStops:
         after = model.predict(blots()[0])
         assert not np.array_equal(after, before)
         assert np.array_equal(copy.predict(blots()[0]), after)
-        assert np.array_equal(model.running_on().predict(blots()[0]), after)
+        assert np.array_equal(model.to().predict(blots()[0]), after)
         assert not model.generator.training
 
 
@@ -461,10 +466,10 @@ class TestSettings:
         with pytest.raises(KeyError, match=r"several tissues, \['lung', 'skin'\]: say which"):
             model.predict(blots()[0])
         with pytest.raises(KeyError, match="knows no tissue 'liver'"):
-            model.running_on(tissue="liver")
+            model.to(tissue="liver")
         with pytest.raises(KeyError, match="not conditioned"):
-            small().running_on(tissue="lung")
-        lung, skin = (model.running_on(tissue=name).predict(blots()[0]) for name in ("lung", "skin"))
+            small().to(tissue="lung")
+        lung, skin = (model.to(tissue=name).predict(blots()[0]) for name in ("lung", "skin"))
         assert not np.array_equal(lung, skin)
 
     @pytest.mark.parametrize(
@@ -508,24 +513,24 @@ class TestSettings:
 class TestRunning:
     def test_what_is_not_said_stays(self):
         model = small(prompts={"lung": "This is lung", "skin": "This is skin"})
-        told = model.running_on("cpu", precision="float32").running_on(tissue="skin").running_on()
-        assert (told.device, told.tissue, told.precision) == ("cpu", "skin", "float32")
+        copied = model.to("cpu", precision="float32").to(tissue="skin").to()
+        assert (copied.device, copied.tissue, copied.precision) == ("cpu", "skin", "float32")
         assert (model.device, model.tissue) == (None, None)
         with pytest.raises(ValueError, match="precision is 'half'"):
-            model.running_on(precision="half")
+            model.to(precision="half")
 
     def test_half_precision_is_another_arithmetic(self, monkeypatch):
-        model = small().running_on("cpu")
+        model = small().to("cpu")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-        assert [model.running_on(each).chosen_precision() for each in ("cpu", "cuda:1")] == ["float32", "bf16"]
-        assert model.running_on("cuda", precision="float32").chosen_precision() == "float32"
-        one, other = (model.running_on(precision=each).predict(blots()[0]).astype(int) for each in ("float32", "bf16"))
+        assert [model.to(each).chosen_precision() for each in ("cpu", "cuda:1")] == ["float32", "bf16"]
+        assert model.to("cuda", precision="float32").chosen_precision() == "float32"
+        one, other = (model.to(precision=each).predict(blots()[0]).astype(int) for each in ("float32", "bf16"))
         assert 0.95 < np.corrcoef(one.ravel(), other.ravel())[0, 1] < 1
 
     def test_it_goes_into_the_record(self):
         sdata = sthist.datasets.toy(size_um=100)
         facts = []
-        for model in (small(), small().running_on(precision="bf16"), small(seed=1)):
+        for model in (small(), small().to(precision="bf16"), small(seed=1)):
             elements = sthist._sample.elements.find_high_res(sdata)
             facts.append(model.prepare(elements, sthist.tiles.open_image(sdata, elements.nuclear), 0.5).facts)
         assert facts[0]["arithmetic"] == ["cpu", "float32", "eager"]
@@ -535,7 +540,7 @@ class TestRunning:
 
     def test_pix2pix_is_told_nothing(self):
         model = pix2pix(prompts={"lung": "This is lung", "skin": "This is skin"})
-        assert np.array_equal(model.predict(blots()[0]), model.running_on(tissue="liver").predict(blots()[0]))
+        assert np.array_equal(model.predict(blots()[0]), model.to(tissue="liver").predict(blots()[0]))
 
     def test_threads_share_one_network(self):
         from concurrent.futures import ThreadPoolExecutor
@@ -557,7 +562,7 @@ class TestRunning:
 
         from sthist.systems.virtual_he.inference import Predict
 
-        model = small(prompts={"lung": "This is lung", "skin": "This is skin"}).running_on(tissue="skin")
+        model = small(prompts={"lung": "This is lung", "skin": "This is skin"}).to(tissue="skin")
         sent = cloudpickle.loads(cloudpickle.dumps(Predict(model)))
         assert sent.model._texts is None
         inputs, tissue = blots()[0], np.ones((8, PX, PX, 1), np.float32)
@@ -595,21 +600,21 @@ class TestSameTraining:
     )
     def test_config(self, stopped, fields, said):
         with pytest.raises(ValueError, match=f"of another training, with {said}"):
-            small(**fields).fit(pairs(), training=small().training(**SHORT), folder=stopped, resume=True)
+            small(**fields).fit(pairs(), training=small().training(**SHORT, resume=True), folder=stopped)
 
     def test_for_longer(self, stopped):
         with pytest.raises(ValueError, match="to go on for longer, load the model and train it on in another folder"):
-            small().fit(pairs(), training=small().training(**SHORT | {"epochs": 3}), folder=stopped, resume=True)
+            small().fit(pairs(), training=small().training(**SHORT | {"epochs": 3}, resume=True), folder=stopped)
         training = small().training(**SHORT | {"epochs": 1}, schedule="constant", losses=LossWeights(text=0))
         model = small().fit(pairs(), training=training, folder=stopped / "constant")
         longer = small().fit(
-            pairs(), training=dataclasses.replace(training, epochs=2), folder=stopped / "constant", resume=True
+            pairs(), training=dataclasses.replace(training, epochs=2, resume=True), folder=stopped / "constant"
         )
         assert len(model.history) + 1 == len(longer.history)
 
     def test_what_does_not_change_weights_may_change(self, stopped):
         training = small().training(**SHORT, images_every=0, checkpoint_gradients=True)
-        assert len(small().fit(pairs(), training=training, folder=stopped, resume=True).history) == 2
+        assert len(small().fit(pairs(), training=resuming(training), folder=stopped).history) == 2
 
     def test_pairs_that_say_what_they_are(self, tmp_path):
         named = pairs()
@@ -617,14 +622,14 @@ class TestSameTraining:
         small().fit(named, training=small().training(**SHORT), folder=tmp_path)
         named.fingerprint = "other"
         with pytest.raises(ValueError, match="with pairs 'one', not 'other'"):
-            small().fit(named, training=small().training(**SHORT), folder=tmp_path, resume=True)
+            small().fit(named, training=small().training(**SHORT, resume=True), folder=tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"damaged", None])
     def test_damaged(self, stopped, content):
         path = stopped / "checkpoints" / "last.ckpt"
         path.write_bytes(content) if content is not None else torch.save({"a": 1}, path)
         with pytest.raises(ValueError, match="no checkpoint of this package, or damaged"):
-            small().fit(pairs(), training=small().training(**SHORT), folder=stopped, resume=True)
+            small().fit(pairs(), training=small().training(**SHORT, resume=True), folder=stopped)
 
 
 class TestFiles:
@@ -775,5 +780,5 @@ class TestOrder:
 
 def test_precision_of_a_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert [fitting._precision("auto", each) for each in ("cuda", "cpu")] == ["bf16-mixed", "32-true"]
-    assert fitting._precision("32-true", "cuda") == "32-true"
+    assert [trainer.lightning_precision("auto", each) for each in ("cuda", "cpu")] == ["bf16-mixed", "32-true"]
+    assert trainer.lightning_precision("float32", "cuda") == "32-true"

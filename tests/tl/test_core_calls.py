@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from flat import train_annotator
 from sklearn.metrics import roc_auc_score
 
 import sthist
@@ -20,7 +21,7 @@ def test_cores_are_called_at_least_as_well_as_tiles():
     for data in (sections, array):
         sthist.pp.embed(data, "morphology", image="virtual_he", progress=False)
         sthist.pp.label_regions(data, "tiles", by="regions", key_added="truth")
-    annotator = sthist.tl.train_annotator(sections, "truth", split="sample", folds=2, baseline=False)
+    annotator = train_annotator(sections, "truth", split="sample", folds=2, baseline=False)
     sthist.tl.annotate(array, annotator)
     sthist.tl.pool_topk(array, "annotation", groupby="cores")
     tiles, cores = array["tiles_table"], array["cores_table"]

@@ -9,6 +9,7 @@ import pytest
 import spatialdata as sd
 import torch
 from cluster import two_workers
+from flat import train_virtual_he
 from translating import pairs, pix2pix, small
 
 import sthist
@@ -40,7 +41,7 @@ def model():
     sdata = sthist.datasets.toy(size_um=400, seed=1)
     training = {"epochs": 1, "steps_per_epoch": 250, "batch_size": 4, "lr": 2e-3}
     losses = sthist.models.LossWeights(l2=4, perceptual=1, text=0, adversarial=0)
-    return sthist.tl.train_virtual_he(
+    return train_virtual_he(
         sdata, pix2pix(**SPEC), n_tiles=200, losses=losses, progress=False, device="cpu", **training
     )
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from annotating import SPEC, Planted, TinyClip, embedded, folder_of_tiles
+from flat import train_annotator
 
 import sthist
 from sthist.tiles import TileSpec
@@ -16,7 +17,7 @@ FAST = {"split": "slide", "folds": 3, "n_boot": 100, "epochs": 60, "lr": 0.05, "
 
 
 def train(adata, **kwargs):
-    return sthist.tl.train_annotator(adata, "label", **(FAST | kwargs))
+    return train_annotator(adata, "label", **(FAST | kwargs))
 
 
 class TestLinear:
@@ -154,17 +155,17 @@ class TestLinear:
             (lambda a: a.obsm["X_planted"].__setitem__((4, 0), np.inf), {}, ValueError, "first row 4"),
             (lambda a: None, {"folds": 7}, ValueError, "There are 6 groups .* and 7 folds"),
             (lambda a: None, {"classes": ["fat", "bone"]}, ValueError, "each of some row"),
-            (lambda a: None, {"mode": "svm"}, ValueError, "mode is 'svm'"),
+            (lambda a: None, {"method": "svm"}, ValueError, "mode is 'svm'"),
             (lambda a: None, {"class_weights": "none"}, ValueError, "'balanced' or None"),
             (lambda a: None, {"validation": 1}, ValueError, "validation is 1"),
             (lambda a: None, {"lr": 0}, ValueError, "lr is 0"),
             (lambda a: None, {"epochs": 0}, ValueError, "epochs is 0"),
-            (lambda a: None, {"prompts": {"a": "b"}}, ValueError, "go with mode='text'"),
+            (lambda a: None, {"prompts": {"a": "b"}}, ValueError, "go with method='text'"),
             (lambda a: None, {"encoder": "uni"}, KeyError, r"no obsm\['X_uni'\]"),
             (lambda a: None, {"spec": TileSpec(99, 32)}, ValueError, "stored embeddings cannot be of other tiles"),
-            (lambda a: None, {"mode": "finetune"}, ValueError, "say which one with encoder="),
-            (lambda a: None, {"mode": "finetune", "encoder": Planted()}, ValueError, "no module that can be trained"),
-            (lambda a: None, {"mode": "finetune", "encoder": TinyClip()}, ValueError, "without pixels"),
+            (lambda a: None, {"method": "finetune"}, ValueError, "say which one with encoder="),
+            (lambda a: None, {"method": "finetune", "encoder": Planted()}, ValueError, "no module that can be trained"),
+            (lambda a: None, {"method": "finetune", "encoder": TinyClip()}, ValueError, "without pixels"),
         ],
     )
     def test_refused(self, change, kwargs, error, message):
@@ -199,10 +200,10 @@ class TestFinetune:
     def test_learns_from_tiles(self, tiles, tmp_path):
         encoder = TinyClip()
         before = {name: value.clone() for name, value in encoder.module.state_dict().items()}
-        annotator = sthist.tl.train_annotator(
+        annotator = train_annotator(
             tiles,
             "label",
-            mode="finetune",
+            method="finetune",
             encoder=encoder,
             folds=2,
             epochs=4,
@@ -227,10 +228,10 @@ class TestFinetune:
 
     def test_same_seed_same_weights(self, tiles):
         made = [
-            sthist.tl.train_annotator(
+            train_annotator(
                 tiles,
                 "label",
-                mode="finetune",
+                method="finetune",
                 encoder=TinyClip(),
                 test=["P2"],
                 epochs=2,
@@ -245,10 +246,10 @@ class TestFinetune:
     def test_batch_normalisation_keeps_its_statistics(self, tiles, tmp_path):
         """A convolutional network from the registry: learned weights change, running statistics do not."""
         encoder = sthist.encoders.get("timm:test_resnet", pretrained=False, device="cpu", spec=SPEC)
-        annotator = sthist.tl.train_annotator(
+        annotator = train_annotator(
             tiles,
             "label",
-            mode="finetune",
+            method="finetune",
             encoder=encoder,
             test=["P2"],
             epochs=2,
@@ -274,7 +275,7 @@ class TestFinetune:
         encoder = TinyClip()
         encoder.spec = None
         with pytest.raises(ValueError, match="How large the tiles are is not known"):
-            sthist.tl.train_annotator(tiles, "label", mode="finetune", encoder=encoder)
+            train_annotator(tiles, "label", method="finetune", encoder=encoder)
 
     def test_tiles_of_a_slide(self, toy):
         """Laid tiles are read from the image; those of another size than the encoder's are refused."""
@@ -282,7 +283,7 @@ class TestFinetune:
         sthist.pp.tiles(toy, size_um=16, px=32, overlap=0.3)
         sthist.pp.label_regions(toy, "tiles", by="regions")
         run = {
-            "mode": "finetune",
+            "method": "finetune",
             "split": "block",
             "test": 0.3,
             "block_um": 60,
@@ -290,9 +291,7 @@ class TestFinetune:
             "n_boot": 20,
             "baseline": False,
         }
-        annotator = sthist.tl.train_annotator(
-            toy, "label", encoder=TinyClip(), table="tiles_table", device="cpu", **run
-        )
+        annotator = train_annotator(toy, "label", encoder=TinyClip(), table="tiles_table", device="cpu", **run)
         assert annotator.report.weighted_auc > 0.6
         assert annotator.spec == SPEC
         sthist.tl.annotate(toy, annotator)
@@ -302,7 +301,7 @@ class TestFinetune:
             sthist.tl.annotate(toy, annotator, table="coarse_table")
         sthist.pp.label_regions(toy, "coarse", by="regions")
         with pytest.raises(ValueError, match="was trained at 0.5 µm/px"):
-            sthist.tl.train_annotator(toy, "label", encoder=TinyClip(), table="coarse_table", **run)
+            train_annotator(toy, "label", encoder=TinyClip(), table="coarse_table", **run)
 
 
 class TestText:
@@ -313,10 +312,10 @@ class TestText:
         """Neighbouring planes train, the one between them tests."""
         tiles = folder_of_tiles(tmp_path, 20, patients=("1", "2", "3"))
         tiles.obs["z"] = tiles.obs["patient"].astype(str)
-        annotator = sthist.tl.train_annotator(
+        annotator = train_annotator(
             tiles,
             "label",
-            mode="text",
+            method="text",
             encoder=TinyClip(frozen_text=frozen),
             prompts=self.PROMPTS,
             templates=["{}", "an image of {}"],
@@ -346,8 +345,8 @@ class TestText:
     def test_prompts_for_all_classes(self, tmp_path):
         tiles = folder_of_tiles(tmp_path, 3)
         with pytest.raises(ValueError, match="no prompts for the classes"):
-            sthist.tl.train_annotator(tiles, "label", mode="text", encoder=TinyClip(), prompts={"fat": "fat"}, folds=2)
+            train_annotator(tiles, "label", method="text", encoder=TinyClip(), prompts={"fat": "fat"}, folds=2)
         encoder = TinyClip()
         encoder.embed_text = None
         with pytest.raises(ValueError, match="embeds images only"):
-            sthist.tl.train_annotator(tiles, "label", mode="text", encoder=encoder, folds=2)
+            train_annotator(tiles, "label", method="text", encoder=encoder, folds=2)

@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+from flat import train_virtual_he
 
 import sthist
 from sthist import scale
 from sthist._imaging.shifts import STAIN_VECTORS
 from sthist.systems.virtual_he.config import LossWeights
 from sthist.systems.virtual_he.models.pix2pix import Pix2Pix, Pix2PixConfig
-from sthist.systems.virtual_he.train import train_virtual_he
 from sthist.systems.virtual_he.training_set.choose_tiles import _stain_vectors, choose_tiles
 from sthist.systems.virtual_he.training_set.sections import find_sections
 from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import Overlay, TileReader, TileSpec
 
 SPEC = TileSpec(size_um=32, px=32)
-SMALL = {"size_um": SPEC.size_um, "px": SPEC.px, "n_tiles": 40}
+SMALL = {"spec": SPEC, "n_tiles": 40}
 QUICK = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "progress": False, "device": "cpu"}
 
 
@@ -64,7 +64,7 @@ def lay(sdata, n_tiles=40, **columns):
 
 def tiny(**fields):
     """A model that trains in no time."""
-    return Pix2Pix(Pix2PixConfig(size_um=32, px=32, width=4, max_width=8, depth=3, **fields))
+    return Pix2Pix(Pix2PixConfig(spec=SPEC, width=4, max_width=8, depth=3, **fields))
 
 
 def move_he(sdata, x_um, y_um):
@@ -184,7 +184,7 @@ class TestTiles:
     def test_default_sizes(self, sdata, fits):
         model = train_virtual_he(sdata, n_tiles=10, **QUICK)
         assert model.config.spec == TileSpec(size_um=128 * 0.5, px=128)  # toy has 0.5 µm/px
-        model = train_virtual_he(sdata, "pix2pix", px=64, n_tiles=20, **QUICK)
+        model = train_virtual_he(sdata, "pix2pix", spec=TileSpec(32, 64), n_tiles=20, **QUICK)
         assert model.config.spec == TileSpec(size_um=32, px=64)
         assert isinstance(model, Pix2Pix)
         lay(sdata, 20)
@@ -208,7 +208,7 @@ class TestTiles:
 
 class TestSplit:
     def test_tiles_of_different_parts_do_not_overlap(self, both, fits):
-        model = train_virtual_he(both, size_um=32, px=32, n_tiles=150, test=0.2, validation=0.2, **QUICK)
+        model = train_virtual_he(both, spec=SPEC, n_tiles=150, test=0.2, validation=0.2, **QUICK)
         parts = {name: model.tiles[model.tiles["part"] == name] for name in ("train", "validation", "test")}
         assert all(len(part) > 10 for part in parts.values())
         for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
@@ -280,7 +280,7 @@ class TestSplit:
 
     def test_squares_are_watched_where_a_whole_patient_would_be_half_of_what_trains(self, both, fits):
         three = {**both, "c": sd.deepcopy(both["a"])}
-        model = train_virtual_he(three, split="sample", test=["c"], size_um=32, px=32, n_tiles=150, **QUICK)
+        model = train_virtual_he(three, split="sample", test=["c"], spec=SPEC, n_tiles=150, **QUICK)
         parts = model.tiles.groupby("part")["sample"].unique()
         assert set(parts["test"]) == {"c"}
         assert set(parts["train"]) == {"a", "b"}
@@ -309,7 +309,7 @@ class TestSplit:
 
     def test_small_sections_are_split_into_smaller_blocks(self, sdata, fits):
         """Four tiles of 64 µm a side are nearly the whole section."""
-        options = {**QUICK, "size_um": 64, "px": 64, "n_tiles": 60}
+        options = {**QUICK, "spec": TileSpec(64, 64), "n_tiles": 60}
         large = train_virtual_he(sdata, block_um=4 * 64, **options).tiles["part"]
         assert not (large == "validation").any()  # there is one block
         model = train_virtual_he(sdata, **options)
@@ -427,9 +427,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "error", "said"),
         [
-            ({"px": 30}, ValueError, "30 px does not go through"),
-            ({"model": "sd-turbo", "px": 500}, ValueError, "500 px does not go through"),
-            ({"model": "pix2pix", "px": 100}, ValueError, "100 px does not go through"),
+            ({"spec": TileSpec(32, 30)}, ValueError, "30 px does not go through"),
+            ({"model": "sd-turbo", "spec": TileSpec(108.8, 500)}, ValueError, "500 px does not go through"),
+            ({"model": "pix2pix", "spec": TileSpec(32, 100)}, ValueError, "100 px does not go through"),
             ({"model": "large"}, ValueError, r"'large'.*\['small', 'sd-turbo', 'pix2pix'\]"),
             ({"backbone": "x"}, ValueError, "backbone= is for"),
             ({"epoch": 3}, TypeError, "'epoch'.*Did you mean 'epochs'"),
@@ -446,7 +446,7 @@ class TestRefused:
             ({"he": "nothing"}, KeyError, "nothing"),
             ({"image": "nothing"}, KeyError, "nothing"),
             ({"points": "nothing"}, KeyError, "nothing"),
-            ({"tiles": "nothing"}, KeyError, "nothing"),
+            ({"regions": "nothing"}, KeyError, "nothing"),
             ({"he": "morphology_focus"}, ValueError, "no H&E: it has 1 channels of uint16"),
             ({"split": "slide"}, KeyError, "no column of the tiles of sample"),
             ({"split": {"z": "train"}}, KeyError, "nothing of 1 samples"),
@@ -492,20 +492,20 @@ class TestRefused:
         with pytest.raises(ValueError, match="1 of 2 samples have no laid tiles, such as 'b'"):
             train_virtual_he(both, **QUICK)
         with pytest.raises(ValueError, match="32 µm on 32 px are laid, and 64 µm on 32 px"):
-            train_virtual_he(both["a"], size_um=64, **QUICK)
+            train_virtual_he(both["a"], spec=TileSpec(64, 32), **QUICK)
         sthist.pp.tiles(both["b"], size_um=40, px=32, sampling="fps", n_tiles=10)
         with pytest.raises(ValueError, match="'a' are 32 µm on 32 px, those of 'b' 40 µm"):
             train_virtual_he(both, **QUICK)
 
     def test_images_much_coarser_than_the_tiles(self, sdata, fits):
         with pytest.raises(ValueError, match="allow_upsampling=True"):
-            train_virtual_he(sdata, **{**SMALL, "px": 128}, **QUICK)
-        train_virtual_he(sdata, allow_upsampling=True, **{**SMALL, "px": 128}, **QUICK)
+            train_virtual_he(sdata, **{**SMALL, "spec": TileSpec(32, 128)}, **QUICK)
+        train_virtual_he(sdata, allow_upsampling=True, **{**SMALL, "spec": TileSpec(32, 128)}, **QUICK)
         assert fits[0]["pairs"].px == 128
 
     def test_tiles_larger_than_the_section(self, sdata, fits):
         with pytest.raises(ValueError, match="No tile of 320 µm of sample 'sample'.*Make tiles smaller"):
-            train_virtual_he(sdata, size_um=320, px=64, allow_upsampling=True, **QUICK)
+            train_virtual_he(sdata, spec=TileSpec(320, 64), allow_upsampling=True, **QUICK)
 
     def test_too_few_tiles_are_left(self, sdata, fits):
         with pytest.raises(ValueError, match="fewer than a batch of 38"):
@@ -528,7 +528,7 @@ class TestContinued:
     @pytest.mark.parametrize(
         ("fields", "arguments", "said"),
         [
-            ({}, {"px": 64}, "the model is for"),
+            ({}, {"spec": TileSpec(32, 64)}, "the model is for"),
             ({}, {"mode": "mono"}, "mode='mono', and the model was trained with 'multi'"),
             ({}, {"dot_s": 0.9}, "dot_s=0.9"),
             ({"prompts": {"lung": "x"}}, {}, "tissue= which one"),
@@ -548,7 +548,7 @@ class TestTraining:
         """After some steps, tiles that were held out are nearer to the real ones than those of an untrained model."""
         losses = LossWeights(l2=4.0, perceptual=1.0, text=0.0, adversarial=0.0)
         options = {**QUICK, "steps_per_epoch": 30, "batch_size": 4, "losses": losses, "images_every": 0}
-        model = train_virtual_he(sdata, folder=tmp_path, size_um=32, px=32, n_tiles=80, test=0.2, **options)
+        model = train_virtual_he(sdata, folder=tmp_path, spec=SPEC, n_tiles=80, test=0.2, **options)
         tested = model.tiles[model.tiles["part"] == "test"][["x_um", "y_um"]].to_numpy()
         real = TileReader(sdata, "he", SPEC, fill=255).read(tested).astype(float)
         stain = Overlay(sdata, SPEC, seed=0, **model.config.style()).read(tested)
@@ -566,8 +566,8 @@ class TestTraining:
 
     def test_resumed_where_names_look_like_numbers(self, both, tmp_path):
         named = {"01": both["a"], "02": both["b"]}
-        first = train_virtual_he(named, tiny(), folder=tmp_path, size_um=32, px=32, n_tiles=60, **QUICK)
-        again = train_virtual_he(named, tiny(), folder=tmp_path, size_um=32, px=32, n_tiles=60, resume=True, **QUICK)
+        first = train_virtual_he(named, tiny(), folder=tmp_path, spec=SPEC, n_tiles=60, **QUICK)
+        again = train_virtual_he(named, tiny(), folder=tmp_path, spec=SPEC, n_tiles=60, resume=True, **QUICK)
         loaded = sthist.models.load(tmp_path)
         for model in (again, loaded):
             assert set(model.tiles["sample"]) == {"01", "02"}

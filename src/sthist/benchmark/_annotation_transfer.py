@@ -16,7 +16,8 @@ from sthist.benchmark._tiles import shared_tiles
 from sthist.metrics._classify import auc_statistic, bootstrap_interval
 from sthist.metrics._compare import shuffled
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
-from sthist.systems.annotation.tasks import DEFAULTS, LinearTask, Options
+from sthist.systems.annotation.options import AnnotatorTraining
+from sthist.systems.annotation.tasks import LinearTask
 from sthist.training.model import weight_hash
 from sthist.training.split_groups import group_rows, units_of
 from sthist.training.splits import folds_of, validation_part
@@ -276,8 +277,7 @@ def _cross_fitted(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Probabilities of the held-out tiles of each image, (n, classes), NaN elsewhere; and which were held out."""
     where = settings.torch_device() if device in (None, "auto") else str(device)
-    options = Options(**DEFAULTS["linear"], patience=PATIENCE, balanced=True, device=where)
-    task = LinearTask(real, len(rows.classes), options)
+    task = LinearTask(real, len(rows.classes), AnnotatorTraining(patience=PATIENCE, seed=seed), where)
     config = AnnotatorConfig(classes=tuple(rows.classes), encoder="embeddings", dim=real.shape[1])
     called = {name: np.full((len(real), len(rows.classes)), np.nan, np.float32) for name in ("virtual", "real")}
     pairs = folds_of(grouping, rows.codes, folds=fold_count(grouping, folds), seed=seed)
@@ -289,7 +289,7 @@ def _cross_fitted(
                 "fewer folds, or smaller blocks (block_um=), or leave it out with classes=."
             )
         kept, watched = validation_part(grouping, rows.codes, train, VALIDATION, seed=seed)
-        fitted = Annotator(config, task.fit(rows.codes, kept, watched, seed).weights)
+        fitted = Annotator(config, task.fit(rows.codes, kept, watched).weights)
         called["virtual"][test], called["real"][test] = fitted.classify(virtual[test]), fitted.classify(real[test])
     return called, np.sort(np.concatenate([test for _, test in pairs]))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sthist.benchmark._study import BASE, BASELINES, flat_training, run_study
+from sthist.tiles import TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from sthist.encoders import Encoder
     from sthist.systems.virtual_he.config import TranslationTraining
-    from sthist.tiles import TileSpec
 
 DOT_SIZES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DOT_SIZE = 0.3
@@ -131,9 +131,9 @@ def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> d
     if mode != "none" and training.get("dot_um") is None:
         drawn = training.get("dot_s", DOT_SIZE)
         variants |= {f"dots of {s:g}": {"dot_s": s} for s in DOT_SIZES if s != drawn}
-    size_um, px = training.get("size_um") or spec.size_um, training.get("px") or spec.px
-    if px % (2 * STRIDES.get(model, 64)) == 0:
-        variants["half tiles"] = {"size_um": size_um / 2, "px": px // 2}
+    spec = training.get("spec") or spec
+    if spec.px % (2 * STRIDES.get(model, 64)) == 0:
+        variants["half tiles"] = {"spec": TileSpec(spec.size_um / 2, spec.px // 2)}
     variants |= _losses(model, training)
     if training.get("tissue") is not None:
         variants["tissue not said"] = {"tissue": None, "prompts": None} if "prompts" in training else {"tissue": None}
@@ -212,7 +212,7 @@ def cross_validate_virtual_he(
         Of the trainings, each of which is scored.
     regions
         Tiles that :func:`sthist.pp.tiles` has laid; of their size is what is scored. The model is trained on tiles of
-        that size, too, or of ``size_um=`` and ``px=``, around the same centres.
+        that size, too, or of ``spec=``, around the same centres.
     baselines
         Among ``"beer-lambert"``, ``"beer-lambert, training colours"`` (its stains fitted to real tiles of the training
         part), and ``"mean colour"`` (of the same). Empty for none. ``"shuffled"``, the model's image of another tile,

@@ -21,6 +21,7 @@ from sthist.metrics._compare import PAIRS, SETS, shuffled
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.systems.virtual_he.training_set.prompts import require_tissues
 from sthist.tiles import TileSpec
+from sthist.training.splits import Split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from sthist.systems.virtual_he.config import TranslationTraining
     from sthist.systems.virtual_he.generator import VirtualStainModel
+    from sthist.tiles import TileSpec
     from sthist.training.splits import Grouping
 
 MODEL, MEAN, SHUFFLED = "model", "mean colour", "shuffled"
@@ -129,12 +131,10 @@ class Study:
         return train_virtual_he(
             training_data(self.tiles, self.grouping, fold, spec),
             deepcopy(model),  # it is trained in place
-            tiles=self.tiles.key,
-            split=PART,
-            validation=self.design.validation if len(fold.validation) else 0.0,
-            seed=seed,
+            regions=self.tiles.key,
+            split=Split(PART, validation=self.design.validation if len(fold.validation) else 0.0),
             folder=folder,
-            **self.variants[variant],
+            **_as_arguments(self.variants[variant] | {"seed": seed}),
         )
 
     def _predict(self, model: VirtualStainModel, fold: Fold, arguments: Mapping[str, Any]) -> np.ndarray:
@@ -218,7 +218,7 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
     tiles = find_tiles(
         data,
         design.regions,
-        largest_um=max((float(each.get("size_um") or 0) for each in full.values()), default=0.0),
+        largest_um=max((each["spec"].size_um for each in full.values() if each.get("spec")), default=0.0),
         classes=design.classes,
         samples=samples if samples is not None and {"patient", "batch"} & set(samples.columns) else None,
         with_points=any(each.get("mode") != "none" for each in full.values()),
@@ -240,8 +240,7 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
     specs = {}
     for name, each in full.items():
         _require_seen_tissues(tiles, folds, each.get("tissue"))
-        size_um, px = each.pop("size_um", None), each.pop("px", None)
-        specs[name] = TileSpec(size_um or tiles.spec.size_um, px or tiles.spec.px)
+        specs[name] = each.pop("spec", None) or tiles.spec
     _require_sizes(model, specs)
     factors = {name: ", ".join(changes) or BASE for name, changes in variants.items()}
     return Study(design, tiles, grouping, folds, full, factors, specs).run(model, arguments["folder"])
@@ -266,26 +265,23 @@ def _require_known(arguments: Mapping[str, Any]) -> None:
 
     fields = {field.name for field in dataclasses.fields(TranslationTraining)}
     own = set(inspect.signature(train_virtual_he).parameters)
-    taken = {
-        "data",
-        "model",
-        "training",
-        "tiles",
-        "split",
-        "test",
-        "validation",
-        "block_um",
-        "gap_um",
-        "folder",
-        "seed",
-    }
+    taken = {"data", "model", "training", "regions", "split", "folder", "seed"}
     unknown = sorted(set(arguments) - (fields | own) | set(arguments) & taken)
     if unknown:
         raise TypeError(
-            f"{unknown[0]!r} is no argument of tl.train_virtual_he that can be given here; there are "
-            f"{sorted((fields | own) - taken)}."
+            f"{unknown[0]!r} is no argument of tl.train_virtual_he, and no setting of a training, that can be given "
+            f"here; there are {sorted((fields | own) - taken)}."
         )
-    TranslationTraining(**{name: value for name, value in arguments.items() if name in fields})
+    TranslationTraining(**_as_arguments(arguments)["training"])
+
+
+def _as_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the trainer, with those that are settings of the training as one of them."""
+    from sthist.systems.virtual_he.config import TranslationTraining
+
+    fields = {field.name for field in dataclasses.fields(TranslationTraining)}
+    training = {name: value for name, value in arguments.items() if name in fields}
+    return {name: value for name, value in arguments.items() if name not in fields} | {"training": training}
 
 
 def _require_sizes(model: Any, specs: Mapping[str, TileSpec]) -> None:

@@ -196,7 +196,7 @@ def train_virtual_he(
     if not isinstance(model, Translator) and model not in MODELS:
         msg = f"model is {model!r}; it is one of {list(MODELS)}, or a model, such as sthist.models.load(folder) gives."
         raise ValueError(msg)
-    options = as_training(TranslationTraining, training, _class_of(model).default_training)
+    options = as_training(TranslationTraining, training, {"batch_size": 1})  # those of the model, once there is one
     if options.backbone is not None and model != "sd-turbo":
         msg = "backbone= is for model='sd-turbo'."
         raise ValueError(msg)
@@ -222,6 +222,8 @@ def train_virtual_he(
     require_batch(n_most, options.batch_size)
     network = _class_of(model)(config) if not isinstance(model, Translator) else model.to()
     network.config = config
+    options = as_training(TranslationTraining, training, network.default_training)
+    require_batch(n_most, options.batch_size)
     network.require_trainable(options)
 
     readers = [
