@@ -137,7 +137,7 @@ def on_device(device: str) -> dict:
     found = {"device": torch.cuda.get_device_name(), "matrix_tflops": rate / 1e12}
     flops: dict[int, float] = {}
     for name, compiled in (("eager", False), ("compiled", True)):
-        running = model.running_on(device, compile=compiled)
+        running = model.to(device, compile=compiled)
         for batch in (1, 4, 16):
             predict = partial(running.predict, batch_size=batch)
             predict(tiles[:batch])

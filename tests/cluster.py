@@ -8,7 +8,7 @@ from pathlib import Path
 import dask
 from distributed import Client, LocalCluster
 
-from sthist.systems.virtual_he.generator import Stainer
+from sthist.systems.virtual_he.generator import PreparedSection
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 
 
@@ -49,4 +49,4 @@ class SlowStain(BeerLambert):
     def prepare(self, *args, **kwargs):
         stainer = super().prepare(*args, **kwargs)
         predict = SlowTiles(stainer.predict, str(self.log), self.seconds)
-        return Stainer(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)
+        return PreparedSection(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)

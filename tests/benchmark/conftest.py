@@ -11,7 +11,7 @@ import pytest
 
 import sthist
 from sthist.systems.virtual_he import train
-from sthist.systems.virtual_he.generator import Stainer, VirtualStainModel
+from sthist.systems.virtual_he.generator import PreparedSection, VirtualStainModel
 from sthist.tiles import TileReader, TileSpec
 
 
@@ -36,12 +36,12 @@ class Knowing(VirtualStainModel):
 
     def prepare(
         self, elements: Any, stain: Any, mpp: float, *, allow_upsampling: bool, seed: int | None = None
-    ) -> Stainer:
+    ) -> PreparedSection:
         assert mpp == self.config.spec.mpp
         reader = TileReader(
             elements.sdata, self.config.image, self.config.spec, fill=255, allow_upsampling=allow_upsampling
         )
-        return Stainer([reader], self.paint, {}, overlap=0.0, concurrent=True)
+        return PreparedSection([reader], self.paint, {}, overlap=0.0, concurrent=True)
 
 
 @dataclass

@@ -15,7 +15,6 @@ from turbo_files import TINY, Upstream, write_backbone
 
 import sthist
 from sthist.io._files.images import read_image
-from sthist.training import trainer
 from sthist.systems.virtual_he.config import LossWeights, TranslationTraining
 from sthist.systems.virtual_he.generator import as_input, as_tiles
 from sthist.systems.virtual_he.models.pix2pix import Pix2PixConfig
@@ -23,6 +22,7 @@ from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
 from sthist.systems.virtual_he.training_module import TranslationModule
 from sthist.systems.virtual_he.training_set.pairs import ArrayPairs, order_of, turned
 from sthist.systems.virtual_he.validation import complaint
+from sthist.training import trainer
 from sthist.training.callbacks import Collapsed, CollapseDetector, NotFinite
 
 MAKERS = {"st2he": small, "pix2pix": pix2pix}
@@ -257,9 +257,7 @@ class TestSteps:
         assert len(names) == len(model.state())
         loaded = sthist.models.load(tmp_path)
         inputs = blots()[0]
-        assert np.array_equal(
-            loaded.to(tissue="lung").predict(inputs), model.to(tissue="lung").predict(inputs)
-        )
+        assert np.array_equal(loaded.to(tissue="lung").predict(inputs), model.to(tissue="lung").predict(inputs))
 
     def test_text_and_features_of_an_image_text_network(self, backbone, clip):
         model = adapted(backbone)

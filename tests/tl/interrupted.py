@@ -9,7 +9,7 @@ import time
 import spatialdata as sd
 
 import sthist
-from sthist.systems.virtual_he.generator import Stainer
+from sthist.systems.virtual_he.generator import PreparedSection
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.tiles._blocks import canvas
 
@@ -26,7 +26,7 @@ class Slow(BeerLambert):
             time.sleep(0.1)
             return stainer.predict(*tiles)
 
-        return Stainer(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)
+        return PreparedSection(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import spatialdata as sd
 import sthist
 from sthist import _store
 from sthist._store import commit
-from sthist.systems.virtual_he.generator import Stainer
+from sthist.systems.virtual_he.generator import PreparedSection
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 
 
@@ -39,7 +39,7 @@ class Counting(BeerLambert):
                 raise RuntimeError(msg)
             return stainer.predict(*tiles)
 
-        return Stainer(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)
+        return PreparedSection(stainer.readers, predict, stainer.facts, stainer.overlap, stainer.concurrent)
 
 
 @pytest.fixture(scope="module")

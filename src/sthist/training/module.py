@@ -12,11 +12,24 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sthist.training.options import Training
 
 STEP, OLD = "step", "sthist"
+
+
+class EachEpoch:
+    """Batches that are made anew whenever they are gone through."""
+
+    def __init__(self, batches: Callable[[], Iterable[Any]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches())
+
+    def __len__(self) -> int:
+        return len(self.batches())  # type: ignore[arg-type]
 
 
 class TrainingModule(lightning.LightningModule, ABC):
@@ -76,12 +89,14 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def train_dataloader(self) -> Iterable[Any]:
         """The batches of the epoch."""
-        return self.batches(self.current_epoch, self.global_rank, self.trainer.world_size)
+        return EachEpoch(lambda: self.batches(self.current_epoch, self.global_rank, self.trainer.world_size))
 
     def val_dataloader(self) -> Iterable[Any]:
-        """The batches that the validation loss is of; Lightning takes a list for several loaders."""
+        """The batches that the validation loss is of; Lightning takes an empty list for none."""
         batches = self.validation_batches(self.global_rank, self.trainer.world_size)
-        return iter(batches) if batches else []
+        if isinstance(batches, list) and not batches:
+            return batches
+        return EachEpoch(lambda: self.validation_batches(self.global_rank, self.trainer.world_size))
 
     def after_batch(self, batch_idx: int) -> None:
         """Count a batch, and add the weights to their mean."""

@@ -125,7 +125,6 @@ def _trainer(
         precision=lightning_precision(options.precision, device),
         max_epochs=options.epochs,
         callbacks=callbacks,
-        reload_dataloaders_every_n_epochs=1,
         default_root_dir=folder,
         logger=options.logger or False,
         log_every_n_steps=1,

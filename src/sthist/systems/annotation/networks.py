@@ -50,9 +50,10 @@ class Net(TrainingModule):
 
     def batches(self, epoch: int, device: int, n_devices: int) -> Iterable[Any]:
         """The batches; of several devices, each has its share of each."""
+        batches = self._batches(epoch + 1)  # rows are drawn for epochs that are counted from 1
         if n_devices == 1:
-            return self._batches(epoch)
-        return (tuple(part[device::n_devices] for part in batch) for batch in self._batches(epoch))
+            return batches
+        return (tuple(part[device::n_devices] for part in batch) for batch in batches)
 
     def validation_batches(self, device: int, n_devices: int) -> Iterable[Any]:
         """The batches that validate, all on each device."""
