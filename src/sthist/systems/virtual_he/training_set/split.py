@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -67,9 +67,7 @@ def split_tiles(
     return "; ".join(filter(None, [grouping.leaks, overlaps])), watched_by
 
 
-def _labels(
-    units: Units, grouping: Grouping, tissue: np.ndarray, split: Split, seed: int
-) -> tuple[np.ndarray, str]:
+def _labels(units: Units, grouping: Grouping, tissue: np.ndarray, split: Split, seed: int) -> tuple[np.ndarray, str]:
     """Part of each row, ``"near test"`` or ``"near validation"`` where it is in none; what is watched groups of."""
     train, tested = np.arange(len(units)), np.arange(0)
     if split.test is not None or grouping.parts is not None:
