@@ -16,7 +16,8 @@ def _routed(verb, kind, arguments):
     split = {name: value for name, value in arguments.items() if name in parts}
     rest = {name: value for name, value in arguments.items() if name not in fields | parts}
     rest["training"] = {name: value for name, value in arguments.items() if name in fields}
-    if split and not {"split", "training"} & arguments.keys() - {"split"}:
+    rest["training"] |= arguments.get("training", {})
+    if split:
         default = inspect.signature(verb).parameters["split"].default
         if verb is sthist.tl.train_annotator:
             split = {"validation": 0.2, **split}

@@ -21,8 +21,8 @@ def test_frame(tiled, trainer):
     variants = {
         "base": {},
         "one colour": {"mode": "mono"},
-        "half": {"size_um": 16, "px": 32},
-        "odd": {"size_um": 24, "px": 48},
+        "half": {"spec": TileSpec(16, 32)},
+        "odd": {"spec": TileSpec(24, 48)},
     }
     frame = ablate_virtual_he(
         tiled, variants, seeds=(0, 1), n_tiles=8, test=0.3, metrics=("ssim", "mse"), training={"epochs": 3}
@@ -41,11 +41,11 @@ def test_frame(tiled, trainer):
     assert [call.spec["px"] for call in trainer.calls] == [64, 64, 64, 64, 32, 32, 48, 48]
     assert all(call.parts == trainer.calls[0].parts for call in trainer.calls)
     assert all(call.arguments["epochs"] == 3 for call in trainer.calls)
-    assert not any({"size_um", "px"} & set(call.arguments) for call in trainer.calls)
+    assert not any("spec" in call.arguments for call in trainer.calls)
     model = frame[frame.method == "model"]
     np.testing.assert_allclose(model.ssim, 1)  # smaller tiles side by side are the tile that is scored
     factors = dict(model[["variant", "factor"]].drop_duplicates().to_numpy())
-    assert factors == {"base": "base", "one colour": "mode", "half": "size_um, px", "odd": "size_um, px"}
+    assert factors == {"base": "base", "one colour": "mode", "half": "spec", "odd": "spec"}
     assert set(frame[frame.factor == "baseline"].variant) == {
         "beer-lambert",
         "beer-lambert, training colours",
@@ -58,7 +58,7 @@ def test_frame(tiled, trainer):
 
 def test_larger_tiles_stay_clear_of_the_held_out_ones(tiled, trainer):
     """A variant that sees more around the centres than the tiles that are scored is not trained on those."""
-    ablate_virtual_he(tiled, {"base": {}, "large": {"size_um": 48, "px": 96}}, seeds=(0,), test=0.3, baselines=())
+    ablate_virtual_he(tiled, {"base": {}, "large": {"spec": TileSpec(48, 96)}}, seeds=(0,), test=0.3, baselines=())
     (parts,) = trainer.calls[1].parts.values()
     table = tiled["tiles_table"]
     sides = {
@@ -74,7 +74,7 @@ def test_variants_of_the_paper():
     assert variants["base"] == {}
     assert {each["mode"] for each in variants.values() if "mode" in each} == {"mono", "none"}
     assert {each["dot_s"] for each in variants.values() if "dot_s" in each} == {0.1, 0.5, 0.7, 0.9}
-    assert variants["half tiles"] == {"size_um": 16.0, "px": 32}
+    assert variants["half tiles"] == {"spec": TileSpec(16, 32)}
     assert variants["adversarial x 3"]["losses"].adversarial == pytest.approx(3 * LOSSES["small"].adversarial)
     told = paper_variants(TileSpec(112, 224), "sd-turbo", {"tissue": "lung", "mode": "none", "losses": "paper"})
     assert told["tissue not said"] == {"tissue": None}
@@ -94,12 +94,12 @@ def test_bad_variants(tiled, trainer, knowing):
         ({"a": {}, "b": {"colour": "mono"}}, TypeError, "'colour' is no argument"),
         ({"a": {}, "b": {"split": "sample"}}, TypeError, "'split' is no argument"),
         ({"a": {}, "b": {"lr": -1.0}}, ValueError, "lr is -1"),
-        ({"a": {}, "b": {"px": 50}}, ValueError, "50 px"),
+        ({"a": {}, "b": {"spec": TileSpec(32, 50)}}, ValueError, "50 px"),
     ):
         with pytest.raises(error, match=match):
             ablate_virtual_he(tiled, variants)
     with pytest.raises(ValueError, match="cannot change what it sees"):
         ablate_virtual_he(tiled, model=knowing(SPEC))
     with pytest.raises(ValueError, match="variant 'b' would be"):
-        ablate_virtual_he(tiled, {"a": {}, "b": {"px": 32}}, model=knowing(SPEC))
+        ablate_virtual_he(tiled, {"a": {}, "b": {"spec": TileSpec(32, 32)}}, model=knowing(SPEC))
     assert not trainer.calls

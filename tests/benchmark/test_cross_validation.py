@@ -243,7 +243,7 @@ def test_bad_input_is_refused_before_a_training(tiled, trainer):
         ({"training": {"prompts": {"lung": "a lung"}}}, ValueError, "say the tissue"),
         ({"folds": 500}, ValueError, "500 folds"),
         ({"model": "large"}, ValueError, "model is 'large'"),
-        ({"model": "pix2pix", "training": {"px": 96}}, ValueError, "96 px"),
+        ({"model": "pix2pix", "training": {"spec": TileSpec(32, 96)}}, ValueError, "96 px"),
     ):
         with pytest.raises(error, match=match):
             cross_validate_virtual_he(tiled, **arguments)

@@ -64,7 +64,7 @@ def lay(sdata, n_tiles=40, **columns):
 
 def tiny(**fields):
     """A model that trains in no time."""
-    return Pix2Pix(Pix2PixConfig(spec=SPEC, width=4, max_width=8, depth=3, **fields))
+    return Pix2Pix(Pix2PixConfig(size_um=32, px=32, width=4, max_width=8, depth=3, **fields))
 
 
 def move_he(sdata, x_um, y_um):
@@ -432,7 +432,7 @@ class TestRefused:
             ({"model": "pix2pix", "spec": TileSpec(32, 100)}, ValueError, "100 px does not go through"),
             ({"model": "large"}, ValueError, r"'large'.*\['small', 'sd-turbo', 'pix2pix'\]"),
             ({"backbone": "x"}, ValueError, "backbone= is for"),
-            ({"epoch": 3}, TypeError, "'epoch'.*Did you mean 'epochs'"),
+            ({"training": {"epoch": 3}}, TypeError, "'epoch'.*Did you mean 'epochs'"),
             ({"epochs": 0}, ValueError, "epochs is 0"),
             ({"batch_size": 41}, ValueError, "40 tiles to train on are fewer than a batch of 41"),
             ({"validation": 1.0}, ValueError, "validation is 1.0"),

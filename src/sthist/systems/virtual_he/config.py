@@ -271,7 +271,9 @@ class TranslationTraining(Training):
         if self.max_shift_um is not None and not self.max_shift_um >= 0:
             msg = f"max_shift_um is {self.max_shift_um!r}; it is a length from 0 in µm, or None."
             raise ValueError(msg)
-        if not all(math.isfinite(size) and size > 0 for size in self.dot_sizes) or self.dot_s == ():
+        if not all(math.isfinite(size) and size > 0 for size in self.dot_sizes) or (
+            self.dot_s is not None and not self.dot_sizes
+        ):
             msg = f"dot_s is {self.dot_s!r}; a positive size is needed, or several."
             raise ValueError(msg)
         if self.dot_s is not None and self.dot_um is not None:
