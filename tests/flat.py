@@ -35,3 +35,26 @@ def train_annotator(data, label, **arguments):
     return sthist.tl.train_annotator(
         data, label, **_routed(sthist.tl.train_annotator, sthist.models.AnnotatorTraining, arguments)
     )
+
+
+def _with_split(benchmark, default, arguments):
+    """Arguments of a benchmark, with those that are fields of its split within it."""
+    training = dict(arguments.get("training") or {})
+    parts = {each.name for each in dataclasses.fields(sthist.models.Split)} - {"by"}
+    split = {name: value for name, value in (training | arguments).items() if name in parts}
+    rest = {name: value for name, value in arguments.items() if name not in parts}
+    if "training" in rest:
+        rest["training"] = {name: value for name, value in training.items() if name not in parts}
+    if split:
+        rest["split"] = sthist.models.Split(arguments.get("split", "block"), **default | split)
+    return rest
+
+
+def cross_validate_virtual_he(data, *args, **arguments):
+    verb = sthist.benchmark.cross_validate_virtual_he
+    return verb(data, *args, **_with_split(verb, {}, arguments))
+
+
+def ablate_virtual_he(data, *args, **arguments):
+    verb = sthist.benchmark.ablate_virtual_he
+    return verb(data, *args, **_with_split(verb, {"test": 0.2}, arguments))

@@ -61,10 +61,12 @@ class Trainer:
         self.calls: list[Call] = []
         self.paint: Any = Knowing.paint
 
-    def __call__(self, data: Any, model: Any, *, tiles: str, split: str, seed: int, **arguments: Any) -> Knowing:
-        tables = {name: sdata.tables[f"{tiles}_table"] for name, sdata in data.items()}
+    def __call__(self, data: Any, model: Any, *, regions: str, split: Any, training: Any, **arguments: Any) -> Knowing:
+        tables = {name: sdata.tables[f"{regions}_table"] for name, sdata in data.items()}
+        seed = training["seed"]
+        arguments |= {name: value for name, value in training.items() if name != "seed"}
         spec = next(iter(tables.values())).uns["tile_spec"]
-        parts = {name: table.obs.set_index("instance_id")[split].to_dict() for name, table in tables.items()}
+        parts = {name: table.obs.set_index("instance_id")[split.by].to_dict() for name, table in tables.items()}
         self.calls.append(Call(parts, spec, seed, arguments))
         made = model if isinstance(model, Knowing) else Knowing(KnowingConfig(TileSpec(**spec)))
         made.paint = self.paint

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flat import ablate_virtual_he
 
-from sthist.benchmark import ablate_virtual_he, over_seeds
+from sthist.benchmark import over_seeds
 from sthist.benchmark._cross_validation import paper_variants
 from sthist.systems.virtual_he.config import LOSSES
 from sthist.tiles import TileSpec

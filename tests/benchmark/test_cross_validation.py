@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from flat import ablate_virtual_he, cross_validate_virtual_he
 
 import sthist
-from sthist.benchmark import ablate_virtual_he, cross_validate_virtual_he, over_seeds
+from sthist.benchmark import over_seeds
 from sthist.benchmark._folds import fold_count
 from sthist.benchmark._tiles import predict_tiles
 from sthist.metrics import image as scores

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sthist.benchmark._study import BASE, BASELINES, flat_training, run_study
 from sthist.tiles import TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
+from sthist.training.splits import Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,9 +35,7 @@ def ablate_virtual_he(
     *,
     model: Any = "small",
     seeds: Sequence[int] = (0, 1, 2),
-    split: str | Mapping[str, str] = "block",
-    test: Any = 0.2,
-    folds: int | None = None,
+    split: str | Mapping[str, str] | Split = Split("block", test=0.2),
     regions: str = "tiles",
     baselines: Sequence[str] = BASELINES,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
@@ -67,9 +66,9 @@ def ablate_virtual_he(
         As of :func:`sthist.tl.train_virtual_he`.
     seeds
         Of the trainings of each variant.
-    test
-        As of :func:`cross_validate_virtual_he`: by default a fifth of the tiles, once. None tests all, in ``folds``.
-    split, folds, regions, baselines, metrics, encoder, options, classes, n_tiles, samples, seed, folder
+    split
+        As of :func:`cross_validate_virtual_he`; by default a fifth of the tiles tests, once.
+    regions, baselines, metrics, encoder, options, classes, n_tiles, samples, seed, folder
         As of :func:`cross_validate_virtual_he`.
     training
         As of :func:`cross_validate_virtual_he`, for all variants.
@@ -168,9 +167,7 @@ def cross_validate_virtual_he(
     data: Any,
     model: Any = "small",
     *,
-    split: str | Mapping[str, str] = "block",
-    test: Any = None,
-    folds: int | None = None,
+    split: str | Mapping[str, str] | Split = "block",
     seeds: Sequence[int] = (0,),
     regions: str = "tiles",
     baselines: Sequence[str] = BASELINES,
@@ -201,13 +198,11 @@ def cross_validate_virtual_he(
     split
         What is held out: ``"block"`` (squares of tissue with a gap), ``"sample"``, ``"patient"``, ``"tissue"``,
         ``"platform"``, the name of a column of the tiles' table, or a mapping of sample to ``"train"``,
-        ``"validation"`` or ``"test"``. ``"random"`` leaks, and the result says so. A model that is told the tissue
-        (``tissue=``) cannot be asked for one that it has never seen.
-    test
-        Groups that test, or a part of the tiles such as ``0.2``; by default each group tests once, in one of ``folds``.
-    folds
-        How many. By default one for each group where groups are samples, patients, tissues, platforms or what a column
-        says, up to ten of them, so that each is left out once; else five.
+        ``"validation"`` or ``"test"``. ``"random"`` leaks, and the result says so. Or a :class:`sthist.models.Split`,
+        which also names groups that test, or their part; by default each group tests once, in one of 5 folds, or in
+        one for each of up to ten samples, patients, tissues, platforms or values of a column. A fold in which no group
+        can be spared for validation has none, and ``attrs["folds"]`` says how many tiles each has. A model that is
+        told the tissue (``tissue=``) cannot be asked for one that it has never seen.
     seeds
         Of the trainings, each of which is scored.
     regions
@@ -235,10 +230,8 @@ def cross_validate_virtual_he(
         was stopped goes on from them.
     training
         Arguments of :func:`sthist.tl.train_virtual_he` and fields of :class:`sthist.models.TranslationTraining`, such
-        as ``{"epochs": 5, "mode": "mono"}``. Among them ``validation`` (a tenth by default), the part of the training
-        tiles, in whole groups, that training watches: a fold in which no group can be spared has none, and
-        ``attrs["folds"]`` says how many tiles each has; and ``block_um`` and ``gap_um`` of ``split="block"``, by
-        default four tiles, and one. Tiles that training finds out of register are not trained on, but they are scored.
+        as ``{"epochs": 5, "mode": "mono"}``. Tiles that training finds out of register are not trained on, but they are
+        scored.
 
     Returns
     -------
@@ -264,8 +257,9 @@ def cross_validate_virtual_he(
     >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=60)
     >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
     >>> training = {"epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
+    >>> part = sthist.models.Split("block", test=0.3)
     >>> frame = sthist.benchmark.cross_validate_virtual_he(
-    ...     sdata, sthist.models.Pix2Pix(tiny), test=0.3, n_tiles=8, metrics="ssim", training=training
+    ...     sdata, sthist.models.Pix2Pix(tiny), split=part, n_tiles=8, metrics="ssim", training=training
     ... )
     >>> sthist.benchmark.over_seeds(frame)["method"].tolist()
     ['model', 'shuffled', 'beer-lambert', 'beer-lambert, training colours', 'mean colour']

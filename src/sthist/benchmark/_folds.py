@@ -12,7 +12,7 @@ from sthist._settings import logger
 from sthist.benchmark._tiles import on_images, require_column
 from sthist.systems.virtual_he.training_set.sections import Section, find_sections, laid_spec
 from sthist.training.split_groups import INSIDE, group_rows, kinds_of, units_of, watched_part
-from sthist.training.splits import Grouping, Units, folds_of
+from sthist.training.splits import Grouping, Split, Units, folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -114,16 +114,15 @@ def find_tiles(data: Any, key: str, *, largest_um: float, classes: str | None, *
     return StudyTiles(sections, key, spec, which, row, codes, units)
 
 
-def grouped(
-    tiles: StudyTiles, split: Any, samples: pd.DataFrame | None, block_um: float | None, gap_um: float | None
-) -> Grouping:
+def grouped(tiles: StudyTiles, split: Split, samples: pd.DataFrame | None) -> Grouping:
     """The tiles in groups of which none is both trained on and tested."""
     units = tiles.units
-    if isinstance(split, str) and split in FACTS and split not in units.obs:
-        facts = {section.name: _fact(section, split, samples) for section in tiles.sections}
-        obs = units.obs.assign(**{split: [facts[name] for name in units.sample]})
+    by = split.by
+    if isinstance(by, str) and by in FACTS and by not in units.obs:
+        facts = {section.name: _fact(section, by, samples) for section in tiles.sections}
+        obs = units.obs.assign(**{by: [facts[name] for name in units.sample]})
         units = Units(units.sample, units.patient, obs, units.centres, units.size_um)
-    return group_rows(units, split, block_um=block_um, gap_um=gap_um)
+    return group_rows(units, by, block_um=split.block_um, gap_um=split.gap_um)
 
 
 def _fact(section: Section, what: str, samples: pd.DataFrame | None) -> str:
@@ -148,9 +147,7 @@ def folds_in(
     grouping: Grouping,
     *,
     tissue: Any,
-    test: Any,
-    folds: int | None,
-    validation: float,
+    split: Split,
     n_tiles: int | None,
     seed: int,
 ) -> list[Fold]:
@@ -159,9 +156,11 @@ def folds_in(
     tissues = np.full(len(tiles), "") if tissues is None else tissues
     codes = kinds_of(grouping, tissues) if tiles.codes is None else tiles.codes
     result: list[Fold] = []
-    for train, held_out in folds_of(grouping, codes, test=test, folds=fold_count(grouping, folds), seed=seed):
-        kept, watched, _ = watched_part(tiles.units, grouping, tissues, train, validation, seed=seed)
-        if validation and not len(watched):
+    for train, held_out in folds_of(
+        grouping, codes, test=split.test, folds=fold_count(grouping, split.folds), seed=seed
+    ):
+        kept, watched, _ = watched_part(tiles.units, grouping, tissues, train, split.validation, seed=seed)
+        if split.validation and not len(watched):
             logger.warning("Fold %d: no group (%s) can be spared for validation.", len(result), grouping.by)
         tested = held_out
         if n_tiles is not None and len(tested) > n_tiles:

@@ -21,7 +21,7 @@ from sthist.metrics._compare import PAIRS, SETS, shuffled
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.systems.virtual_he.training_set.prompts import require_tissues
 from sthist.tiles import TileSpec
-from sthist.training.splits import Split
+from sthist.training.splits import Split, as_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,9 +47,7 @@ REFERENCE_TILES = 64
 class Design:
     """How a study is split and scored: arguments of :func:`sthist.benchmark.cross_validate_virtual_he`."""
 
-    split: str | Mapping[str, str]
-    test: Any
-    folds: int | None
+    split: Split
     seeds: Sequence[int]
     regions: str
     baselines: Sequence[str]
@@ -58,9 +56,6 @@ class Design:
     options: Mapping[str, Mapping[str, Any]] | None
     classes: str | None
     n_tiles: int | None
-    validation: float
-    block_um: float | None
-    gap_um: float | None
     samples: Any
     seed: int
 
@@ -119,8 +114,8 @@ class Study:
                     _keep(scored, frames, attrs, variant=method, factor=BASELINE, fold=number, seed=seed, method=method)
             attrs["encoder"] = score.extractor[1]
         frame = pd.concat(frames, ignore_index=True)
-        split = self.design.split
-        frame.insert(2, "split", split if isinstance(split, str) else "explicit")
+        by = self.design.split.by
+        frame.insert(2, "split", by if isinstance(by, str) else "explicit")
         frame.attrs |= attrs
         return frame
 
@@ -132,7 +127,7 @@ class Study:
             training_data(self.tiles, self.grouping, fold, spec),
             deepcopy(model),  # it is trained in place
             regions=self.tiles.key,
-            split=Split(PART, validation=self.design.validation if len(fold.validation) else 0.0),
+            split=Split(PART, validation=self.design.split.validation if len(fold.validation) else 0.0),
             folder=folder,
             **_as_arguments(self.variants[variant] | {"seed": seed}),
         )
@@ -207,9 +202,7 @@ def flat_training(training: TranslationTraining | Mapping[str, Any] | None) -> d
 def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Check everything that can be, find and split the tiles, then train and score variants."""
     data, model, training = arguments["data"], arguments["model"], flat_training(arguments["training"])
-    parts = {"validation": 0.1, "block_um": None, "gap_um": None}
-    parts = {name: training.pop(name, default) for name, default in parts.items()}
-    design = Design.of({**arguments, **parts})
+    design = Design.of({**arguments, "split": as_split(arguments["split"])})
     full = {name: {**training, **changes} for name, changes in variants.items()}
     for each in full.values():
         _require_known(each)
@@ -224,16 +217,14 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
         with_points=any(each.get("mode") != "none" for each in full.values()),
         **{name: training[name] for name in keys if training.get(name) is not None},
     )
-    grouping = grouped(tiles, design.split, samples, design.block_um, design.gap_um)
+    grouping = grouped(tiles, design.split, samples)
     for each in full.values():
         _require_tissues(tiles, each)
     folds = folds_in(
         tiles,
         grouping,
         tissue=next((each["tissue"] for each in full.values() if each.get("tissue") is not None), None),
-        test=design.test,
-        folds=design.folds,
-        validation=design.validation,
+        split=design.split,
         n_tiles=design.n_tiles,
         seed=design.seed,
     )

@@ -30,7 +30,7 @@ class Split:
     validation
         Part of the training rows, in whole groups, that validates, and so may say when to stop.
     folds
-        Number of folds, where each group tests once.
+        Number of folds, where each group tests once; by default 5, or as many as there are few groups in a benchmark.
     block_um, gap_um
         Of ``by="block"``: four tiles, and one, by default.
 
@@ -44,7 +44,7 @@ class Split:
     by: str | Mapping[str, str] = "patient"
     test: float | str | Sequence[str] | None = None
     validation: float = 0.1
-    folds: int = 5
+    folds: int | None = None
     block_um: float | None = None
     gap_um: float | None = None
 

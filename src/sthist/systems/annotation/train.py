@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 VALIDATION = 0.2
 """Part of the training rows that says when to stop, where the split does not say."""
 
+FOLDS = 5
+
 SHUFFLE = 7919
 """Added to the seed of the labels' shuffling, so that it is none of the others."""
 
@@ -152,7 +154,7 @@ def train_annotator(
         task, facts = task_with_tiles(rows, encoder, method, prompts, image, options, device, progress=progress)
     size_um = None if facts["spec"] is None else facts["spec"]["size_um"]
     grouping = group_rows(rows.units(size_um), split.by, block_um=split.block_um, gap_um=split.gap_um)
-    pairs = folds_of(grouping, rows.codes, test=split.test, folds=split.folds, seed=options.seed)
+    pairs = folds_of(grouping, rows.codes, test=split.test, folds=split.folds or FOLDS, seed=options.seed)
     _require_classes(rows, pairs, grouping)
     config = AnnotatorConfig(classes=tuple(rows.classes), label=label, mode=method, **facts)
     job = _Job(task, config, grouping, split.validation, options.seed)
