@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sthist.encoders import Encoder
     from sthist.systems.virtual_he.config import TranslationTraining
 
+A_FIFTH = Split("block", test=0.2)
 DOT_SIZES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DOT_SIZE = 0.3
 PRESETS = {"small": "small", "pix2pix": "pix2pix", "sd-turbo": "upstream"}
@@ -35,7 +36,7 @@ def ablate_virtual_he(
     *,
     model: Any = "small",
     seeds: Sequence[int] = (0, 1, 2),
-    split: str | Mapping[str, str] | Split = Split("block", test=0.2),
+    split: str | Mapping[str, str] | Split = A_FIFTH,
     regions: str = "tiles",
     baselines: Sequence[str] = BASELINES,
     metrics: Sequence[str] = ("mse", "psnr", "ssim"),
