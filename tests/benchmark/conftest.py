@@ -51,6 +51,7 @@ class Call:
     parts: dict[str, Any]
     spec: dict[str, Any]
     seed: int
+    validation: float
     arguments: dict[str, Any]
 
 
@@ -67,7 +68,7 @@ class Trainer:
         arguments |= {name: value for name, value in training.items() if name != "seed"}
         spec = next(iter(tables.values())).uns["tile_spec"]
         parts = {name: table.obs.set_index("instance_id")[split.by].to_dict() for name, table in tables.items()}
-        self.calls.append(Call(parts, spec, seed, arguments))
+        self.calls.append(Call(parts, spec, seed, split.validation, arguments))
         made = model if isinstance(model, Knowing) else Knowing(KnowingConfig(TileSpec(**spec)))
         made.paint = self.paint
         made.trained += 1

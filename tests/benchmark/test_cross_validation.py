@@ -165,7 +165,7 @@ def test_whole_samples_are_watched(five, trainer, classes):
         parts = {name: set(each.values()) for name, each in call.parts.items()}
         assert sorted(map(tuple, parts.values())) == [("test",), ("train",), ("train",), ("train",), ("validation",)]
         assert fold == {"train": 24, "validation": 8, "test": 8}
-        assert call.arguments["validation"] == 0.15
+        assert call.validation == 0.15
 
 
 def test_a_tissue_that_is_told_is_trained_on(five, trainer, knowing, monkeypatch):

@@ -13,7 +13,7 @@ import sthist
 from sthist.tiles import read_region
 from sthist.training.model import PUBLISHED
 
-FOLDER = Path(sthist.__file__).parent / "models" / "published"
+FOLDER = Path(sthist.__file__).parent / "systems" / "virtual_he" / "published"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -58,6 +58,10 @@ class RepeatableEpochs(lightning.Callback):
         """Count; the other callbacks come after this one."""
         pl_module.after_batch(batch_idx)
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say which epoch the next batches are for."""
+        pl_module.epoch_to_come = trainer.current_epoch + 1
+
 
 class StopWhenNotFinite(lightning.Callback):
     """Stops before a loss that is no finite number reaches the weights."""

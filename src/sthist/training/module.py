@@ -60,6 +60,7 @@ class TrainingModule(lightning.LightningModule, ABC):
         self.strict_loading = False
         self.options = options
         self.step = 0
+        self.epoch_to_come = 0  # Lightning makes batches before it counts the epoch, where a training is resumed
         self.terms: dict[str, Any] = {}
         self.average: Any = None
         self.best: tuple[int, float] | None = None
@@ -89,7 +90,7 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def train_dataloader(self) -> Iterable[Any]:
         """The batches of the epoch."""
-        return EachEpoch(lambda: self.batches(self.current_epoch, self.global_rank, self.trainer.world_size))
+        return EachEpoch(lambda: self.batches(self.epoch_to_come, self.global_rank, self.trainer.world_size))
 
     def val_dataloader(self) -> Iterable[Any]:
         """The batches that the validation loss is of; Lightning takes an empty list for none."""
@@ -132,7 +133,7 @@ class TrainingModule(lightning.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there; the mean of the weights was kept by name before it was torch's."""
-        self.step = int(checkpoint[OLD][STEP])
+        self.step, self.epoch_to_come = int(checkpoint[OLD][STEP]), int(checkpoint["epoch"]) + 1
         averages = checkpoint[OLD].get("averages")
         if averages and self.average is not None:
             state = {f"average.module.{place}": value for place, value in enumerate(averages.values())}
