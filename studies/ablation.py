@@ -59,9 +59,10 @@ def main() -> None:
         sections(),
         VARIANTS,
         seeds=SEEDS,
+        split=sthist.models.Split("block", test=0.2, block_um=1000.0),
         metrics=("mse", "psnr", "ssim", "fid", "kid"),
         n_tiles=200,
-        training={"block_um": 1000.0, "tissue": TISSUE, "max_shift_um": None, "resume": True} | TRAINING,
+        training={"tissue": TISSUE, "max_shift_um": None, "resume": True} | TRAINING,
         seed=0,
         folder=arguments.folder,
     )

@@ -74,7 +74,12 @@ def train(data: dict, folder: Path, name: str, seed: int) -> None:
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     trained_on = {each: data[each] for each in ("C3", "C4", "C5")}
     sthist.tl.train_virtual_he(
-        trained_on, name, folder=where, split="part", resume=True, seed=seed, progress=False, **TRAINING[name]
+        trained_on,
+        name,
+        folder=where,
+        split="part",
+        training=TRAINING[name] | {"resume": True, "seed": seed},
+        progress=False,
     )
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -118,7 +118,7 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
         msg = (
             f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of "
             f"io.tile_folder. Embeddings alone "
-            "serve mode='linear'."
+            "serve method='linear'."
         )
         raise ValueError(msg)
     if "spatial" not in adata.obsm:

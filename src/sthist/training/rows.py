@@ -143,7 +143,7 @@ def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str,
         other = next(i for i, key in enumerate(keys) if key != keys[0])
         raise ValueError(
             f"{rows.names[0]} has the embedding {keys[0]!r}, {rows.names[other]} has {keys[other]!r}. Say which with "
-            "embedding=."
+            "encoder=."
         )
     origins = [origin_of(adata, keys[0]) for adata in rows.tables]
     for origin, name in zip(origins, rows.names, strict=True):
