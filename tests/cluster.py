@@ -8,8 +8,8 @@ from pathlib import Path
 import dask
 from distributed import Client, LocalCluster
 
+from sthist.models import BeerLambert
 from sthist.systems.virtual_he.generator import PreparedSection
-from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 
 
 @contextmanager

@@ -10,10 +10,8 @@ import torch
 from turbo_files import TINY
 
 import sthist
+from sthist.models import ST2HE, ArrayPairs, Pix2Pix, Pix2PixConfig, ST2HEConfig
 from sthist.nets import SMALL
-from sthist.systems.virtual_he.models.pix2pix import Pix2Pix, Pix2PixConfig
-from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
-from sthist.systems.virtual_he.training_set.pairs import ArrayPairs
 
 PX = 32
 CLIP = {

@@ -12,15 +12,11 @@ from skimage.draw import disk
 from skimage.feature import local_binary_pattern, structure_tensor, structure_tensor_eigenvalues
 
 from sthist import stains
+from sthist.encoders import Morphology, morphology_feature_names
 from sthist.encoders._morphology import features as features
 from sthist.encoders._morphology import kernels as kernels
 from sthist.encoders._morphology import nuclei as nuclei
-from sthist.encoders._morphology.encoder import (
-    FAMILIES,
-    STAIN_VECTORS,
-    Morphology,
-    morphology_feature_names,
-)
+from sthist.encoders._morphology.encoder import FAMILIES, STAIN_VECTORS
 
 NAMES = list(morphology_feature_names())
 VECTORS = np.array(STAIN_VECTORS) / np.linalg.norm(STAIN_VECTORS, axis=1, keepdims=True)

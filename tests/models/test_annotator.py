@@ -11,7 +11,7 @@ from annotating import CLASSES, SPEC, Planted, TinyClip, embedded, folder_of_til
 from flat import train_annotator
 
 import sthist
-from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
+from sthist.models import Annotator, AnnotatorConfig, AnnotatorReport
 from sthist.systems.annotation.networks import prompt_contrastive_loss
 from sthist.systems.annotation.prompts import (
     TEMPLATES,
@@ -22,7 +22,6 @@ from sthist.systems.annotation.prompts import (
     softmax,
     text_vectors,
 )
-from sthist.systems.annotation.report import AnnotatorReport
 from sthist.systems.annotation.tasks import is_constant
 from sthist.training.batches import augmented
 

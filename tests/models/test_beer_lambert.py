@@ -10,7 +10,8 @@ import pytest
 
 import sthist
 from sthist import stains
-from sthist.systems.virtual_he.models.beer_lambert import BeerLambert, BeerLambertConfig, stain_tiles
+from sthist.models import BeerLambert, BeerLambertConfig
+from sthist.systems.virtual_he.models.beer_lambert import stain_tiles
 from sthist.tiles._regions.raster import rasterize
 
 

@@ -15,12 +15,10 @@ from turbo_files import TINY, Upstream, write_backbone
 
 import sthist
 from sthist.io._files.images import read_image
-from sthist.systems.virtual_he.config import LossWeights, TranslationTraining
+from sthist.models import ST2HE, ArrayPairs, LossWeights, Pix2PixConfig, ST2HEConfig, TranslationTraining
 from sthist.systems.virtual_he.generator import as_input, as_tiles
-from sthist.systems.virtual_he.models.pix2pix import Pix2PixConfig
-from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
 from sthist.systems.virtual_he.training_module import TranslationModule
-from sthist.systems.virtual_he.training_set.pairs import ArrayPairs, order_of, turned
+from sthist.systems.virtual_he.training_set.pairs import order_of, turned
 from sthist.systems.virtual_he.validation import complaint
 from sthist.training import trainer
 from sthist.training.callbacks import Collapsed, CollapseDetector, NotFinite

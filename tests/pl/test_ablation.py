@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sthist.pl._benchmark import ablation
+from sthist.pl import ablation
 
 VARIANTS = {"base": "base", "one colour": "mode", "stain only": "mode", "dots of 0.1": "dot_s"}
 

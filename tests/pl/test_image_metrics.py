@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sthist.metrics import image
-from sthist.pl._benchmark import image_metrics
+from sthist.pl import image_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 import realdata
 
 import sthist
-from sthist._imaging.shifts import _masked_correlation, keep_shifted, tile_shifts_um
-from sthist.tiles import TileReader, TileSpec
+from sthist._imaging.shifts import _masked_correlation
+from sthist.tiles import TileReader, TileSpec, keep_shifted, tile_shifts_um
 
 SPEC = TileSpec(64.0, 128)
 

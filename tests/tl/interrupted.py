@@ -9,8 +9,8 @@ import time
 import spatialdata as sd
 
 import sthist
+from sthist.models import BeerLambert
 from sthist.systems.virtual_he.generator import PreparedSection
-from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.tiles._blocks import canvas
 
 BLOCK_PX = 512

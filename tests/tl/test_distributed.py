@@ -15,9 +15,9 @@ import spatialdata as sd
 from cluster import SlowStain, two_workers
 
 import sthist
-from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.models import BeerLambert
+from sthist.tiles import Canvas
 from sthist.tiles._blocks import dask_run
-from sthist.tiles._blocks.canvas import Canvas
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from flat import train_virtual_he
 from translating import pairs, pix2pix, small
 
 import sthist
-from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
+from sthist.models import BeerLambert
 from sthist.tiles._images.image import pyramid
 
 SPEC = {"size_um": 32.0, "px": 32}

@@ -18,8 +18,8 @@ import spatialdata as sd
 import sthist
 from sthist import _store
 from sthist._store import commit
+from sthist.models import BeerLambert
 from sthist.systems.virtual_he.generator import PreparedSection
-from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 
 
 class Counting(BeerLambert):

@@ -14,11 +14,9 @@ from flat import train_virtual_he
 import sthist
 from sthist import scale
 from sthist._imaging.shifts import STAIN_VECTORS
-from sthist.systems.virtual_he.config import LossWeights
-from sthist.systems.virtual_he.models.pix2pix import Pix2Pix, Pix2PixConfig
+from sthist.models import LossWeights, Pix2Pix, Pix2PixConfig, Translator
 from sthist.systems.virtual_he.training_set.choose_tiles import _stain_vectors, choose_tiles
 from sthist.systems.virtual_he.training_set.sections import find_sections
-from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import Overlay, TileReader, TileSpec
 
 SPEC = TileSpec(size_um=32, px=32)

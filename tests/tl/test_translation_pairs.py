@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sthist
-from sthist.systems.virtual_he.config import TranslationConfig
+from sthist.models import TranslationConfig
 from sthist.systems.virtual_he.training_set.pairs import BRIGHTNESS, HAZE, SectionPairs, add_haze, open_section
 from sthist.systems.virtual_he.training_set.sections import find_sections
 from sthist.tiles import Overlay, TileReader, TileSpec
