@@ -81,8 +81,7 @@ def alignment(
     """
     unknown = [panel for panel in panels if panel not in PANELS]
     if unknown:
-        msg = f"There is no panel {unknown[0]!r}; there are {list(PANELS)}."
-        raise ValueError(msg)
+        raise ValueError(f"There is no panel {unknown[0]!r}; there are {list(PANELS)}.")
     nuclear, channel = _sample.find_nuclear(sdata, to)
     stained = open_image(sdata, nuclear, channels=[channel])
     real = open_image(sdata, _sample.find_he(sdata, he))

@@ -163,8 +163,7 @@ def make_axes(n: int, ncols: int, extent_um: Extent, axes: Any, names: Sequence[
     if axes is not None:
         given = list(np.ravel(np.asarray(axes, dtype=object)))
         if len(given) != n:
-            msg = f"{n} panels ({', '.join(names)}) need as many axes; {len(given)} are given."
-            raise ValueError(msg)
+            raise ValueError(f"{n} panels ({', '.join(names)}) need as many axes; {len(given)} are given.")
         return given
     x0, y0, x1, y1 = extent_um
     columns = min(n, ncols)
@@ -239,8 +238,7 @@ def limit(value: float | str | None, pixels: np.ndarray, default: str) -> float:
     except ValueError:
         percent = np.nan
     if not (value.startswith("p") and 0 <= percent <= 100):
-        msg = f"A colour limit is a number or a quantile from 'p0' to 'p100', not {value!r}."
-        raise ValueError(msg)
+        raise ValueError(f"A colour limit is a number or a quantile from 'p0' to 'p100', not {value!r}.")
     return float(np.percentile(pixels, percent))
 
 

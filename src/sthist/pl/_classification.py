@@ -62,8 +62,7 @@ def roc(
     """
     if scores is None:
         if not (hasattr(labels, "auc") and hasattr(labels, "classes")):
-            msg = f"A {type(labels).__name__} is no report: give true classes and scores."
-            raise TypeError(msg)
+            raise TypeError(f"A {type(labels).__name__} is no report: give true classes and scores.")
         ax = _axes(ax, (4.5, 0.5 + 0.35 * len(labels.classes)))
         _draw_areas(ax, labels)
         return finish([ax], save)[0]
@@ -79,8 +78,9 @@ def roc(
         area = roc_auc_score(of_class, frame[name])
         ax.plot(false_rate, true_rate, label=f"{name} {area:.2f} (n={int(of_class.sum())})", drawstyle="steps-post")
     if not ax.get_lines():
-        msg = f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(true))}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(true))}."
+        )
     ax.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
     ax.set(
         xlabel="false positive rate",
@@ -182,19 +182,16 @@ def _matched(truth: Any, scores: Any, classes: Sequence[str] | None) -> tuple[An
         frame = scores.set_axis([str(name) for name in scores.columns], axis=1)
         for name in classes or []:
             if name not in frame:
-                msg = f"There are no scores of class {name!r}; there are of {list(frame)}."
-                raise KeyError(msg)
+                raise KeyError(f"There are no scores of class {name!r}; there are of {list(frame)}.")
         frame = frame if classes is None else frame[list(classes)]
     else:
         values = np.asarray(scores, np.float64)
         if values.ndim != 2 or classes is None or len(classes) != values.shape[1]:
-            msg = f"Scores of shape {values.shape} need a name for each column: classes=[...]."
-            raise ValueError(msg)
+            raise ValueError(f"Scores of shape {values.shape} need a name for each column: classes=[...].")
         frame = pd.DataFrame(values, columns=[str(name) for name in classes])
     labels = pd.Series(np.asarray(truth, dtype=object))
     if len(labels) != len(frame):
-        msg = f"There are {len(labels)} true classes and {len(frame)} rows of scores."
-        raise ValueError(msg)
+        raise ValueError(f"There are {len(labels)} true classes and {len(frame)} rows of scores.")
     known = labels.notna().to_numpy() & np.isfinite(frame.to_numpy(np.float64)).all(axis=1)
     return frame[known], labels[known].astype(str).to_numpy()
 
@@ -204,19 +201,16 @@ def _counts(truth: Any, predicted: Any, classes: Sequence[str] | None) -> tuple[
 
     if predicted is None:
         if not (hasattr(truth, "confusion") and hasattr(truth, "classes")):
-            msg = f"A {type(truth).__name__} is no report: give true and called classes."
-            raise TypeError(msg)
+            raise TypeError(f"A {type(truth).__name__} is no report: give true and called classes.")
         known = [str(name) for name in truth.classes]
         names = known if classes is None else [str(name) for name in classes]
         places = [known.index(name) for name in names if name in known]
         if len(places) != len(known):
-            msg = f"classes is {names}; the report is of {known}."
-            raise ValueError(msg)
+            raise ValueError(f"classes is {names}; the report is of {known}.")
         return np.asarray(truth.confusion, int)[np.ix_(places, places)], names
     pair = [pd.Series(np.asarray(each, dtype=object)) for each in (truth, predicted)]
     if len(pair[0]) != len(pair[1]):
-        msg = f"There are {len(pair[0])} true and {len(pair[1])} called classes."
-        raise ValueError(msg)
+        raise ValueError(f"There are {len(pair[0])} true and {len(pair[1])} called classes.")
     both = pair[0].notna() & pair[1].notna()
     true, called = (each[both].astype(str) for each in pair)
     found = sorted({*true, *called})
@@ -225,8 +219,9 @@ def _counts(truth: Any, predicted: Any, classes: Sequence[str] | None) -> tuple[
     names = order if classes is not None else [*order, *(name for name in found if name not in order)]
     lacking = [name for name in found if name not in names]
     if lacking or not found:
-        msg = f"classes is {names}; the rows are of {found}." if found else "No row has both a true and a called class."
-        raise ValueError(msg)
+        raise ValueError(
+            f"classes is {names}; the rows are of {found}." if found else "No row has both a true and a called class."
+        )
     table = np.zeros((len(names), len(names)), int)
     index = pd.Index(names)
     np.add.at(table, (index.get_indexer(pd.Index(true)), index.get_indexer(pd.Index(called))), 1)

@@ -103,8 +103,7 @@ def embedding(
     adata, rows = _table_of(data, basis, table)
     points = _points(adata, basis)
     if thumbnails and rows is None:
-        msg = "Thumbnails need the image: pass the SpatialData, not its table."
-        raise TypeError(msg)
+        raise TypeError("Thumbnails need the image: pass the SpatialData, not its table.")
     if ax is None:
         _, ax = plt.subplots(figsize=(SIDE, SIDE), layout="constrained")
     _scatter(ax, adata, points, color, size, cmap)
@@ -238,8 +237,9 @@ def _rows_with(sdata: SpatialData, color: str, table: str | None) -> Rows:
 
 def _require_column(adata: AnnData, color: str) -> None:
     if color not in adata.obs:
-        msg = f"The table has no column {color!r}; it has {list(adata.obs)}.{closest(color, map(str, adata.obs))}"
-        raise KeyError(msg)
+        raise KeyError(
+            f"The table has no column {color!r}; it has {list(adata.obs)}.{closest(color, map(str, adata.obs))}"
+        )
 
 
 def _key(adata: AnnData, basis: str) -> str | None:
@@ -253,15 +253,13 @@ def _bare(basis: str) -> str:
 def _points(adata: AnnData, basis: str) -> np.ndarray:
     key = _key(adata, basis)
     if key is None:
-        msg = (
+        raise KeyError(
             f"The table has no obsm[{basis!r}]; it has {list(adata.obsm)}. scanpy makes it: sc.pp.neighbors, "
-            f"sc.tl.umap."
+            "sc.tl.umap."
         )
-        raise KeyError(msg)
     points = np.asarray(adata.obsm[key], np.float64)
     if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points[:, :2]).all(axis=1).any():
-        msg = f"obsm[{key!r}] of shape {points.shape} has no two columns of finite numbers."
-        raise ValueError(msg)
+        raise ValueError(f"obsm[{key!r}] of shape {points.shape} has no two columns of finite numbers.")
     return points[:, :2]
 
 

@@ -68,12 +68,10 @@ def niche_composition(
     for column in (key, groupby):
         if column is not None and column not in data.obs:
             there = [str(name) for name in data.obs]
-            msg = f"The table has no column {column!r}; it has {there}.{closest(column, there)}"
-            raise KeyError(msg)
+            raise KeyError(f"The table has no column {column!r}; it has {there}.{closest(column, there)}")
     shares, part_colours = _of_niches(data, key) if groupby is None else _of_groups(data, key, groupby)
     if not len(shares):
-        msg = f"No row has a niche in {key!r}."
-        raise ValueError(msg)
+        raise ValueError(f"No row has a niche in {key!r}.")
     shares = shares.iloc[_by_likeness(shares.to_numpy())]
     if ax is None:
         _, ax = plt.subplots(figsize=(1.8 + 0.45 * len(shares), 3.6), layout="constrained")
@@ -97,8 +95,9 @@ def _of_niches(adata: AnnData, key: str) -> tuple[pd.DataFrame, dict[Any, Any]]:
     """Mean composition of the cells of each niche; and a colour per class, that of the labels where scanpy keeps it."""
     composition = adata.obsm.get(f"{key}_composition")
     if composition is None or not hasattr(composition, "columns"):
-        msg = f"The table has no obsm[{key + '_composition'!r}]; tl.niches writes it. It has {list(adata.obsm)}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"The table has no obsm[{key + '_composition'!r}]; tl.niches writes it. It has {list(adata.obsm)}."
+        )
     means = composition.groupby(adata.obs[key], observed=True).mean()
     made = adata.uns.get("sthist", {}).get(key, {})
     called = made.get("classes", {}) if hasattr(made, "get") else {}

@@ -89,11 +89,10 @@ def overlay(
         mpp = max(PAPER_MPP, side / MAX_PX)
     px = int(np.ceil(side / mpp - 1e-6))
     if px > 4 * MAX_PX:
-        msg = (
+        raise ValueError(
             f"This region has {px} pixels a side at {mpp:g} µm/px; show less of it with within=, or pass a coarser "
-            f"mpp=."
+            "mpp=."
         )
-        raise ValueError(msg)
     spec = TileSpec.from_mpp(mpp, px)
     if overlay is None:
         style: dict[str, Any] = {"palette": "fixed", "allow_upsampling": True} | kwargs
@@ -198,8 +197,7 @@ def tiles(
 
     table, spec = laid_tiles(sdata, regions)
     if color is not None and color not in table.obs:
-        msg = f"Table '{regions}_table' has no column {color!r}; it has {list(table.obs.columns)}."
-        raise KeyError(msg)
+        raise KeyError(f"Table '{regions}_table' has no column {color!r}; it has {list(table.obs.columns)}.")
     if overlay is not None:
         require_no_style(kwargs)
     readers = _shown(sdata, spec, show, overlay, kwargs)
@@ -249,9 +247,8 @@ def _shown(
             if show is not None:
                 raise
     if not readers:
-        msg = (
+        raise ValueError(
             f"There is nothing to show of these tiles. {_sample.describe('images', sdata.images)} Name images with "
-            f"show=."
+            "show=."
         )
-        raise ValueError(msg)
     return readers

@@ -118,11 +118,10 @@ def score_map(
         values = found.raster(sdata, extent, mpp)
         known = values[np.isfinite(values)]
         if not known.size:
-            msg = (
+            raise ValueError(
                 f"No score of {name!r} lies in x {extent[0]:g} to {extent[2]:g} and y {extent[1]:g} to {extent[3]:g} "
-                f"µm."
+                "µm."
             )
-            raise ValueError(msg)
         limits = {"vmin": limit(vmin, known, "p0"), "vmax": limit(vmax, known, "p100")}
         opacity = alpha if below is not None else 1.0
         show_image(ax, np.ma.masked_invalid(values), extent, name, cmap=cmap, alpha=opacity, **limits)
@@ -161,8 +160,7 @@ def find_scores(
         return found
     for name in classes:
         if name not in found:
-            msg = f"{key!r} has no class {name!r}; it has {list(found)}.{closest(name, found)}"
-            raise KeyError(msg)
+            raise KeyError(f"{key!r} has no class {name!r}; it has {list(found)}.{closest(name, found)}")
     return {name: found[name] for name in classes}
 
 
@@ -187,11 +185,10 @@ def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Sc
             for column in values.columns
         }
     there = [*sdata.images, *(str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm))]
-    msg = (
+    raise KeyError(
         f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in "
         f"obs.{closest(key, there)}"
     )
-    raise KeyError(msg)
 
 
 def _are_numbers(values: Any) -> bool:
@@ -262,12 +259,10 @@ def top_tiles(
     import matplotlib.pyplot as plt
 
     if int(n) != n or n < 1:
-        msg = f"n is {n!r}; it is a whole number from 1 on."
-        raise ValueError(msg)
+        raise ValueError(f"n is {n!r}; it is a whole number from 1 on.")
     scores = find_scores(sdata, key, classes, table)
     if any(each.rows is None for each in scores.values()):
-        msg = f"{key!r} is a heat map, which has no tiles: show it with pl.score_map."
-        raise ValueError(msg)
+        raise ValueError(f"{key!r} is a heat map, which has no tiles: show it with pl.score_map.")
     he = _sample.find_he(sdata, image)
     figure, axes = plt.subplots(
         len(scores), n, figsize=(1.4 * n + 0.4, 1.6 * len(scores)), squeeze=False, layout="constrained"

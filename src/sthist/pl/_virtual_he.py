@@ -105,14 +105,14 @@ def virtual_he(
     shown = [panel for panel, there in available.items() if there] if panels is None else list(panels)
     for panel in shown:
         if panel not in TITLES:
-            msg = f"There is no panel {panel!r}; there are {list(TITLES)}."
-            raise ValueError(msg)
+            raise ValueError(f"There is no panel {panel!r}; there are {list(TITLES)}.")
     stained = open_image(sdata, elements.nuclear, channels=[elements.nuclear_channel])
     extent = stained.extent_um if within is None else region_geometry(sdata, within).bounds
     for panel in shown:
         if panel in {"transcripts", "real"} and not available[panel]:
-            msg = f"The panel {panel!r} cannot be shown: this object has no {TITLES[panel]} that is recognised."
-            raise KeyError(msg)
+            raise KeyError(
+                f"The panel {panel!r} cannot be shown: this object has no {TITLES[panel]} that is recognised."
+            )
     drawn = make_axes(len(shown), ncols, extent, axes, shown)
     drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     for ax, panel in zip(drawn, shown, strict=True):
@@ -165,8 +165,7 @@ def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence
         np.add.at(colours, (rows[keep], columns[keep]), hsv_to_rgb(hues)[codes[keep]].astype(np.float32))
     for name in genes or []:
         if name not in seen:
-            msg = f"There are no transcripts of gene {name!r} in points {elements.points!r}."
-            raise KeyError(msg)
+            raise KeyError(f"There are no transcripts of gene {name!r} in points {elements.points!r}.")
     mean = colours / np.maximum(counts, 1)[..., None]
     top = np.percentile(counts[counts > 0], 99) if counts.any() else 1.0
     return mean * np.minimum(1, 0.35 + 0.65 * counts / top)[..., None] * (counts > 0)[..., None]

@@ -154,17 +154,16 @@ def aggregate(
 
 def _require_one_kind(regions: str | None, bin_um: float | None, within: Any) -> None:
     if (regions is None) == (bin_um is None):
-        msg = (
+        raise ValueError(
             f"regions is {regions!r} and bin_um {bin_um!r}: give one of them, a key of shapes or the side in µm of the "
             "squares of a grid."
         )
-        raise ValueError(msg)
     if bin_um is not None and not (np.isfinite(bin_um) and bin_um > 0):
-        msg = f"bin_um is {bin_um!r}; the side of a square in µm is a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"bin_um is {bin_um!r}; the side of a square in µm is a positive number.")
     if regions is not None and within is not None:
-        msg = f"within= chooses squares of a grid; of {regions!r} all regions are taken. Leave it out, or pass bin_um=."
-        raise ValueError(msg)
+        raise ValueError(
+            f"within= chooses squares of a grid; of {regions!r} all regions are taken. Leave it out, or pass bin_um=."
+        )
 
 
 def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
@@ -173,11 +172,10 @@ def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
     if of in sdata.points or (of == "points" and of not in sdata.tables):
         key = _sample.find_transcripts(sdata, of if of in sdata.points else None)[0]
         if key is None:
-            msg = (
+            raise KeyError(
                 f"This object has no points. {_sample.describe('tables', sdata.tables)} Sum a table: of='cells', "
-                f"'bins' or its key."
+                "'bins' or its key."
             )
-            raise KeyError(msg)
         return "points", key
     if of in sdata.tables:
         return ("bins" if of in bins else "cells"), of
@@ -188,11 +186,10 @@ def _find_source(sdata: SpatialData, of: str) -> tuple[str, str]:
     if of == "bins" and bins:
         return "bins", bins[0]
     known = [*sdata.points, *sdata.tables]
-    msg = (
+    raise KeyError(
         f"of={of!r}: {'found no such table' if of in {'cells', 'bins'} else 'neither points nor a table'}. "
         f"{_sample.describe('points', sdata.points)} {_sample.describe('tables', sdata.tables)}{closest(of, known)}"
     )
-    raise KeyError(msg)
 
 
 def _bin_tables(sdata: SpatialData) -> list[str]:
@@ -215,8 +212,7 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
     shapes, matrix = _sample.get(sdata, "shapes", key), scale.matrix_to_um(sdata, "shapes", key)
     names = shapes.index
     if not len(names):
-        msg = f"Shapes {key!r} are empty: there are no regions to sum into."
-        raise ValueError(msg)
+        raise ValueError(f"Shapes {key!r} are empty: there are no regions to sum into.")
     require_names(key, names)
     geometry = shapes.geometry.to_numpy()
     bad = shapely.is_missing(geometry) | shapely.is_empty(geometry) | ~np.isfinite(shapely.bounds(geometry)).all(axis=1)
@@ -224,11 +220,10 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
         radius = shapes["radius"].to_numpy(np.float64)
         bad = (shapely.get_type_id(geometry) == shapely.GeometryType.POINT) & ~(np.isfinite(radius) & (radius > 0))
     if bad.any():
-        msg = (
+        raise ValueError(
             f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {names[bad][0]!r}: empty, not "
             "finite, or a circle without a radius. Leave them out."
         )
-        raise ValueError(msg)
     return RegionIndex(shapes, matrix)
 
 
@@ -244,11 +239,10 @@ def _require_some(sums: Sums, finder: SquareGrid | RegionIndex, kind: str, key: 
         where = f"squares of within= ({_span([finder.side_um * end for end in ends])})"
     else:
         where = f"grid: no centre of a square of {finder.side_um:g} µm lies in within="
-    msg = (
+    raise ValueError(
         f"None of the {kind} of {key!r} ({_span(sums.extent_um)}) lies in the {where}. Correct the transformation of "
         "one of them to 'um'."
     )
-    raise ValueError(msg)
 
 
 def _say(sums: Sums, kind: str, key: str) -> None:

@@ -60,19 +60,17 @@ def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int)
     first = None if start is None else own @ np.linalg.inv(start) @ np.linalg.inv(to_corner)
     registration = register(fixed, moving, step, start=first, seed=seed)
     if registration is None:
-        msg = (
+        raise ValueError(
             f"Image {image!r} and {', '.join(map(repr, nuclear))} show nothing in common: no affine brings enough of "
             "their nuclei together. Are they of one section? Otherwise give landmarks=."
         )
-        raise ValueError(msg)
     before = None if first is None else overlap_score(fixed, moving, first, step)
     after = overlap_score(fixed, moving, registration.matrix, step)
     if before is not None and after < before - SLACK:
-        msg = (
-            f"The alignment that was found overlaps less ({after:.3f}) than the present one ({before:.3f}); nothing "
-            f"is changed."
+        raise ValueError(
+            f"The alignment that was found overlaps less ({after:.3f}) than the present one ({before:.3f}); nothing is "
+            "changed."
         )
-        raise ValueError(msg)
     to_um = np.linalg.inv(np.linalg.inv(own) @ registration.matrix @ to_corner)
     return PixelAlignment(to_um, _facts(registration, before, after))
 
@@ -98,8 +96,7 @@ def _start(sdata: SpatialData, image: str) -> tuple[np.ndarray | None, float]:
         return start, float(np.sqrt(abs(np.linalg.det(start[:2, :2]))))
     stated = scale.recorded_mpp(sdata, image)
     if not stated:
-        msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
-        raise ValueError(msg)
+        raise ValueError(f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...).")
     return None, next(iter(stated.values()))
 
 
@@ -222,22 +219,20 @@ def align(
     from spatialdata.transformations import get_transformation, set_transformation
 
     if (matrix is None) == (landmarks is None):
-        msg = "Give either matrix= or landmarks=."
-        raise ValueError(msg)
+        raise ValueError("Give either matrix= or landmarks=.")
     if unit not in UNITS:
-        msg = f"unit={unit!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}."
-        raise ValueError(msg)
+        raise ValueError(f"unit={unit!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}.")
     element = _sample.get(data, "images", image)
     _sample.require_one_sample(data)
     record = data.attrs.get("sthist", {}).get("alignment", {}).get(image)
     if not overwrite and record is not None and record.get("call") == "pp.align":
-        msg = f"Image {image!r} has been aligned already. Pass overwrite=True to align it again."
-        raise ValueError(msg)
+        raise ValueError(f"Image {image!r} has been aligned already. Pass overwrite=True to align it again.")
     found: dict[str, Any] = {}
     if isinstance(matrix, str) and matrix == "auto":
         if unit != "px":
-            msg = "unit= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
-            raise ValueError(msg)
+            raise ValueError(
+                "unit= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
+            )
         automatic = find_alignment(data, image, to, seed=settings.seed if seed is None else seed)
         alignment, to, found = _alignment.Alignment(automatic.to_um), _sample.UM, automatic.facts
     elif matrix is not None:

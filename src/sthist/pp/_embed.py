@@ -177,11 +177,10 @@ def _embed_sample(
     first = encoders[0]
     key = _sample.safe_key(key_added or first.key)
     if client is not None and source.store is None:
-        msg = (
+        raise ValueError(
             "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
             "sd.read_zarr(path)."
         )
-        raise ValueError(msg)
     reader = source.reader(first, normalizer)
     wanted = source.lie_within(within)
     inside = source.require_inside(reader, outside, wanted)

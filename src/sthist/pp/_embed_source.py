@@ -64,12 +64,11 @@ class _Source:
     def _spec(self, encoder: Encoder) -> TileSpec:
         spec = self.spec or encoder.spec
         if spec is None:
-            msg = (
+            raise ValueError(
                 f"Nothing says how much tissue a tile of {self.name} shows: pass "
-                f"spec=sthist.tiles.TileSpec(size_um=112, px=224), or lay "
-                f"tiles with pp.tiles. The encoder {encoder.name!r} takes any."
+                "spec=sthist.tiles.TileSpec(size_um=112, px=224), or lay tiles with pp.tiles. The encoder "
+                f"{encoder.name!r} takes any."
             )
-            raise ValueError(msg)
         return spec
 
 
@@ -101,8 +100,7 @@ class RegionSource(_Source):
         import shapely
 
         if outside not in {"error", "nan"}:
-            msg = f"outside is {outside!r}; it is 'error' or 'nan'."
-            raise ValueError(msg)
+            raise ValueError(f"outside is {outside!r}; it is 'error' or 'nan'.")
         image = shapely.union_all([shapely.MultiPoint(field.corners_um()).convex_hull for field in reader.image.fields])
         inside = wanted & np.isfinite(self.places).all(axis=1)
         inside[inside] = shapely.intersects_xy(image, *self.places[inside].T)
@@ -111,13 +109,12 @@ class RegionSource(_Source):
             return inside
         row = int(np.flatnonzero(missing)[0])
         x0, y0, x1, y1 = image.bounds
-        msg = (
+        raise ValueError(
             f"{int(missing.sum())} of {int(wanted.sum())} regions of {self.name} lie outside the image {self.image!r} "
             f"(x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as "
-            f"{self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. Pass "
-            "outside='nan' to leave them without an embedding, or mend the transformation of the image to 'um'."
+            f"{self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' to "
+            "leave them without an embedding, or mend the transformation of the image to 'um'."
         )
-        raise ValueError(msg)
 
     def identity(self, reader: TileReader, inside: np.ndarray) -> dict[str, Any]:
         """What tells this input from any other: the places, how the image lies, and the pixels of some tiles."""
@@ -174,14 +171,12 @@ class FolderSource(_Source):
 
     def __init__(self, tiles: AnnData, image: str | None, regions: str | None, spec: TileSpec | None) -> None:
         if image is not None or regions is not None:
-            msg = "image= and regions= are of a SpatialData; a folder of tiles has neither."
-            raise ValueError(msg)
+            raise ValueError("image= and regions= are of a SpatialData; a folder of tiles has neither.")
         if "tile_folder" not in tiles.uns.get("sthist", {}):
-            msg = (
+            raise ValueError(
                 "An AnnData alone has no pixels: pass the SpatialData that holds its image, or a folder of tiles read "
                 "with io.tile_folder."
             )
-            raise ValueError(msg)
         self.tiles, self.spec, self.spec_given = tiles, spec, spec is not None
         self.image, self.store, self.name = None, None, "the folder of tiles"
         self.places = np.arange(tiles.n_obs)
@@ -194,8 +189,7 @@ class FolderSource(_Source):
     def lie_within(self, within: Any) -> np.ndarray:
         """Which places lie in a part of the slide: a folder has no parts."""
         if within is not None:
-            msg = "within= is of a SpatialData; a folder of tiles lies nowhere."
-            raise ValueError(msg)
+            raise ValueError("within= is of a SpatialData; a folder of tiles lies nowhere.")
         return np.ones(self.tiles.n_obs, bool)
 
     def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"], wanted: np.ndarray) -> np.ndarray:
@@ -264,10 +258,9 @@ def _find_regions(sdata: SpatialData) -> str:
     if len(candidates) == 1:
         return candidates[0]
     found = f"could be any of {candidates}" if candidates else "are neither tiles nor spots"
-    msg = (
+    raise ValueError(
         f"Which regions to embed is not clear: there {found}. Pass regions=. {_sample.describe('shapes', sdata.shapes)}"
     )
-    raise ValueError(msg)
 
 
 def _laid_spec(sdata: SpatialData, rows: Rows) -> TileSpec | None:

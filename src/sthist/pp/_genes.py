@@ -120,8 +120,9 @@ def genes(
     name = called(key)
     source, counts, features = find_raw_counts(adata, layer, name)
     if not overwrite and "genes" in adata.uns.get("sthist", {}):
-        msg = f"{name} has been through pp.genes already. Pass overwrite=True to begin again from its counts."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{name} has been through pp.genes already. Pass overwrite=True to begin again from its counts."
+        )
     wanted, n_controls = _wanted(adata, genes, controls, name)
     _say_copies(features[features.isin(wanted) & features.duplicated()], name)
     counts = collect_columns(counts, wanted.get_indexer(features), len(wanted))
@@ -156,26 +157,24 @@ def genes(
 
 def _require_numbers(min_cells: int, min_counts: int, target_sum: Any) -> None:
     if min_cells < 0 or min_counts < 0:
-        msg = f"min_cells is {min_cells} and min_counts {min_counts}; they are at least 0."
-        raise ValueError(msg)
+        raise ValueError(f"min_cells is {min_cells} and min_counts {min_counts}; they are at least 0.")
     if isinstance(target_sum, str):
         good = target_sum == "median"
     else:
         good = target_sum is None or bool(np.isfinite(target_sum) and target_sum > 0)
     if not good:
-        msg = f"target_sum is {target_sum!r}; it is a positive number, 'median', or None."
-        raise ValueError(msg)
+        raise ValueError(f"target_sum is {target_sum!r}; it is a positive number, 'median', or None.")
 
 
 def _find_table(data: Any, table: str | None) -> tuple[AnnData, str | None]:
     """The table, and its key in a SpatialData; a usable one."""
     key, adata = find_expression(data, table)
     if 0 in adata.shape:
-        msg = f"{called(key)} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes."
-        raise ValueError(msg)
+        raise ValueError(f"{called(key)} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes.")
     if adata.isbacked:
-        msg = f"{called(key)} is backed by {adata.filename}; read it with adata.to_memory(), and write the result."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{called(key)} is backed by {adata.filename}; read it with adata.to_memory(), and write the result."
+        )
     return adata, key
 
 
@@ -185,8 +184,7 @@ def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, 
         candidates = {"X": (adata.X, adata.var_names)}
     elif layer is not None:
         if layer not in adata.layers:
-            msg = f"{name} has no layer {layer!r}; it has {list(adata.layers)}.{closest(layer, adata.layers)}"
-            raise KeyError(msg)
+            raise KeyError(f"{name} has no layer {layer!r}; it has {list(adata.layers)}.{closest(layer, adata.layers)}")
         candidates = {f"layers[{layer!r}]": (adata.layers[layer], adata.var_names)}
     elif COUNTS in adata.layers:
         # A layer of this name that holds no counts would be overwritten by going on.
@@ -208,11 +206,10 @@ def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, 
             return source, counts, features
         faults[source] = fault
     found = "; ".join(f"{source} {fault}" for source, fault in faults.items())
-    msg = (
+    raise ValueError(
         f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name their "
         f"layer with layer= (there are {list(adata.layers)})."
     )
-    raise ValueError(msg)
 
 
 def _read_counts(matrix: Any, rows: pd.Index, features: pd.Index) -> tuple[csr_matrix | None, str]:
@@ -289,16 +286,14 @@ def _say_copies(copies: pd.Index, name: str) -> None:
 
 def _require_genes(adata: AnnData, wanted: pd.Index, name: str) -> None:
     if wanted.has_duplicates:
-        msg = f"genes= has {wanted[wanted.duplicated()][0]!r} more than once."
-        raise ValueError(msg)
+        raise ValueError(f"genes= has {wanted[wanted.duplicated()][0]!r} more than once.")
     missing = wanted[~wanted.isin(adata.var_names)]
     if len(missing):
-        msg = (
-            f"{name} lacks {len(missing)} of {len(wanted)} genes, such as {missing[0]!r}."
-            f"{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by other "
-            f"columns of var."
+        raise KeyError(
+            f"{name} lacks {len(missing)} of {len(wanted)} genes, such as "
+            f"{missing[0]!r}.{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by "
+            "other columns of var."
         )
-        raise KeyError(msg)
 
 
 def _apply_thresholds(
@@ -308,12 +303,11 @@ def _apply_thresholds(
     n_counts = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
     keep = (n_cells >= min_cells) & (n_counts >= min_counts)
     if not keep.any():
-        msg = (
+        raise ValueError(
             f"No gene of {name[0].lower() + name[1:]} is left: of {len(wanted)} genes that are no controls, the "
             f"commonest is in {n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} "
             f"counts. Lower min_cells ({min_cells}) or min_counts ({min_counts}), or keep controls with controls=()."
         )
-        raise ValueError(msg)
     return (counts if keep.all() else counts[:, keep]), wanted[keep]
 
 

@@ -95,11 +95,9 @@ def label_regions(
     import pandas as pd
 
     if not 0 <= min_fraction <= 1:
-        msg = f"min_fraction is {min_fraction!r}; it is a share, from 0 to 1."
-        raise ValueError(msg)
+        raise ValueError(f"min_fraction is {min_fraction!r}; it is a share, from 0 to 1.")
     if overlaps not in {"smaller", "error"}:
-        msg = f"overlaps is {overlaps!r}; it is 'smaller' or 'error'."
-        raise ValueError(msg)
+        raise ValueError(f"overlaps is {overlaps!r}; it is 'smaller' or 'error'.")
     _sample.require_one_sample(data)
     rows = rows_of(data, regions)
     names = [key_added, f"{key_added}_fraction", f"{key_added}_labelled"]
@@ -111,11 +109,10 @@ def label_regions(
         annotation = read_annotation(data, by, label, overlaps)
         sums, whole, classes = areas_in(polygons, annotation), _areas(polygons), annotation.classes
     if not sums.any():
-        msg = (
+        raise ValueError(
             f"Nothing of {by!r} that has a label lies in the {len(rows)} regions {rows.shapes!r}: are both registered "
-            f"in 'um' rightly?"
+            "in 'um' rightly?"
         )
-        raise ValueError(msg)
     obs, shares = _majority(sums, whole, classes, min_fraction)
     _log(rows.shapes, obs["label"].codes, sums, min_fraction)
     columns = column_names(classes)

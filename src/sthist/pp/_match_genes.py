@@ -78,24 +78,22 @@ def match_genes(
     ['ACTB']
     """
     if not 0 <= min_overlap <= 1:
-        msg = f"min_overlap is {min_overlap}; it is a share, from 0 to 1."
-        raise ValueError(msg)
+        raise ValueError(f"min_overlap is {min_overlap}; it is a share, from 0 to 1.")
     sides = dict(data) if isinstance(data, Mapping) else {"data": data}
     if reference is None and len(sides) < 2:
-        msg = "There is nothing to match with: give a table or a list of genes as reference, or several samples."
-        raise ValueError(msg)
+        raise ValueError(
+            "There is nothing to match with: give a table or a list of genes as reference, or several samples."
+        )
     anchor = next(iter(sides))
     if reference is not None:
         if "reference" in sides:
-            msg = "A sample is called 'reference', as the other side is; rename it."
-            raise ValueError(msg)
+            raise ValueError("A sample is called 'reference', as the other side is; rename it.")
         anchor = "reference"
         sides[anchor] = reference
     if isinstance(column, Mapping):
         for side in column:
             if side not in sides:
-                msg = f"column= names {side!r}, but the sides are {list(sides)}.{closest(side, sides)}"
-                raise KeyError(msg)
+                raise KeyError(f"column= names {side!r}, but the sides are {list(sides)}.{closest(side, sides)}")
     named = {
         side: _named(each, column.get(side) if isinstance(column, Mapping) else column, table, side)
         for side, each in sides.items()
@@ -112,5 +110,4 @@ def _named(data: Any, by: str | None, table: str | None, side: str) -> dict[str,
     if side == "reference" and not isinstance(data, Mapping) and hasattr(data, "__iter__"):
         return names_of_list(data)
     kinds = "a SpatialData or an AnnData" + (" or a list of genes" if side == "reference" else "")
-    msg = f"{side!r} is a {type(data).__name__}; it must be {kinds}."
-    raise TypeError(msg)
+    raise TypeError(f"{side!r} is a {type(data).__name__}; it must be {kinds}.")

@@ -43,11 +43,10 @@ def require_names(key: str, names: pd.Index) -> None:
     """Refuse shapes of which two have one name."""
     twice = names[names.duplicated()]
     if len(twice):
-        msg = (
+        raise ValueError(
             f"Shapes {key!r} have {len(twice)} names more than once, such as {twice[0]!r}; a table cannot be linked to "
             "them. Give them names of their own, such as shapes.reset_index(drop=True)."
         )
-        raise ValueError(msg)
 
 
 @dataclass
@@ -64,8 +63,7 @@ class _Panel:
         for name in np.sort(genes).tolist():
             self.numbers.setdefault(name, len(self.numbers))
         if len(self.numbers) >= GENES:
-            msg = f"The transcripts are of more than {GENES} genes. Is the gene column right?"
-            raise ValueError(msg)
+            raise ValueError(f"The transcripts are of more than {GENES} genes. Is the gene column right?")
         return np.array([*(self.numbers.get(name, -1) for name in labels.tolist()), -1], np.int64)
 
     def ordered(self) -> tuple[list[str], np.ndarray]:
@@ -95,11 +93,10 @@ def sum_points(
             facts["n_counted"] += counted
             facts["n_outside"] += len(x) - counted
     if not facts["n_counted"] + facts["n_outside"]:
-        msg = (
+        raise ValueError(
             f"None of the {facts['n_all']} transcripts in points {key!r} counts: {facts['n_controls']} are controls or "
             f"have no gene, {facts['n_low_quality']} have qv < {min_qv:g}. Lower min_qv, or check the gene column."
         )
-        raise ValueError(msg)
     rows = _rows(finder, sparse.rows)
     names, places = panel.ordered()
     counts = sparse.pop_csr(rows, places)
@@ -118,12 +115,11 @@ def _iter_genes(
     for x, y, part in iter_points(elements, columns):
         lost = int((~(np.isfinite(x) & np.isfinite(y))).sum())
         if lost:
-            msg = (
-                f"{lost} of the transcripts {facts['n_all']} to {facts['n_all'] + len(x) - 1} of points {key!r} "
-                f"have coordinates "
-                "that are no finite numbers. Leave them out: points[points.x.notnull() & points.y.notnull()]."
+            raise ValueError(
+                f"{lost} of the transcripts {facts['n_all']} to {facts['n_all'] + len(x) - 1} of points {key!r} have "
+                "coordinates that are no finite numbers. Leave them out: points[points.x.notnull() & "
+                "points.y.notnull()]."
             )
-            raise ValueError(msg)
         categories = part[gene].astype("category").cat
         codes = panel.code(categories.categories)[categories.codes.to_numpy()]
         keep = codes >= 0
@@ -147,8 +143,9 @@ def sum_table(sdata: SpatialData, key: str, finder: SquareGrid | RegionIndex, co
     source, values, names = find_raw_counts(adata, None, f"Table {key!r}")
     genes = is_gene(names, controls)
     if not genes.any():
-        msg = f"Table {key!r} has no genes: its {len(names)} features are all controls. Keep them with controls=()."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Table {key!r} has no genes: its {len(names)} features are all controls. Keep them with controls=()."
+        )
     # No sum is more than the sum of all.
     values = values.astype(np.int32 if values.sum(dtype=np.float64) < 2**31 else np.int64)
     values = values if genes.all() else values[:, genes]
@@ -172,11 +169,10 @@ def _table_centroids(sdata: SpatialData, key: str) -> np.ndarray:
     """Centroids in µm of the shapes that a table is of, in its order."""
     found = _sample.cell_shapes(sdata, key)
     if found is None:
-        msg = (
+        raise ValueError(
             f"No shapes are those of table {key!r}. {_sample.describe('shapes', sdata.shapes)} Link it with "
             "TableModel.parse(adata, region=, region_key=, instance_key=)."
         )
-        raise ValueError(msg)
     shapes, instances = found
     matrix, element = scale.matrix_to_um(sdata, "shapes", shapes), sdata.shapes[shapes]
     require_names(shapes, element.index)
@@ -184,11 +180,10 @@ def _table_centroids(sdata: SpatialData, key: str) -> np.ndarray:
     centres: np.ndarray = centroids_um(element.geometry.to_numpy()[places], matrix)
     lost = ~np.isfinite(centres).all(axis=1)
     if lost.any():
-        msg = (
+        raise ValueError(
             f"{int(lost.sum())} of {len(lost)} shapes {shapes!r} of table {key!r} have no finite centroid, such as "
             f"{instances[lost][0]!r}. Leave them out."
         )
-        raise ValueError(msg)
     return centres
 
 

@@ -116,20 +116,16 @@ def tiles(
 
     spec = TileSpec(size_um, px)
     if not 0 <= overlap < 1:
-        msg = f"overlap is {overlap}; it is a part of the tile's side, from 0 to less than 1."
-        raise ValueError(msg)
+        raise ValueError(f"overlap is {overlap}; it is a part of the tile's side, from 0 to less than 1.")
     if sampling not in {"grid", "regions", "fps"}:
-        msg = f"sampling is {sampling!r}; it is 'grid', 'regions' or 'fps'."
-        raise ValueError(msg)
+        raise ValueError(f"sampling is {sampling!r}; it is 'grid', 'regions' or 'fps'.")
     if n_tiles < 1 or not 0 <= max_blank <= 1:
-        msg = f"n_tiles is {n_tiles} and max_blank {max_blank}; they are at least 1, and from 0 to 1."
-        raise ValueError(msg)
+        raise ValueError(f"n_tiles is {n_tiles} and max_blank {max_blank}; they are at least 1, and from 0 to 1.")
     _sample.require_one_sample(data)
     if sampling == "regions" and regions is None:
         regions = _sample.roles(data).get("spots", {}).get("shapes")
     if sampling == "regions" and regions is None:
-        msg = f"sampling='regions' needs the regions, regions=. {_sample.describe('shapes', data.shapes)}"
-        raise ValueError(msg)
+        raise ValueError(f"sampling='regions' needs the regions, regions=. {_sample.describe('shapes', data.shapes)}")
     table_key = f"{key_added}_table"
     _store.require_free(data, key_added, "shapes", overwrite=overwrite)
     _store.require_free(data, table_key, "tables", overwrite=overwrite)
@@ -154,8 +150,7 @@ def tiles(
         centres, obs = centres[chosen], pd.DataFrame({"source_id": names[chosen]})
         hint = f"lies on all images and is blank by at most {max_blank:.0%}; check their alignment, raise max_blank"
     if len(centres) == 0:
-        msg = f"No tile of {size_um:g} µm {hint}, or make tiles smaller."
-        raise ValueError(msg)
+        raise ValueError(f"No tile of {size_um:g} µm {hint}, or make tiles smaller.")
     half = spec.size_um / 2
     squares = shapely.box(*(centres - half).T, *(centres + half).T)
     ids = np.arange(len(centres))
@@ -206,11 +201,10 @@ def find_cells(sdata: SpatialData) -> str:
     table = _sample.find_cell_table(sdata)
     found = None if table is None else _sample.cell_shapes(sdata, table)
     if found is None:
-        msg = (
+        raise KeyError(
             f"Found no cells to sample. {_sample.describe('shapes', sdata.shapes)} Say which ones they are with "
-            f"regions=."
+            "regions=."
         )
-        raise KeyError(msg)
     return found[0]
 
 
@@ -282,9 +276,8 @@ def _nuclear_and_he(sdata: SpatialData, recorded: dict[str, Any]) -> list[str | 
         except KeyError:  # there is none
             continue
     if not keys:
-        msg = (
+        raise KeyError(
             f"Found neither a nuclear stain nor an H&E. {_sample.describe('images', sdata.images)} Name them with "
-            f"images=."
+            "images=."
         )
-        raise KeyError(msg)
     return keys

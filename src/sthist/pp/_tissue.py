@@ -85,11 +85,10 @@ def tissue(
         mask &= rasterize([area], shown.extent_um[:2], mpp, mask.shape) > 0
     polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), shown.extent_um[:2], mpp)
     if not polygons:
-        msg = (
+        raise ValueError(
             f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too "
-            f"large?"
+            "large?"
         )
-        raise ValueError(msg)
     frame = gpd.GeoDataFrame({"area_um2": [polygon.area for polygon in polygons]}, geometry=polygons)
     element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
     made = _store.provenance("pp.tissue", image=keys, mpp=mpp, min_area_um2=min_area_um2, max_hole_um2=max_hole_um2)

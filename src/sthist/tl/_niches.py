@@ -173,33 +173,27 @@ def _clustering(method: str | None, resolution: float | None, n_niches: int | No
         resolution = 0.5 if resolution is None else resolution
         if np.isfinite(resolution) and resolution > 0:
             return method, {"resolution": float(resolution)}
-        msg = f"resolution is {resolution!r}; it is a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"resolution is {resolution!r}; it is a positive number.")
     if method == "kmeans" and resolution is None:
         if n_niches is not None and int(n_niches) == n_niches and n_niches >= 1:
             return method, {"n_niches": int(n_niches)}
-        msg = f"n_niches is {n_niches!r}; k-means needs a whole number from 1 on."
-        raise ValueError(msg)
-    msg = (
+        raise ValueError(f"n_niches is {n_niches!r}; k-means needs a whole number from 1 on.")
+    raise ValueError(
         f"method={method!r}, resolution={resolution!r} and n_niches={n_niches!r} do not go together: 'leiden' takes a "
         "resolution, 'kmeans' n_niches."
     )
-    raise ValueError(msg)
 
 
 def _neighbours(k: int | None, radius_um: float | None) -> int | None:
     if k is not None and radius_um is not None:
-        msg = f"n_neighbors={k} and radius_um={radius_um} are given; a call takes one of them."
-        raise ValueError(msg)
+        raise ValueError(f"n_neighbors={k} and radius_um={radius_um} are given; a call takes one of them.")
     if radius_um is not None:
         if not (np.isfinite(radius_um) and radius_um > 0):
-            msg = f"radius_um is {radius_um!r}; it is a positive number of µm."
-            raise ValueError(msg)
+            raise ValueError(f"radius_um is {radius_um!r}; it is a positive number of µm.")
         return None
     k = K if k is None else k
     if int(k) != k or k < 1:
-        msg = f"n_neighbors is {k!r}; it is a whole number from 1 on."
-        raise ValueError(msg)
+        raise ValueError(f"n_neighbors is {k!r}; it is a whole number from 1 on.")
     return int(k)
 
 
@@ -221,15 +215,14 @@ class _Sample:
     def require_ready(self, key: str, reference: str | None, k: int | None, *, overwrite: bool) -> None:
         """Raise whatever would be in the way."""
         if reference is not None and reference not in self.adata.obs:
-            msg = f"{self._of} has no column {reference!r}; it has {list(self.adata.obs)}."
-            raise KeyError(msg)
+            raise KeyError(f"{self._of} has no column {reference!r}; it has {list(self.adata.obs)}.")
         if k is not None and self.adata.n_obs <= k:
-            msg = f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take fewer, or radius_um=."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{self._of} has {self.adata.n_obs} rows, too few for {k} neighbours each: take fewer, or radius_um=."
+            )
         places = self.adata.obsm.get("spatial")
         if places is None or not np.isfinite(np.asarray(places)).all():
-            msg = f"{self._of} needs finite places in µm in obsm['spatial']."
-            raise ValueError(msg)
+            raise ValueError(f"{self._of} needs finite places in µm in obsm['spatial'].")
         names = [key], [f"{key}_composition"]
         require_free(self.adata, self._of, *names, overwrite=overwrite)
 
@@ -255,16 +248,14 @@ def _labels(adata: AnnData, label: str, of: str) -> tuple[np.ndarray, list[str]]
         codes, classes = as_classes(adata.obs[label], f"Column {label!r} of {of[0].lower()}{of[1:]}")
         return np.where(codes[:, None] >= 0, np.eye(len(classes))[codes], np.nan), classes
     if label not in adata.obsm or not hasattr(adata.obsm[label], "columns"):
-        msg = (
+        raise KeyError(
             f"{of} has no column {label!r} and no such DataFrame in obsm; it has {list(adata.obs)} and "
             f"{list(adata.obsm)}."
         )
-        raise KeyError(msg)
     frame = adata.obsm[label]
     values = frame.to_numpy(np.float64)
     if not np.isfinite(values).all(axis=1).any():
-        msg = f"obsm[{label!r}] of {of[0].lower()}{of[1:]} has no row without NaN."
-        raise ValueError(msg)
+        raise ValueError(f"obsm[{label!r}] of {of[0].lower()}{of[1:]} has no row without NaN.")
     return values, [str(name) for name in frame.columns]
 
 
@@ -293,8 +284,9 @@ def _cluster(compositions: np.ndarray, method: str, options: dict[str, Any], see
         codes[known] = _leiden(different, options["resolution"], seed)[inverse.ravel()]
         return codes
     if len(different) < options["n_niches"]:
-        msg = f"There are {len(different)} different compositions, too few for {options['n_niches']} niches."
-        raise ValueError(msg)
+        raise ValueError(
+            f"There are {len(different)} different compositions, too few for {options['n_niches']} niches."
+        )
     from sklearn.cluster import KMeans
 
     # As many random starts as scikit-learn took for long: one can end in a poor place.
@@ -331,8 +323,7 @@ def _agreement(samples: list[_Sample], reference: str, codes: np.ndarray) -> dic
     known = pd.concat([sample.adata.obs[reference].astype(object) for sample in samples], ignore_index=True)
     both = known.notna().to_numpy() & (codes >= 0)
     if not both.any():
-        msg = f"No row has both a niche and a value in {reference!r}."
-        raise ValueError(msg)
+        raise ValueError(f"No row has both a niche and a value in {reference!r}.")
     pair = known[both].astype(str).to_numpy(), codes[both]
     found = {"ari": float(adjusted_rand_score(*pair)), "nmi": float(normalized_mutual_info_score(*pair))}
     logger.info("Agreement with %r: ARI %.3f, NMI %.3f.", reference, found["ari"], found["nmi"])
@@ -347,5 +338,6 @@ def require_igraph() -> None:
     from importlib.util import find_spec
 
     if find_spec("igraph") is None:
-        msg = "method='leiden' needs igraph: pip install \"sthist[leiden]\". Or take method='kmeans' and n_niches=."
-        raise ImportError(msg)
+        raise ImportError(
+            "method='leiden' needs igraph: pip install \"sthist[leiden]\". Or take method='kmeans' and n_niches=."
+        )

@@ -144,11 +144,9 @@ def _require_arguments(k: Any, min_tiles: int) -> None:
     is_number = isinstance(k, int | float | np.integer | np.floating) and not isinstance(k, bool)
     is_whole = is_number and not isinstance(k, float | np.floating)
     if not (k == "all" or (is_number and (k >= 1 if is_whole else 0 < k <= 1))):
-        msg = f"k is {k!r}; it is a whole number from 1 on, a part above 0 and up to 1.0, or 'all'."
-        raise ValueError(msg)
+        raise ValueError(f"k is {k!r}; it is a whole number from 1 on, a part above 0 and up to 1.0, or 'all'.")
     if int(min_tiles) != min_tiles or min_tiles < 1:
-        msg = f"min_tiles is {min_tiles!r}; it is a whole number from 1 on."
-        raise ValueError(msg)
+        raise ValueError(f"min_tiles is {min_tiles!r}; it is a whole number from 1 on.")
 
 
 def _has_scores(adata: Any, key: str) -> bool:
@@ -170,14 +168,15 @@ def _scores(sdata: SpatialData, table: str, key: str) -> pd.DataFrame | pd.Serie
         if name in adata.obsm:
             if hasattr(adata.obsm[name], "columns"):
                 return adata.obsm[name]
-            msg = f"obsm[{name!r}] of {table!r} has no names of classes: make it a DataFrame with one column per class."
-            raise TypeError(msg)
+            raise TypeError(
+                f"obsm[{name!r}] of {table!r} has no names of classes: make it a DataFrame with one column per class."
+            )
     if key not in adata.obs:
-        msg = f"Table {table!r} has no scores {key!r}; it has obs {list(adata.obs)} and obsm {list(adata.obsm)}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"Table {table!r} has no scores {key!r}; it has obs {list(adata.obs)} and obsm {list(adata.obsm)}."
+        )
     if adata.obs[key].dtype.kind not in "fiu":
-        msg = f"Column {key!r} of {table!r} is of {adata.obs[key].dtype}; scores are numbers."
-        raise TypeError(msg)
+        raise TypeError(f"Column {key!r} of {table!r} is of {adata.obs[key].dtype}; scores are numbers.")
     return adata.obs[key]
 
 
@@ -198,14 +197,12 @@ def _groups(sdata: SpatialData, tiles: Rows, table: str, groupby: str) -> tuple[
         codes = first_inside(polygons_um(sdata, target), centroids_um(sdata, tiles))
     else:
         known = [*map(str, obs), *sdata.shapes]
-        msg = (
-            f"groupby={groupby!r} is neither a column of table {table!r} nor shapes; there are {known}."
-            f"{closest(groupby, known)}"
+        raise KeyError(
+            f"groupby={groupby!r} is neither a column of table {table!r} nor shapes; there are "
+            f"{known}.{closest(groupby, known)}"
         )
-        raise KeyError(msg)
     if not (codes >= 0).any():
-        msg = f"None of the {len(codes)} rows of {table!r} belongs to any {groupby!r}."
-        raise ValueError(msg)
+        raise ValueError(f"None of the {len(codes)} rows of {table!r} belongs to any {groupby!r}.")
     return codes, target, names
 
 
@@ -303,8 +300,9 @@ def _require_own_table(sdata: SpatialData, groupby: str, obs: list[str], obsm: l
         return
     adata = sdata.tables[key]
     if "tl.pool_topk" not in {_call_of(adata, each) for each in adata.uns.get("sthist", {})}:
-        msg = f"The table {key!r}, which would hold scores by {groupby!r}, is there, and of something else: rename it."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The table {key!r}, which would hold scores by {groupby!r}, is there, and of something else: rename it."
+        )
     require_free(adata, called(key), obs, obsm, overwrite=overwrite)
 
 

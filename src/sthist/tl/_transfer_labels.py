@@ -110,17 +110,13 @@ def transfer_labels(
     import pandas as pd
 
     if np.isnan(min_score):
-        msg = "min_score is nan; it is a number in the unit of the scores."
-        raise ValueError(msg)
+        raise ValueError("min_score is nan; it is a number in the unit of the scores.")
     if not isinstance(source, str) and not len(source):
-        msg = "source is empty; it is the key of an element, or those of several heat maps."
-        raise ValueError(msg)
+        raise ValueError("source is empty; it is the key of an element, or those of several heat maps.")
     if label is not None and scores is not None:
-        msg = f"label={label!r} and scores={scores!r} are given; a call reads one of them."
-        raise ValueError(msg)
+        raise ValueError(f"label={label!r} and scores={scores!r} are given; a call reads one of them.")
     if overlaps not in {"smaller", "error"}:
-        msg = f"overlaps is {overlaps!r}; it is 'smaller' or 'error'."
-        raise ValueError(msg)
+        raise ValueError(f"overlaps is {overlaps!r}; it is 'smaller' or 'error'.")
     _sample.require_one_sample(data)
     rows = rows_of(data, regions)
     names = [key_added, f"{key_added}_score"]
@@ -128,8 +124,9 @@ def transfer_labels(
     places = centroids_um(data, rows)
     found = _scores_at(data, source, places, label or "label", scores, overlaps)
     if found.outside.all():
-        msg = f"None of the {len(places)} rows of {regions!r} lies in {source!r}: are both registered in 'um' rightly?"
-        raise ValueError(msg)
+        raise ValueError(
+            f"None of the {len(places)} rows of {regions!r} lies in {source!r}: are both registered in 'um' rightly?"
+        )
     call, best = _call(found, min_score)
     counts = {
         "outside": int(found.outside.sum()),
@@ -181,8 +178,7 @@ def _scores_at(
     if not isinstance(source, str) or source in sdata.images:
         keys = [source] if isinstance(source, str) else list(source)
         if scores is not None:
-            msg = f"scores={scores!r} names scores of tiles, but {source!r} is an image: leave it out."
-            raise ValueError(msg)
+            raise ValueError(f"scores={scores!r} names scores of tiles, but {source!r} is an image: leave it out.")
         return _of_heat_maps(sdata, keys, places)
     if scores is None and source in sdata.shapes and label in sdata.shapes[source].columns:
         return _of_polygons(sdata, source, places, label, overlaps)
@@ -194,11 +190,10 @@ def _of_heat_maps(sdata: SpatialData, keys: list[str], places: np.ndarray) -> Sc
     classes = [name for image in images for name in image.channels]
     twice = [name for i, name in enumerate(classes) if name in classes[:i]]
     if twice:
-        msg = (
+        raise ValueError(
             f"The heat maps {keys} have two channels named {twice[0]!r}: a class has one channel. Rename one "
-            f"(set_channel_names)."
+            "(set_channel_names)."
         )
-        raise ValueError(msg)
     pixels, on = zip(*(values_at(image, places) for image in images), strict=True)
     values = [
         each / np.iinfo(image.dtype).max if image.dtype.kind in "iu" else each
@@ -230,8 +225,7 @@ def _of_tiles(sdata: SpatialData, key: str, places: np.ndarray, label: str, scor
         of_tile, classes = _read_scores(sdata, tiles.table, scores, key)
         known = np.isfinite(of_tile).all(axis=1)
         if not known.any():
-            msg = f"obsm[{scores!r}] of {tiles.table!r} has no row without NaN."
-            raise ValueError(msg)
+            raise ValueError(f"obsm[{scores!r}] of {tiles.table!r} has no row without NaN.")
     tile, place = pairs_inside(polygons_um(sdata, tiles), places)
     outside = np.ones(len(places), bool)
     outside[place] = False
@@ -245,19 +239,20 @@ def _of_tiles(sdata: SpatialData, key: str, places: np.ndarray, label: str, scor
 
 def _read_scores(sdata: SpatialData, table: str | None, scores: str, key: str) -> tuple[np.ndarray, list[str]]:
     if table is None:
-        msg = f"Shapes {key!r} have no table, and so no obsm[{scores!r}]. {_sample.describe('tables', sdata.tables)}"
-        raise KeyError(msg)
+        raise KeyError(
+            f"Shapes {key!r} have no table, and so no obsm[{scores!r}]. {_sample.describe('tables', sdata.tables)}"
+        )
     adata = sdata.tables[table]
     if scores not in adata.obsm:
-        msg = f"Table {table!r} has no obsm[{scores!r}]; it has {list(adata.obsm)}.{closest(scores, adata.obsm)}"
-        raise KeyError(msg)
+        raise KeyError(
+            f"Table {table!r} has no obsm[{scores!r}]; it has {list(adata.obsm)}.{closest(scores, adata.obsm)}"
+        )
     frame = adata.obsm[scores]
     if not hasattr(frame, "columns"):
-        msg = (
+        raise TypeError(
             f"obsm[{scores!r}] of {table!r} is a {type(frame).__name__} of {frame.shape[1]} columns without names: "
             "make it a DataFrame with one column per class."
         )
-        raise TypeError(msg)
     made = _made(adata, scores)
     classes = [str(made.get(str(column), column)) for column in frame.columns]
     return frame.to_numpy(np.float64), classes

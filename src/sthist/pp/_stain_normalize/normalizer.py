@@ -73,12 +73,11 @@ class StainNormalizer:
 
     def __post_init__(self) -> None:
         if self.source.method != self.reference.method:
-            msg = (
+            raise ValueError(
                 f"The slide was measured by method {self.source.method!r}, and the reference by "
-                f"{self.reference.method!r} "
-                f"({self.reference.origin}); pass method={self.reference.method!r}, or another reference."
+                f"{self.reference.method!r} ({self.reference.origin}); pass method={self.reference.method!r}, or "
+                "another reference."
             )
-            raise ValueError(msg)
 
     @property
     def method(self) -> Method:
@@ -92,8 +91,7 @@ class StainNormalizer:
         """
         tiles = np.asarray(tiles)
         if tiles.dtype != np.uint8 or tiles.ndim not in {3, 4} or tiles.shape[-1] != 3:
-            msg = f"Tiles are (n, h, w, 3) or (h, w, 3) of uint8; these are {tiles.shape} of {tiles.dtype}."
-            raise ValueError(msg)
+            raise ValueError(f"Tiles are (n, h, w, 3) or (h, w, 3) of uint8; these are {tiles.shape} of {tiles.dtype}.")
         pixels = np.ascontiguousarray(tiles).reshape(-1, 3)
         out = np.empty_like(pixels)
         kernel, arguments = self._kernel

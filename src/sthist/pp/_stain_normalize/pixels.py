@@ -52,17 +52,16 @@ def pixels_of(
 ) -> StainPixels:
     """Pixels of a sample, or of an array."""
     if n_tiles < 1 or not (np.isfinite(mpp) and mpp > 0):
-        msg = f"n_tiles is {n_tiles} and mpp {mpp}; they are at least 1, and a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"n_tiles is {n_tiles} and mpp {mpp}; they are at least 1, and a positive number.")
     if hasattr(data, "images"):
         return _of_section(data, image, within, n_tiles, mpp, white, settings.seed if seed is None else seed)
     if isinstance(data, np.ndarray):
         if image is not None or within is not None:
-            msg = "image= and within= are for a SpatialData; crop the array instead."
-            raise ValueError(msg)
+            raise ValueError("image= and within= are for a SpatialData; crop the array instead.")
         return _of_array(data, white)
-    msg = f"The stain is measured on a SpatialData, or on an (h, w, 3) uint8 array, not on {type(data).__name__}."
-    raise TypeError(msg)
+    raise TypeError(
+        f"The stain is measured on a SpatialData, or on an (h, w, 3) uint8 array, not on {type(data).__name__}."
+    )
 
 
 def _of_section(
@@ -78,8 +77,9 @@ def _of_section(
         tissue &= rasterize([region_geometry(sdata, within)], reader.extent_um[:2], OVERVIEW_MPP, tissue.shape) > 0
     if not tissue.any():
         where = "" if within is None else f" within {within!r}"
-        msg = f"Found no tissue in image {he.key!r}{where}: its stain cannot be measured. Outline it with pp.tissue."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Found no tissue in image {he.key!r}{where}: its stain cannot be measured. Outline it with pp.tissue."
+        )
     centres, on_tissue = _sample(tissue, reader, n_tiles, seed)
     origin = f"images[{he.key!r}], {len(centres)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
     return StainPixels(reader.read(centres)[on_tissue], white, origin)
@@ -123,8 +123,7 @@ def _of_array(array: np.ndarray, white: Any) -> StainPixels:
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
     tissue = clean(mask_of_he(pixels, step / 2), step / 2, MIN_AREA_UM2, MAX_HOLE_UM2)
     if not tissue.any():
-        msg = f"Found no tissue in the array of shape {array.shape}: its stain cannot be measured."
-        raise ValueError(msg)
+        raise ValueError(f"Found no tissue in the array of shape {array.shape}: its stain cannot be measured.")
     white = _white_of(pixels[~tissue]) if white is None else _checked_white(white)
     return StainPixels(pixels[tissue], white, f"an array of shape {array.shape}")
 
@@ -144,8 +143,9 @@ def _white_of(pixels: np.ndarray) -> tuple[float, float, float]:
 def _checked_white(white: Any) -> tuple[float, float, float]:
     values = np.broadcast_to(np.asarray(white, np.float64), 3)
     if not ((values > 0) & (values <= 255)).all():
-        msg = f"white is {white!r}; it is the grey level of glass, up to 255, one number or one for each colour."
-        raise ValueError(msg)
+        raise ValueError(
+            f"white is {white!r}; it is the grey level of glass, up to 255, one number or one for each colour."
+        )
     r, g, b = values.tolist()
     return (r, g, b)
 

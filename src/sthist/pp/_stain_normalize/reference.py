@@ -85,15 +85,13 @@ class StainReference:
         for name, shape in FIELDS[self.method].items():
             values = _numbers(self, name, shape)
             if values.min() < 0 and name != "mean" or name in POSITIVE and values.min() == 0:
-                msg = (
+                raise ValueError(
                     f"StainReference: {name} is {getattr(self, name)!r}; it is "
                     f"{'positive' if name in POSITIVE else 'not negative'}."
                 )
-                raise ValueError(msg)
             object.__setattr__(self, name, _plain(values))
         if self.method == "macenko" and np.abs(np.linalg.norm(self.stains, axis=1) - 1).max() > 0.01:
-            msg = f"StainReference: vectors are {self.vectors!r}; each has the length 1."
-            raise ValueError(msg)
+            raise ValueError(f"StainReference: vectors are {self.vectors!r}; each has the length 1.")
 
     @property
     def stains(self) -> np.ndarray:
@@ -132,11 +130,10 @@ class StainReference:
         density = stains.optical_density(sample.pixels, np.array(sample.white))
         stained = sample.pixels[(density > stains.TISSUE_OD).any(1)]
         if len(stained) < MIN_PIXELS:
-            msg = (
+            raise ValueError(
                 f"Only {len(stained)} of {len(density)} pixels of {sample.origin} are stained (optical density above "
                 f"{stains.TISSUE_OD}, glass is {sample.white}); at least {MIN_PIXELS} are needed. Is this an H&E image?"
             )
-            raise ValueError(msg)
         return _macenko(stained, sample) if method == "macenko" else _reinhard(stained, sample)
 
     @classmethod
@@ -168,8 +165,7 @@ class StainReference:
         """
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown or not {"method", "white"} <= set(values):
-            msg = f"These are not the values of a stain reference: {sorted(values)}."
-            raise ValueError(msg)
+            raise ValueError(f"These are not the values of a stain reference: {sorted(values)}.")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -208,8 +204,7 @@ def require_method(method: str) -> None:
                 " Vahadane's is left out: it needs a solver of sparse dictionaries that is archived, experimental or "
                 "known to change colours from version to version."
             )
-        msg = f"method is {method!r}; there are {', '.join(map(repr, FIELDS))}.{hint}"
-        raise ValueError(msg)
+        raise ValueError(f"method is {method!r}; there are {', '.join(map(repr, FIELDS))}.{hint}")
 
 
 def write_json(path: str | Path, kind: str, values: dict[str, Any]) -> None:
@@ -222,15 +217,14 @@ def read_json(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         values = json.loads(Path(path).read_text("utf-8"))
     except ValueError as error:  # also of bytes that are no text
-        msg = f"{path} is no JSON file: {error}."
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} is no JSON file: {error}.") from None
     found = values.pop("sthist", None) if isinstance(values, dict) else None
     if found != kind:
-        msg = f"{path} is not a {kind} of sthist: {'it is a ' + str(found) if found else 'it does not say what it is'}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} is not a {kind} of sthist: {'it is a ' + str(found) if found else 'it does not say what it is'}."
+        )
     if values.pop("version", None) != 1:
-        msg = f"{path} was written by a later version of sthist."
-        raise ValueError(msg)
+        raise ValueError(f"{path} was written by a later version of sthist.")
     return dict(values)
 
 
@@ -239,17 +233,15 @@ def _macenko(stained: np.ndarray, sample: StainPixels) -> StainReference:
     try:
         vectors = stains.macenko(stained, white=white)
     except ValueError as error:
-        msg = f"Of {sample.origin}: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"Of {sample.origin}: {error}") from None
     angle = float(np.rad2deg(np.arccos(np.clip(vectors[0] @ vectors[1], -1, 1))))
     # Not clipped at 0, as stains.concentrations is: the percentile is the same, and a stain that is not there shows.
     amounts = np.percentile(stains.optical_density(stained, white) @ np.linalg.pinv(vectors), STRONG, axis=0)
     if angle < MIN_ANGLE or amounts.min() <= 0:
-        msg = (
+        raise ValueError(
             f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and at "
             f"least {MIN_ANGLE:g} are needed. Is this an H&E image in colour? method='reinhard' needs no two stains."
         )
-        raise ValueError(msg)
     pair = cast("tuple[Triple, Triple]", _plain(vectors))
     return StainReference("macenko", sample.white, vectors=pair, amounts=tuple(amounts.tolist()), origin=sample.origin)
 
@@ -258,11 +250,10 @@ def _reinhard(stained: np.ndarray, sample: StainPixels) -> StainReference:
     colours = stains.ruderman_lab(stained)
     mean, spread = colours.mean(0), colours.std(0)
     if spread.min() < 1e-3:
-        msg = (
+        raise ValueError(
             f"{sample.origin} is of one colour, or grey: its spread is {spread.round(4).tolist()}. Is this an H&E "
-            f"image?"
+            "image?"
         )
-        raise ValueError(msg)
     return StainReference(
         "reinhard", sample.white, mean=tuple(mean.tolist()), spread=tuple(spread.tolist()), origin=sample.origin
     )
@@ -275,11 +266,10 @@ def _numbers(reference: StainReference, name: str, shape: tuple[int, ...]) -> np
     except (TypeError, ValueError):
         values = np.array(np.nan)
     if values.shape != shape or not np.isfinite(values).all():
-        msg = (
+        raise ValueError(
             f"StainReference of method {reference.method!r}: {name} is {getattr(reference, name)!r}; it is "
             f"{' x '.join(map(str, shape))} finite numbers."
         )
-        raise ValueError(msg)
     return values
 
 

@@ -72,11 +72,10 @@ def find_cores(
         radius = measure_radius(mask)
     peaks, coverage = _peaks(mask, radius)
     if len(peaks) == 0:
-        msg = (
+        raise ValueError(
             f"Found no core of {2 * radius * mpp:.0f} µm: there is tissue, but no piece is nearly as large. Give the "
             "diameter of the cores with diameter_um=."
         )
-        raise ValueError(msg)
     upright, back = turn_upright(peaks, mask.shape, corner, rows_run)
     lines = lay_grid(upright, coverage >= STRONG_PEAK, 1.4 * radius)
     lines = lines.resized(grid, first, _fits(back, mask.shape, radius / 2) if bounded else None)
@@ -96,8 +95,7 @@ def measure_radius(mask: np.ndarray) -> float:
     By the area of pieces that look like one, else by the discs that fit into them.
     """
     if not mask.any():
-        msg = "There is no tissue."
-        raise ValueError(msg)
+        raise ValueError("There is no tissue.")
     areas = _areas_of_discs(mask)
     if areas.sum() > DISC_SHARE * mask.sum():
         return float(np.sqrt(_weighted_median(areas, areas) / np.pi))

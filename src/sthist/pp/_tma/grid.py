@@ -70,22 +70,20 @@ class Lines:
         missing = (grid[0] - len(slim.rows), grid[1] - len(slim.columns))
         choices = list(product(range(missing[0] + 1), range(missing[1] + 1))) if first is None else [first]
         if first is not None and not all(0 <= f <= n for f, n in zip(first, missing, strict=True)):
-            msg = (
+            raise ValueError(
                 f"first= leaves {first[0]} rows and {first[1]} columns before what was found ({len(slim.rows)} x "
                 f"{len(slim.columns)}), which is too many for an array of {grid[0]} x {grid[1]}."
             )
-            raise ValueError(msg)
         made = [slim._padded(before, (missing[0] - before[0], missing[1] - before[1])) for before in choices]
         if len(made) > 1 and fits is not None:
             made = [lines for lines in made if fits(lines)]
         if len(made) != 1:
-            msg = (
+            raise ValueError(
                 f"Found {len(slim.rows)} rows and {len(slim.columns)} columns of cores; the array has {grid[0]} and "
                 f"{grid[1]}, and {'none' if not made else 'more than one'} of the places for those that are empty fits "
                 "the image. Say with first= which core the first row and column that were found meet in, such as "
                 "first='A1'."
             )
-            raise ValueError(msg)
         return made[0]
 
     def _padded(self, before: tuple[int, int], after: tuple[int, int]) -> Lines:
@@ -123,12 +121,11 @@ class Lines:
             while len(keep) > wanted:
                 end = keep[0] if count[keep[0]] < count[keep[-1]] else keep[-1]
                 if count[end] > 0.5 * np.median(count[keep]):
-                    msg = (
-                        f"Found {len(keep)} {kind} of cores, with {', '.join(str(n) for n in count[keep])} cores; "
-                        f"the array has "
-                        f"{wanted} (grid=). Correct grid=, or look at the tissue: debris may be as large as a core."
+                    raise ValueError(
+                        f"Found {len(keep)} {kind} of cores, with {', '.join(str(n) for n in count[keep])} cores; the "
+                        f"array has {wanted} (grid=). Correct grid=, or look at the tissue: debris may be as large as "
+                        "a core."
                     )
-                    raise ValueError(msg)
                 logger.warning(
                     "%d cores at the end of the array are left aside: grid= has only %d %s.", count[end], wanted, kind
                 )

@@ -64,11 +64,9 @@ def read_core_map(table: Any) -> tuple[pd.DataFrame, str]:
         named = table.index.name is not None and str(table.index.name).casefold() in NAME_COLUMNS
         return (table.reset_index() if named else table.reset_index(drop=True)), "The table of cores"
     if not isinstance(table, str | Path):
-        msg = f"core_map= is a csv file or a DataFrame, not {type(table).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"core_map= is a csv file or a DataFrame, not {type(table).__name__}.")
     if not Path(table).is_file():
-        msg = f"There is no table of cores {table}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no table of cores {table}.")
     with checks.reading(Path(table)):
         with Path(table).open(encoding="utf-8-sig") as file:
             separator = max(",;\t", key=file.readline().count)  # spreadsheets of many countries write semicolons
@@ -100,11 +98,10 @@ def join_core_map(
         used = [name_key]
     else:
         have = list(map(str, frame.columns))
-        msg = (
-            f"{what} has neither the columns 'row' and 'column' nor a column 'core'; it has {have}."
-            f"{closest('row' if column_key else 'column' if row_key else 'core', have)}"
+        raise KeyError(
+            f"{what} has neither the columns 'row' and 'column' nor a column 'core'; it has "
+            f"{have}.{closest('row' if column_key else 'column' if row_key else 'core', have)}"
         )
-        raise KeyError(msg)
     names = [core_name(*place) for place in places]
     _require_on_array(places, names, grid, what)
     _require_once(names, what)
@@ -121,11 +118,10 @@ def _places_of_names(names: pd.Series, what: str) -> list[tuple[int, int]]:
     places = [parse_core_name(str(name)) for name in names]
     unread = [i for i, place in enumerate(places) if place is None]
     if unread:
-        msg = (
+        raise ValueError(
             f"{what} has {len(unread)} cores whose name is not a letter and a number, such as "
             f"{names.iloc[unread[0]]!r} in row {unread[0]}. Call them 'A1', or give the columns 'row' and 'column'."
         )
-        raise ValueError(msg)
     return [place for place in places if place is not None]
 
 
@@ -148,20 +144,18 @@ def _whole_numbers(values: pd.Series, column: Any, what: str) -> np.ndarray:
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64)
     wrong = np.flatnonzero(~(numbers == np.floor(numbers)) | (numbers < 0))
     if len(wrong):
-        msg = (
-            f"{what} has {values.iloc[wrong[0]]!r} in column {str(column)!r}, row {wrong[0]}: it is no number of a "
-            f"row or column."
+        raise ValueError(
+            f"{what} has {values.iloc[wrong[0]]!r} in column {str(column)!r}, row {wrong[0]}: it is no number of a row "
+            "or column."
         )
-        raise ValueError(msg)
     return numbers.astype(int)
 
 
 def _require_positive(numbers: np.ndarray, column: Any, what: str) -> None:
     if len(numbers) and numbers.min() < 1:
-        msg = (
+        raise ValueError(
             f"{what} has {numbers.min()} in column {str(column)!r}, but beside rows with letters columns count from 1."
         )
-        raise ValueError(msg)
 
 
 def _counted_from(rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int], what: str) -> int:
@@ -170,31 +164,28 @@ def _counted_from(rows: np.ndarray, columns: np.ndarray, grid: tuple[int, int], 
         return 0
     if rows.max() >= grid[0] or columns.max() >= grid[1]:
         return 1
-    msg = (
+    raise ValueError(
         f"{what} has rows {rows.min()} to {rows.max()} and columns {columns.min()} to {columns.max()}, on an array of "
         f"{grid[0]} x {grid[1]} cores: they may count from 0 or from 1. Name the cores in a column 'core' ('A1', 'A2', "
         "...) in place of them, or write the rows as letters."
     )
-    raise ValueError(msg)
 
 
 def _require_on_array(places: list[tuple[int, int]], names: list[str], grid: tuple[int, int], what: str) -> None:
     off = [name for name, (row, column) in zip(names, places, strict=True) if row >= grid[0] or column >= grid[1]]
     if off:
-        msg = (
+        raise ValueError(
             f"{what} has {len(off)} cores that are not on the array of {grid[0]} x {grid[1]} (rows A to "
-            f"{core_name(grid[0] - 1, 0)[:-1]}): "
-            f"{_few(off)}. If a whole row or column is empty on the slide, give the size of the array with grid=."
+            f"{core_name(grid[0] - 1, 0)[:-1]}): {_few(off)}. If a whole row or column is empty on the slide, give the "
+            "size of the array with grid=."
         )
-        raise ValueError(msg)
 
 
 def _require_once(names: list[str], what: str) -> None:
     seen: dict[str, int] = {}
     for i, name in enumerate(names):
         if name in seen:
-            msg = f"{what} has core {name!r} more than once, in rows {seen[name]} and {i}."
-            raise ValueError(msg)
+            raise ValueError(f"{what} has core {name!r} more than once, in rows {seen[name]} and {i}.")
         seen[name] = i
 
 
@@ -202,17 +193,14 @@ def _with_safe_columns(facts: pd.DataFrame, what: str, own: Sequence[str]) -> tu
     """Columns under names that can be stored, and the names that had to be changed, by the new ones."""
     facts = facts.rename(columns=lambda name: "patient" if str(name).casefold() == "patient" else str(name))
     if facts.columns.has_duplicates:
-        msg = f"{what} has the column {facts.columns[facts.columns.duplicated()][0]!r} more than once."
-        raise ValueError(msg)
+        raise ValueError(f"{what} has the column {facts.columns[facts.columns.duplicated()][0]!r} more than once.")
     safe = safe_names(facts.columns)
     taken = [name for name, key in safe.items() if key.casefold() in own]
     if taken:
-        msg = f"{what} has a column {taken[0]!r}, which pp.tma writes itself: rename it."
-        raise ValueError(msg)
+        raise ValueError(f"{what} has a column {taken[0]!r}, which pp.tma writes itself: rename it.")
     hidden = [name for name, key in safe.items() if not key.strip("_.-") or key.startswith("_")]
     if hidden:
-        msg = f"{what} has a column {hidden[0]!r}: names begin with a letter or digit. Rename it."
-        raise ValueError(msg)
+        raise ValueError(f"{what} has a column {hidden[0]!r}: names begin with a letter or digit. Rename it.")
     renamed = {key: name for name, key in safe.items() if key != name}
     if renamed:
         logger.info("Columns of %s that cannot be stored under their names: %s.", what, renamed)

@@ -191,29 +191,24 @@ def _require_arguments(
     grid: tuple[int, int] | None, diameter_um: float | None, min_tissue: float, mpp: float, corner: str, rows_run: str
 ) -> None:
     if grid is not None and (np.shape(grid) != (2,) or not all(int(n) == n and n >= 1 for n in grid)):
-        msg = f"grid is {grid!r}; it is the numbers of rows and of columns, such as (6, 8)."
-        raise ValueError(msg)
+        raise ValueError(f"grid is {grid!r}; it is the numbers of rows and of columns, such as (6, 8).")
     if corner not in {"top left", "top right", "bottom left", "bottom right"} or rows_run not in {"across", "down"}:
-        msg = (
+        raise ValueError(
             f"corner is {corner!r} and rows_run {rows_run!r}; they are 'top left', 'top right', 'bottom left' or "
             "'bottom right', and 'across' or 'down'."
         )
-        raise ValueError(msg)
     sizes = {"mpp": mpp} | ({} if diameter_um is None else {"diameter_um": diameter_um})
     for name, size in sizes.items():
         if not (np.isfinite(size) and size > 0):
-            msg = f"{name} is {size!r}; it is a positive number of µm."
-            raise ValueError(msg)
+            raise ValueError(f"{name} is {size!r}; it is a positive number of µm.")
     if not 0 <= min_tissue <= 1:
-        msg = f"min_tissue is {min_tissue!r}; it is a part of a core's disc, from 0 to 1."
-        raise ValueError(msg)
+        raise ValueError(f"min_tissue is {min_tissue!r}; it is a part of a core's disc, from 0 to 1.")
 
 
 def _parse_first(first: str | None) -> tuple[int, int] | None:
     place = None if first is None else parse_core_name(first)
     if first is not None and place is None:
-        msg = f"first is {first!r}; it is the name of a core, such as 'A1'."
-        raise ValueError(msg)
+        raise ValueError(f"first is {first!r}; it is the name of a core, such as 'A1'.")
     return place
 
 
@@ -245,8 +240,7 @@ def _tissue(
     places = centroids_um(sdata, counted)
     places = places[np.isfinite(places).all(axis=1)]
     if len(places) == 0:
-        msg = f"Shapes {counted.shapes!r} are empty: there is nothing to find cores by."
-        raise ValueError(msg)
+        raise ValueError(f"Shapes {counted.shapes!r} are empty: there is nothing to find cores by.")
     (x0, y0), (x1, y1) = places.min(0) - 10 * mpp, places.max(0) + 10 * mpp
     extent = (float(x0), float(y0), float(x1), float(y1))
     return mask_of_points(places, extent, mpp), extent, [counted.table or counted.shapes], False
@@ -270,8 +264,9 @@ def _regions(array: CoreArray, origin_um: Any, mpp: float) -> tuple[Any, np.ndar
         area[core.label - 1] = core.area * mpp**2
         state[core.label - 1] = "broken" if is_broken(core.image, array.radius) else "whole"
     if not area.any():
-        msg = "No core has enough tissue: lower min_tissue, or give the diameter of the cores with diameter_um=."
-        raise ValueError(msg)
+        raise ValueError(
+            "No core has enough tissue: lower min_tissue, or give the diameter of the cores with diameter_um=."
+        )
     state[(area > 0) & (area < LOST_SHARE * np.median(area[area > 0]))] = "broken"
     row, column = np.divmod(np.arange(len(centres)), n_columns)
     frame = gpd.GeoDataFrame(

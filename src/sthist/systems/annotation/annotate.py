@@ -123,8 +123,7 @@ def annotate(
         scorer: ClassScorer = FromPrompts(prompts, texts, encoder, embedding, temperature, device)
     else:
         if templates is not None or temperature is not None:
-            msg = "templates= and temperature= go with prompts; an annotator has what it was trained with."
-            raise ValueError(msg)
+            raise ValueError("templates= and temperature= go with prompts; an annotator has what it was trained with.")
         scorer = FromAnnotator(_annotator(model, classes), encoder, embedding, image, batch_size, device, progress)
     _annotate_one(data, scorer, table, within, key_added, overwrite=overwrite)
 
@@ -136,8 +135,7 @@ def _annotate_one(
     key, adata = find_table(data, table, scorer.fits, scorer.wanted)
     where = "This AnnData" if key is None else f"Table {key!r}"
     if adata.n_obs == 0:
-        msg = f"{where} has no rows."
-        raise ValueError(msg)
+        raise ValueError(f"{where} has no rows.")
     require_free(adata, where, [key_added], [f"{key_added}_score", f"{key_added}_similarity"], overwrite=overwrite)
     rows = None if within is None else _rows_within(data, adata, within, where)
     result = scorer.score(data, adata if rows is None else adata[rows].copy(), where)
@@ -149,8 +147,7 @@ def _annotate_one(
 
 def _rows_within(data: Any, adata: AnnData, within: Any, where: str) -> np.ndarray:
     if "spatial" not in adata.obsm:
-        msg = f"{where} has no obsm['spatial'], the centres of its rows in µm, which within= needs."
-        raise KeyError(msg)
+        raise KeyError(f"{where} has no obsm['spatial'], the centres of its rows in µm, which within= needs.")
     return lie_within(data, np.asarray(adata.obsm["spatial"], np.float64)[:, :2], within, where)
 
 
@@ -158,11 +155,11 @@ def _annotator(model: Any, classes: Sequence[str] | None) -> Annotator:
     if isinstance(model, str | Path):
         model = Annotator.load(model)
     if not isinstance(model, Annotator):
-        msg = f"model is a mapping of class to phrases, an Annotator or the folder of one, not {type(model).__name__}."
-        raise TypeError(msg)
+        raise TypeError(
+            f"model is a mapping of class to phrases, an Annotator or the folder of one, not {type(model).__name__}."
+        )
     if classes is not None and list(map(str, classes)) != list(model.config.classes):
-        msg = f"classes= is {list(classes)}; this annotator has {list(model.config.classes)}."
-        raise ValueError(msg)
+        raise ValueError(f"classes= is {list(classes)}; this annotator has {list(model.config.classes)}.")
     return model
 
 
@@ -179,11 +176,10 @@ def _write(
     if rows is not None:  # what lies elsewhere stays, or is not known
         before = pd.Categorical(adata.obs[key_added]) if key_added in adata.obs else None
         if before is not None and list(before.categories) != result.classes:
-            msg = (
+            raise ValueError(
                 f"obs[{key_added!r}] has the classes {list(before.categories)}, and within= would put {result.classes} "
                 "beside them. Pass key_added= for another name."
             )
-            raise ValueError(msg)
         codes = _spread(codes, rows, -1 if before is None else before.codes)
         for name, scores in values.items():
             if scores is not None:

@@ -153,12 +153,11 @@ class Annotator(Model):
             rows = [self.embed(array[i : i + batch_size], encoder=encoder) for i in range(0, len(array), batch_size)]
             return self.classify(np.concatenate(rows) if rows else np.empty((0, self.config.dim), np.float32))
         if self.needs_tiles:
-            msg = (
+            raise ValueError(
                 f"This annotator has trained its encoder ({self.config.mode!r}), so that embeddings of "
-                f"{self.config.encoder!r} are of no "
-                f"use: give tiles (n, px, px, 3), not an array of shape {array.shape}."
+                f"{self.config.encoder!r} are of no use: give tiles (n, px, px, 3), not an array of shape "
+                f"{array.shape}."
             )
-            raise ValueError(msg)
         return self.classify(array)
 
     def classify(self, rows: np.ndarray) -> np.ndarray:
@@ -230,17 +229,15 @@ class Annotator(Model):
             If one of them differs.
         """
         if name is not None and name != self.config.encoder:
-            msg = (
+            raise ValueError(
                 f"This annotator was trained with the encoder {self.config.encoder!r}; these are embeddings of "
                 f"{name!r}."
             )
-            raise ValueError(msg)
         if None not in (sha256, self.config.encoder_sha256) and sha256 != self.config.encoder_sha256:
-            msg = (
+            raise ValueError(
                 f"The weights of {name!r} are not those that this annotator was trained with: their SHA-256 is "
                 f"{str(sha256)[:12]}…, not {str(self.config.encoder_sha256)[:12]}…."
             )
-            raise ValueError(msg)
 
     def require_spec(self, spec: TileSpec | None, what: str) -> None:
         """Refuse tiles of another physical size or µm/px.
@@ -258,11 +255,10 @@ class Annotator(Model):
             If they differ.
         """
         if spec is not None and self.spec is not None and not same_scale(spec, self.spec):
-            msg = (
+            raise ValueError(
                 f"This annotator was trained on tiles of {self.spec.size_um:g} µm at {self.spec.mpp:.4g} µm/px; {what} "
                 f"show {spec.size_um:g} µm at {spec.mpp:.4g} µm/px."
             )
-            raise ValueError(msg)
 
     def save(self, folder: str | Path) -> None:
         """Write the annotator to a folder, which is made.
@@ -282,8 +278,7 @@ class Annotator(Model):
         from safetensors.numpy import load_file
 
         if not (folder / WEIGHTS).exists():
-            msg = f"{folder} has no {WEIGHTS}: the annotator was not saved completely."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the annotator was not saved completely.")
         return cls(AnnotatorConfig(**config), load_file(folder / WEIGHTS))
 
 
@@ -291,12 +286,10 @@ def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
     """Embeddings, (n, dim) float32, without NaN."""
     array = np.asarray(rows, np.float32)
     if array.ndim != 2 or array.shape[1] != dim:
-        msg = f"Embeddings of {encoder!r} are (n, {dim}); these have shape {array.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"Embeddings of {encoder!r} are (n, {dim}); these have shape {array.shape}.")
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        msg = (
+        raise ValueError(
             f"{int((~finite).sum())} of {len(array)} embeddings are NaN or infinite, first row {int(finite.argmin())}."
         )
-        raise ValueError(msg)
     return array

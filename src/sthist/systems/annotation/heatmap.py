@@ -146,23 +146,18 @@ def heatmap(
     he = open_he(data, image)
     encoder = _encoder_of(model, encoder, device)
     if method not in {"crop", "dense", "auto"}:
-        msg = f"method is {method!r}; it is 'crop', 'dense' or 'auto'."
-        raise ValueError(msg)
+        raise ValueError(f"method is {method!r}; it is 'crop', 'dense' or 'auto'.")
     if method == "dense" and not encoder.can_dense:
-        msg = f"{_name(encoder)!r} has one embedding per tile and no tokens: use method='crop'."
-        raise ValueError(msg)
+        raise ValueError(f"{_name(encoder)!r} has one embedding per tile and no tokens: use method='crop'.")
     if smooth_um is not None and not (np.isfinite(smooth_um) and smooth_um >= 0):
-        msg = f"smooth_um is {smooth_um!r}; it is a number of µm from 0 on."
-        raise ValueError(msg)
+        raise ValueError(f"smooth_um is {smooth_um!r}; it is a number of µm from 0 on.")
     scorer = scorer_of(model, encoder, classes)
     channels = safe_names(scorer.classes)
     if len(channels) != len(scorer.classes):
-        msg = f"A class is there twice: {scorer.classes}."
-        raise ValueError(msg)
+        raise ValueError(f"A class is there twice: {scorer.classes}.")
     key = key_added or (f"{next(iter(channels.values()))}_heatmap" if len(channels) == 1 else "heatmap")
     if key != _sample.safe_key(key):
-        msg = f"key_added is {key!r}; letters, digits and _ . - alone can be stored."
-        raise ValueError(msg)
+        raise ValueError(f"key_added is {key!r}; letters, digits and _ . - alone can be stored.")
     _store.require_free(data, key, "images", overwrite=overwrite)
     sizes = kernel_sizes(he.coarsest_mpp, mpp, scorer.spec, kernel_um, stride_um)
     grid = KernelGrid.over(box_of(data, he, within), *sizes)
@@ -211,8 +206,7 @@ def _encoder_of(model: Any, encoder: Any, device: str | None) -> Any:
     named = getattr(model, "encoder", None) or getattr(getattr(model, "config", None), "encoder", None)
     meant = encoder or named
     if meant is None:
-        msg = "Which encoder? Name one with encoder=, such as 'morphology'."
-        raise TypeError(msg)
+        raise TypeError("Which encoder? Name one with encoder=, such as 'morphology'.")
     if not hasattr(meant, "embed"):
         from sthist import encoders
 

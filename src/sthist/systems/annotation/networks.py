@@ -296,5 +296,6 @@ def state_from(module: nn.Module, state: dict[str, np.ndarray]) -> None:
     try:
         module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
     except RuntimeError as error:
-        msg = f"The encoder has another architecture than the one that was trained: {str(error)[:300]}"
-        raise ValueError(msg) from None
+        raise ValueError(
+            f"The encoder has another architecture than the one that was trained: {str(error)[:300]}"
+        ) from None

@@ -58,8 +58,7 @@ class AnnotatorTraining(Training):
         for name in ("weight_decay", "encoder_lr"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                msg = f"{name} is {value!r}; it is a number from 0 on."
-                raise ValueError(msg)
+                raise ValueError(f"{name} is {value!r}; it is a number from 0 on.")
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -35,31 +35,31 @@ CLIP_TEMPERATURE = 0.01
 def checked_prompts(prompts: Mapping[Any, Any], classes: Sequence[Any] | None = None) -> dict[str, list[str]]:
     """Phrases by class, as text, in the order of ``classes`` if that is given."""
     if not isinstance(prompts, Mapping) or not prompts:
-        msg = (
-            f"Prompts are a mapping of class to phrases that is not empty, such as {{'tumour': ['invasive "
-            f"carcinoma']}}, not {prompts!r}."
+        raise ValueError(
+            "Prompts are a mapping of class to phrases that is not empty, such as {'tumour': ['invasive carcinoma']}, "
+            f"not {prompts!r}."
         )
-        raise ValueError(msg)
     known = {str(name): [value] if isinstance(value, str) else list(value) for name, value in prompts.items()}
     for name, phrases in known.items():
         if not phrases or any(not isinstance(phrase, str) or not phrase.strip() for phrase in phrases):
-            msg = f"The prompts of class {name!r} are {phrases!r}; each class needs phrases that are not blank."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The prompts of class {name!r} are {phrases!r}; each class needs phrases that are not blank."
+            )
     owner: dict[str, str] = {}
     for name, phrases in known.items():
         for phrase in phrases:
             other = owner.setdefault(" ".join(phrase.casefold().split()), name)
             if other != name:
-                msg = f"Classes {other!r} and {name!r} share the prompt {phrase!r}: nothing could tell them apart."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"Classes {other!r} and {name!r} share the prompt {phrase!r}: nothing could tell them apart."
+                )
     if classes is None:
         return known
     wanted = [str(name) for name in classes]
     missing, more = [n for n in wanted if n not in known], [n for n in known if n not in wanted]
     if missing or more:
         said = f"no prompts for the classes {missing}" if missing else f"prompts for {more}, which are no classes"
-        msg = f"There are {said}; the classes are {wanted}, the prompts are of {list(known)}."
-        raise ValueError(msg)
+        raise ValueError(f"There are {said}; the classes are {wanted}, the prompts are of {list(known)}.")
     return {name: known[name] for name in wanted}
 
 
@@ -70,11 +70,10 @@ def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:
     listed = (templates,) if isinstance(templates, str) else tuple(templates)
     for template in listed or ("",):
         if not isinstance(template, str) or template.count("{}") != 1:
-            msg = (
-                f"A template is a sentence with one {{}} for the phrase, such as 'an H&E image of {{}}.', not "
+            raise ValueError(
+                "A template is a sentence with one {} for the phrase, such as 'an H&E image of {}.', not "
                 f"{template!r}."
             )
-            raise ValueError(msg)
     return listed
 
 
@@ -93,18 +92,16 @@ def text_vectors(encoder: Any, texts: Sequence[str]) -> np.ndarray:
     """Embeddings of texts, (n, d) float32, as the encoder gives them."""
     embed_text = getattr(encoder, "embed_text", None)
     if embed_text is None:
-        msg = (
+        raise ValueError(
             f"{getattr(encoder, 'name', encoder)!r} embeds images only: prompts need an image-text model, such as "
-            f"'conch'."
+            "'conch'."
         )
-        raise ValueError(msg)
     vectors = np.asarray(embed_text(list(texts)), np.float32)
     if vectors.shape[:1] != (len(texts),) or vectors.ndim != 2 or not np.isfinite(vectors).all():
-        msg = (
+        raise ValueError(
             f"{encoder.name!r} gave shape {vectors.shape}, or NaN, for {len(texts)} texts; one finite row each is "
-            f"needed."
+            "needed."
         )
-        raise ValueError(msg)
     return vectors
 
 
@@ -137,6 +134,5 @@ def chosen_temperature(temperature: float | None, encoder: Any) -> float:
             return CLIP_TEMPERATURE
         return 1 / float(scale)
     if not (np.isfinite(temperature) and temperature > 0):
-        msg = f"temperature is {temperature!r}; it is a positive number, such as 0.01."
-        raise ValueError(msg)
+        raise ValueError(f"temperature is {temperature!r}; it is a positive number, such as 0.01.")
     return float(temperature)

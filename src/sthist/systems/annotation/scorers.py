@@ -55,22 +55,19 @@ class ImageScorer:
 def scorer_of(model: Any, encoder: Any, classes: Sequence[str] | None) -> ImageScorer:
     """The scorer that a ``model=`` argument stands for."""
     if classes is not None and (isinstance(classes, str) or not len(classes)):
-        msg = f"classes is {classes!r}; it is a list of names."
-        raise ValueError(msg)
+        raise ValueError(f"classes is {classes!r}; it is a list of names.")
     if isinstance(model, Mapping):
         return _of_prompts(model, encoder, classes)
     if hasattr(model, "predict"):
         return _of_model(model, classes)
     if not callable(model):
-        msg = (
+        raise TypeError(
             f"model is a {type(model).__name__}; it is a mapping of class to phrases, a model with predict and "
             "classes, or a function of embeddings (n, d) that returns scores (n, classes)."
         )
-        raise TypeError(msg)
     names = getattr(model, "classes", None) if classes is None else classes
     if names is None:
-        msg = "model is a function: name what it scores with classes=[...]."
-        raise TypeError(msg)
+        raise TypeError("model is a function: name what it scores with classes=[...].")
     name = getattr(model, "__qualname__", type(model).__name__)
     listed = [str(each) for each in names]
     return ImageScorer(listed, _checked(model, listed), {"model": f"function {name}"})
@@ -83,8 +80,7 @@ def _of_prompts(prompts: Mapping[str, Any], encoder: Any, classes: Sequence[str]
     _require_known(names, list(phrases))
     for name in names:
         if not phrases[name] or not all(isinstance(text, str) and text.strip() for text in phrases[name]):
-            msg = f"Class {name!r} has the phrases {phrases[name]!r}; it needs one or more texts."
-            raise ValueError(msg)
+            raise ValueError(f"Class {name!r} has the phrases {phrases[name]!r}; it needs one or more texts.")
     texts = [text for name in names for text in phrases[name]]
     rows = _directions(np.asarray(encoder.embed_text(texts), np.float64))
     ends = np.cumsum([len(phrases[name]) for name in names])
@@ -92,12 +88,11 @@ def _of_prompts(prompts: Mapping[str, Any], encoder: Any, classes: Sequence[str]
 
     def similarity(embeddings: np.ndarray) -> np.ndarray:
         if embeddings.shape[1] != towards.shape[1]:
-            msg = (
-                f"Images have embeddings of {embeddings.shape[1]} numbers, the prompts of {towards.shape[1]}: "
-                f"these cannot be compared. "
-                "Tokens of an image-text model often lie in a space of their own: use method='crop'."
+            raise ValueError(
+                f"Images have embeddings of {embeddings.shape[1]} numbers, the prompts of {towards.shape[1]}: these "
+                "cannot be compared. Tokens of an image-text model often lie in a space of their own: use "
+                "method='crop'."
             )
-            raise ValueError(msg)
         return _directions(embeddings.astype(np.float64)) @ towards.T
 
     return ImageScorer(names, _checked(similarity, names), {"prompts": {name: phrases[name] for name in names}})
@@ -122,14 +117,12 @@ def _checked(score: Score, classes: list[str]) -> Score:
         if scores.ndim == 1 and len(classes) == 1:
             scores = scores[:, None]
         if scores.shape != (len(embeddings), len(classes)):
-            msg = (
+            raise ValueError(
                 f"The model gave scores of shape {scores.shape} for {len(embeddings)} embeddings and the classes "
                 f"{classes}."
             )
-            raise ValueError(msg)
         if not np.isfinite(scores).all():
-            msg = "The model gave NaN or infinity for an embedding: a score is a finite number."
-            raise ValueError(msg)
+            raise ValueError("The model gave NaN or infinity for an embedding: a score is a finite number.")
         return scores
 
     return run
@@ -137,12 +130,10 @@ def _checked(score: Score, classes: list[str]) -> Score:
 
 def _require_known(names: list[str], known: list[str]) -> None:
     if not names:
-        msg = "There is no class to score: the mapping is empty."
-        raise ValueError(msg)
+        raise ValueError("There is no class to score: the mapping is empty.")
     for name in names:
         if name not in known:
-            msg = f"The model has no class {name!r}; it has {known}."
-            raise KeyError(msg)
+            raise KeyError(f"The model has no class {name!r}; it has {known}.")
 
 
 def _directions(rows: np.ndarray) -> np.ndarray:
@@ -210,11 +201,10 @@ class FromPrompts(ClassScorer):
         _require_same_encoder(encoder, origin, key, where)
         rows, texts = rows_of_embedding(adata, key, where), self._vectors(encoder)
         if rows.shape[1] != texts.shape[1]:
-            msg = (
+            raise ValueError(
                 f"obsm[{key!r}] of {where} has {rows.shape[1]} dimensions, texts of {encoder.name!r} have "
                 f"{texts.shape[1]}."
             )
-            raise ValueError(msg)
         temperature = chosen_temperature(self.temperature, encoder)
         similarity = normalised(rows) @ texts.T
         made = _store.provenance(
@@ -231,8 +221,7 @@ class FromPrompts(ClassScorer):
 
     def _encoder_of(self, origin: Origin, key: str, where: str) -> Any:
         if origin.encoder is None:
-            msg = f"Nothing says which encoder made obsm[{key!r}] of {where}. Give it with encoder=."
-            raise ValueError(msg)
+            raise ValueError(f"Nothing says which encoder made obsm[{key!r}] of {where}. Give it with encoder=.")
         self.encoder = _loaded(origin.encoder, self._device)
         return self.encoder
 
@@ -307,8 +296,7 @@ class FromAnnotator(ClassScorer):
 
         spec = self.annotator.spec or table_spec(adata)
         if spec is None:
-            msg = f"Neither the annotator nor {where} says how large its tiles are."
-            raise ValueError(msg)
+            raise ValueError(f"Neither the annotator nor {where} says how large its tiles are.")
         self.annotator.require_spec(table_spec(adata), where)
         reader, places = tiles_of(data, adata, spec, self.image, where)
         found = np.empty((adata.n_obs, self.annotator.config.dim), np.float32)
@@ -332,14 +320,12 @@ def _loaded(encoder: Any, device: str | None) -> Any:
 def _require_same_encoder(encoder: Any, origin: Origin, key: str, where: str) -> None:
     """Refuse texts of another encoder than that of the embeddings."""
     if origin.encoder is not None and origin.encoder != encoder.name:
-        msg = (
+        raise ValueError(
             f"obsm[{key!r}] of {where} was made by {origin.encoder!r}; the texts would be embedded by {encoder.name!r}."
         )
-        raise ValueError(msg)
     own = weight_hash(encoder.provenance)
     if None not in (own, origin.sha256) and own != origin.sha256:
-        msg = (
+        raise ValueError(
             f"obsm[{key!r}] of {where} was made by other weights of {encoder.name!r}: the checksums differ. Embed "
-            f"again."
+            "again."
         )
-        raise ValueError(msg)

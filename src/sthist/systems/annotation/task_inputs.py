@@ -25,15 +25,14 @@ def linear_task(
     features, key, origin = features_of(rows, key)
     name = encoder if isinstance(encoder, str) else getattr(encoder, "name", None)
     if None not in (name, origin.encoder) and name != origin.encoder:
-        msg = f"obsm[{key!r}] was made by {origin.encoder!r}, not by encoder={name!r}."
-        raise ValueError(msg)
+        raise ValueError(f"obsm[{key!r}] was made by {origin.encoder!r}, not by encoder={name!r}.")
     if spec is not None and origin.spec is not None and not same_scale(spec, origin.spec):
-        msg = f"obsm[{key!r}] is of {origin.spec}, and spec= is {spec}: stored embeddings cannot be of other tiles."
-        raise ValueError(msg)
+        raise ValueError(
+            f"obsm[{key!r}] is of {origin.spec}, and spec= is {spec}: stored embeddings cannot be of other tiles."
+        )
     constant = is_constant(features)
     if constant.all():
-        msg = f"All {len(constant)} features of obsm[{key!r}] are constant: there is nothing to learn from."
-        raise ValueError(msg)
+        raise ValueError(f"All {len(constant)} features of obsm[{key!r}] are constant: there is nothing to learn from.")
     if constant.any():
         logger.warning(
             "%d of %d features of obsm[%r] are constant, and dropped.", int(constant.sum()), len(constant), key
@@ -80,13 +79,13 @@ def task_with_tiles(
 def loaded_encoder(encoder: Any, method: str, device: str | None) -> Any:
     """An encoder, loaded, through which gradients pass."""
     if encoder is None:
-        msg = f"method={method!r} trains an encoder: say which one with encoder=."
-        raise ValueError(msg)
+        raise ValueError(f"method={method!r} trains an encoder: say which one with encoder=.")
     if isinstance(encoder, str | list | tuple):
         from sthist import encoders
 
         encoder = encoders.get(encoder, device=device)
     if getattr(encoder, "module", None) is None:
-        msg = f"{encoder.name!r} has no module that can be trained; method='linear' takes its stored embeddings."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{encoder.name!r} has no module that can be trained; method='linear' takes its stored embeddings."
+        )
     return encoder

@@ -135,12 +135,10 @@ def train_annotator(
     """
     split = as_split(split, validation=VALIDATION)
     if method not in DEFAULTS:
-        msg = f"method is {method!r}; it is one of {list(DEFAULTS)}."
-        raise ValueError(msg)
+        raise ValueError(f"method is {method!r}; it is one of {list(DEFAULTS)}.")
     options = as_training(AnnotatorTraining, training, DEFAULTS[method])
     if method != "text" and (prompts is not None or options.templates is not None):
-        msg = f"prompts= and templates go with method='text', not {method!r}."
-        raise ValueError(msg)
+        raise ValueError(f"prompts= and templates go with method='text', not {method!r}.")
     from sthist.training.trainer import chosen_device  # loads torch
 
     device = chosen_device(device)
@@ -247,12 +245,11 @@ def _require_classes(rows: Labelled, pairs: list[tuple[np.ndarray, np.ndarray]],
             name = rows.classes[untrained[0]]
             where = np.unique(grouping.groups[rows.codes == untrained[0]])
             rest = [other for k, other in enumerate(rows.classes) if k not in untrained]
-            msg = (
+            raise ValueError(
                 f"Class {name!r} would be tested and not trained on: its {int((rows.codes == untrained[0]).sum())} "
                 f"rows are in {len(where)} of the groups ({grouping.by}), such as {where[0]!r}. Use fewer folds, "
                 f"another split=, or leave it out with classes={rest}."
             )
-            raise ValueError(msg)
     tested = {int(code) for _, test in pairs for code in rows.codes[test]}
     absent = [name for k, name in enumerate(rows.classes) if k not in tested]
     if absent:

@@ -33,11 +33,10 @@ def box_of(sdata: SpatialData, image: Image, within: Any) -> tuple[float, float,
     left, top, right, bottom = region_geometry(sdata, within).bounds
     box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
     if not (box[0] < box[2] and box[1] < box[3]):
-        msg = (
-            f"within={within!r} does not lie on the image {image.key!r}, which shows x {x0:g} to {x1:g} and "
-            f"y {y0:g} to {y1:g} µm."
+        raise ValueError(
+            f"within={within!r} does not lie on the image {image.key!r}, which shows x {x0:g} to {x1:g} and y {y0:g} "
+            f"to {y1:g} µm."
         )
-        raise ValueError(msg)
     return box
 
 
@@ -54,17 +53,15 @@ def kernel_sizes(
     kernel = default if kernel is None else kernel
     stride = kernel / STRIDES if stride is None else stride
     if not (np.isfinite([base, kernel, stride]).all() and min(base, kernel, stride) > 0):
-        msg = f"Kernel ({kernel!r} µm), stride ({stride!r} µm) and mpp ({base!r}) are positive numbers."
-        raise ValueError(msg)
+        raise ValueError(f"Kernel ({kernel!r} µm), stride ({stride!r} µm) and mpp ({base!r}) are positive numbers.")
     if spec is not None and abs(kernel / spec.size_um - 1) > 0.02:
         logger.warning("The model was trained on tiles of %g µm, and is given %g µm.", spec.size_um, kernel)
     span = max(1, round(kernel / stride))
     if abs(kernel / stride - span) > 1e-3:
-        msg = (
+        raise ValueError(
             f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number of "
             f"them: take a stride of {kernel / span:.6g} µm."
         )
-        raise ValueError(msg)
     stride_px = max(1, round(stride / base))
     return stride / stride_px, stride_px, span
 
@@ -84,11 +81,10 @@ def cells_inside(
     elif known is not False:
         inside &= _seen_tissue(image, grid)
     if not inside.any():
-        msg = (
+        raise ValueError(
             f"There is no tissue in what is to be scored of {image.key!r}. Name its outlines with tissue=, or score "
-            f"all with tissue=False."
+            "all with tissue=False."
         )
-        raise ValueError(msg)
     return inside
 
 
