@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import shapely
 import spatialdata as sd
+from annotating import Planted
 from scipy.ndimage import gaussian_filter
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, get_transformation
 
 import sthist
+from sthist.tiles import TileSpec
 
 CLASSES = ["tumour", "B cells"]
 
@@ -30,6 +32,16 @@ class Moments(sthist.encoders.Encoder):
 
     def embed_text(self, texts):
         return np.random.default_rng(len("".join(texts))).normal(size=(len(texts), 6)).astype(np.float32)
+
+
+class Coloured(sthist.encoders.Encoder):
+    """The planted texts, and mean colours in the same space."""
+
+    name, key, logit_scale, embed_text = "coloured", "X_coloured", 20.0, Planted.embed_text
+    n_calls, provenance = 0, {"sha256": "aa"}
+
+    def embed(self, tiles):
+        return np.pad(tiles.mean((1, 2), dtype=np.float32) / 255 - 0.6, ((0, 0), (0, 1)))
 
 
 def two_scores(rows):
@@ -80,7 +92,7 @@ class TestCrop:
             two_scores,
             encoder=Moments(),
             classes=CLASSES,
-            kernel_um=kernel / 2,
+            spec=TileSpec(kernel / 2, kernel),
             stride_um=stride / 2,
             tissue=False,
             smooth_um=0,
@@ -97,7 +109,7 @@ class TestCrop:
         monkeypatch.setattr(engine, "BLOCK_PX", 70)
         monkeypatch.setattr(engine, "BAND_ROWS", 3)
         sdata, pixels = sample(131, 97)
-        sizes = {"kernel_um": 16.0, "stride_um": 4.0, "tissue": False, "progress": False, "smooth_um": 6.0}
+        sizes = {"spec": TileSpec(16.0, 32), "stride_um": 4.0, "tissue": False, "progress": False, "smooth_um": 6.0}
         sthist.tl.heatmap(sdata, two_scores, encoder=Moments(), classes=CLASSES, **sizes)
         means = by_loop(pixels, 32, 8, two_scores)
         sigma = 6.0 / 4.0
@@ -114,7 +126,7 @@ class TestCrop:
 
     def test_micrometres_and_pixels_are_the_same(self):
         sdata, _ = sample(128, 160)
-        for key, sizes in (("px", {}), ("um", {"kernel_um": 32.0, "stride_um": 8.0})):
+        for key, sizes in (("px", {}), ("um", {"spec": TileSpec(32.0, 64), "stride_um": 8.0})):
             sthist.tl.heatmap(
                 sdata,
                 two_scores,
@@ -166,25 +178,72 @@ class TestTissue:
 
 class TestModels:
     def test_prompts(self):
-        """Cosine similarity to the mean direction of a class's phrases."""
+        """Shares of the classes by cosine similarity to the mean direction of a class's sentences."""
         sdata, pixels = sample(64, 64)
         prompts = {"tumour": ["a tumour", "carcinoma"], "T/NK": "lymphocytes"}
-        sthist.tl.heatmap(sdata, prompts, encoder=Moments(), tissue=False, smooth_um=0, progress=False)
-        rows = Moments().embed_text(["a tumour", "carcinoma", "lymphocytes"]).astype(float)
+        options = {"templates": ["see {}"], "temperature": 0.5, "tissue": False, "smooth_um": 0, "progress": False}
+        sthist.tl.heatmap(sdata, prompts, encoder=Moments(), **options)
+        rows = Moments().embed_text(["see a tumour", "see carcinoma", "see lymphocytes"]).astype(float)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         towards = np.stack([rows[:2].mean(0), rows[2]])
         towards /= np.linalg.norm(towards, axis=1, keepdims=True)
         image = Moments().embed(pixels[None])[0]
-        np.testing.assert_allclose(written(sdata)[:, 0, 0], towards @ image / np.linalg.norm(image), atol=1e-6)
+        share = np.exp(towards @ image / np.linalg.norm(image) / 0.5)
+        np.testing.assert_allclose(written(sdata)[:, 0, 0], share / share.sum(), atol=1e-6)
         made = sdata.attrs["sthist"]["results"]["heatmap"]
         assert made["classes"] == {"tumour": "tumour", "T_NK": "T/NK"}
         assert sthist._sample.elements.channel_names(sdata["heatmap"]) == ["tumour", "T_NK"]
         assert made["prompts"]["T/NK"] == ["lymphocytes"]
+        assert (made["templates"], made["temperature"]) == (["see {}"], 0.5)
+        sthist.tl.heatmap(sdata, prompts, encoder=Moments(), classes=["T/NK"], **options)
+        np.testing.assert_array_equal(written(sdata, "T_NK_heatmap")[0], written(sdata)[1])
+
+    @pytest.mark.parametrize("options", [{}, {"templates": ["{}"], "temperature": 0.3}])
+    def test_prompts_mean_what_they_mean_to_annotate(self, options):
+        """A kernel of the size of a tile has the score of that tile."""
+        sdata = sthist.datasets.toy(size_um=192)
+        encoder, prompts = Coloured(), {"tumour": ["tumour", "a carcinoma"], "stroma": "stroma", "fat": ["fat cells"]}
+        sthist.pp.tissue(sdata)
+        sthist.pp.tiles(sdata, size_um=32, px=32)
+        sthist.pp.embed(sdata, encoder, progress=False)
+        sthist.tl.annotate(sdata, prompts, encoder=encoder, **options)
+        tiles = sdata["tiles_table"]
+        scores = tiles.obsm["annotation_score"].to_numpy()
+        assert np.ptp(scores, axis=0).min() > 0.01
+        for centre, score in zip(tiles.obsm["spatial"][:5], scores, strict=False):
+            sthist.tl.heatmap(
+                sdata,
+                prompts,
+                encoder=encoder,
+                spec=TileSpec(32, 32),
+                within=(*(centre - 16), *(centre + 16)),
+                stride_um=32,
+                tissue=False,
+                overwrite=True,
+                progress=False,
+                **options,
+            )
+            np.testing.assert_allclose(written(sdata)[:, 0, 0], score, atol=1e-6)
+
+    def test_a_model_of_finer_tiles_than_the_image_is_refused(self):
+        class Model:
+            classes = ["a"]
+            spec = TileSpec(6.4, 64)
+            encoder = Moments()
+
+            def predict(self, rows):
+                return rows[:, 0]
+
+        sdata, _ = sample(64, 64)
+        with pytest.raises(ValueError, match=r"has 0.5 µm/px, and .* for 0.1 µm/px.* Pass spec= to go on"):
+            sthist.tl.heatmap(sdata, Model(), tissue=False, progress=False)
+        sthist.tl.heatmap(sdata, Model(), spec=TileSpec(6.4, 64), within=(100, -20, 106.4, -13.6), tissue=False)
+        assert np.isfinite(written(sdata, "a_heatmap")).all()
 
     def test_a_trained_model_brings_its_tile_and_encoder(self):
         class Model:
             classes = ["a", "b", "c"]
-            spec = sthist.tiles.TileSpec(32.0, 32)
+            spec = TileSpec(32.0, 32)
             encoder = Moments()
 
             def predict(self, rows):
@@ -219,17 +278,26 @@ class TestModels:
             (two_scores, {"classes": []}, ValueError, "is a list of names"),
             (lambda rows: rows[:, :2] * np.nan, {"classes": CLASSES}, ValueError, "gave NaN"),
             ({"a": "x"}, {"classes": ["b"]}, KeyError, "no class 'b'"),
-            ({"a": []}, {}, ValueError, "needs one or more texts"),
-            ({}, {}, ValueError, "mapping is empty"),
+            ({"a": []}, {}, ValueError, "needs phrases that are not blank"),
+            ({}, {}, ValueError, "mapping of class to phrases that is not empty"),
+            ({"a": "x"}, {}, ValueError, "'a', the only class, is 1 everywhere"),
+            ({"a": "x", "b": "X"}, {}, ValueError, "share the prompt 'X'"),
+            ({"a": "x", "b": "y"}, {"templates": ["of"]}, ValueError, "one {} for the phrase"),
+            ({"a": "x", "b": "y"}, {"temperature": 0}, ValueError, "temperature is 0"),
+            (two_scores, {"classes": CLASSES, "temperature": 1}, ValueError, "go with prompts"),
             (two_scores, {"classes": ["a", "a"]}, ValueError, "twice"),
-            (two_scores, {"classes": CLASSES, "kernel_um": 30, "stride_um": 8}, ValueError, "whole number of them"),
-            (two_scores, {"classes": CLASSES, "kernel_um": -3}, ValueError, "positive numbers"),
+            (
+                two_scores,
+                {"classes": CLASSES, "spec": TileSpec(30, 60), "stride_um": 8},
+                ValueError,
+                "whole number of them",
+            ),
+            (two_scores, {"classes": CLASSES, "stride_um": -3}, ValueError, "stride_um is -3"),
             (two_scores, {"classes": CLASSES, "smooth_um": -1}, ValueError, "smooth_um is -1"),
             (two_scores, {"classes": CLASSES, "method": "x"}, ValueError, "method is 'x'"),
             (two_scores, {"classes": CLASSES, "method": "dense"}, ValueError, "no tokens"),
             (two_scores, {"classes": CLASSES, "key_added": "he"}, ValueError, "exists"),
             (two_scores, {"classes": CLASSES, "key_added": "a b"}, ValueError, "letters, digits"),
-            (two_scores, {"classes": CLASSES, "mpp": 0.1}, ValueError, "allow_upsampling"),
             (two_scores, {"classes": CLASSES, "encoder": None}, TypeError, "Which encoder"),
         ],
     )
@@ -306,7 +374,7 @@ class TestDense:
 
         And clearly above none.
         """
-        vit = Vit()
+        vit, toy_mpp = Vit(), sthist.tiles.open_image(toy, "he").coarsest_mpp
         score = np.random.default_rng(0).normal(size=192)
         for mode in ("crop", "dense"):
             sthist.tl.heatmap(
@@ -316,7 +384,7 @@ class TestDense:
                 classes=["a"],
                 method=mode,
                 within=(90, 90, 314, 314),
-                kernel_um=56.0,
+                spec=TileSpec.from_mpp(toy_mpp, round(56 / toy_mpp)),
                 stride_um=28.0,
                 tissue=False,
                 key_added=mode,
@@ -381,10 +449,10 @@ def test_the_built_in_encoder_measures_in_micrometres():
     sdata = sthist.datasets.toy(size_um=160)
     names = sthist.encoders.morphology_feature_names()
     column = names.index("nuclei_density_per_mm2")
-    options = {"kernel_um": 32, "stride_um": 32, "mpp": 1.0, "smooth_um": 0, "tissue": False, "progress": False}
+    options = {"spec": TileSpec(32, 32), "stride_um": 32, "smooth_um": 0, "tissue": False, "progress": False}
     sthist.tl.heatmap(sdata, lambda rows: rows[:, [column]], encoder="morphology", classes=["density"], **options)
     found = np.asarray(sdata["density_heatmap"])[0]
-    spec = sthist.tiles.TileSpec(size_um=32, px=32)
+    spec = TileSpec(size_um=32, px=32)
     place = sthist.scale.matrix_to(sdata["density_heatmap"])
     rows, columns = np.indices(found.shape).reshape(2, -1) + 0.5
     centres = (place @ [columns, rows, np.ones_like(rows)])[:2].T

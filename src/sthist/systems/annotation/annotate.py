@@ -15,7 +15,13 @@ from sthist._tables.labels import column_names
 from sthist._tables.rows import lie_within, write_columns
 from sthist.systems.annotation.annotator import Annotator
 from sthist.systems.annotation.prompts import checked_prompts, checked_templates
-from sthist.systems.annotation.scorers import ClassScorer, ClassScores, FromAnnotator, FromPrompts
+from sthist.systems.annotation.scorers import (
+    ClassScorer,
+    ClassScores,
+    FromAnnotator,
+    FromPrompts,
+    refuse_prompt_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,8 +128,7 @@ def annotate(
         prompts, texts = checked_prompts(model, classes), checked_templates(templates)
         scorer: ClassScorer = FromPrompts(prompts, texts, encoder, embedding, temperature, device)
     else:
-        if templates is not None or temperature is not None:
-            raise ValueError("templates= and temperature= go with prompts; an annotator has what it was trained with.")
+        refuse_prompt_options(templates, temperature)
         scorer = FromAnnotator(_annotator(model, classes), encoder, embedding, image, batch_size, device, progress)
     _annotate_one(data, scorer, table, within, key_added, overwrite=overwrite)
 
@@ -132,7 +137,7 @@ def annotate(
 def _annotate_one(
     data: Any, scorer: ClassScorer, table: str | None, within: Any, key_added: str, *, overwrite: bool
 ) -> None:
-    key, adata = find_table(data, table, scorer.fits, scorer.wanted)
+    key, adata = find_table(data, table, scorer.fits, scorer.needs)
     where = "This AnnData" if key is None else f"Table {key!r}"
     if adata.n_obs == 0:
         raise ValueError(f"{where} has no rows.")

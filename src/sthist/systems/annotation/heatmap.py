@@ -25,6 +25,7 @@ from sthist.systems.annotation.sliding_windows import (
 from sthist.systems.annotation.window_sizes import box_of, cells_inside, kernel_sizes
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_he
+from sthist.tiles._images.reader import MAX_UPSAMPLING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,17 +45,17 @@ def heatmap(
     *,
     encoder: Any = None,
     image: str | None = None,
-    kernel_um: float | None = None,
+    spec: TileSpec | None = None,
     stride_um: float | None = None,
-    mpp: float | None = None,
     classes: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    temperature: float | None = None,
     within: Any = None,
     tissue: str | bool | None = None,
     smooth_um: float | None = None,
     method: Literal["crop", "dense", "auto"] = "crop",
     batch_size: int = 64,
     device: str | None = None,
-    allow_upsampling: bool = False,
     key_added: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -70,22 +71,25 @@ def heatmap(
     data
         One sample, or a mapping of name to sample.
     model
-        What scores an embedding: a mapping of class to a phrase or several, such as ``{"tumour": "an H&E image of
-        tumour"}``, scored by cosine similarity to the mean direction of the phrases (``encoder`` must embed texts); a
-        trained classifier, with ``predict`` and ``classes``; or a function of embeddings (n, d) that returns (n,
-        classes).
+        What scores an embedding: a mapping of class to phrases, such as ``{"tumour": ["invasive carcinoma"],
+        "stroma": ["fibrous stroma", "collagen"]}``, read as :func:`sthist.tl.annotate` reads it (``encoder`` must
+        embed texts); a trained classifier, with ``predict`` and ``classes``; or a function of embeddings (n, d) that
+        returns (n, classes). Scores of prompts are probabilities: shares among all classes that are described.
     encoder
         Name of an encoder, or an encoder; the model's own by default, where it has one.
     image
         Key of the image, of 8-bit RGB; the H&E by default.
-    kernel_um, stride_um
-        Sides of kernel and stride in µm; by default 64 pixels at ``mpp``, or the tiles that the model was trained on
-        (``model.spec``), and a quarter of the kernel. The kernel is a whole number of strides.
-    mpp
-        µm per pixel at which the kernel sees the image; the image's own by default, or that of ``model.spec``. It is
-        changed a little where a stride in µm would not be whole pixels.
+    spec
+        What the kernel sees: its side in µm, and the pixels on which it is read, also where the image is coarser. By
+        default the tile that the model was trained on (``model.spec``), or 64 px of the image. Its µm per pixel is
+        changed a little where a stride would not be whole pixels.
+    stride_um
+        From kernel to kernel in µm; a quarter of the kernel by default. The kernel is a whole number of strides.
     classes
         Those to write, all by default; for a function, their names.
+    templates, temperature
+        Of prompts, as in :func:`sthist.tl.annotate`: sentences around the phrases, and what similarities are divided
+        by.
     within
         Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes.
     tissue
@@ -102,8 +106,6 @@ def heatmap(
     device
         Where an encoder runs that is loaded by its name, or that the model has trained along; ``settings.device`` by
         default.
-    allow_upsampling
-        Go on where the image is more than 1.5 times coarser than ``mpp``.
     key_added
         Name of the image; ``<class>_heatmap`` by default, ``heatmap`` for several classes.
     overwrite
@@ -151,7 +153,7 @@ def heatmap(
         raise ValueError(f"{_name(encoder)!r} has one embedding per tile and no tokens: use method='crop'.")
     if smooth_um is not None and not (np.isfinite(smooth_um) and smooth_um >= 0):
         raise ValueError(f"smooth_um is {smooth_um!r}; it is a number of µm from 0 on.")
-    scorer = scorer_of(model, encoder, classes)
+    scorer = scorer_of(model, encoder, classes, templates, temperature)
     channels = safe_names(scorer.classes)
     if len(channels) != len(scorer.classes):
         raise ValueError(f"A class is there twice: {scorer.classes}.")
@@ -159,7 +161,7 @@ def heatmap(
     if key != _sample.safe_key(key):
         raise ValueError(f"key_added is {key!r}; letters, digits and _ . - alone can be stored.")
     _store.require_free(data, key, "images", overwrite=overwrite)
-    sizes = kernel_sizes(he.coarsest_mpp, mpp, scorer.spec, kernel_um, stride_um)
+    sizes = kernel_sizes(he, scorer.spec, spec, stride_um)
     grid = KernelGrid.over(box_of(data, he, within), *sizes)
     inside = cells_inside(data, he, grid, within, tissue)
     if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
@@ -176,9 +178,9 @@ def heatmap(
             folder,
             sigma,
             batch_size,
-            allow_upsampling,
             progress,
             dense=dense,
+            allow_upsampling=spec is not None,
         )
         made = _store.provenance(
             "tl.heatmap",
@@ -253,10 +255,10 @@ def _map(
     folder: Path,
     sigma: float,
     batch_size: int,
-    allow_upsampling: bool,
     progress: bool | None,
     *,
     dense: bool,
+    allow_upsampling: bool,
 ) -> tuple[np.ndarray, int]:
     """Smoothed means by class, (classes, rows, columns) in a file that lies in the folder.
 
@@ -267,7 +269,12 @@ def _map(
     spec = large_tiles(grid, encoder.spec, DENSE_PX) if dense else TileSpec.from_mpp(grid.mpp, 256)
     if abs(spec.mpp / grid.mpp - 1) > 0.02:
         logger.info("Tokens are of tiles of %g µm at %.4g µm/px.", spec.size_um, spec.mpp)
-    reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=allow_upsampling)
+    if he.coarsest_mpp > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
+        raise ValueError(
+            f"{he.key!r} has {he.coarsest_mpp:.4g} µm/px, and the model or encoder is for {spec.mpp:.4g} µm/px: more "
+            f"than {MAX_UPSAMPLING} times finer than what it shows. Pass spec= to go on."
+        )
+    reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
     logger.info("%d of %d kernels of %g µm lie on tissue.", n_scored, active.size, grid.kernel_px * grid.mpp)
     scores = _array(folder, "scores", (*grid.n_kernels, len(scorer.classes)))
     scores[:] = np.nan

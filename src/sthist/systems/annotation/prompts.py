@@ -55,12 +55,12 @@ def checked_prompts(prompts: Mapping[Any, Any], classes: Sequence[Any] | None = 
                 )
     if classes is None:
         return known
-    wanted = [str(name) for name in classes]
-    missing, more = [n for n in wanted if n not in known], [n for n in known if n not in wanted]
+    names = [str(name) for name in classes]
+    missing, more = [n for n in names if n not in known], [n for n in known if n not in names]
     if missing or more:
-        said = f"no prompts for the classes {missing}" if missing else f"prompts for {more}, which are no classes"
-        raise ValueError(f"There are {said}; the classes are {wanted}, the prompts are of {list(known)}.")
-    return {name: known[name] for name in wanted}
+        fault = f"no prompts for the classes {missing}" if missing else f"prompts for {more}, which are no classes"
+        raise ValueError(f"There are {fault}; the classes are {names}, the prompts are of {list(known)}.")
+    return {name: known[name] for name in names}
 
 
 def checked_templates(templates: Sequence[str] | None) -> tuple[str, ...]:

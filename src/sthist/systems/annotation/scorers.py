@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from sthist._settings import logger, settings
 from sthist._tables.labels import column_names
 from sthist.systems.annotation.annotator import Annotator, checked_rows
 from sthist.systems.annotation.prompts import (
+    checked_prompts,
+    checked_templates,
     chosen_temperature,
     class_vectors,
     normalised,
@@ -20,7 +22,7 @@ from sthist.systems.annotation.prompts import (
     softmax,
     text_vectors,
 )
-from sthist.tiles import TileLoader
+from sthist.tiles import TileLoader, TileSpec
 from sthist.training.embeddings import (
     Origin,
     embeddings_of,
@@ -39,106 +41,123 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+TOKENS = " Tokens of an image-text model often lie in a space of their own: use method='crop'."
+"""Why texts and a heat map's embeddings may not fit each other."""
+
 Score = Callable[[np.ndarray], np.ndarray]
+
+
+class PromptScorer:
+    """Classes described in words: how alike embeddings and the texts of a class are, and the probabilities of that."""
+
+    def __init__(
+        self, prompts: dict[str, list[str]], templates: tuple[str, ...], temperature: float | None, encoder: Any
+    ) -> None:
+        self.prompts, self.templates, self.encoder = prompts, templates, encoder
+        texts, codes = sentences(prompts, templates)
+        self.vectors = class_vectors(text_vectors(encoder, texts), codes)
+        self.temperature = chosen_temperature(temperature, encoder)
+
+    def similarity(self, rows: np.ndarray, what: str = "An embedding of the image", hint: str = TOKENS) -> np.ndarray:
+        """Cosine similarities, (n, classes)."""
+        if rows.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"{what} has {rows.shape[1]} dimensions, texts of {self.encoder.name!r} have "
+                f"{self.vectors.shape[1]}.{hint}"
+            )
+        return normalised(rows) @ self.vectors.T
+
+    def probabilities(self, similarity: np.ndarray) -> np.ndarray:
+        """Shares of the classes, by how alike they are."""
+        return softmax(similarity / self.temperature)
+
+    def classify(self, rows: np.ndarray) -> np.ndarray:
+        """Probabilities of embeddings."""
+        return self.probabilities(self.similarity(rows))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What to record of it."""
+        return {
+            "model": "prompts",
+            "prompts": self.prompts,
+            "templates": list(self.templates),
+            "temperature": self.temperature,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScorer:
     """Scores of embeddings."""
 
-    classes: list[str]  # names, as they were given
+    classes: list[str]  # names, as the user wrote them
     score: Score  # (n, d) embeddings to (n, classes) float
-    facts: dict[str, Any] = field(default_factory=dict)  # JSON values that say what it is
-    spec: Any = None  # the tile that it was trained for; None where it was not
+    facts: dict[str, Any]  # JSON values that say what it is
+    spec: TileSpec | None  # the tile that it was trained for; None where it was not
 
 
-def scorer_of(model: Any, encoder: Any, classes: Sequence[str] | None) -> ImageScorer:
-    """The scorer that a ``model=`` argument stands for."""
+def scorer_of(
+    model: Any,
+    encoder: Any,
+    classes: Sequence[str] | None,
+    templates: Sequence[str] | None,
+    temperature: float | None,
+) -> ImageScorer:
+    """The scorer that a ``model=`` argument of heat maps stands for."""
     if classes is not None and (isinstance(classes, str) or not len(classes)):
         raise ValueError(f"classes is {classes!r}; it is a list of names.")
+    if not isinstance(model, Mapping):
+        refuse_prompt_options(templates, temperature)
+    names = None if classes is None else [str(name) for name in classes]
+    spec: TileSpec | None = None
+    score, facts = model, {"model": f"function {getattr(model, '__qualname__', type(model).__name__)}"}
     if isinstance(model, Mapping):
-        return _of_prompts(model, encoder, classes)
-    if hasattr(model, "predict"):
-        return _of_model(model, classes)
-    if not callable(model):
+        prompts = PromptScorer(checked_prompts(model), checked_templates(templates), temperature, encoder)
+        known, score, facts = list(prompts.prompts), prompts.classify, prompts.facts
+    elif hasattr(model, "predict"):
+        known = [str(name) for name in (model.classes if hasattr(model, "classes") else model.config.classes)]
+        # One that has trained its encoder takes tiles alone, and embeddings of its own by another name.
+        score = model.classify if getattr(model, "needs_tiles", False) else model.predict
+        spec, facts = getattr(model, "spec", None), {"model": getattr(model, "system", type(model).__name__)}
+    elif not callable(model):
         raise TypeError(
             f"model is a {type(model).__name__}; it is a mapping of class to phrases, a model with predict and "
             "classes, or a function of embeddings (n, d) that returns scores (n, classes)."
         )
-    names = getattr(model, "classes", None) if classes is None else classes
-    if names is None:
+    elif names is None and not hasattr(model, "classes"):
         raise TypeError("model is a function: name what it scores with classes=[...].")
-    name = getattr(model, "__qualname__", type(model).__name__)
-    listed = [str(each) for each in names]
-    return ImageScorer(listed, _checked(model, listed), {"model": f"function {name}"})
+    else:
+        known = names or [str(name) for name in model.classes]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise KeyError(f"The model has no class {unknown[0]!r}; it has {known}.")
+    if isinstance(model, Mapping) and len(known) == 1:
+        raise ValueError(
+            f"The probability of {known[0]!r}, the only class, is 1 everywhere: describe the rest of the tissue, too, "
+            "and choose what is written with classes=."
+        )
+    columns = range(len(known)) if names is None or known is names else [known.index(name) for name in names]
+    return ImageScorer(names or known, lambda rows: _checked(score(rows), rows, known)[:, columns], facts, spec)
 
 
-def _of_prompts(prompts: Mapping[str, Any], encoder: Any, classes: Sequence[str] | None) -> ImageScorer:
-    """Cosine similarity of an embedding to the mean direction of a class's phrases."""
-    names = [str(name) for name in (prompts if classes is None else classes)]
-    phrases = {str(name): [given] if isinstance(given, str) else list(given) for name, given in prompts.items()}
-    _require_known(names, list(phrases))
-    for name in names:
-        if not phrases[name] or not all(isinstance(text, str) and text.strip() for text in phrases[name]):
-            raise ValueError(f"Class {name!r} has the phrases {phrases[name]!r}; it needs one or more texts.")
-    texts = [text for name in names for text in phrases[name]]
-    rows = _directions(np.asarray(encoder.embed_text(texts), np.float64))
-    ends = np.cumsum([len(phrases[name]) for name in names])
-    towards = _directions(np.stack([part.mean(0) for part in np.split(rows, ends[:-1])]))
-
-    def similarity(embeddings: np.ndarray) -> np.ndarray:
-        if embeddings.shape[1] != towards.shape[1]:
-            raise ValueError(
-                f"Images have embeddings of {embeddings.shape[1]} numbers, the prompts of {towards.shape[1]}: these "
-                "cannot be compared. Tokens of an image-text model often lie in a space of their own: use "
-                "method='crop'."
-            )
-        return _directions(embeddings.astype(np.float64)) @ towards.T
-
-    return ImageScorer(names, _checked(similarity, names), {"prompts": {name: phrases[name] for name in names}})
+def _checked(scores: Any, rows: np.ndarray, classes: list[str]) -> np.ndarray:
+    """Scores with one finite number per class for each row."""
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim == 1 and len(classes) == 1:
+        scores = scores[:, None]
+    if scores.shape != (len(rows), len(classes)):
+        raise ValueError(
+            f"The model gave scores of shape {scores.shape} for {len(rows)} embeddings and the classes {classes}."
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("The model gave NaN or infinity for an embedding: a score is a finite number.")
+    return scores
 
 
-def _of_model(model: Any, classes: Sequence[str] | None) -> ImageScorer:
-    known = [str(name) for name in (model.classes if hasattr(model, "classes") else model.config.classes)]
-    names = known if classes is None else [str(name) for name in classes]
-    _require_known(names, known)
-    columns = [known.index(name) for name in names]
-    # One that has trained its encoder takes tiles alone, and embeddings of its own by another name.
-    predict = _checked(model.classify if getattr(model, "needs_tiles", False) else model.predict, known)
-    facts = {"model": getattr(model, "system", type(model).__name__)}
-    return ImageScorer(names, lambda rows: predict(rows)[:, columns], facts, getattr(model, "spec", None))
-
-
-def _checked(score: Score, classes: list[str]) -> Score:
-    """A function whose answers have one finite score per class for each row."""
-
-    def run(embeddings: np.ndarray) -> np.ndarray:
-        scores = np.asarray(score(embeddings), np.float64)
-        if scores.ndim == 1 and len(classes) == 1:
-            scores = scores[:, None]
-        if scores.shape != (len(embeddings), len(classes)):
-            raise ValueError(
-                f"The model gave scores of shape {scores.shape} for {len(embeddings)} embeddings and the classes "
-                f"{classes}."
-            )
-        if not np.isfinite(scores).all():
-            raise ValueError("The model gave NaN or infinity for an embedding: a score is a finite number.")
-        return scores
-
-    return run
-
-
-def _require_known(names: list[str], known: list[str]) -> None:
-    if not names:
-        raise ValueError("There is no class to score: the mapping is empty.")
-    for name in names:
-        if name not in known:
-            raise KeyError(f"The model has no class {name!r}; it has {known}.")
-
-
-def _directions(rows: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(length > 0, length, 1)
+def refuse_prompt_options(templates: Sequence[str] | None, temperature: float | None) -> None:
+    """Refuse what means nothing to a model that was trained."""
+    if templates is not None or temperature is not None:
+        raise ValueError("templates= and temperature= go with prompts; an annotator has what it was trained with.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +173,7 @@ class ClassScores:
 class ClassScorer:
     """From a table to scores."""
 
-    wanted = "an embedding, obsm['X_<encoder>']"
+    needs = "an embedding, obsm['X_<encoder>']"
 
     def fits(self, adata: AnnData) -> bool:
         """Whether a table can be scored."""
@@ -166,7 +185,7 @@ class ClassScorer:
 
 
 class FromPrompts(ClassScorer):
-    """Likeness of embeddings to texts, which are embedded once for each encoder."""
+    """Probabilities of stored embeddings from texts, which are embedded once for all tables."""
 
     def __init__(
         self,
@@ -177,13 +196,11 @@ class FromPrompts(ClassScorer):
         temperature: Any,
         device: str | None,
     ) -> None:
-        self.prompts, self.templates, self.temperature = prompts, templates, temperature
+        encoder = _loaded(encoder, device)
+        self._prepare = lambda encoder: PromptScorer(prompts, templates, temperature, encoder)
+        self._scorer = None if encoder is None else self._prepare(encoder)
         self._device = device
-        self.encoder = _loaded(encoder, device)
-        self.embedding = embedding or (None if self.encoder is None else key_of(self.encoder))
-        self._texts: tuple[str, np.ndarray] | None = None
-        if self.encoder is not None:
-            self._vectors(self.encoder)
+        self.embedding = embedding or (None if encoder is None else key_of(encoder))
         if len(prompts) == 1:
             logger.warning(
                 "There is one class, whose probability is 1 everywhere; look at its similarity, or describe the rest."
@@ -197,39 +214,22 @@ class FromPrompts(ClassScorer):
         """Score a table."""
         key = find_embedding(adata, self.embedding, where)
         origin = origin_of(adata, key)
-        encoder = self.encoder or self._encoder_of(origin, key, where)
-        _require_same_encoder(encoder, origin, key, where)
-        rows, texts = rows_of_embedding(adata, key, where), self._vectors(encoder)
-        if rows.shape[1] != texts.shape[1]:
-            raise ValueError(
-                f"obsm[{key!r}] of {where} has {rows.shape[1]} dimensions, texts of {encoder.name!r} have "
-                f"{texts.shape[1]}."
-            )
-        temperature = chosen_temperature(self.temperature, encoder)
-        similarity = normalised(rows) @ texts.T
+        if self._scorer is None:
+            if origin.encoder is None:
+                raise ValueError(f"Nothing says which encoder made obsm[{key!r}] of {where}. Give it with encoder=.")
+            self._scorer = self._prepare(_loaded(origin.encoder, self._device))
+        scorer = self._scorer
+        _require_same_encoder(scorer.encoder, origin, key, where)
+        similarity = scorer.similarity(rows_of_embedding(adata, key, where), f"obsm[{key!r}] of {where}", "")
+        names = column_names(scorer.prompts)
         made = _store.provenance(
             "tl.annotate",
-            model="prompts",
-            encoder=encoder.name,
-            encoder_sha256=weight_hash(encoder.provenance),
+            encoder=scorer.encoder.name,
+            encoder_sha256=weight_hash(scorer.encoder.provenance),
             embedding=key,
-            prompts=dict(zip(column_names(self.prompts), self.prompts.values(), strict=True)),
-            templates=list(self.templates),
-            temperature=temperature,
+            **scorer.facts | {"prompts": dict(zip(names, scorer.prompts.values(), strict=True))},
         )
-        return ClassScores(list(self.prompts), softmax(similarity / temperature), similarity, made)
-
-    def _encoder_of(self, origin: Origin, key: str, where: str) -> Any:
-        if origin.encoder is None:
-            raise ValueError(f"Nothing says which encoder made obsm[{key!r}] of {where}. Give it with encoder=.")
-        self.encoder = _loaded(origin.encoder, self._device)
-        return self.encoder
-
-    def _vectors(self, encoder: Any) -> np.ndarray:
-        if self._texts is None or self._texts[0] != encoder.name:
-            texts, codes = sentences(self.prompts, self.templates)
-            self._texts = encoder.name, class_vectors(text_vectors(encoder, texts), codes)
-        return self._texts[1]
+        return ClassScores(list(scorer.prompts), scorer.probabilities(similarity), similarity, made)
 
 
 class FromAnnotator(ClassScorer):
@@ -249,9 +249,9 @@ class FromAnnotator(ClassScorer):
         self.device, self.progress = device, progress
         self.embedding = embedding or annotator.config.embedding
         if annotator.needs_tiles:
-            self.wanted = "tiles, uns['tile_spec'] and obsm['spatial']"
+            self.needs = "tiles, uns['tile_spec'] and obsm['spatial']"
         elif embedding is None:
-            self.wanted = f"obsm[{self.embedding!r}]"
+            self.needs = f"obsm[{self.embedding!r}]"
 
     def fits(self, adata: AnnData) -> bool:
         """Whether a table has what the annotator takes."""
@@ -280,12 +280,8 @@ class FromAnnotator(ClassScorer):
     def _stored(self, adata: AnnData, where: str) -> np.ndarray:
         key = find_embedding(adata, self.embedding, where)
         origin = origin_of(adata, key)
-        encoder = (
-            _loaded(self.encoder, self.device)
-            if self.encoder is not None and not isinstance(self.encoder, str)
-            else None
-        )
-        self.annotator.require_encoder(getattr(encoder, "name", self.encoder))
+        named = self.encoder if isinstance(self.encoder, str) else _loaded(self.encoder, self.device)
+        self.annotator.require_encoder(getattr(named, "name", named))
         self.annotator.require_encoder(origin.encoder, origin.sha256)
         self.annotator.require_spec(origin.spec, f"obsm[{key!r}] of {where}")
         rows = rows_of_embedding(adata, key, where)
@@ -299,14 +295,14 @@ class FromAnnotator(ClassScorer):
             raise ValueError(f"Neither the annotator nor {where} says how large its tiles are.")
         self.annotator.require_spec(table_spec(adata), where)
         reader, places = tiles_of(data, adata, spec, self.image, where)
-        found = np.empty((adata.n_obs, self.annotator.config.dim), np.float32)
+        rows = np.empty((adata.n_obs, self.annotator.config.dim), np.float32)
         with Progress(disable=not (settings.progress if self.progress is None else self.progress)) as bar:
             task = bar.add_task("annotate", total=len(places))
             for index, tiles in TileLoader(reader, places, batch_size=self.batch_size):
-                found[index] = self.annotator.embed(tiles, encoder=self.encoder, device=self.device)
+                rows[index] = self.annotator.embed(tiles, encoder=self.encoder, device=self.device)
                 self.encoder = self.device = None  # it is kept from the first batch on
                 bar.update(task, advance=len(index))
-        return found
+        return rows
 
 
 def _loaded(encoder: Any, device: str | None) -> Any:

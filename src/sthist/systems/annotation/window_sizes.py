@@ -10,13 +10,14 @@ from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist._settings import logger
 from sthist.pp._tissue import tissue_mask
+from sthist.tiles import TileSpec
 from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.systems.annotation.sliding_windows import KernelGrid
-    from sthist.tiles import Image, TileSpec
+    from sthist.tiles import Image
 
 KERNEL_PX, STRIDES = 64, 4
 """ST2HE's kernel, and how many strides it is long."""
@@ -41,28 +42,22 @@ def box_of(sdata: SpatialData, image: Image, within: Any) -> tuple[float, float,
 
 
 def kernel_sizes(
-    own_mpp: float,
-    mpp: float | None,
-    spec: TileSpec | None,
-    kernel: float | None,
-    stride: float | None,
+    image: Image, trained: TileSpec | None, spec: TileSpec | None, stride: float | None
 ) -> tuple[float, int, int]:
-    """µm per pixel, pixels of a stride, strides of a kernel."""
-    base = mpp or (own_mpp if spec is None else spec.mpp)
-    default = KERNEL_PX * base if spec is None else spec.size_um
-    kernel = default if kernel is None else kernel
-    stride = kernel / STRIDES if stride is None else stride
-    if not (np.isfinite([base, kernel, stride]).all() and min(base, kernel, stride) > 0):
-        raise ValueError(f"Kernel ({kernel!r} µm), stride ({stride!r} µm) and mpp ({base!r}) are positive numbers.")
-    if spec is not None and abs(kernel / spec.size_um - 1) > 0.02:
-        logger.warning("The model was trained on tiles of %g µm, and is given %g µm.", spec.size_um, kernel)
+    """µm per pixel, pixels of a stride, strides of a kernel: that of ``spec=``, or the tile that was trained on."""
+    tile = spec or trained or TileSpec.from_mpp(image.coarsest_mpp, KERNEL_PX)
+    kernel, stride = tile.size_um, tile.size_um / STRIDES if stride is None else stride
+    if not (np.isfinite(stride) and stride > 0):
+        raise ValueError(f"stride_um is {stride!r}; it is a positive number of µm.")
+    if trained is not None and abs(kernel / trained.size_um - 1) > 0.02:
+        logger.warning("The model was trained on tiles of %g µm, and is given %g µm.", trained.size_um, kernel)
     span = max(1, round(kernel / stride))
     if abs(kernel / stride - span) > 1e-3:
         raise ValueError(
             f"A kernel of {kernel:g} µm is {kernel / stride:.4g} strides of {stride:g} µm; it is a whole number of "
             f"them: take a stride of {kernel / span:.6g} µm."
         )
-    stride_px = max(1, round(stride / base))
+    stride_px = max(1, round(stride / tile.mpp))
     return stride / stride_px, stride_px, span
 
 
