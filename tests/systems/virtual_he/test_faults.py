@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "faults.py"
+SCRIPT = Path(__file__).parents[3] / "bench" / "faults.py"
 CASES = {
     "too small a disk": "before",
     "full disk in the middle": "before",
