@@ -10,6 +10,7 @@ import sthist
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import argument_tables  # noqa: E402
+import import_picture  # noqa: E402
 
 os.environ["STHIST_DOCS"] = "1"
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, of widgets that pages do not have
@@ -18,6 +19,7 @@ os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm, of widgets 
 shutil.copytree(HERE.parent / "tutorials", HERE / "generated" / "tutorials", dirs_exist_ok=True)
 
 argument_tables.write(HERE / "generated")
+import_picture.write(HERE / "generated")
 
 project = "sthist"
 author = "The sthist developers"

@@ -60,6 +60,18 @@ def test_your_own_data_has_a_first_line_for_every_reader():
     assert not [name for name in readers if f"sthist.io.{name}(" not in text]
 
 
+def test_the_walks_of_the_page_for_contributors_are_there():
+    walks = (ROOT / "docs" / "contributing.md").read_text().split("## Walks\n")[1].split("\n## ")[0].split("\n### ")[1:]
+    assert len(walks) == 3
+    for walk in walks:
+        stations = re.findall(r"^\| (\d+) \| `(.+?)` \| `(.+?)` \|", walk, re.MULTILINE)
+        assert [int(number) for number, _, _ in stations] == list(range(1, len(stations) + 1))
+        assert 5 <= len(stations) <= 10
+        for _, file, name in stations:
+            text = (ROOT / "src" / "sthist" / file).read_text()
+            assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), f"{name} is not in {file}"
+
+
 def section(title):
     """The code of a section of the page "Your own data"."""
     text = (ROOT / "docs" / "your_data.md").read_text()

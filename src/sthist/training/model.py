@@ -31,7 +31,7 @@ SYSTEMS = {
     "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),
     "st2he": ("sthist.systems.virtual_he.models.st2he", "ST2HE"),
 }
-"""Module and class of each system, by the name in its ``config.json``."""
+"""Module and class of each system, by the name in its ``config.json``; one from elsewhere adds itself."""
 
 
 PUBLISHED = ("st2he-small",)
