@@ -18,8 +18,7 @@ def front_door(places: dict[str, list[str]]) -> tuple[Callable[[str], Any], Call
 
     def __getattr__(name: str) -> Any:
         if name not in module_of:
-            msg = f"There is no {name!r} here; there are {sorted(module_of)}."
-            raise AttributeError(msg)
+            raise AttributeError(f"There is no {name!r} here; there are {sorted(module_of)}.")
         return getattr(import_module(module_of[name]), name)
 
     return __getattr__, lambda: sorted(module_of), sorted(module_of)

@@ -57,10 +57,9 @@ def matrix_to_um(sdata: SpatialData, kind: Literal["points", "shapes"], key: str
     try:
         return matrix_to(element)
     except KeyError:
-        msg = (
+        raise ValueError(
             f"{kind.capitalize()} {key!r} are not registered in {_sample.UM!r}; give the scale once with pp.set_scale."
-        )
-        raise ValueError(msg) from None
+        ) from None
 
 
 def other_systems(images: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -96,12 +95,11 @@ def require_agreement(sources: dict[str, float], what: str) -> None:
     """Refuse scales of one image that differ by more than 2 %."""
     low, high = min(sources, key=sources.__getitem__), max(sources, key=sources.__getitem__)
     if sources[high] > sources[low] * (1 + TOLERANCE):
-        msg = (
+        raise ValueError(
             f"Two scales of {what} disagree by {sources[high] / sources[low] - 1:.1%}: {sources[low]:.4g} µm/px "
             f"({low}) and {sources[high]:.4g} µm/px ({high}). Correct the wrong one; on an object that is read "
             "already, pp.set_scale(..., overwrite=True) replaces a scale."
         )
-        raise ValueError(msg)
 
 
 def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: str) -> float:
@@ -111,8 +109,7 @@ def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: 
         raise ValueError(nobody)
     for source, value in sources.items():
         if not (np.isfinite(value) and value > 0):
-            msg = f"The µm per pixel of {what} is {value!r} ({source}); it is a positive number."
-            raise ValueError(msg)
+            raise ValueError(f"The µm per pixel of {what} is {value!r} ({source}); it is a positive number.")
     require_agreement(sources, what)
     return next(iter(sources.values()))
 
@@ -185,8 +182,7 @@ def resolve_mpp(sdata: SpatialData, image: str, mpp: float | None = None) -> tup
     for source, value in recorded_mpp(sdata, image).items():
         sources[source] = (value, value)
     if not sources:
-        msg = f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...)."
-        raise ValueError(msg)
+        raise ValueError(f"Image {image!r} has no scale: give it once with pp.set_scale(sdata, {image!r}, mpp=...).")
     if len(sources) > 1:  # a transformation alone may be anisotropic; against another source both its sides count
         sides: dict[str, float] = {}
         for name, (x, y) in sources.items():
@@ -210,15 +206,13 @@ def register(
     if mpp is None:
         mpp = float(np.sqrt(np.prod(resolve_mpp(sdata, image))))
     if not (np.isfinite(mpp) and mpp > 0):
-        msg = f"mpp is {mpp!r}; the micrometres per pixel are a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"mpp is {mpp!r}; the micrometres per pixel are a positive number.")
     systems = list(get_transformation(element, get_all=True))
     if coordinate_system not in systems:
-        msg = (
+        raise KeyError(
             f"Image {image!r} is not registered in {coordinate_system!r}, but in {systems}; name one with "
-            f"coordinate_system=."
+            "coordinate_system=."
         )
-        raise KeyError(msg)
     if overwrite:
         # Empty, not absent: what other packages state of the image does not count any more either.
         sdata.attrs.setdefault("sthist", {}).setdefault("mpp", {})[image] = {}
@@ -242,11 +236,10 @@ def _require_same_places(sdata: SpatialData, coordinate_system: str, factor: flo
             there = matrix_to(element)
             new = np.diag([factor, factor, 1.0]) @ _place(sdata, name, coordinate_system)
             if not np.allclose(new, there, rtol=TOLERANCE, atol=1.0):
-                msg = (
+                raise ValueError(
                     f"{name!r} lies elsewhere in 'um' than {coordinate_system!r} and this scale would put it (was it "
                     "aligned?). Pass overwrite=True to move it."
                 )
-                raise ValueError(msg)
 
 
 def _place(sdata: SpatialData, name: str, coordinate_system: str) -> np.ndarray:

@@ -80,12 +80,10 @@ def macenko(rgb: np.ndarray, *, white: float | np.ndarray = 255.0, percentile: f
     density = optical_density(rgb, white).reshape(-1, 3)
     density = density[(density > TISSUE_OD).all(1)].astype(np.float64)
     if len(density) < 100:
-        msg = (
+        raise ValueError(
             f"Only {len(density)} pixels are stained (optical density above {TISSUE_OD} in all channels); stain "
-            f"vectors "
-            "need at least 100. Is this an H&E image with 8-bit RGB pixels?"
+            "vectors need at least 100. Is this an H&E image with 8-bit RGB pixels?"
         )
-        raise ValueError(msg)
     _, directions = np.linalg.eigh(np.cov(density.T))
     plane = directions[:, [2, 1]] * np.where(directions[:, [2, 1]].sum(0) < 0, -1, 1)
     projected = density @ plane

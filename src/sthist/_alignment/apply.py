@@ -43,8 +43,7 @@ def align(
         except ValueError as error:
             stated = next(iter(recorded.values()))
             hint = other_reading(sdata, image, to_um, stated, unit, units)
-            msg = f"{error}{hint}"
-            raise ValueError(msg) from None
+            raise ValueError(f"{error}{hint}") from None
     require_consistent(alignment, unit)
     matrices = {name: from_frame @ to_frame for name, from_frame in frames.items()}
     for name in get_transformation(element, get_all=True):
@@ -83,18 +82,16 @@ def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndar
     if to is None:
         keys, _ = _sample.find_nuclear(sdata)
         if len(keys) > 1:
-            msg = (
+            raise ValueError(
                 f"The nuclear stain consists of {len(keys)} images; name the frame of the alignment with to=, one of "
                 f"{sdata.coordinate_systems}."
             )
-            raise ValueError(msg)
         to = keys[0]
     if to in sdata.images and to != image:
         element = sdata.images[to]
         frames = {name: scale.matrix_to(element, name) for name in get_transformation(element, get_all=True)}
         if _sample.UM not in frames:
-            msg = f"Image {to!r} has no scale: give it once with pp.set_scale(sdata, {to!r}, mpp=...)."
-            raise ValueError(msg)
+            raise ValueError(f"Image {to!r} has no scale: give it once with pp.set_scale(sdata, {to!r}, mpp=...).")
         return frames
     if to == _sample.UM:
         return {to: np.eye(3)}
@@ -102,11 +99,10 @@ def _frames(sdata: SpatialData, image: str, to: str | None) -> dict[str, np.ndar
     if from_um is not None:
         return {_sample.UM: np.linalg.inv(from_um), to: np.eye(3)}
     others = [name for name in sdata.images if name != image]
-    msg = (
+    raise KeyError(
         f"to={to!r} is no other image ({others}), and no coordinate system in which another element is registered as "
         f"well as in 'um' (there are {sdata.coordinate_systems})."
     )
-    raise KeyError(msg)
 
 
 def _from_um(sdata: SpatialData, image: str, system: str) -> np.ndarray | None:

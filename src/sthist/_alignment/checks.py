@@ -50,12 +50,11 @@ def own_mpp(sdata: SpatialData, image: str) -> tuple[float, float]:
     alone = [system for system in get_transformation(sdata.images[image], get_all=True) if system not in others]
     system = alone[0] if alone else f"{image}_px"
     first = "" if alone else f"set_transformation(sdata[{image!r}], Identity(), {system!r}) of spatialdata, then "
-    msg = (
+    raise ValueError(
         f"unit='um' needs the micrometres per pixel of image {image!r}, which neither its metadata nor a "
-        f"transformation to 'um' "
-        f"state. Give them: {first}pp.set_scale(sdata, {image!r}, mpp=..., coordinate_system={system!r})."
+        f"transformation to 'um' state. Give them: {first}pp.set_scale(sdata, {image!r}, mpp=..., "
+        f"coordinate_system={system!r})."
     )
-    raise ValueError(msg)
 
 
 def require_consistent(alignment: Alignment, unit: float) -> None:

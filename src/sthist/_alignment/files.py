@@ -56,11 +56,9 @@ def require_file(path: Path) -> None:
     """Refuse a path at which there is no file."""
     if path.is_dir():
         files = [file.name for file in sorted(path.iterdir()) if file.suffix.lower() in {".csv", ".zip"}]
-        msg = f"{path} is a folder; give the alignment file itself. It has {_listed(files)}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{path} is a folder; give the alignment file itself. It has {_listed(files)}.")
     if not path.is_file():
-        msg = f"There is no alignment file {path}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no alignment file {path}.")
 
 
 def find_member(path: Path, name: str) -> Csv | None:
@@ -74,15 +72,14 @@ def find_member(path: Path, name: str) -> Csv | None:
             # Read to just past the limit: what an archive says of its sizes is its maker's word.
             content = b"" if len(members) > 1 else _read(archive, members[0])
     except (*DAMAGED, RuntimeError) as error:
-        msg = f"{path} is damaged or no zip that can be read ({error}). Download the alignment file again."
-        raise ValueError(msg) from None
+        raise ValueError(
+            f"{path} is damaged or no zip that can be read ({error}). Download the alignment file again."
+        ) from None
     if len(members) > 1:
         listed = _listed([info.filename for info in members])
-        msg = f"{path} holds {len(members)} files {name}: {listed}. Unpack the right one and give that."
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds {len(members)} files {name}: {listed}. Unpack the right one and give that.")
     if len(content) > MAX_BYTES:
-        msg = f"{what} is larger than {MAX_BYTES / 1e6:.0f} MB; no alignment is. Unpack and check it."
-        raise ValueError(msg)
+        raise ValueError(f"{what} is larger than {MAX_BYTES / 1e6:.0f} MB; no alignment is. Unpack and check it.")
     return _decode(content, what)
 
 
@@ -93,15 +90,13 @@ def require_member(path: Path, name: str) -> Csv:
         with zipfile.ZipFile(path) as archive:
             held = [info.filename for info in archive.infolist() if not info.is_dir()]
         others = [text for other, text in INSTEAD.items() if other in map(_base, held)]
-        msg = f"{path} holds no {name}; it holds {_listed(held)}. {others[0] if others else NO_ALIGNMENT}"
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no {name}; it holds {_listed(held)}. {others[0] if others else NO_ALIGNMENT}")
     return _require_content(csv)
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     if member.flag_bits & 1:
-        msg = f"{member.filename} is encrypted"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"{member.filename} is encrypted")
     with archive.open(member) as file:
         return file.read(MAX_BYTES + 1)
 
@@ -115,14 +110,12 @@ def _decode(content: bytes, what: str) -> Csv:
     try:
         return Csv(content.decode("utf-8-sig"), what)
     except UnicodeDecodeError:
-        msg = f"{what} is no text; it should hold a 3 x 3 matrix or landmarks."
-        raise ValueError(msg) from None
+        raise ValueError(f"{what} is no text; it should hold a 3 x 3 matrix or landmarks.") from None
 
 
 def _require_content(csv: Csv) -> Csv:
     if not csv.rows:
-        msg = f"{csv.what} is empty; it should hold a 3 x 3 matrix or landmarks."
-        raise ValueError(msg)
+        raise ValueError(f"{csv.what} is empty; it should hold a 3 x 3 matrix or landmarks.")
     return csv
 
 

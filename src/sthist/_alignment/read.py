@@ -77,27 +77,24 @@ def read_matrix(source: Any, what: str = "matrix") -> np.ndarray:
         try:
             source = [[float(value) for value in row] for row in csv.rows]
         except ValueError as error:
-            msg = f"{what} holds something that is no number: {error}. A 3 x 3 matrix has three rows of three numbers."
-            raise ValueError(msg) from None
+            raise ValueError(
+                f"{what} holds something that is no number: {error}. A 3 x 3 matrix has three rows of three numbers."
+            ) from None
     try:
         matrix = np.asarray(source, np.float64)
     except (TypeError, ValueError):
-        msg = f"{what} is no 3 x 3 matrix of numbers: {source!r}."
-        raise ValueError(msg) from None
+        raise ValueError(f"{what} is no 3 x 3 matrix of numbers: {source!r}.") from None
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-        msg = f"{what} is no 3 x 3 matrix of finite numbers: its shape is {matrix.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"{what} is no 3 x 3 matrix of finite numbers: its shape is {matrix.shape}.")
     if not np.allclose(matrix[2], [0, 0, 1], atol=1e-9):
-        msg = (
+        raise ValueError(
             f"{what} is no affine matrix: its last row is {matrix[2].tolist()}, not [0, 0, 1]. Projective matrices "
             "cannot be undone tile by tile; fit an affine one."
         )
-        raise ValueError(msg)
     # Relative to the lengths of its columns: a small scale is no singular matrix.
     lengths = np.linalg.norm(matrix[:2, :2], axis=0)
     if (lengths == 0).any() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6 * lengths.prod():
-        msg = f"{what} is singular: it squeezes the image onto a line: {matrix.tolist()}."
-        raise ValueError(msg)
+        raise ValueError(f"{what} is singular: it squeezes the image onto a line: {matrix.tolist()}.")
     return matrix
 
 
@@ -111,8 +108,9 @@ def read_landmarks(source: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(source, tuple | list):
         return _landmarks_of_frame(source, "the frame")
     if len(source) != 2:
-        msg = f"Landmarks are a pair: points of the image, and points of the target; {len(source)} are given."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Landmarks are a pair: points of the image, and points of the target; {len(source)} are given."
+        )
     moving, fixed = (np.asarray(points, np.float64) for points in source)
     return _require_pairs(moving, fixed, "the arrays")
 
@@ -130,8 +128,7 @@ def _parse_landmarks(csv: files.Csv) -> tuple[np.ndarray, np.ndarray]:
     try:
         frame = pd.read_csv(io.StringIO(csv.text), skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        msg = f"{csv.what} is no table with a header and one landmark per row: {error}."
-        raise ValueError(msg) from None
+        raise ValueError(f"{csv.what} is no table with a header and one landmark per row: {error}.") from None
     return _landmarks_of_frame(frame, csv.what)
 
 
@@ -140,41 +137,36 @@ def _landmarks_of_frame(frame: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
 
     columns = next((names for names in LANDMARK_COLUMNS if set(names) <= set(frame.columns)), None)
     if columns is None:
-        msg = (
+        raise KeyError(
             f"Landmarks need the columns {LANDMARK_COLUMNS[0]} or {LANDMARK_COLUMNS[1]}; {what} has "
             f"{list(frame.columns)}."
         )
-        raise KeyError(msg)
     points = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     return _require_pairs(points[:, :2], points[:, 2:], what)
 
 
 def _require_pairs(moving: np.ndarray, fixed: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
     if moving.shape != fixed.shape or moving.ndim != 2 or moving.shape[1:] != (2,):
-        msg = (
+        raise ValueError(
             f"Landmarks are two arrays of (n, 2) points that pair; these have shapes {moving.shape} and {fixed.shape}."
         )
-        raise ValueError(msg)
     bad = ~(np.isfinite(moving) & np.isfinite(fixed)).all(1)
     if bad.any():
-        msg = (
+        raise ValueError(
             f"{int(bad.sum())} landmarks are no finite numbers, the first in row {int(bad.argmax())} of {what}; "
-            f"correct or remove them."
+            "correct or remove them."
         )
-        raise ValueError(msg)
     return moving, fixed
 
 
 def from_landmarks(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     """The affine that takes landmarks onto each other with the least squared distances."""
     if len(moving) < 3:
-        msg = f"An affine needs at least 3 landmarks; {len(moving)} are given."
-        raise ValueError(msg)
+        raise ValueError(f"An affine needs at least 3 landmarks; {len(moving)} are given.")
     for points, where in ((moving, "the image"), (fixed, "the target")):
         spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
         if spread[1] < 1e-3 * spread[0] or spread[0] == 0:
-            msg = f"The {len(points)} landmarks lie on one line in {where}; add one beside it."
-            raise ValueError(msg)
+            raise ValueError(f"The {len(points)} landmarks lie on one line in {where}; add one beside it.")
     return Alignment(*_fit(moving, fixed))
 
 

@@ -58,15 +58,12 @@ def segment_nuclei(stain: np.ndarray, mpp: float, *, contrast: float | None = No
 
     stain = np.asarray(stain)
     if stain.ndim != 2 or stain.size == 0:
-        msg = f"A stain is (h, w); this has shape {stain.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"A stain is (h, w); this has shape {stain.shape}.")
     if not 0 < mpp <= 1.5:
-        msg = f"mpp is {mpp!r}; nuclei can be told apart up to 1.5 µm per pixel."
-        raise ValueError(msg)
+        raise ValueError(f"mpp is {mpp!r}; nuclei can be told apart up to 1.5 µm per pixel.")
     excess = above_surroundings(stain, mpp)
     if not np.isfinite(excess).all():
-        msg = "The stain has NaN or infinite pixels."
-        raise ValueError(msg)
+        raise ValueError("The stain has NaN or infinite pixels.")
     if contrast is None:
         contrast = contrast_of(excess)
     mask = binary_fill_holes(binary_opening(excess > contrast)) if contrast > 0 else np.zeros(excess.shape, np.bool_)

@@ -147,11 +147,9 @@ def keep_shifted(
     """
     shifts = np.asarray(shifts_um, np.float64)
     if shifts.ndim != 2 or shifts.shape[1] != 2:
-        msg = f"Shifts are (n, 2); these have shape {shifts.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"Shifts are (n, 2); these have shape {shifts.shape}.")
     if not max_shift_um >= 0:
-        msg = f"max_shift_um is {max_shift_um!r}; it is a length from 0 in µm."
-        raise ValueError(msg)
+        raise ValueError(f"max_shift_um is {max_shift_um!r}; it is a length from 0 in µm.")
     unmatched = np.isnan(shifts).any(1)
     within = np.hypot(*shifts.T) <= max_shift_um
     keep = within | unmatched if keep_unmatched else within
@@ -164,26 +162,22 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     he, nuclear = np.asarray(he), np.asarray(nuclear)
     if he.ndim != 4 or he.shape[3] != 3 or he.dtype != np.uint8:
-        msg = f"H&E tiles are uint8 of shape (n, h, w, 3); these are {he.dtype} of shape {he.shape}."
-        raise ValueError(msg)
+        raise ValueError(f"H&E tiles are uint8 of shape (n, h, w, 3); these are {he.dtype} of shape {he.shape}.")
     mask = (he < 255).any(-1) if mask is None else np.asarray(mask, np.bool_)
     if nuclear.shape != he.shape[:3] or mask.shape != he.shape[:3]:
-        msg = (
+        raise ValueError(
             f"H&E tiles have shape {he.shape}, the nuclear stain {nuclear.shape} and its mask {mask.shape}; needed is "
             f"{he.shape[:3]}."
         )
-        raise ValueError(msg)
     if not (0 < mpp <= 1.5 and reach_um > mpp):
-        msg = (
+        raise ValueError(
             f"mpp is {mpp!r} and reach_um {reach_um!r}: nuclei are told apart up to 1.5 µm per pixel, and a reach is "
-            f"longer than a pixel."
+            "longer than a pixel."
         )
-        raise ValueError(msg)
     if min(he.shape[1:3]) * mpp < 3 * reach_um:
-        msg = (
+        raise ValueError(
             f"Tiles of {min(he.shape[1:3]) * mpp:.4g} µm are less than three times as wide as reach_um={reach_um:.4g}."
         )
-        raise ValueError(msg)
     return he, nuclear, mask & np.isfinite(nuclear)
 
 

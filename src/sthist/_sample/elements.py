@@ -54,11 +54,11 @@ def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
     elif len(within) == 4:
         geometry = shapely.box(*map(float, within))
     else:
-        msg = f"within={within!r} is neither a box (x0, y0, x1, y1) in µm, nor a polygon, nor the name of shapes."
-        raise ValueError(msg)
+        raise ValueError(
+            f"within={within!r} is neither a box (x0, y0, x1, y1) in µm, nor a polygon, nor the name of shapes."
+        )
     if geometry.is_empty or not geometry.is_valid or geometry.area == 0:
-        msg = f"within={within!r} has no area, or crosses itself: {shapely.is_valid_reason(geometry)}."
-        raise ValueError(msg)
+        raise ValueError(f"within={within!r} has no area, or crosses itself: {shapely.is_valid_reason(geometry)}.")
     return geometry
 
 
@@ -157,11 +157,10 @@ def require_one_sample(sdata: SpatialData) -> None:
     # Two elements at least: images named fov-1 and fov-2 are fields of view of one sample.
     if len(stem_sets) > 1 and len(stem_sets[0]) > 1 and all(stem_set == stem_sets[0] for stem_set in stem_sets):
         samples = ", ".join(repr(sample) for sample in sorted(stems))
-        msg = (
+        raise ValueError(
             f"This object looks like several samples put together by spatialdata.concatenate ({samples}): their planes "
             "would be read as one. Keep one SpatialData per sample and pass them one by one."
         )
-        raise ValueError(msg)
 
 
 def channel_names(element: Any) -> list[str]:
@@ -264,11 +263,10 @@ def find_nuclear(
     names = channel_names(sdata.images[keys[0]])
     for key in keys[1:]:
         if channel_names(sdata.images[key]) != names:
-            msg = (
-                f"The images that tile the nuclear stain have different channels: {keys[0]!r} has {names}, "
-                f"{key!r} has {channel_names(sdata.images[key])}."
+            raise ValueError(
+                f"The images that tile the nuclear stain have different channels: {keys[0]!r} has {names}, {key!r} has "
+                f"{channel_names(sdata.images[key])}."
             )
-            raise ValueError(msg)
     return keys, _nuclear_channel(keys[0], names, channel)
 
 
@@ -285,16 +283,14 @@ def _nuclear_candidates(sdata: SpatialData) -> list[str]:
 def _nuclear_channel(key: str, names: list[str], channel: str | None) -> str:
     if channel is not None:
         if channel not in names:
-            msg = f"Image {key!r} has no channel {channel!r}; it has {names}."
-            raise KeyError(msg)
+            raise KeyError(f"Image {key!r} has no channel {channel!r}; it has {names}.")
         return channel
     if len(names) == 1:
         return names[0]
     matches = [name for name in names if NUCLEAR_NAMES.search(name)]
     if len(matches) == 1:
         return matches[0]
-    msg = f"Which channel of image {key!r} is the nuclear stain? It has {names}; say so with channel=."
-    raise ValueError(msg)
+    raise ValueError(f"Which channel of image {key!r} is the nuclear stain? It has {names}; say so with channel=.")
 
 
 def find_transcripts(
@@ -315,12 +311,11 @@ def find_transcripts(
     gene = gene or element.attrs.get("spatialdata_attrs", {}).get("feature_key")
     if gene is None or gene not in element.columns:
         columns = [str(column) for column in element.columns]
-        msg = (
+        raise ValueError(
             f"Points {points!r} name no gene column{'' if gene is None else f' ({gene!r} is not there)'}: their "
             f"columns are {columns}. Parse them with PointsModel.parse(..., feature_key=...) or io.assemble(..., "
             "gene=...)."
         )
-        raise ValueError(msg)
     return points, str(gene)
 
 
@@ -367,10 +362,10 @@ def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], 
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        msg = f"Found no {role}. {describe(kind, getattr(sdata, kind))} Say which one it is with {argument}"
-        raise KeyError(msg)
-    msg = f"Several {kind} could be the {role}: {', '.join(map(repr, sorted(candidates)))}. Choose with {argument}"
-    raise ValueError(msg)
+        raise KeyError(f"Found no {role}. {describe(kind, getattr(sdata, kind))} Say which one it is with {argument}")
+    raise ValueError(
+        f"Several {kind} could be the {role}: {', '.join(map(repr, sorted(candidates)))}. Choose with {argument}"
+    )
 
 
 def cell_shapes(sdata: SpatialData, table: str) -> tuple[str, Any] | None:
@@ -415,18 +410,16 @@ def cell_counts(sdata: SpatialData, table: str) -> tuple[Any, np.ndarray]:
     link = cell_shapes(sdata, table)
     if link is None or adata.X is None:
         regions = adata.uns.get("spatialdata_attrs", {}).get("region", "nothing")
-        msg = (
+        raise ValueError(
             f"Table {table!r} "
             f"{'has no counts' if adata.X is None else f'is linked to {regions!r}, and no shapes are its cells'}. "
             f"{describe('shapes', sdata.shapes)} Link it with TableModel.parse(adata, region=, region_key=, "
-            f"instance_key=)."
+            "instance_key=)."
         )
-        raise ValueError(msg)
     key, instances = link
     shapes = sdata.shapes[key]
     if UM not in get_transformation(shapes, get_all=True):
-        msg = f"Shapes {key!r} are not registered in {UM!r}; add the scale with pp.set_scale."
-        raise ValueError(msg)
+        raise ValueError(f"Shapes {key!r} are not registered in {UM!r}; add the scale with pp.set_scale.")
     shapes = sd.transform(shapes, to_coordinate_system=UM)
     counts = np.asarray(raw_counts(adata).sum(axis=1), dtype=np.float64).ravel()
     return shapes.loc[instances], counts

@@ -122,11 +122,10 @@ def stated_mpp(sdata: SpatialData, image: str) -> dict[str, float]:
     if slide is not None and slide[0].get("mpp") is not None and slide_image(sdata) == image:
         mpp, element = slide[0]["mpp"], sdata.images[image]
         if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not (np.isfinite(mpp) and mpp > 0):
-            msg = (
+            raise ValueError(
                 f"attrs[{SLIDE!r}]['mpp'] of the object is {mpp!r}; it should be a positive number. Give the scale "
                 f"with pp.set_scale(sdata, {image!r}, mpp=..., overwrite=True)."
             )
-            raise ValueError(msg)
         reduction = 1.0 if _shape(element) == slide[1] else _reduction(element, slide[1])
         stated[f"attrs[{SLIDE!r}]['mpp']"] = float(mpp) * float(reduction or 1.0)
     points = _text(sdata, TRANSCRIPTS)

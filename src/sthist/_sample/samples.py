@@ -42,8 +42,7 @@ def samples_of(data: Any, table: Any = None) -> list[Sample]:
     if not isinstance(data, Mapping):
         data = {str(_facts(data).get("name") or "sample"): data}
     if not data:
-        msg = "There are no samples: the mapping is empty."
-        raise ValueError(msg)
+        raise ValueError("There are no samples: the mapping is empty.")
     _require_names(data)
     facts = None if table is None else read_sample_table(table, data)
     samples = [
@@ -84,23 +83,21 @@ def read_sample_table(table: Any, names: Iterable[str]) -> pd.DataFrame:
     if isinstance(table, str | Path):
         what = str(table)
         if not Path(table).is_file():
-            msg = f"There is no table of samples {table}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"There is no table of samples {table}.")
         table = pd.read_csv(table, dtype=str)
     if "sample" in table.columns:
         table = table.set_index("sample")
     if not {"patient", "batch"} & set(table.columns):
-        msg = f"{what} has neither a column 'patient' nor 'batch'; it has {list(map(str, table.columns))}."
-        raise KeyError(msg)
+        raise KeyError(f"{what} has neither a column 'patient' nor 'batch'; it has {list(map(str, table.columns))}.")
     table.index = table.index.map(str)
     twice = table.index[table.index.duplicated()]
     if len(twice):
-        msg = f"{what} has sample {twice[0]!r} more than once."
-        raise ValueError(msg)
+        raise ValueError(f"{what} has sample {twice[0]!r} more than once.")
     missing = [name for name in names if name not in table.index]
     if missing:
-        msg = f"{what} lacks {len(missing)} of the samples, such as {missing[0]!r}; it has {list(table.index[:5])}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{what} lacks {len(missing)} of the samples, such as {missing[0]!r}; it has {list(table.index[:5])}."
+        )
     return table
 
 
@@ -114,10 +111,9 @@ def require_one_spelling(patients: Iterable[Any]) -> None:
         plain = re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_.-]+", "", name).casefold())
         known = spellings.setdefault(plain, name)
         if known != name:
-            msg = (
+            raise ValueError(
                 f"{known!r} and {name!r} look like one patient under two names. Write them alike, or more differently."
             )
-            raise ValueError(msg)
 
 
 def patients_of_rows(sample: Sample, obs: pd.DataFrame) -> pd.Series:
@@ -160,22 +156,18 @@ def _require_names(data: Mapping[Any, Any]) -> None:
     names: dict[int, str] = {}
     for name, each in data.items():
         if not isinstance(name, str) or not name.strip():
-            msg = f"The name of a sample is a text that is not empty, not {name!r}."
-            raise ValueError(msg)
+            raise ValueError(f"The name of a sample is a text that is not empty, not {name!r}.")
         if not (hasattr(each, "images") or hasattr(each, "obs_names")):
-            msg = f"Sample {name!r} is a {type(each).__name__}; it must be a SpatialData or an AnnData."
-            raise TypeError(msg)
+            raise TypeError(f"Sample {name!r} is a {type(each).__name__}; it must be a SpatialData or an AnnData.")
         known = names.setdefault(id(each), name)
         if known != name:
-            msg = f"Samples {known!r} and {name!r} are one and the same object."
-            raise ValueError(msg)
+            raise ValueError(f"Samples {known!r} and {name!r} are one and the same object.")
 
 
 def _facts(data: Any) -> dict[str, Any]:
     """What a reader recorded of a sample."""
     if not (hasattr(data, "images") or hasattr(data, "obs_names")):
-        msg = f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}.")
     kept = data.attrs if hasattr(data, "attrs") else data.uns
     recorded = kept.get("sthist", {}).get("sample", {})
     return dict(recorded)

@@ -33,8 +33,9 @@ def store_path(sdata: SpatialData) -> Path | None:
     if sdata.path is None:
         return None
     if "://" in str(sdata.path):
-        msg = f"The store {sdata.path} is remote; sthist writes to local stores only. Copy it, or work in memory."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The store {sdata.path} is remote; sthist writes to local stores only. Copy it, or work in memory."
+        )
     return Path(sdata.path).absolute()  # not resolved: other machines may know the path alone
 
 
@@ -57,11 +58,11 @@ def require_free(sdata: SpatialData, name: str, kind: str, *, overwrite: bool) -
             if taken.lower() != name.lower():
                 continue
             if taken != name or other != kind:
-                msg = f"The name {name!r} is taken by {other}[{taken!r}]; choose another with key_added=."
-                raise ValueError(msg)
+                raise ValueError(f"The name {name!r} is taken by {other}[{taken!r}]; choose another with key_added=.")
             if not overwrite:
-                msg = f"{kind}[{name!r}] exists. Pass overwrite=True to replace it, or key_added= for another name."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{kind}[{name!r}] exists. Pass overwrite=True to replace it, or key_added= for another name."
+                )
 
 
 def working_folder(sdata: SpatialData) -> Path:
@@ -99,21 +100,22 @@ def _locked(path: Path | None) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     if not (path / "zarr.json").exists():
-        msg = (
+        raise ValueError(
             f"The store {path} has the older zarr format 2, which sthist does not write to. Convert it once: "
             'spatialdata.read_zarr("old.zarr").write("new.zarr").'
         )
-        raise ValueError(msg)
     if not os.access(path, os.W_OK):
-        msg = f"The store {path} is read-only: nothing was written. Copy it, or change its permissions."
-        raise PermissionError(msg)
+        raise PermissionError(
+            f"The store {path} is read-only: nothing was written. Copy it, or change its permissions."
+        )
     (path / WORK).mkdir(exist_ok=True)
     lock = FileLock(path / WORK / "lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        msg = f"Another process is writing to {path}. Wait until it is done; the lock goes with its process."
-        raise RuntimeError(msg) from None
+        raise RuntimeError(
+            f"Another process is writing to {path}. Wait until it is done; the lock goes with its process."
+        ) from None
     try:
         repair(path)
         yield

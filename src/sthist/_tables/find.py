@@ -22,12 +22,10 @@ def find_table(
     """
     if hasattr(data, "obs_names"):
         if table is not None:
-            msg = f"table={table!r} names a table of a SpatialData, but an AnnData is given; leave it out."
-            raise ValueError(msg)
+            raise ValueError(f"table={table!r} names a table of a SpatialData, but an AnnData is given; leave it out.")
         return None, data
     if not hasattr(data, "tables"):
-        msg = f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"A SpatialData, an AnnData or a mapping of name to such is needed, not {type(data).__name__}.")
     _sample.require_one_sample(data)
     if table is not None:
         return table, _sample.get(data, "tables", table)
@@ -36,11 +34,9 @@ def find_table(
         return candidates[0], data.tables[candidates[0]]
     if not candidates:
         columns = [str(name) for adata in data.tables.values() for name in (*adata.obs, *adata.obsm)]
-        msg = f"No table has {what}. {_sample.describe('tables', data.tables)}{closest(near, columns)}"
-        raise KeyError(msg)
+        raise KeyError(f"No table has {what}. {_sample.describe('tables', data.tables)}{closest(near, columns)}")
     names = ", ".join(map(repr, sorted(candidates)))
-    msg = f"Several tables have {what}: {names}. Say which one is meant with table=."
-    raise ValueError(msg)
+    raise ValueError(f"Several tables have {what}: {names}. Say which one is meant with table=.")
 
 
 def find_expression(data: Any, table: str | None) -> tuple[str | None, AnnData]:
@@ -54,8 +50,9 @@ def find_column(data: Any, column: str, table: str | None) -> tuple[str | None, 
     """The table that has a column of ``obs``, and its key."""
     key, adata = find_table(data, table, lambda adata: column in adata.obs, f"a column {column!r}", column)
     if column not in adata.obs:
-        msg = f"{called(key)} has no column {column!r}; it has {list(adata.obs)}.{closest(column, map(str, adata.obs))}"
-        raise KeyError(msg)
+        raise KeyError(
+            f"{called(key)} has no column {column!r}; it has {list(adata.obs)}.{closest(column, map(str, adata.obs))}"
+        )
     return key, adata
 
 
@@ -70,8 +67,7 @@ def require_free(
     """Refuse names of columns that are taken, also in other case, or that SpatialData does not take."""
     for name in (*obs, *obsm):
         if name != _sample.safe_key(name):
-            msg = f"key_added gives the name {name!r}; letters, digits and _ . - alone can be stored."
-            raise ValueError(msg)
+            raise ValueError(f"key_added gives the name {name!r}; letters, digits and _ . - alone can be stored.")
     if adata is None:  # there is no table yet
         return
     link = adata.uns.get("spatialdata_attrs", {})
@@ -84,5 +80,4 @@ def require_free(
             if fixed or (name in there and not overwrite):
                 hint = "key_added= for another name" if fixed else "overwrite=True to replace it"
                 case = "" if column == name else f", and {name!r} differs in case alone"
-                msg = f"{where} has {kind}[{column!r}] already{case}. Pass {hint}."
-                raise ValueError(msg)
+                raise ValueError(f"{where} has {kind}[{column!r}] already{case}. Pass {hint}.")

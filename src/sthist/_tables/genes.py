@@ -107,8 +107,7 @@ def names_of_table(adata: AnnData, by: str | None = None, side: str = "data") ->
     if by is not None:
         if by not in adata.var:
             known = [VAR_NAMES, *map(str, adata.var.columns)]
-            msg = f"column={by!r}: {side!r} has no such column in var; it has {known}.{closest(by, known)}"
-            raise KeyError(msg)
+            raise KeyError(f"column={by!r}: {side!r} has no such column in var; it has {known}.{closest(by, known)}")
         return {by: adata.var[by].reset_index(drop=True)}
     columns = {VAR_NAMES: index}
     for column in adata.var.columns:
@@ -290,15 +289,12 @@ def reindex(
 
     listed = pd.Index(genes)
     if listed.has_duplicates:
-        msg = f"The list has gene {listed[listed.duplicated()][0]!r} more than once."
-        raise ValueError(msg)
+        raise ValueError(f"The list has gene {listed[listed.duplicated()][0]!r} more than once.")
     if layer is not None and layer not in adata.layers:
-        msg = f"No layer {layer!r}; there are {list(adata.layers)}.{closest(layer, adata.layers)}"
-        raise KeyError(msg)
+        raise KeyError(f"No layer {layer!r}; there are {list(adata.layers)}.{closest(layer, adata.layers)}")
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = f"The table has no X; name a layer with layer=: there are {list(adata.layers)}."
-        raise ValueError(msg)
+        raise ValueError(f"The table has no X; name a layer with layer=: there are {list(adata.layers)}.")
     sides = {"data": names_of_table(adata, by), "reference": names_of_list(listed)}
     match = match_names(sides, "reference", ignore_case=ignore_case, min_overlap=min_overlap)
     places = np.append(match.index["reference"], -1)[match.positions["data"]]

@@ -47,8 +47,7 @@ def as_classes(values: pd.Series, where: str) -> tuple[np.ndarray, list[str]]:
         pd.Index([None if v is None else str(v) for v in text], dtype=object)
     )
     if not (codes >= 0).any():
-        msg = f"{where} has no label: all {len(codes)} are NaN or blank."
-        raise ValueError(msg)
+        raise ValueError(f"{where} has no label: all {len(codes)} are NaN or blank.")
     return codes, classes
 
 
@@ -100,11 +99,10 @@ def labels_of(sdata: SpatialData, rows: Rows, label: str) -> pd.Series:
         columns += [str(name) for name in obs.columns]
     of = f"Shapes {rows.shapes!r}" + ("" if rows.table is None else f" and table {rows.table!r}")
     close = difflib.get_close_matches(label, columns, n=1)
-    msg = (
-        f"{of} have no column {label!r}; they have {columns}. Name the one with the labels with label=."
-        f"{f' Did you mean {close[0]!r}?' if close else ''}"
+    raise KeyError(
+        f"{of} have no column {label!r}; they have {columns}. Name the one with the labels with "
+        f"label=.{f' Did you mean {close[0]!r}?' if close else ''}"
     )
-    raise KeyError(msg)
 
 
 def read_annotation(sdata: SpatialData, key: str, label: str, overlaps: Overlaps) -> Annotation:
@@ -121,8 +119,7 @@ def read_annotation(sdata: SpatialData, key: str, label: str, overlaps: Overlaps
         logger.warning("%d of the %d shapes %r are left aside: they have no label, or no area.", aside, len(codes), key)
     kept = np.flatnonzero((codes >= 0) & ~empty)
     if not len(kept):
-        msg = f"No shape of {key!r} has both a label in {label!r} and an area."
-        raise ValueError(msg)
+        raise ValueError(f"No shape of {key!r} has both a label in {label!r} and an area.")
     parted = _part(polygons[kept], codes[kept], rows.instances[kept], key, overlaps)
     left = ~shapely.is_empty(parted)
     return Annotation(parted[left], codes[kept][left], classes)
@@ -169,11 +166,10 @@ def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, 
         i, j = (_plain(names[pair[other][0]]) for pair in (below, above))
         n, total = int(other.sum()), float(shared[other].sum())
         if overlaps == "error":
-            msg = (
+            raise ValueError(
                 f"{n} pairs of the shapes {key!r} have two labels and overlap, by {total:.0f} µm² in all, such as "
                 f"{i!r} and {j!r}. Part them, or pass overlaps='smaller'."
             )
-            raise ValueError(msg)
         logger.warning(
             "%d pairs of the shapes %r have two labels and overlap, such as %r and %r: the smaller one counts "
             "there (%.0f µm²).",

@@ -43,12 +43,11 @@ def _require_own_names(sdata: SpatialData, shapes: str) -> None:
     if not index.is_unique:
         twice = index[index.duplicated()][0]
         first, second = np.flatnonzero(index == twice)[:2]
-        msg = (
+        raise ValueError(
             f"Shapes {shapes!r} have the name {twice!r} more than once, in rows {first} and {second}, so that it "
             f"cannot be told which of them a row of a table is. Give each its own: sdata[{shapes!r}] = "
             f"sdata[{shapes!r}].reset_index(drop=True)."
         )
-        raise ValueError(msg)
 
 
 def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
@@ -63,8 +62,9 @@ def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
             link = (
                 "no shapes of this sample are its rows" if cells is None else f"its rows are {cells[0]!r}, not {name!r}"
             )
-            msg = f"Table {table!r}: {link}. Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Table {table!r}: {link}. Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
+            )
         return Rows(cells[0], table, np.asarray(cells[1]))
     tables = {rows.table: rows for rows in _linked_tables(sdata) if rows.shapes == name and rows.table is not None}
     if not tables:
@@ -98,11 +98,10 @@ def _preferred(sdata: SpatialData, shapes: str, tables: list[str]) -> str:
     ):
         if len(candidates) == 1:
             return candidates[0]
-    msg = (
+    raise ValueError(
         f"Several tables annotate the shapes {shapes!r}: {', '.join(map(repr, sorted(tables)))}. Give the key of the "
-        f"one that is meant."
+        "one that is meant."
     )
-    raise ValueError(msg)
 
 
 def placed_tables(sdata: SpatialData) -> list[Rows]:
@@ -133,18 +132,16 @@ def lie_within(data: Any, places: np.ndarray, within: Any, what: str) -> np.ndar
     import shapely
 
     if isinstance(within, str) and not hasattr(data, "shapes"):
-        msg = f"within={within!r} names shapes of a SpatialData; give a box in µm or a polygon."
-        raise ValueError(msg)
+        raise ValueError(f"within={within!r} names shapes of a SpatialData; give a box in µm or a polygon.")
     geometry = region_geometry(data, within)
     shapely.prepare(geometry)
     inside = np.asarray(shapely.intersects_xy(geometry, *np.nan_to_num(places, nan=np.inf).T))
     if not inside.any():
         x0, y0, x1, y1 = geometry.bounds
-        msg = (
+        raise ValueError(
             f"within= spans x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm, where none of the {len(places)} centres "
             f"of {what} lies."
         )
-        raise ValueError(msg)
     return inside
 
 

@@ -40,18 +40,16 @@ def locate(metric: str, url: str, weights: Any, way_out: str) -> Path:
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
-            msg = f"There is no weights file {str(path)!r}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
         return path
     import torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.is_file():
-        msg = (
+        raise MetricUnavailable(
             f"{metric} needs the weights {path.name}, which are not in {path.parent}. Nothing is downloaded: fetch "
             f"{url} and put it there, or give {way_out}."
         )
-        raise MetricUnavailable(msg)
     return path
 
 
@@ -76,11 +74,9 @@ class Files:
         try:
             content = json.loads(path.read_text())
         except ValueError as error:
-            msg = f"{str(path)!r} is no JSON: {error}"
-            raise ValueError(msg) from None
+            raise ValueError(f"{str(path)!r} is no JSON: {error}") from None
         if not isinstance(content, dict):
-            msg = f"{str(path)!r} is no description of a network: an object is expected."
-            raise ValueError(msg)
+            raise ValueError(f"{str(path)!r} is no description of a network: an object is expected.")
         return content
 
     def provenance(self) -> dict[str, Any]:
@@ -90,11 +86,10 @@ class Files:
         digest = sha256(self.weights)
         published = hub.published_digest(self.weights)
         if published not in (None, digest):
-            msg = (
+            raise ValueError(
                 f"{str(self.weights)!r} is damaged: its SHA-256 is {digest}, the hub's {published}. Delete it and get "
-                f"it again."
+                "it again."
             )
-            raise ValueError(msg)
         return {"weights": self.weights.name, "revision": self.commit, "sha256": digest, "pretrained": True}
 
 
@@ -102,8 +97,7 @@ def obtain(source: Source, weights: str | Path | None, revision: str | None, *, 
     """Files of a network: given, from the hub, or none for random weights."""
     if weights is not None:
         if revision is not None:
-            msg = f"Give either weights= or revision=: {str(weights)!r} is read as it is."
-            raise ValueError(msg)
+            raise ValueError(f"Give either weights= or revision=: {str(weights)!r} is read as it is.")
         path = find(Path(weights).expanduser(), source.files)
         if source.hub_id:
             source.announce("Reading a copy of")
@@ -120,8 +114,7 @@ def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        msg = f"There are no weights {str(path)!r}: neither file nor folder."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There are no weights {str(path)!r}: neither file nor folder.")
     for name in preferred:
         if (path / name).is_file():
             return path / name
@@ -130,8 +123,7 @@ def find(path: Path, preferred: tuple[str, ...] = ()) -> Path:
         return candidates[0]
     names = [file.name for file in candidates or sorted(path.iterdir())][:8]
     what = "several files of weights" if candidates else f"none of {list(preferred or SUFFIXES)}"
-    msg = f"The folder {str(path)!r} has {what}: {names}. Pass the file itself."
-    raise ValueError(msg)
+    raise ValueError(f"The folder {str(path)!r} has {what}: {names}. Pass the file itself.")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -143,8 +135,7 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        msg = f"{str(path)!r} holds no weights: tensors by name are expected, not a {type(state).__name__}."
-        raise ValueError(msg)
+        raise ValueError(f"{str(path)!r} holds no weights: tensors by name are expected, not a {type(state).__name__}.")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -165,17 +156,17 @@ def read_file(path: Path) -> Any:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        msg = (
+        raise ValueError(
             f"{str(path)!r} was not read: it is a pickle of more than tensors, which could run any code, or is "
             "damaged. If you trust it, convert it once: `model = torch.load(path, weights_only=False)`, then "
             f"`safetensors.torch.save_file(model.state_dict(), {path.with_suffix('.safetensors').name!r})`, and pass "
             "that file."
-        )
-        raise ValueError(msg) from error
+        ) from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
         why = (str(error).splitlines() or [repr(error)])[0]
-        msg = f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}"
-        raise ValueError(msg) from error
+        raise ValueError(
+            f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}"
+        ) from error
 
 
 def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: tuple[str, ...] = ()) -> None:
@@ -199,8 +190,7 @@ def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: 
         if names
     ]
     if wrong:
-        msg = f"{str(source)!r} holds the weights of another network: {'. '.join(wrong)}."
-        raise ValueError(msg)
+        raise ValueError(f"{str(source)!r} holds the weights of another network: {'. '.join(wrong)}.")
     module.load_state_dict({name: state[name] for name in own})
 
 

@@ -101,8 +101,9 @@ def _first(source: Source, names: Sequence[str], revision: str | None) -> Path:
         path = _download(source, name, revision)
         if path is not None:
             return path
-    msg = f"{source.page} has none of the files {list(names)}. Pass weights=, the file or folder that you have."
-    raise FileNotFoundError(msg)
+    raise FileNotFoundError(
+        f"{source.page} has none of the files {list(names)}. Pass weights=, the file or folder that you have."
+    )
 
 
 def _download(source: Source, name: str, revision: str | None) -> Path | None:
@@ -124,8 +125,7 @@ def _download(source: Source, name: str, revision: str | None) -> Path | None:
         why = "access is given on request, and your login (`hf auth login`) does not have it yet"
         raise PermissionError(by_hand(source, why)) from error
     except RevisionNotFoundError as error:
-        msg = f"{source.page} has no revision {revision!r}."
-        raise FileNotFoundError(msg) from error
+        raise FileNotFoundError(f"{source.page} has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
         why = "the hub has no such model, or not for your login (`hf auth login`)"
         raise FileNotFoundError(by_hand(source, why)) from error

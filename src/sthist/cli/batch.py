@@ -55,35 +55,30 @@ def find_verb(name: str) -> Callable[..., Any]:
     module, _, verb = name.partition(".")
     known = [f"{kind}.{each}" for kind in ("pp", "tl") for each in getattr(sthist, kind).__all__ if each.islower()]
     if name not in known:
-        msg = f"There is no verb {name!r}; there are {', '.join(known)}."
-        raise ValueError(msg)
+        raise ValueError(f"There is no verb {name!r}; there are {', '.join(known)}.")
     return getattr(getattr(sthist, module), verb)  # type: ignore[no-any-return]
 
 
 def read_tasks(samples: Path, verb: str, out: Path | None, arguments: dict[str, Any]) -> list[Task]:
     """A task per row of a csv file of samples."""
     if not samples.is_file():
-        msg = f"There is no table of samples {samples}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no table of samples {samples}.")
     with samples.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
         columns = [name.strip() for name in reader.fieldnames or ()]
     missing = [name for name in ("sample", "path") if name not in columns]
     if missing or not rows:
-        msg = f"{samples} has {f'no column {missing[0]!r}; it has {columns}' if missing else 'no rows'}."
-        raise KeyError(msg)
+        raise KeyError(f"{samples} has {f'no column {missing[0]!r}; it has {columns}' if missing else 'no rows'}.")
     known = list(inspect.signature(find_verb(verb)).parameters)[1:]
     for name in arguments:
         if name not in known:
-            msg = f"{verb} has no argument {name!r}; it has {', '.join(known)}."
-            raise ValueError(msg)
+            raise ValueError(f"{verb} has no argument {name!r}; it has {', '.join(known)}.")
     names = [row["sample"] for row in rows]
     safe = safe_names(names)
     if len(safe) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        msg = f"{samples} has sample {twice!r} more than once."
-        raise ValueError(msg)
+        raise ValueError(f"{samples} has sample {twice!r} more than once.")
     require_one_spelling(row.get("patient") or None for row in rows)
     tasks = []
     for line, row in enumerate(rows, start=2):
@@ -94,8 +89,7 @@ def read_tasks(samples: Path, verb: str, out: Path | None, arguments: dict[str, 
         elif out is None and platform != "spatialdata":
             wrong.append(f"a folder of {platform} needs a store to be worked on; give a folder with --out.")
         if wrong:
-            msg = f"{samples}, line {line}: {wrong[0]}"
-            raise ValueError(msg)
+            raise ValueError(f"{samples}, line {line}: {wrong[0]}")
         path = (samples.parent / row["path"]).resolve()
         store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
         own = {name: parse_value(value) for name, value in row.items() if name in known and value}

@@ -141,8 +141,7 @@ def _run(options: argparse.Namespace) -> int:
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
-            msg = f"--set takes NAME=VALUE, not {text!r}."
-            raise ValueError(msg)
+            raise ValueError(f"--set takes NAME=VALUE, not {text!r}.")
         arguments[name] = parse_value(value)
     tasks = read_tasks(options.samples, options.verb, options.out, arguments)
     folder = options.out or options.samples.with_suffix(".run")

@@ -30,8 +30,9 @@ def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] 
             os.rename(partial, store)
         made_from = sd.read_zarr(store).attrs.get("sthist", {}).get("source")
         if made_from != str(source.resolve()):
-            msg = f"{store} was not made from {source}, but from {made_from or 'something else'}; name another --out."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{store} was not made from {source}, but from {made_from or 'something else'}; name another --out."
+            )
     sdata = read_input(store, "spatialdata")
     known = sdata.attrs.setdefault("sthist", {}).setdefault("sample", {})
     if facts and known | facts != known:
@@ -49,6 +50,5 @@ def read_input(source: Path, platform: str) -> SpatialData:
     if platform != "spatialdata":
         return getattr(sthist.io, platform)(source)
     if not any((source / name).exists() for name in ("zarr.json", ".zgroup")):
-        msg = f"{source} is no SpatialData store: it has neither zarr.json nor .zgroup."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{source} is no SpatialData store: it has neither zarr.json nor .zgroup.")
     return sd.read_zarr(source)

@@ -77,11 +77,10 @@ def fetch(source: Source) -> list[Path]:
         needed = sum(file.n_bytes for file in missing)
         free = shutil.disk_usage(source.folder).free
         if needed > free:
-            msg = (
+            raise OSError(
                 f"{source.title} needs {needed / 1e9:.1f} GB in {source.folder}, where {free / 1e9:.1f} GB are free; "
-                f"set sthist.settings.cache_dir."
+                "set sthist.settings.cache_dir."
             )
-            raise OSError(msg)
     for file in missing:
         _fetch_one(source, file)
     return [source.folder / file.file_name for file in source.files]
@@ -109,12 +108,10 @@ def _fetch_one(source: Source, file: RemoteFile) -> None:
         digest = pooch.file_hash(str(partial), alg="sha256")
         if digest != file.sha256.lower():
             partial.unlink()
-            msg = (
-                f"{file.url} has another SHA-256 than it should: {digest} in place of {file.sha256}. It was not "
-                f"kept: the file has "
-                "changed, or was damaged on the way. Try again; if it stays so, do not trust it."
+            raise ValueError(
+                f"{file.url} has another SHA-256 than it should: {digest} in place of {file.sha256}. It was not kept: "
+                "the file has changed, or was damaged on the way. Try again; if it stays so, do not trust it."
             )
-            raise ValueError(msg)
     partial.rename(source.folder / file.file_name)
 
 
@@ -134,8 +131,7 @@ def _transfer(file: RemoteFile, partial: Path) -> None:
     with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         if answer.status_code == 416:  # all of it is here already, or more than all
             partial.unlink()
-            msg = f"{file.url} has no more than the {have} bytes that are here"
-            raise requests.ConnectionError(msg)
+            raise requests.ConnectionError(f"{file.url} has no more than the {have} bytes that are here")
         if answer.status_code >= 400:
             raise _RefusedError(answer.status_code, answer.reason)
         have = have if answer.status_code == 206 else 0
@@ -154,8 +150,7 @@ def _transfer(file: RemoteFile, partial: Path) -> None:
                 bar.advance(task, len(piece))
     size = partial.stat().st_size
     if total is not None and size != total:
-        msg = f"{size} of {total} bytes came"
-        raise requests.ConnectionError(msg)
+        raise requests.ConnectionError(f"{size} of {total} bytes came")
     tag_file.unlink(missing_ok=True)
 
 
@@ -184,24 +179,22 @@ def fetch_from_hub(repository: str, patterns: list[str], source: Source, **optio
             )
         )
     except GatedRepoError as error:
-        msg = (
+        raise PermissionError(
             f"{source.title} is given on request: accept its terms ({source.licence}) on {page}, then run `hf auth "
-            f"login`."
-        )
-        raise PermissionError(msg) from error
+            "login`."
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        msg = (
+        raise FileNotFoundError(
             f"The hub has no data set {repository} in that revision, or you are not logged in (`hf auth login`): "
             f"{page}."
-        )
-        raise FileNotFoundError(msg) from error
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         why = "sthist.settings.offline is set, and it is not in the cache" if settings.offline else str(error)
-        msg = f"{source.title} cannot be had from {page}: {why}. A copy that you have can be read from its folder."
-        raise ConnectionError(msg) from error
+        raise ConnectionError(
+            f"{source.title} cannot be had from {page}: {why}. A copy that you have can be read from its folder."
+        ) from error
     if not any(folder.rglob("*.*")):
-        msg = f"{repository} has no file like {patterns}: {page}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{repository} has no file like {patterns}: {page}.")
     return folder
 
 

@@ -40,8 +40,7 @@ def unpack(archive: Path, folder: Path, is_needed: Callable[[str], bool] = lambd
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
             raise
         why = str(error).partition("\n")[0].rstrip(":.")
-        msg = f"{archive} is no whole {kind} archive: {why}. Delete it, and download it again."
-        raise ValueError(msg) from None
+        raise ValueError(f"{archive} is no whole {kind} archive: {why}. Delete it, and download it again.") from None
     return partial.rename(folder)
 
 
@@ -87,9 +86,8 @@ def folder_with(root: Path, pattern: str) -> Path:
     """The folder in which a file lies."""
     file = first(root, pattern)
     if file is None:
-        msg = (
+        raise FileNotFoundError(
             f"{root} has no file {pattern}: it is not the data set, or not all of it. If it lies in the cache, delete "
-            f"it and try again."
+            "it and try again."
         )
-        raise FileNotFoundError(msg)
     return file.parent

@@ -122,8 +122,7 @@ def cosmx_nsclc(sample: str = "Lung5_Rep1", path: str | Path | None = None, **kw
     from sthist import io
 
     if sample not in _sources.COSMX:
-        msg = f"sample= is {sample!r}; it is one of {', '.join(_sources.COSMX)}."
-        raise ValueError(msg)
+        raise ValueError(f"sample= is {sample!r}; it is one of {', '.join(_sources.COSMX)}.")
     if path is not None:
         return io.cosmx(path, **kwargs)
     files = unpacked(_sources.COSMX[sample], _is_of_cosmx)

@@ -245,12 +245,10 @@ def single_cell_reference(tissue: str, path: str | Path | None = None, *, backed
     import anndata as ad
 
     if tissue not in _sources.REFERENCES:
-        msg = f"tissue= is {tissue!r}; it is one of {', '.join(_sources.REFERENCES)}."
-        raise ValueError(msg)
+        raise ValueError(f"tissue= is {tissue!r}; it is one of {', '.join(_sources.REFERENCES)}.")
     source = _sources.REFERENCES[tissue]
     if path is None and not source.files:
-        msg = f"{source.describe()} Download the h5ad of all cells there, and give it as path=."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{source.describe()} Download the h5ad of all cells there, and give it as path=.")
     return ad.read_h5ad(fetch(source)[0] if path is None else path, backed="r" if backed else None)
 
 
@@ -318,11 +316,10 @@ def _walled(name: str, folder: str | Path | None, mpp: float, kwargs: dict[str, 
     source, steps = _sources.WALLED[name]
     if folder is None or not Path(folder).is_dir():
         what = "" if folder is None else f"{folder} is no folder. "
-        msg = (
+        raise FileNotFoundError(
             f"{what}{source.describe()} It cannot be downloaded without you. {steps} Then: "
             f"sthist.datasets.{name}(folder)."
         )
-        raise FileNotFoundError(msg)
     return io.tile_folder(folder, mpp=mpp, **kwargs)
 
 

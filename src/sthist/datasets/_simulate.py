@@ -108,8 +108,7 @@ def simulate_hrst(
     options = {"blur_um": blur_um, "noise": noise, "background": background}
     dapi, cells, owned = section.nuclear_stain(**options)
     if len(cells) == 0:
-        msg = "No nuclei were found in this image; is it H&E, and is mpp right?"
-        raise ValueError(msg)
+        raise ValueError("No nuclei were found in this image; is it H&E, and is mpp right?")
     rng = np.random.default_rng([seed, 1])
     cells["cell_type"] = cell_types(cells, rng)
     molecules = _molecules(cells, owned, section, transcripts_per_cell, rng)
@@ -127,8 +126,7 @@ def _require_ranges(mpp: float, blur_um: float, noise: float, background: float,
     }
     for name, (value, fits, should) in ranges.items():
         if not fits:
-            msg = f"{name} is {value!r}; it is {should}."
-            raise ValueError(msg)
+            raise ValueError(f"{name} is {value!r}; it is {should}.")
 
 
 class _Section:
@@ -141,8 +139,7 @@ class _Section:
         self._step = step
         self.mask = clean(mask_of_he(coarse, mpp * step), mpp * step, min_area_um2=600.0, max_hole_um2=2500.0)
         if not self.mask.any():
-            msg = "This image shows no tissue; is it H&E?"
-            raise ValueError(msg)
+            raise ValueError("This image shows no tissue; is it H&E?")
         glass = coarse[~self.mask]
         # Slides differ in the colour of their glass; what it absorbs is not stain.
         self.white = np.median(glass, axis=0) if len(glass) > 1000 else np.full(3, 255.0)

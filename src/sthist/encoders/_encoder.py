@@ -115,11 +115,10 @@ class Encoder(ABC):
         ValueError
             If the encoder knows images only.
         """
-        msg = (
+        raise ValueError(
             f"{self.name!r} embeds images only. Texts need an image-text model: 'conch', 'keep', 'plip', 'quiltnet' or "
             "'open_clip:...'."
         )
-        raise ValueError(msg)
 
     def dense(self, tiles: np.ndarray) -> np.ndarray:
         """Embed the places within each tile: patch tokens, or the last map of a convolutional network.
@@ -138,8 +137,7 @@ class Encoder(ABC):
         ValueError
             If the encoder has one embedding per tile only.
         """
-        msg = f"{self.name!r} has one embedding per tile and none within it. Check can_dense first."
-        raise ValueError(msg)
+        raise ValueError(f"{self.name!r} has one embedding per tile and none within it. Check can_dense first.")
 
     def at(self, spec: TileSpec, *, strict: bool = True) -> Encoder:
         """The encoder for tiles of a spec: itself, if it was trained for their µm/px.
@@ -210,26 +208,22 @@ def checked_tiles(tiles: Any) -> Any:
     """Tiles as they are given, an array or a tensor, if they are square RGB tiles of uint8."""
     shape = tuple(tiles.shape)
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or shape[1] == 0:
-        msg = f"An encoder takes square RGB tiles (n, px, px, 3); these have shape {shape}."
-        raise ValueError(msg)
+        raise ValueError(f"An encoder takes square RGB tiles (n, px, px, 3); these have shape {shape}.")
     if str(tiles.dtype).removeprefix("torch.") != "uint8":
-        msg = f"An encoder takes tiles of uint8, 0 to 255; these are of {tiles.dtype}."
-        raise ValueError(msg)
+        raise ValueError(f"An encoder takes tiles of uint8, 0 to 255; these are of {tiles.dtype}.")
     return tiles
 
 
 def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
     """Embeddings as they are given, if there is one finite row per tile."""
     if rows.ndim != 2 or len(rows) != n:
-        msg = (
+        raise ValueError(
             f"{name!r} gave shape {rows.shape} for {n} tiles; an encoder gives one row per tile, ({n}, d). A network "
             "that gives maps or tokens needs pooling first."
         )
-        raise ValueError(msg)
     if not np.isfinite(rows).all():
         row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-        msg = f"{name!r} gave NaN or infinity, first for tile {row} of the batch. Try precision='float32'."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} gave NaN or infinity, first for tile {row} of the batch. Try precision='float32'.")
     return rows
 
 
@@ -260,8 +254,7 @@ class Joined(Encoder):
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         if not encoders:
-            msg = "There is no encoder to join."
-            raise ValueError(msg)
+            raise ValueError("There is no encoder to join.")
         self.encoders = list(encoders)
         self.name = "+".join(encoder.name for encoder in self.encoders)
         self.spec = common_spec(self.encoders)
@@ -300,9 +293,8 @@ def common_spec(encoders: Sequence[Encoder]) -> TileSpec | None:
     smallest, largest = min(spec.size_um for _, spec in specs), max(spec.size_um for _, spec in specs)
     if largest - smallest > SAME_SIZE * largest:
         sizes = ", ".join(f"{name!r} {spec.size_um:g} µm" for name, spec in specs)
-        msg = (
+        raise ValueError(
             f"These encoders were trained for tiles of different size: {sizes}. One tile cannot be right for all; give "
             "spec=TileSpec(size_um=..., px=...) if you want it nevertheless."
         )
-        raise ValueError(msg)
     return TileSpec(size_um=specs[0][1].size_um, px=max(spec.px for _, spec in specs))

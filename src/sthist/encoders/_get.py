@@ -154,8 +154,9 @@ def get(
         _refuse(type(encoder).__name__, weights=weights, revision=revision)
         return _own(encoder, transform, spec, name, running)
     if transform is not None:
-        msg = f"transform= goes with a module of your own; {encoder!r} has the one that it was trained with."
-        raise ValueError(msg)
+        raise ValueError(
+            f"transform= goes with a module of your own; {encoder!r} has the one that it was trained with."
+        )
     if encoder == "morphology":
         _refuse(encoder, weights=weights, revision=revision)
         from sthist.encoders._morphology.encoder import Morphology
@@ -209,8 +210,9 @@ def _card(typed: str, *, needs_weights: bool) -> Card:
 
         card = open_clip_loader.card_of(typed.removeprefix(OPEN_CLIP), needs_tag=needs_weights)
     if needs_weights and not card.hub_id:
-        msg = f"{typed!r} has no weights on the hub: pass weights=, a file that you have, or pretrained=False."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{typed!r} has no weights on the hub: pass weights=, a file that you have, or pretrained=False."
+        )
     return card
 
 
@@ -226,15 +228,15 @@ def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple
     from sthist.encoders._loaders import zoo as zoo_loader
 
     if typed not in ZOO_NAMES and not (zoo_loader.installed() and typed in zoo_loader.cards()):
-        msg = (
+        raise KeyError(
             f"There is no encoder {typed!r}.{did_you_mean(typed, [*CARDS, 'morphology', *ZOO_NAMES])} There are "
             f"'morphology', {', '.join(map(repr, CARDS))}, 'timm:<name>', 'open_clip:<model>/<tag>', and those that "
             "sthist.encoders.available() lists."
         )
-        raise KeyError(msg)
     if origin["revision"] is not None or not origin["pretrained"]:
-        msg = f"{typed!r} is loaded by lazyslide-models, which takes neither revision= nor pretrained=False."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{typed!r} is loaded by lazyslide-models, which takes neither revision= nor pretrained=False."
+        )
     if weights is not None:
         _weights.find(weights)
     card, loaded = zoo_loader.load(typed, weights)
@@ -263,11 +265,11 @@ def _own(encoder: Any, transform: Any, spec: TileSpec | None, name: str | None, 
         origin["sha256_of_tensors"] = _weights.sha256_of(encoder)
         return NetworkEncoder(named, encoder, transform, spec=spec, provenance=origin, **running)
     if not callable(encoder):
-        msg = f"An encoder is a name, a function, a torch module or a list of these, not {encoder!r}."
-        raise ValueError(msg)
+        raise ValueError(f"An encoder is a name, a function, a torch module or a list of these, not {encoder!r}.")
     if transform is not None:
-        msg = f"{named!r} is a function of tiles and prepares them itself; transform= goes with a torch module."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{named!r} is a function of tiles and prepares them itself; transform= goes with a torch module."
+        )
     return FunctionEncoder(named, encoder, spec=spec)
 
 
@@ -276,8 +278,9 @@ def _joined(
 ) -> Encoder:
     of_one = [argument for argument in ("weights", "revision") if arguments[argument] is not None]
     if of_one or transform is not None:
-        msg = f"{of_one or ['transform']} belong to one encoder: load each with get(), and pass the list of them."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{of_one or ['transform']} belong to one encoder: load each with get(), and pass the list of them."
+        )
     parts = [part if isinstance(part, Encoder) else get(part, spec=spec, **arguments) for part in encoders]
     return _renamed(parts[0] if len(parts) == 1 else Joined(parts), name)
 
@@ -291,5 +294,4 @@ def _renamed(encoder: Encoder, name: str | None) -> Encoder:
 def _refuse(what: str, **arguments: Any) -> None:
     passed = [f"{name}=" for name, value in arguments.items() if value is not None]
     if passed:
-        msg = f"{' and '.join(passed)} do not go with {what!r}, which is given as it is."
-        raise ValueError(msg)
+        raise ValueError(f"{' and '.join(passed)} do not go with {what!r}, which is given as it is.")

@@ -98,8 +98,7 @@ class NetworkEncoder(Encoder):
         if not self.can_dense:
             return super().dense(tiles)
         if len(checked_tiles(tiles)) == 0:
-            msg = f"{self.name!r}: there are no tiles to look into."
-            raise ValueError(msg)
+            raise ValueError(f"{self.name!r}: there are no tiles to look into.")
         return self._run(self.network.tokens, tiles).cpu().numpy()
 
     def _run(self, function: Callable[[Any], Any], tiles: Any) -> Any:
@@ -112,8 +111,9 @@ class NetworkEncoder(Encoder):
             rows = function(images)
             if not isinstance(rows, torch.Tensor):
                 what = type(rows).__name__
-                msg = f"{self.name!r} gave a {what} in place of a tensor; wrap it in a module that picks one."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{self.name!r} gave a {what} in place of a tensor; wrap it in a module that picks one."
+                )
             return rows.float()
 
     def _autocast(self) -> Any:
@@ -147,8 +147,7 @@ def chosen_precision(precision: str | None, device: Any) -> str:
     if precision in (None, "auto"):
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     if precision not in PRECISIONS:
-        msg = f"There is no precision {precision!r}; there are 'auto', 'float32' and 'bf16'."
-        raise ValueError(msg)
+        raise ValueError(f"There is no precision {precision!r}; there are 'auto', 'float32' and 'bf16'.")
     return str(precision)
 
 

@@ -48,12 +48,12 @@ class Transform:
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) != 3 or (name == "std" and min(values) <= 0):
-                msg = f"Transform: {name} is {values}; it takes three {'positive ' if name == 'std' else ''}numbers."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"Transform: {name} is {values}; it takes three {'positive ' if name == 'std' else ''}numbers."
+                )
             object.__setattr__(self, name, values)
         if self.interpolation not in INTERPOLATIONS:
-            msg = f"Transform: interpolation is one of {INTERPOLATIONS}, not {self.interpolation!r}."
-            raise ValueError(msg)
+            raise ValueError(f"Transform: interpolation is one of {INTERPOLATIONS}, not {self.interpolation!r}.")
 
     def __call__(self, tiles: Any) -> Any:
         """Prepare tiles for a network, where they are.

@@ -22,11 +22,10 @@ def laid_tiles(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpec]:
         return _laid_by_lazyslide(sdata, tiles)
     table = _sample.get(sdata, "tables", f"{tiles}_table")
     if "tile_spec" not in table.uns or "spatial" not in table.obsm:
-        msg = (
+        raise KeyError(
             f"Table '{tiles}_table' holds no tiles: it has no uns['tile_spec'] and obsm['spatial']; lay them with "
-            f"pp.tiles."
+            "pp.tiles."
         )
-        raise KeyError(msg)
     spec = table.uns["tile_spec"]
     return table, TileSpec(float(spec["size_um"]), int(spec["px"]))
 
@@ -43,11 +42,10 @@ def _laid_by_lazyslide(sdata: SpatialData, tiles: str) -> tuple[AnnData, TileSpe
     frame, stated = sdata.shapes[tiles], other_tools.tile_specs(sdata)[tiles]
     matrix = scale.matrix_to_um(sdata, "shapes", tiles)
     if stated.get("width") != stated.get("height") or not stated.get("width"):
-        msg = (
+        raise ValueError(
             f"attrs['tile_spec'][{tiles!r}] has width {stated.get('width')} and height {stated.get('height')} px; "
-            f"tiles are squares."
+            "tiles are squares."
         )
-        raise ValueError(msg)
     size = float(np.sqrt(shapely.area(frame.geometry.to_numpy()).mean() * abs(np.linalg.det(matrix[:2, :2]))))
     spec = TileSpec(size, int(stated["width"]))
     if stated.get("mpp") and abs(stated["mpp"] / spec.mpp - 1) > scale.TOLERANCE:

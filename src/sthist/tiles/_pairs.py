@@ -156,8 +156,7 @@ def export_pairs(
         n_dropped, n_test = int((split == "dropped").sum()), int((split == "test").sum())
         logger.warning("%d of %d tiles overlap the %d test tiles and are left out.", n_dropped, len(split), n_test)
     if prompt_column is not None and prompt_column not in table.obs:
-        msg = f"Table '{regions}_table' has no column {prompt_column!r}; it has {list(table.obs.columns)}."
-        raise KeyError(msg)
+        raise KeyError(f"Table '{regions}_table' has no column {prompt_column!r}; it has {list(table.obs.columns)}.")
     prompts = [prompt] * len(table) if prompt_column is None else table.obs[prompt_column].astype(str).tolist()
     ids = table.obs["instance_id"].to_numpy()
     names = [f"{prefix}{tile}.png" for tile in ids]
@@ -167,8 +166,9 @@ def export_pairs(
             (path / f"{subset}_{side}").mkdir(parents=True, exist_ok=True)
         taken = [name for name in names if (path / f"{subset}_A" / name).exists()]
         if taken:
-            msg = f"{path / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
-            raise FileExistsError(msg)
+            raise FileExistsError(
+                f"{path / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
+            )
     for subset in SUBSETS:
         chosen = np.flatnonzero(split == subset)
         for start in range(0, len(chosen), 32):
@@ -196,13 +196,13 @@ def _readers(
         return Overlay(sdata, spec, allow_upsampling=allow_upsampling, **kwargs), target
     require_no_style(kwargs)
     if not same_spec(overlay.spec, spec):
-        msg = f"The overlay is made for {overlay.spec}, the tiles are of {spec}."
-        raise ValueError(msg)
+        raise ValueError(f"The overlay is made for {overlay.spec}, the tiles are of {spec}.")
     return overlay, target
 
 
 def require_no_style(kwargs: dict[str, Any]) -> None:
     """Refuse arguments of an overlay beside an overlay that exists."""
     if kwargs:
-        msg = f"{', '.join(kwargs)} would be ignored: overlay= is given. Change its style with overlay.restyled(...)."
-        raise TypeError(msg)
+        raise TypeError(
+            f"{', '.join(kwargs)} would be ignored: overlay= is given. Change its style with overlay.restyled(...)."
+        )

@@ -49,8 +49,7 @@ def farthest_points(centres: Any, n_tiles: int, *, seed: int | None = None) -> n
     [2, 3, 0]
     """
     if int(n_tiles) != n_tiles or n_tiles < 1:
-        msg = f"n_tiles is {n_tiles!r}; it is a whole number from 1 on."
-        raise ValueError(msg)
+        raise ValueError(f"n_tiles is {n_tiles!r}; it is a whole number from 1 on.")
     return next(iter_farthest(centres, int(n_tiles), seed=seed))
 
 
@@ -63,8 +62,9 @@ def iter_farthest(points: Any, batch: int, *, seed: int | None = None) -> Iterat
 
     points = np.ascontiguousarray(points, np.float64)
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) == 0 or not np.isfinite(points).all():
-        msg = f"Points to choose from are (m, 2) finite numbers, m at least 1; these have shape {points.shape}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Points to choose from are (m, 2) finite numbers, m at least 1; these have shape {points.shape}."
+        )
     if seed is None:
         start = int(np.argmin(((points - points.mean(0)) ** 2).sum(1)))
     else:
@@ -139,8 +139,7 @@ def spatial_split(centres: Any, size_um: float, test_fraction: float, *, seed: i
 
     centres = np.asarray(centres, np.float64).reshape(-1, 2)
     if not 0 <= test_fraction < 1:
-        msg = f"test_fraction is {test_fraction!r}; it is from 0 to less than 1."
-        raise ValueError(msg)
+        raise ValueError(f"test_fraction is {test_fraction!r}; it is from 0 to less than 1.")
     split = np.full(len(centres), "train", dtype="<U7")
     if test_fraction == 0:
         return split
@@ -154,9 +153,8 @@ def spatial_split(centres: Any, size_um: float, test_fraction: float, *, seed: i
     near, _ = cKDTree(centres[held_out]).query(centres[~held_out], p=np.inf, distance_upper_bound=size_um * (1 - 1e-9))
     split[np.flatnonzero(~held_out)[np.isfinite(near)]] = "dropped"
     if not (split == "train").any():
-        msg = (
+        raise ValueError(
             f"A test set of {test_fraction:.0%} by place leaves none of the {len(centres)} tiles to train on; take "
-            f"more tiles or a smaller part."
+            "more tiles or a smaller part."
         )
-        raise ValueError(msg)
     return split

@@ -49,11 +49,9 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.size_um) and self.size_um > 0):
-            msg = f"TileSpec: size_um is {self.size_um!r}; a tile needs a positive size in micrometres."
-            raise ValueError(msg)
+            raise ValueError(f"TileSpec: size_um is {self.size_um!r}; a tile needs a positive size in micrometres.")
         if int(self.px) != self.px or self.px < 1:
-            msg = f"TileSpec: px is {self.px!r}; a tile needs a whole, positive number of pixels."
-            raise ValueError(msg)
+            raise ValueError(f"TileSpec: px is {self.px!r}; a tile needs a whole, positive number of pixels.")
         object.__setattr__(self, "size_um", float(self.size_um))
         object.__setattr__(self, "px", int(self.px))
 

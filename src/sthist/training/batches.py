@@ -15,21 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Tiles of several samples, as one list of rows.
+    """Tiles of several samples, as one list of rows."""
 
-    Attributes
-    ----------
-    readers
-        One per sample, of tiles of a slide or of a folder.
-    places
-        Centres in µm, (m, 2), or numbers of images, (m,), for each reader.
-    reader, place
-        (n,) which reader, and which of its places, each row is.
-    """
-
-    readers: list[Any]
-    places: list[np.ndarray]
-    reader: np.ndarray
+    readers: list[Any]  # one per sample, of tiles of a slide or of a folder
+    places: list[np.ndarray]  # centres in µm, (m, 2), or numbers of images, (m,), for each reader
+    reader: np.ndarray  # (n,) which reader, and which of its places, each row is
     place: np.ndarray
 
     def __len__(self) -> int:

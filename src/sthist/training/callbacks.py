@@ -94,11 +94,10 @@ class CollapseDetector(lightning.Callback):
         self.passed = self.passed or not self.wrong
         self.failed = self.failed + 1 if self.wrong and self.passed else 0
         if self.failed >= CHECKS:
-            msg = (
+            raise Collapsed(
                 f"Stopped at step {pl_module.step}: {self.wrong}, in {CHECKS} checks in a row. Lower lr= or the "
                 "adversarial weight."
             )
-            raise Collapsed(msg)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Warn of what never looked right."""

@@ -23,19 +23,11 @@ NO_EMBEDDINGS = {"X_pca", "X_umap", "X_tsne", "X_diffmap", "X_draw_graph_fa", "X
 
 @dataclass(frozen=True)
 class Origin:
-    """What made embeddings.
+    """What made embeddings."""
 
-    Attributes
-    ----------
-    encoder, sha256
-        Name, and checksum of the weights; None where it is not known.
-    spec
-        The tiles; None where they are not known.
-    """
-
-    encoder: str | None = None
+    encoder: str | None = None  # name, and checksum of the weights; None where it is not known
     sha256: str | None = None
-    spec: TileSpec | None = None
+    spec: TileSpec | None = None  # the tiles; None where they are not known
 
 
 def embeddings_of(adata: AnnData) -> list[str]:
@@ -50,39 +42,35 @@ def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
     keys = embeddings_of(adata)
     if embedding is not None:
         if embedding not in adata.obsm:
-            msg = (
+            raise KeyError(
                 f"{where} has no obsm[{embedding!r}]; it has the embeddings {keys}.{closest(embedding, keys)} Make it "
-                f"with pp.embed."
+                "with pp.embed."
             )
-            raise KeyError(msg)
         return embedding
     if len(keys) == 1:
         return keys[0]
     if not keys:
-        msg = f"{where} has no embedding, obsm['X_<encoder>']; it has obsm {list(adata.obsm)}. Make one with pp.embed."
-        raise KeyError(msg)
-    msg = (
+        raise KeyError(
+            f"{where} has no embedding, obsm['X_<encoder>']; it has obsm {list(adata.obsm)}. Make one with pp.embed."
+        )
+    raise ValueError(
         f"{where} has several embeddings: {', '.join(map(repr, keys))}. Say which one is meant with embedding= or "
-        f"encoder=."
+        "encoder=."
     )
-    raise ValueError(msg)
 
 
 def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
     """Embeddings (n, d) float32; a row with NaN is an error that names it."""
     rows = np.asarray(adata.obsm[key], np.float32)
     if rows.ndim != 2 or rows.shape[1] == 0:
-        msg = f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d)."
-        raise ValueError(msg)
+        raise ValueError(f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d).")
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         row = int(finite.argmin())
-        msg = (
-            f"obsm[{key!r}] of {where} is NaN or infinite in {int((~finite).sum())} of {len(rows)} rows, first "
-            f"row {row} "
-            f"({adata.obs_names[row]!r}). Leave those rows out, or embed them again."
+        raise ValueError(
+            f"obsm[{key!r}] of {where} is NaN or infinite in {int((~finite).sum())} of {len(rows)} rows, first row "
+            f"{row} ({adata.obs_names[row]!r}). Leave those rows out, or embed them again."
         )
-        raise ValueError(msg)
     return rows
 
 
@@ -115,15 +103,12 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
     if is_folder(adata):
         return FolderReader(adata, spec), np.arange(adata.n_obs)
     if not hasattr(data, "images"):
-        msg = (
+        raise ValueError(
             f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of "
-            f"io.tile_folder. Embeddings alone "
-            "serve method='linear'."
+            "io.tile_folder. Embeddings alone serve method='linear'."
         )
-        raise ValueError(msg)
     if "spatial" not in adata.obsm:
-        msg = f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles."
-        raise KeyError(msg)
+        raise KeyError(f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles.")
     reader = TileReader.from_image(open_he(data, image), spec, fill=255)
     return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
 

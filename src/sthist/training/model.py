@@ -84,8 +84,7 @@ class Model(ABC):
         """
         model = load(folder)
         if not isinstance(model, cls):
-            msg = f"{folder} holds a model of system {model.system!r}, not {cls.system!r}."
-            raise ValueError(msg)
+            raise ValueError(f"{folder} holds a model of system {model.system!r}, not {cls.system!r}.")
         return model
 
     @classmethod
@@ -126,20 +125,19 @@ def load(folder: str | Path, **changes: Any) -> Model:
         folder = Path(__file__).parents[1] / "systems" / "virtual_he" / "published" / str(folder)
     path = Path(folder) / "config.json"
     if not path.exists():
-        msg = f"No model in {folder}: it has no config.json. Models that come with the package are {list(PUBLISHED)}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"No model in {folder}: it has no config.json. Models that come with the package are {list(PUBLISHED)}."
+        )
     content = json.loads(path.read_text())
     if content.get("system") not in SYSTEMS:
-        msg = f"{path} names the system {content.get('system')!r}; known are {sorted(SYSTEMS)}."
-        raise ValueError(msg)
+        raise ValueError(f"{path} names the system {content.get('system')!r}; known are {sorted(SYSTEMS)}.")
     module, name = SYSTEMS[content["system"]]
     model_class = getattr(import_module(module), name)
     content["config"] |= changes
     known = {field.name for field in dataclasses.fields(model_class.config_class)}
     unknown = sorted(set(content["config"]) - known)
     if unknown:
-        msg = f"{path} has settings that this version of sthist does not know: {unknown}."
-        raise ValueError(msg)
+        raise ValueError(f"{path} has settings that this version of sthist does not know: {unknown}.")
     # JSON has no tuples.
     config = {name: tuple(value) if isinstance(value, list) else value for name, value in content["config"].items()}
     return model_class._from_folder(Path(folder), config)

@@ -101,23 +101,20 @@ class Training:
         for name, least in self.LEAST.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
-                msg = f"{name} is {value!r}; a whole number from {least} on is needed."
-                raise ValueError(msg)
+                raise ValueError(f"{name} is {value!r}; a whole number from {least} on is needed.")
         for name in self._positive():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                msg = f"{name} is {value!r}; a positive number is needed."
-                raise ValueError(msg)
+                raise ValueError(f"{name} is {value!r}; a positive number is needed.")
         if not 0 <= self.ema < 1:
-            msg = f"ema is {self.ema!r}; a decay from 0 (none) to less than 1 is needed."
-            raise ValueError(msg)
+            raise ValueError(f"ema is {self.ema!r}; a decay from 0 (none) to less than 1 is needed.")
         for name, known in self.CHOICES.items():
             if getattr(self, name) not in known:
-                msg = f"{name} is {getattr(self, name)!r}; it is one of {list(known)}."
-                raise ValueError(msg)
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {list(known)}.")
         if self.batch_size is not None and self.batch_size % self.devices:
-            msg = f"batch_size is {self.batch_size}, and cannot be shared evenly among devices={self.devices}."
-            raise ValueError(msg)
+            raise ValueError(
+                f"batch_size is {self.batch_size}, and cannot be shared evenly among devices={self.devices}."
+            )
 
     def _positive(self) -> tuple[str, ...]:
         return ("lr", "clip_norm")
@@ -145,13 +142,13 @@ def as_training(
     if isinstance(training, kind):
         return training
     if training is not None and not isinstance(training, Mapping):
-        msg = f"training= is a {kind.__name__} or a mapping of its fields, not a {type(training).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"training= is a {kind.__name__} or a mapping of its fields, not a {type(training).__name__}.")
     fields = [each.name for each in dataclasses.fields(kind)]
     for name in training or {}:
         if name not in fields:
-            msg = f"There is no setting {name!r} of a training; there are {sorted(fields)}.{closest(name, fields)}"
-            raise TypeError(msg)
+            raise TypeError(
+                f"There is no setting {name!r} of a training; there are {sorted(fields)}.{closest(name, fields)}"
+            )
     return kind(**{"seed": settings.seed, **defaults, **(training or {})})
 
 

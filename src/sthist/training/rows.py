@@ -40,28 +40,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Rows with a label.
+    """Rows with a label."""
 
-    Attributes
-    ----------
-    samples, tables, names
-        The samples, their tables, and what to call these.
-    sample, row
-        (n,) which sample, and which row of its table, each of the rows is.
-    codes, classes
-        (n,) class of each, and the names of the classes.
-    n_unlabelled
-        Rows that have none.
-    """
-
-    samples: list[Sample]
+    samples: list[Sample]  # the samples, their tables, and what to call these
     tables: list[AnnData]
     names: list[str]
-    sample: np.ndarray
+    sample: np.ndarray  # (n,) which sample, and which row of its table, each of the rows is
     row: np.ndarray
-    codes: np.ndarray
+    codes: np.ndarray  # (n,) class of each, and the names of the classes
     classes: list[str]
-    n_unlabelled: int
+    n_unlabelled: int  # rows that have none
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -57,8 +57,8 @@ def require_resumable(folder: Path | None, *, resume: bool) -> None:
         If a training is to be resumed without a folder.
     """
     if folder is None and resume:
-        msg = "resume=True needs folder=, in which the training has left its checkpoints."
-        raise ValueError(msg)
+        raise ValueError("resume=True needs folder=, in which the training has left its checkpoints.")
     if folder is not None and not resume and (folder / CHECKPOINT).exists():
-        msg = f"{folder / CHECKPOINT} is there already: pass resume=True to go on from it, or another folder=."
-        raise FileExistsError(msg)
+        raise FileExistsError(
+            f"{folder / CHECKPOINT} is there already: pass resume=True to go on from it, or another folder=."
+        )

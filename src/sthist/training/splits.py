@@ -52,11 +52,9 @@ class Split:
         if isinstance(self.test, np.floating):
             object.__setattr__(self, "test", float(self.test))
         if not 0 <= self.validation < 1:
-            msg = f"validation is {self.validation!r}; it is a part of the rows, from 0 to less than 1."
-            raise ValueError(msg)
+            raise ValueError(f"validation is {self.validation!r}; it is a part of the rows, from 0 to less than 1.")
         if isinstance(self.test, int | float) and not 0 < self.test < 1:
-            msg = f"test is {self.test!r}; as a part of the rows it lies between 0 and 1."
-            raise ValueError(msg)
+            raise ValueError(f"test is {self.test!r}; as a part of the rows it lies between 0 and 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values of what was split by, and of what tests."""
@@ -72,27 +70,13 @@ def as_split(split: Split | str | Mapping[str, str], **defaults: Any) -> Split:
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What is known of rows that are to be split.
+    """What is known of rows that are to be split."""
 
-    Attributes
-    ----------
-    sample
-        (n,) name of the sample of each row.
-    patient
-        (n,) patient of each row.
-    obs
-        Columns by which rows can be split, (n,) each.
-    centres
-        (n, 2): x, y in µm; None where rows have no place.
-    size_um
-        Side of the tissue that a row shows; None where it is not known.
-    """
-
-    sample: np.ndarray
-    patient: np.ndarray
-    obs: pd.DataFrame
-    centres: np.ndarray | None = None
-    size_um: float | None = None
+    sample: np.ndarray  # (n,) name of the sample of each row
+    patient: np.ndarray  # (n,) patient of each row
+    obs: pd.DataFrame  # columns by which rows can be split, (n,) each
+    centres: np.ndarray | None = None  # (n, 2): x, y in µm; None where rows have no place
+    size_um: float | None = None  # side of the tissue that a row shows; None where it is not known
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -105,32 +89,17 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Rows in groups of which none is ever on both sides.
+    """Rows in groups of which none is ever on both sides."""
 
-    Attributes
-    ----------
-    by
-        What the groups are: ``"patient"``, ``"sample"``, ``"block"``, ``"random"``, ``"explicit"`` or the name of a
-        column.
-    groups
-        (n,) name of the group of each row.
-    sample, centres
-        As of :class:`Units`.
-    gap_um
-        Rows that are nearer to a row of the other side, along both axes, are left out; 0 to keep all.
-    parts
-        (n,) ``"train"``, ``"validation"`` or ``"test"``, where it was said.
-    leaks
-        Why scores are better than they should be; empty if nothing is known to.
-    """
-
+    # what the groups are: ``"patient"``, ``"sample"``, ``"block"``, ``"random"``, ``"explicit"`` or the name of a
+    # column
     by: str
-    groups: np.ndarray
-    sample: np.ndarray
+    groups: np.ndarray  # (n,) name of the group of each row
+    sample: np.ndarray  # as of :class:`Units`
     centres: np.ndarray | None = None
-    gap_um: float = 0.0
-    parts: np.ndarray | None = None
-    leaks: str = ""
+    gap_um: float = 0.0  # rows that are nearer to a row of the other side, along both axes, are left out; 0 to keep all
+    parts: np.ndarray | None = None  # (n,) ``"train"``, ``"validation"`` or ``"test"``, where it was said
+    leaks: str = ""  # why scores are better than they should be; empty if nothing is known to
 
 
 def folds_of(

@@ -94,8 +94,7 @@ def train(
             module.to(device)  # Lightning has taken it off
             with trainer.precision_plugin.forward_context():
                 advice = _what_fits(module, options)
-            msg = f"{advice} {_kept(checkpoint)}"
-            raise MemoryError(msg) from None
+            raise MemoryError(f"{advice} {_kept(checkpoint)}") from None
         except BaseException as error:
             error.add_note(_kept(checkpoint))
             raise
@@ -148,8 +147,7 @@ def chosen_device(device: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        msg = f"device={name!r} is not on this machine: {str(error).splitlines()[0]}"
-        raise ValueError(msg) from None
+        raise ValueError(f"device={name!r} is not on this machine: {str(error).splitlines()[0]}") from None
     return name
 
 
@@ -171,8 +169,9 @@ def checkpoint_gradients(network: Any) -> None:
         if hasattr(network, name):
             getattr(network, name)()
             return
-    msg = "checkpoint_gradients=True is for networks that can do it, such as ST2HE; this one is small enough without."
-    raise ValueError(msg)
+    raise ValueError(
+        "checkpoint_gradients=True is for networks that can do it, such as ST2HE; this one is small enough without."
+    )
 
 
 def checkpoint_to_resume(folder: Path | None, identity: dict[str, Any], *, resume: bool) -> Path | None:
@@ -187,11 +186,10 @@ def checkpoint_to_resume(folder: Path | None, identity: dict[str, Any], *, resum
     try:
         kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"][LastCheckpoint.state_key]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        msg = (
-            f"{checkpoint} is no checkpoint of this package, or damaged: {type(error).__name__}. Remove it to "
-            f"begin anew."
-        )
-        raise ValueError(msg) from error
+        raise ValueError(
+            f"{checkpoint} is no checkpoint of this package, or damaged: {type(error).__name__}. Remove it to begin "
+            "anew."
+        ) from error
     different = [name for name, value in identity.items() if kept.get(name) != value]
     if different:
         values = ", ".join(f"{name} {kept.get(name)!r}, not {identity[name]!r}" for name in different[:3])
@@ -201,8 +199,7 @@ def checkpoint_to_resume(folder: Path | None, identity: dict[str, Any], *, resum
             if "epochs" in different
             else ""
         )
-        msg = f"{checkpoint} is of another training, with {values}.{longer}"
-        raise ValueError(msg)
+        raise ValueError(f"{checkpoint} is of another training, with {values}.{longer}")
     return checkpoint
 
 

@@ -114,11 +114,9 @@ def toy(
     (['cell_boundaries', 'nucleus_boundaries', 'regions'], 60)
     """
     if kind not in LEAST_SIZE_UM:
-        msg = f"kind is {kind!r}; known are {list(LEAST_SIZE_UM)}."
-        raise ValueError(msg)
+        raise ValueError(f"kind is {kind!r}; known are {list(LEAST_SIZE_UM)}.")
     if not size_um >= LEAST_SIZE_UM[kind]:
-        msg = f"size_um is {size_um!r}; a sample of kind {kind!r} needs at least {LEAST_SIZE_UM[kind]} µm."
-        raise ValueError(msg)
+        raise ValueError(f"size_um is {size_um!r}; a sample of kind {kind!r} needs at least {LEAST_SIZE_UM[kind]} µm.")
     rng = np.random.default_rng(seed)
     regions = _regions(size_um, rng, kinds.cores(size_um) if kind == "tma" else None)
     cells = _cells(regions, size_um, rng)

@@ -83,11 +83,10 @@ def tokenizer_of(files: Files) -> Any:
                 eos_token="<end_of_text>",
                 pad_token="<pad>",
             )
-    msg = (
+    raise FileNotFoundError(
         f"Texts need the tokenizer of CONCH, which is not on the hub: get {TOKENIZER} from {TOKENIZER_PAGE}, put it "
         f"beside the weights ({files.folder or 'in a folder'}), and pass weights=, that folder."
     )
-    raise FileNotFoundError(msg)
 
 
 def load(card: Card, files: Files) -> Loaded:

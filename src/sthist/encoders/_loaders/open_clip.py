@@ -65,18 +65,16 @@ def card_of(name: str, *, needs_tag: bool) -> Card:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not tag:
         if needs_tag:
-            msg = (
-                f"Which weights of {architecture!r}? Say 'open_clip:{architecture}/<tag>', with one of {tags}, or "
-                f"pass weights=."
+            raise ValueError(
+                f"Which weights of {architecture!r}? Say 'open_clip:{architecture}/<tag>', with one of {tags}, or pass "
+                "weights=."
             )
-            raise ValueError(msg)
         return Card(
             "", "see its source", "open_clip", transform=usual, architecture=architecture, files=OPEN_CLIP_NAMES
         )
     described = open_clip.get_pretrained_cfg(architecture, tag)
     if not described:
-        msg = f"open_clip has no weights {tag!r} of {architecture!r}; it has {tags}."
-        raise KeyError(msg)
+        raise KeyError(f"open_clip has no weights {tag!r} of {architecture!r}; it has {tags}.")
     hub_id, _, file = (described.get("hf_hub") or "").rpartition("/")
     return Card(
         hub_id,
@@ -97,8 +95,7 @@ def _split(name: str, known: list[str]) -> tuple[str, str]:
     model, _, tag = name.rpartition("/")
     if model.replace("/", "-") in known:
         return model.replace("/", "-"), tag
-    msg = f"open_clip has no model {model or name!r}.{did_you_mean(model or name, known)}"
-    raise KeyError(msg)
+    raise KeyError(f"open_clip has no model {model or name!r}.{did_you_mean(model or name, known)}")
 
 
 def load(card: Card, files: Files) -> Loaded:
@@ -108,10 +105,9 @@ def load(card: Card, files: Files) -> Loaded:
     described = files.config(CONFIG)
     config = deepcopy(described.get("model_cfg")) or open_clip.get_model_config(card.architecture or "")
     if config is None:
-        msg = (
+        raise ValueError(
             f"Nothing says what the architecture of {card.hub_id!r} is: it needs the {CONFIG} of its page, or weights=."
         )
-        raise ValueError(msg)
     clip = _build(config | card.arguments)
     if files.weights is not None:
         _fill(clip, files)

@@ -98,8 +98,7 @@ def as_grid(tokens: Any, prefix: int, *, channels_last: bool = False) -> torch.T
         if side * side == tokens.shape[1] - prefix:
             return tokens[:, prefix:].unflatten(1, (side, side))
     shape = tuple(tokens.shape) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-    msg = f"This network gives no grid of places within a tile, but {shape}."
-    raise ValueError(msg)
+    raise ValueError(f"This network gives no grid of places within a tile, but {shape}.")
 
 
 def card_of(name: str) -> Card:
@@ -111,13 +110,13 @@ def card_of(name: str) -> Card:
         return Card(hub_id, "see its page", "timm", transform=Transform(size=224))
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        msg = f"timm has no network {name!r}.{did_you_mean(name, timm.list_models(), 'timm:')}"
-        raise KeyError(msg)
+        raise KeyError(f"timm has no network {name!r}.{did_you_mean(name, timm.list_models(), 'timm:')}")
     try:
         described = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        msg = f"timm has no weights {name!r}; for {architecture!r} it has {timm.list_pretrained(f'{architecture}.*')}."
-        raise KeyError(msg) from error
+        raise KeyError(
+            f"timm has no weights {name!r}; for {architecture!r} it has {timm.list_pretrained(f'{architecture}.*')}."
+        ) from error
     hub_id = (described.hf_hub_id if described is not None else None) or ""
     tag = described.tag if described is not None else None
     if hub_id == "timm/":
@@ -151,17 +150,15 @@ def load(card: Card, files: Files) -> Loaded:
     described = files.config()
     architecture = described.get("architecture", card.architecture)
     if not architecture:
-        msg = (
+        raise ValueError(
             f"Nothing says what the architecture of {card.hub_id!r} is: it needs the config.json of its page, or "
             "weights=."
         )
-        raise ValueError(msg)
     if not timm.is_model(architecture):
-        msg = (
+        raise KeyError(
             f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which {files.folder} "
             "asks for."
         )
-        raise KeyError(msg)
     arguments = with_layers(card.arguments | described.get("model_args", {})) | {"num_classes": 0}
     trunk = timm.create_model(architecture, pretrained=False, **arguments)
     if files.weights is not None:

@@ -96,11 +96,10 @@ def tokenizer_of(files: Files, kind: str) -> Any:
     if folder is None or not (
         all((folder / name).is_file() for name in needed) or (folder / "tokenizer.json").is_file()
     ):
-        msg = (
-            f"Texts need the tokenizer {' and '.join(needed)}, which is not beside the weights "
-            f"({files.weights}). Pass weights=, a folder that holds both."
+        raise FileNotFoundError(
+            f"Texts need the tokenizer {' and '.join(needed)}, which is not beside the weights ({files.weights}). Pass "
+            "weights=, a folder that holds both."
         )
-        raise FileNotFoundError(msg)
     return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
 
 
@@ -112,8 +111,7 @@ def load(card: Card, files: Files) -> Loaded:
     described = files.config() or dict(PLIP if texts else PHIKON_V2)
     kind = "clip" if texts else "dinov2"
     if described.pop("model_type", kind) != kind:
-        msg = f"{files.folder} does not describe {card.hub_id}: it is no {kind!r}."
-        raise ValueError(msg)
+        raise ValueError(f"{files.folder} does not describe {card.hub_id}: it is no {kind!r}.")
     if not texts:
         model: Any = filled(
             transformers.Dinov2Model, transformers.Dinov2Config(**described), files, ("embeddings.mask_token",)

@@ -41,15 +41,15 @@ def installed() -> bool:
 def load(name: str, weights: Path | None) -> tuple[Card, Loaded]:
     """Have the package load a model; it fetches the weights itself."""
     if not installed():
-        msg = f'{name!r} is an encoder of lazyslide-models, which is not installed: pip install "sthist[zoo]".'
-        raise ImportError(msg)
+        raise ImportError(
+            f'{name!r} is an encoder of lazyslide-models, which is not installed: pip install "sthist[zoo]".'
+        )
     registry = _registry()
     if name not in registry or not _is_encoder(registry[name]):
-        msg = (
+        raise KeyError(
             f"lazyslide-models has no encoder of tiles {name!r}; it has "
             f"{sorted(k for k in registry if _is_encoder(registry[k]))}."
         )
-        raise KeyError(msg)
     card = _card(registry[name])
     card.announce("lazyslide-models loads")
     logger.warning("lazyslide-models pins no revision, and some of its models run code from their page.")

@@ -171,8 +171,7 @@ class Morphology(Encoder):
         'ln of the area in µm²'
         """
         if name not in morphology_feature_names():
-            msg = f"The morphology encoder has no feature {name!r}; see morphology_feature_names()."
-            raise KeyError(msg)
+            raise KeyError(f"The morphology encoder has no feature {name!r}; see morphology_feature_names().")
         return next(text for pattern, text in FAMILIES.items() if re.fullmatch(pattern, name))
 
     def embed(self, tiles: np.ndarray, mpp: float | None = None) -> np.ndarray:
@@ -208,22 +207,23 @@ class Morphology(Encoder):
 
 def _positive(name: str, value: float) -> float:
     if not (np.isfinite(value) and value > 0):
-        msg = f"{name} is {value!r}; it must be a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"{name} is {value!r}; it must be a positive number.")
     return float(value)
 
 
 def _checked_vectors(vectors: Any) -> np.ndarray:
     array = np.array(vectors, np.float64)
     if array.shape != (2, 3) or not np.isfinite(array).all() or np.linalg.matrix_rank(array, tol=1e-3) < 2:
-        msg = f"stain_vectors are two different colours, (2, 3): haematoxylin and eosin; these are {array.tolist()}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"stain_vectors are two different colours, (2, 3): haematoxylin and eosin; these are {array.tolist()}."
+        )
     return array
 
 
 def _checked_tiles(tiles: Any) -> np.ndarray:
     tiles = np.ascontiguousarray(checked_tiles(tiles))
     if tiles.shape[1] < SMALLEST_PX:
-        msg = f"The morphology encoder takes tiles of {SMALLEST_PX} pixels a side or more; these have {tiles.shape[1]}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The morphology encoder takes tiles of {SMALLEST_PX} pixels a side or more; these have {tiles.shape[1]}."
+        )
     return tiles

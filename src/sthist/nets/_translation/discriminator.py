@@ -193,8 +193,7 @@ _AUGMENT: dict[str, Callable[[torch.Tensor, torch.Generator | None], torch.Tenso
 def _require_known(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in _AUGMENT]
     if unknown:
-        msg = f"There is no augmentation {unknown[0]!r}; there are {list(_AUGMENT)}."
-        raise ValueError(msg)
+        raise ValueError(f"There is no augmentation {unknown[0]!r}; there are {list(_AUGMENT)}.")
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -241,8 +240,7 @@ def norm_of(norm: Norm, channels: int) -> nn.Module:
         "none": lambda _: nn.Identity(),
     }
     if norm not in kinds:
-        msg = f"norm={norm!r} is none of {list(kinds)}."
-        raise ValueError(msg)
+        raise ValueError(f"norm={norm!r} is none of {list(kinds)}.")
     return kinds[norm](channels)
 
 

@@ -64,7 +64,6 @@ def fill(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], source: o
     }
     problems = [f"{len(names)} {what}, such as {names[0]!r}" for what, names in wrong.items() if names]
     if problems:
-        msg = f"The weights of {str(source)!r} do not fit this generator: {'; '.join(problems)}."
-        raise ValueError(msg)
+        raise ValueError(f"The weights of {str(source)!r} do not fit this generator: {'; '.join(problems)}.")
     for name, tensor in own.items():
         tensor.data.copy_(state[name])

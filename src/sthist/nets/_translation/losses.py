@@ -82,10 +82,9 @@ def ssim(
     """
     _require_alike(one, other)
     if min(one.shape[-2:]) < window:
-        msg = (
+        raise ValueError(
             f"Structural similarity needs images of at least {window} x {window} px; these are {tuple(one.shape[-2:])}."
         )
-        raise ValueError(msg)
     with torch.autocast(one.device.type, enabled=False):
         x, y = _precise(one), _precise(other)
         moments = _blur(torch.cat([x, y, x * x, y * y, x * y]), window, sigma)
@@ -143,11 +142,10 @@ class StructuralLoss(nn.Module):
     def __init__(self, levels: int = 3, *, gradient_weight: float = 1.0) -> None:
         super().__init__()
         if levels < 1 or not gradient_weight >= 0:
-            msg = (
+            raise ValueError(
                 f"levels={levels} and gradient_weight={gradient_weight}; needed are at least one level and a weight "
-                f"from 0."
+                "from 0."
             )
-            raise ValueError(msg)
         self.levels, self.gradient_weight = levels, gradient_weight
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -155,11 +153,10 @@ class StructuralLoss(nn.Module):
         _require_alike(fake, real)
         least = SSIM_WINDOW * 2 ** (self.levels - 1)
         if min(fake.shape[-2:]) < least:
-            msg = (
+            raise ValueError(
                 f"{self.levels} levels need images of at least {least} x {least} px; these are "
                 f"{tuple(fake.shape[-2:])}."
             )
-            raise ValueError(msg)
         one, other = (_precise(images) / 2 + 0.5 for images in (fake, real))
         total = one.new_zeros(())
         for level in range(self.levels):
@@ -233,16 +230,16 @@ class ImageTextLoss(nn.Module):
     def embed_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, d) of tokens, without gradient; texts that stay are embedded once."""
         if self.text_tower is None:
-            msg = "Tokens need a text tower, and none was given; give embeddings of the texts, or text_tower=."
-            raise ValueError(msg)
+            raise ValueError(
+                "Tokens need a text tower, and none was given; give embeddings of the texts, or text_tower=."
+            )
         with torch.no_grad():
             return self.text_tower(tokens)
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """The loss: from 0, where each image points as its text does, to 2."""
         if len(images) != len(texts):
-            msg = f"Each image has its own text; there are {len(images)} images and {len(texts)} texts."
-            raise ValueError(msg)
+            raise ValueError(f"Each image has its own text; there are {len(images)} images and {len(texts)} texts.")
         words = texts if texts.is_floating_point() else self.embed_text(texts)
         seen = self.image_tower(self.normalized(images))
         return 1 - functional.cosine_similarity(seen.float(), words.float(), dim=1).mean()
@@ -269,8 +266,7 @@ class Normalized(nn.Module):
 
 def _require_alike(one: torch.Tensor, other: torch.Tensor) -> None:
     if one.shape != other.shape:
-        msg = f"The images have the shapes {tuple(one.shape)} and {tuple(other.shape)}; they have to agree."
-        raise ValueError(msg)
+        raise ValueError(f"The images have the shapes {tuple(one.shape)} and {tuple(other.shape)}; they have to agree.")
 
 
 def hinge_discriminator_loss(real: Any, fake: Any) -> torch.Tensor:

@@ -58,8 +58,7 @@ class Pix2Pix(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 2:
-            msg = f"depth={depth}; a U-Net has at least two levels."
-            raise ValueError(msg)
+            raise ValueError(f"depth={depth}; a U-Net has at least two levels.")
         self.depth = depth
         widths = [min(width * 2**i, max_width) for i in range(depth)]
         self.down = nn.ModuleList()
@@ -77,11 +76,10 @@ class Pix2Pix(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, out_channels, h, w) from -1 to 1, of images (n, in_channels, h, w) from -1 to 1."""
         if any(side % 2**self.depth or not side for side in images.shape[-2:]):
-            msg = (
+            raise ValueError(
                 f"Images are {tuple(images.shape[-2:])} px; with {self.depth} levels, sides are multiples of "
                 f"{2**self.depth}."
             )
-            raise ValueError(msg)
         skips = []
         for level in self.down:
             images = level(images)

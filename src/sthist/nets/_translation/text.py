@@ -29,8 +29,9 @@ def byte_ids(prompts: Sequence[str], tokens: int) -> torch.Tensor:
     rows = [[START, *prompt.encode(), END] for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > tokens:
-            msg = f"The prompt {prompt!r} has {len(row) - 2} bytes; this encoder takes {tokens - 2}. Shorten it."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The prompt {prompt!r} has {len(row) - 2} bytes; this encoder takes {tokens - 2}. Shorten it."
+            )
     return torch.tensor([row + [PAD] * (tokens - len(row)) for row in rows], dtype=torch.long).reshape(-1, tokens)
 
 

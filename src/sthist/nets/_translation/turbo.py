@@ -132,8 +132,9 @@ class Turbo(nn.Module):
     def _trained(self) -> dict[str, torch.Tensor]:
         needs = self.config.trained == "adapters" and self.config.rank_unet + self.config.rank_vae > 0
         if needs and next(lora_layers(self), None) is None:
-            msg = "The generator has no adapters: call adapt() first, and keep what was trained before merge()."
-            raise ValueError(msg)
+            raise ValueError(
+                "The generator has no adapters: call adapt() first, and keep what was trained before merge()."
+            )
         named = ((plain_name(name), parameter) for name, parameter in self.named_parameters())
         return {name: parameter for name, parameter in named if self._is_trained(name)}
 

@@ -90,29 +90,25 @@ class TurboConfig:
 
     def __post_init__(self) -> None:
         if self.trained not in TRAINED:
-            msg = f"trained is {self.trained!r}; one of {list(TRAINED)} is expected."
-            raise ValueError(msg)
+            raise ValueError(f"trained is {self.trained!r}; one of {list(TRAINED)} is expected.")
         if self.padding not in PADDINGS:
-            msg = f"padding is {self.padding!r}; one of {list(PADDINGS)} is expected."
-            raise ValueError(msg)
+            raise ValueError(f"padding is {self.padding!r}; one of {list(PADDINGS)} is expected.")
         if len(self.unet_heads) != len(self.unet_channels):
-            msg = (
+            raise ValueError(
                 f"unet_heads has {len(self.unet_heads)} numbers, unet_channels {len(self.unet_channels)}: one for each."
             )
-            raise ValueError(msg)
         if not 0 <= self.timestep < 1000:
-            msg = f"timestep is {self.timestep}; the noise schedule has 0 to 999."
-            raise ValueError(msg)
+            raise ValueError(f"timestep is {self.timestep}; the noise schedule has 0 to 999.")
         if min(self.rank_unet, self.rank_vae) < 0:
-            msg = f"Ranks of adapters are {self.rank_unet} and {self.rank_vae}; 0 (none) or more is expected."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Ranks of adapters are {self.rank_unet} and {self.rank_vae}; 0 (none) or more is expected."
+            )
 
         if self.padding != "zeros" and (self.rank_unet or self.rank_vae):
-            msg = (
+            raise ValueError(
                 f"padding is {self.padding!r}, and adapters are for weights that were trained with zeros beyond the "
-                f"border."
+                "border."
             )
-            raise ValueError(msg)
 
     @property
     def stride(self) -> int:
@@ -124,11 +120,10 @@ class TurboConfig:
         for px in sides:
             if px <= 0 or px % self.stride:
                 below = max(px // self.stride, 1) * self.stride
-                msg = (
+                raise ValueError(
                     f"A tile of {px} px does not go through {self.backbone!r}: its side has to be a multiple of "
                     f"{self.stride}, such as {below} or {below + self.stride}."
                 )
-                raise ValueError(msg)
 
     def to_dict(self) -> dict[str, Any]:
         """Its values, as JSON takes them."""
@@ -139,8 +134,7 @@ class TurboConfig:
         """A config from the values of :meth:`to_dict`."""
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            msg = f"A generator has no settings {unknown}."
-            raise ValueError(msg)
+            raise ValueError(f"A generator has no settings {unknown}.")
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**plain)
 

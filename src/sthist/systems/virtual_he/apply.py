@@ -200,11 +200,10 @@ def _of_sample(
     region = None if within is None else region_geometry(sdata, within)
     canvas_um = stain.extent_um if region is None else _snap(region.bounds, stain.extent_um, mpp)
     if client is not None and _store.store_path(sdata) is None:
-        msg = (
+        raise ValueError(
             "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
             "sd.read_zarr(path)."
         )
-        raise ValueError(msg)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "within": None if region is None or region.equals(region.envelope) else region,
@@ -261,8 +260,9 @@ def _plane_of(image: Any) -> tuple[Any, int | None]:
         return image, None
     planes = set(image.values())
     if len(planes) != 1:
-        msg = f"image={dict(image)} names {len(planes)} planes; images that tile the nuclear stain share one."
-        raise ValueError(msg)
+        raise ValueError(
+            f"image={dict(image)} names {len(planes)} planes; images that tile the nuclear stain share one."
+        )
     return list(image), planes.pop()
 
 
@@ -272,8 +272,9 @@ def _molecules(sdata: SpatialData, points: str | Sequence[str] | None) -> dict[s
     for key in [points] if isinstance(points, str) else points or ():
         kind = "table" if key in sdata.tables else "points"
         if kind in found:
-            msg = f"points= names {found[kind]!r} and {key!r}: one element of transcripts, and one table of cells."
-            raise ValueError(msg)
+            raise ValueError(
+                f"points= names {found[kind]!r} and {key!r}: one element of transcripts, and one table of cells."
+            )
         found[kind] = key
     return found
 
@@ -283,12 +284,12 @@ def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str
     if not isinstance(tissue, Mapping):
         return {}
     if not isinstance(data, Mapping):
-        msg = "tissue= is by sample, and one section is given: say its tissue."
-        raise ValueError(msg)
+        raise ValueError("tissue= is by sample, and one section is given: say its tissue.")
     missing = [name for name in data if name not in tissue]
     if missing:
-        msg = f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"tissue= says nothing of {len(missing)} samples, such as {missing[0]!r}; it has {list(tissue)[:8]}."
+        )
     return {id(section): tissue[name] for name, section in data.items()}
 
 
@@ -298,13 +299,13 @@ def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any, 
         model = BeerLambert()
     loaded: Model = model if isinstance(model, Model) else load(model)
     if not isinstance(loaded, VirtualStainModel):
-        msg = f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E."
-        raise ValueError(msg)
+        raise ValueError(f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E.")
     if isinstance(loaded, BeerLambert):
         return loaded if stain_reference is None else BeerLambert(loaded.config).fit(stain_reference, seed=seed)
     if stain_reference is not None:
-        msg = f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
-        raise ValueError(msg)
+        raise ValueError(
+            f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
+        )
     return loaded
 
 
@@ -314,8 +315,7 @@ def _made_ready(model: VirtualStainModel, tissue: str | None, device: str | None
         # Said once, so that workers compute on the kind of device that this process would.
         return model.to(device or model.device_name, tissue=tissue)
     if isinstance(model, BeerLambert) and tissue is not None:
-        msg = f"tissue= is for networks; {model.system!r} is none."
-        raise ValueError(msg)
+        raise ValueError(f"tissue= is for networks; {model.system!r} is none.")
     return model
 
 
@@ -330,11 +330,10 @@ def _snap(
         for b, o, e in zip(bounds[2:], (x0, y0), extent[2:], strict=True)
     ]
     if high[0] <= low[0] or high[1] <= low[1]:
-        msg = (
+        raise ValueError(
             f"within= spans x {bounds[0]:.1f} to {bounds[2]:.1f}, y {bounds[1]:.1f} to {bounds[3]:.1f} µm, outside the "
             f"nuclear stain (x {extent[0]:.1f} to {extent[2]:.1f}, y {extent[1]:.1f} to {extent[3]:.1f} µm)."
         )
-        raise ValueError(msg)
     return (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
 
 

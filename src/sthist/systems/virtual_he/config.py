@@ -55,8 +55,7 @@ class TranslationConfig:
         make_plain(self)
         require_prompts(self.prompts)
         if self.input_low not in (0.0, -1.0):
-            msg = f"input_low is {self.input_low!r}; black is -1, or 0 in upstream's training."
-            raise ValueError(msg)
+            raise ValueError(f"input_low is {self.input_low!r}; black is -1, or 0 in upstream's training.")
         self.spec  # noqa: B018  # its checks
 
     @property
@@ -97,15 +96,14 @@ def require_prompts(prompts: dict[str, str]) -> None:
     owner: dict[str, str] = {}
     for tissue, prompt in prompts.items():
         if not isinstance(prompt, str) or not prompt.strip():
-            msg = f"The prompt of tissue {tissue!r} is {prompt!r}; a text that is not blank is needed."
-            raise ValueError(msg)
+            raise ValueError(f"The prompt of tissue {tissue!r} is {prompt!r}; a text that is not blank is needed.")
         other = owner.setdefault(prompt, tissue)
         if other != tissue:
-            msg = f"Tissues {other!r} and {tissue!r} share the prompt {prompt!r}: nothing would tell them apart."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Tissues {other!r} and {tissue!r} share the prompt {prompt!r}: nothing would tell them apart."
+            )
     if not prompts:
-        msg = "There is no prompt; where tissue is not said it is {'': 'dapi2he'}."
-        raise ValueError(msg)
+        raise ValueError("There is no prompt; where tissue is not said it is {'': 'dapi2he'}.")
 
 
 @dataclass(frozen=True)
@@ -136,11 +134,9 @@ class LossWeights:
         make_plain(self)
         for name, value in dataclasses.asdict(self).items():
             if not (math.isfinite(value) and value >= 0):
-                msg = f"Loss weight {name} is {value!r}; a number from 0 on is needed."
-                raise ValueError(msg)
+                raise ValueError(f"Loss weight {name} is {value!r}; a number from 0 on is needed.")
         if self.l2 + self.perceptual == 0:
-            msg = "Both l2 and perceptual are 0: nothing would tie the output to the real image."
-            raise ValueError(msg)
+            raise ValueError("Both l2 and perceptual are 0: nothing would tie the output to the real image.")
 
 
 LOSSES = {
@@ -258,27 +254,24 @@ class TranslationTraining(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps_per_epoch % self.accumulate:
-            msg = (
+            raise ValueError(
                 f"steps_per_epoch is {self.steps_per_epoch}, no multiple of accumulate={self.accumulate}: some batches "
                 "would be left over."
             )
-            raise ValueError(msg)
         if isinstance(self.losses, dict):
             object.__setattr__(self, "losses", LossWeights(**self.losses))
         if not isinstance(self.losses, LossWeights) and self.losses not in LOSSES:
-            msg = f"losses is {self.losses!r}; it is LossWeights, or one of {list(LOSSES)}."
-            raise ValueError(msg)
+            raise ValueError(f"losses is {self.losses!r}; it is LossWeights, or one of {list(LOSSES)}.")
         if self.max_shift_um is not None and not self.max_shift_um >= 0:
-            msg = f"max_shift_um is {self.max_shift_um!r}; it is a length from 0 in µm, or None."
-            raise ValueError(msg)
+            raise ValueError(f"max_shift_um is {self.max_shift_um!r}; it is a length from 0 in µm, or None.")
         if not all(math.isfinite(size) and size > 0 for size in self.dot_sizes) or (
             self.dot_s is not None and not self.dot_sizes
         ):
-            msg = f"dot_s is {self.dot_s!r}; a positive size is needed, or several."
-            raise ValueError(msg)
+            raise ValueError(f"dot_s is {self.dot_s!r}; a positive size is needed, or several.")
         if self.dot_s is not None and self.dot_um is not None:
-            msg = f"Give the size of a dot as dot_um= or as dot_s=, not both ({self.dot_um!r} and {self.dot_s!r})."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Give the size of a dot as dot_um= or as dot_s=, not both ({self.dot_um!r} and {self.dot_s!r})."
+            )
 
     def _positive(self) -> tuple[str, ...]:
         return (*super()._positive(), "lr_discriminator")

@@ -38,30 +38,14 @@ def as_tiles(images: torch.Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PreparedSection:
-    """A virtual-staining model made ready for one section.
+    """A virtual-staining model made ready for one section."""
 
-    Attributes
-    ----------
-    readers
-        What the model sees of the section, all of one TileSpec.
-    predict
-        Tiles of each reader to (n, px, px, 3) uint8.
-    facts
-        Statistics of the section that determine the result, and what it was made from; JSON values.
-    overlap
-        Part of a tile's side shared with the next.
-    concurrent
-        ``predict`` may run in several threads at once.
-    threads
-        Blocks at a time; None for as many as the machine suggests.
-    """
-
-    readers: Sequence[TileReader]
-    predict: Callable[..., np.ndarray]
-    facts: dict[str, Any]
-    overlap: float
-    concurrent: bool
-    threads: int | None = None
+    readers: Sequence[TileReader]  # what the model sees of the section, all of one TileSpec
+    predict: Callable[..., np.ndarray]  # tiles of each reader to (n, px, px, 3) uint8
+    facts: dict[str, Any]  # statistics of the section that determine the result, and what it was made from; JSON values
+    overlap: float  # part of a tile's side shared with the next
+    concurrent: bool  # ``predict`` may run in several threads at once
+    threads: int | None = None  # blocks at a time; None for as many as the machine suggests
 
 
 class VirtualStainModel(Model):
@@ -90,15 +74,9 @@ class VirtualStainModel(Model):
 
 
 class GeneratorModel(VirtualStainModel):
-    """A model whose network, the generator, is trained on pairs of tiles: what is trained, saved and run of it.
+    """A model whose network, the generator, is trained on pairs of tiles: what is trained, saved and run of it."""
 
-    Attributes
-    ----------
-    config
-        What it sees, and its prompts.
-    """
-
-    config: TranslationConfig
+    config: TranslationConfig  # what it sees, and its prompts
     takes_prompts: ClassVar[bool] = True
     tissue: str | None
     compile: bool

@@ -36,8 +36,9 @@ def prepare_section(
     """Make the readers of a section for a model; arguments and errors are those of :meth:`GeneratorModel.prepare`."""
     spec = model.config.spec
     if abs(mpp / spec.mpp - 1) > 1e-6:
-        msg = f"mpp is {mpp:.4g}; this model has learned histology at {spec.mpp:.4g} µm/px, and makes no other."
-        raise ValueError(msg)
+        raise ValueError(
+            f"mpp is {mpp:.4g}; this model has learned histology at {spec.mpp:.4g} µm/px, and makes no other."
+        )
     prompt = model.prompt()
     overlay = Overlay(
         elements.sdata,
@@ -127,8 +128,7 @@ class RunningGenerator:
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
         n, px = tiles.shape[:2]
-        msg = f"{self.device} is out of memory with {n} tiles of {px} px. {self._what_fits(tiles)}"
-        raise MemoryError(msg)
+        raise MemoryError(f"{self.device} is out of memory with {n} tiles of {px} px. {self._what_fits(tiles)}")
 
     def _what_fits(self, tiles: np.ndarray) -> str:
         """The largest half, quarter and so on of a batch that goes through."""

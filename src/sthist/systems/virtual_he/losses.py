@@ -93,11 +93,10 @@ class AdversarialLoss(nn.Module):
         super().__init__()
         self.sees_input = training.discriminator == "patch"
         if self.sees_input and px < LEAST_JUDGED_PX:
-            msg = (
+            raise ValueError(
                 f"Tiles of {px} px are too small for the patch discriminator; it needs {LEAST_JUDGED_PX} px. Take "
-                f"larger tiles, or adversarial=0."
+                "larger tiles, or adversarial=0."
             )
-            raise ValueError(msg)
         if self.sees_input:
             self.network: nn.Module = PatchDiscriminator(6, width=32, layers=3, norm="instance")
             self._losses: Any = (hinge_generator_loss, hinge_discriminator_loss)
@@ -131,12 +130,10 @@ def _perceptual(training: TranslationTraining, px: int) -> nn.Module:
         try:
             return PerceptualLoss(lpips_network("vgg", training.lpips_weights))
         except MetricUnavailable as error:
-            msg = f"The perceptual term needs weights: {error} {WITHOUT}"
-            raise FileNotFoundError(msg) from error
+            raise FileNotFoundError(f"The perceptual term needs weights: {error} {WITHOUT}") from error
     levels = next((n for n in (3, 2, 1) if px >= SSIM_WINDOW * 2 ** (n - 1)), 0)
     if not levels:
-        msg = f"Tiles of {px} px are too small for the structural term; it needs {SSIM_WINDOW} px."
-        raise ValueError(msg)
+        raise ValueError(f"Tiles of {px} px are too small for the structural term; it needs {SSIM_WINDOW} px.")
     return StructuralLoss(levels)
 
 
@@ -151,8 +148,7 @@ def image_text(training: TranslationTraining) -> Any:
         error.add_note(f"It is for the text term or the discriminator. {WITHOUT}")
         raise
     if not encoder.can_text:
-        msg = f"clip={training.clip!r} embeds images only; an image-text network of open_clip is needed."
-        raise ValueError(msg)
+        raise ValueError(f"clip={training.clip!r} embeds images only; an image-text network of open_clip is needed.")
     return encoder
 
 

@@ -32,15 +32,13 @@ def reference_pixels(reference: Any, seed: int) -> np.ndarray:
     else:
         pixels = _pixels_of_array(np.asarray(reference))
     if len(pixels) == 0:
-        msg = "The reference H&E shows no tissue."
-        raise ValueError(msg)
+        raise ValueError("The reference H&E shows no tissue.")
     return pixels
 
 
 def _pixels_of_array(array: np.ndarray) -> np.ndarray:
     if array.ndim != 3:
-        msg = f"The reference H&E has shape {array.shape}; it should be (h, w, 3)."
-        raise ValueError(msg)
+        raise ValueError(f"The reference H&E has shape {array.shape}; it should be (h, w, 3).")
     require_he("The reference array", array.shape[-1], array.dtype)
     step = int(np.clip(np.sqrt(array.shape[0] * array.shape[1] / 1e6), 1, 8))
     image = array[::step, ::step]
@@ -109,11 +107,10 @@ def find_tissue(
         found = mask_of_nuclear_stain(image, coarse.bin_um, density)
         mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
     if not mask.any():
-        msg = (
-            f"Found no tissue in the nuclear stain {stain.key!r}, channel {elements.nuclear_channel!r}: it is "
-            "empty or constant. Choose another with image= and channel=, or put outlines in shapes['tissue']."
+        raise ValueError(
+            f"Found no tissue in the nuclear stain {stain.key!r}, channel {elements.nuclear_channel!r}: it is empty or "
+            "constant. Choose another with image= and channel=, or put outlines in shapes['tissue']."
         )
-        raise ValueError(msg)
     return gaussian_filter(mask.astype(np.float32), 0.7), coarse
 
 

@@ -60,12 +60,11 @@ def require_split(sections: Sequence[Section], split: Split) -> None:
         columns = core_columns(section.sdata, np.empty((0, 2))) if section.laid is None else section.laid.obs.columns
         known = list(map(str, columns))
         if by not in known:
-            msg = (
-                f"split={by!r} is no column of the tiles of sample {section.name!r}; they have {known}. It is "
-                f"that, {', '.join(map(repr, NAMED_SPLITS))}, "
-                f"or a mapping of sample to part.{closest(by, [*known, *NAMED_SPLITS])}"
+            raise KeyError(
+                f"split={by!r} is no column of the tiles of sample {section.name!r}; they have {known}. It is that, "
+                f"{', '.join(map(repr, NAMED_SPLITS))}, or a mapping of sample to "
+                f"part.{closest(by, [*known, *NAMED_SPLITS])}"
             )
-            raise KeyError(msg)
 
 
 def _patients(sections: Sequence[Section]) -> set[Any]:
@@ -83,11 +82,10 @@ def _patients(sections: Sequence[Section]) -> set[Any]:
 def require_batch(n: int, batch_size: int) -> None:
     """Refuse fewer tiles than a batch."""
     if n < batch_size:
-        msg = (
-            f"{n} tiles to train on are fewer than a batch of {batch_size}. Lay more or smaller tiles, hold fewer "
-            f"out, or lower batch_size=."
+        raise ValueError(
+            f"{n} tiles to train on are fewer than a batch of {batch_size}. Lay more or smaller tiles, hold fewer out, "
+            "or lower batch_size=."
         )
-        raise ValueError(msg)
 
 
 MODELS = ("small", "sd-turbo", "pix2pix")
@@ -194,12 +192,12 @@ def train_virtual_he(
     """
     split = as_split(split)
     if not isinstance(model, Translator) and model not in MODELS:
-        msg = f"model is {model!r}; it is one of {list(MODELS)}, or a model, such as sthist.models.load(folder) gives."
-        raise ValueError(msg)
+        raise ValueError(
+            f"model is {model!r}; it is one of {list(MODELS)}, or a model, such as sthist.models.load(folder) gives."
+        )
     options = as_training(TranslationTraining, training, {"batch_size": 1})  # those of the model, once there is one
     if options.backbone is not None and model != "sd-turbo":
-        msg = "backbone= is for model='sd-turbo'."
-        raise ValueError(msg)
+        raise ValueError("backbone= is for model='sd-turbo'.")
     path = None if folder is None else Path(folder)
     require_resumable(path, resume=options.resume)
     mode = model.config.mode if isinstance(model, Translator) else options.mode
@@ -302,25 +300,23 @@ def _continued(model: Translator, spec: TileSpec, style: dict[str, Any], prompts
     """The config of a model that is trained on: its own, with tissues that are new to it."""
     config = model.config
     if not same_spec(spec, config.spec):
-        msg = f"The tiles are {spec}, the model is for {config.spec}. Lay such tiles, or leave spec out."
-        raise ValueError(msg)
+        raise ValueError(f"The tiles are {spec}, the model is for {config.spec}. Lay such tiles, or leave spec out.")
     for name, value in style.items():
         if value != getattr(config, name) or (name == "dot_s" and config.dot_um is not None):
-            msg = (
-                f"{name}={value!r}, and the model was trained with {getattr(config, name)!r}: leave it out, or begin "
-                "a new model."
+            raise ValueError(
+                f"{name}={value!r}, and the model was trained with {getattr(config, name)!r}: leave it out, or begin a "
+                "new model."
             )
-            raise ValueError(msg)
     if set(prompts.texts) == {""} and "" not in config.prompts:
-        msg = f"The model was trained on the tissues {sorted(config.prompts)}: say with tissue= which one this is."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The model was trained on the tissues {sorted(config.prompts)}: say with tissue= which one this is."
+        )
     for name, text in prompts.texts.items():
         if config.prompts.get(name, text) != text:
-            msg = (
+            raise ValueError(
                 f"The model knows tissue {name!r} by the prompt {config.prompts[name]!r}, not {text!r}; give that one "
                 "with prompts=."
             )
-            raise ValueError(msg)
     known = {name: text for name, text in config.prompts.items() if name or "" in prompts.texts}
     texts = {**known, **prompts.texts}
     require_prompts(texts)
@@ -347,11 +343,10 @@ def _write_tiles(frame: pd.DataFrame, folder: Path, *, resume: bool) -> None:
     path = folder / TILES
     before = read_tiles(folder) if resume else None
     if before is not None and not _identity_of(before).equals(_identity_of(frame)):
-        msg = (
+        raise ValueError(
             f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go "
-            f"on with them."
+            "on with them."
         )
-        raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
 

@@ -184,28 +184,23 @@ class Translator(GeneratorModel):
     def _require_pairs(self, pairs: Pairs, options: TranslationTraining) -> None:
         self._require_alike(pairs)
         if len(pairs) < options.batch_size:
-            msg = (
+            raise ValueError(
                 f"There are {len(pairs)} pairs to train on, fewer than a batch of {options.batch_size}. Lay more "
                 "tiles, or lower batch_size=."
             )
-            raise ValueError(msg)
         if options.checkpoint_gradients and not hasattr(self.trainable(), "checkpoint_gradients"):
-            msg = "checkpoint_gradients=True is for ST2HE; this generator is small enough without."
-            raise ValueError(msg)
+            raise ValueError("checkpoint_gradients=True is for ST2HE; this generator is small enough without.")
 
     def _require_alike(self, pairs: Pairs) -> None:
         """Refuse pairs that the model is not made for."""
         if pairs.px != self.config.px:
-            msg = f"The pairs have {pairs.px} px, the model is for {self.config.spec}."
-            raise ValueError(msg)
+            raise ValueError(f"The pairs have {pairs.px} px, the model is for {self.config.spec}.")
         unknown = set(pairs.prompts) - set(self.config.prompts.values()) if self.takes_prompts else set()
         if unknown:
-            msg = (
-                f"Pairs have the prompt {sorted(unknown)[0]!r}, and the model would never be told it; "
-                f"config.prompts is "
-                f"{self.config.prompts}."
+            raise ValueError(
+                f"Pairs have the prompt {sorted(unknown)[0]!r}, and the model would never be told it; config.prompts "
+                f"is {self.config.prompts}."
             )
-            raise ValueError(msg)
 
     def _identity(self, pairs: Pairs) -> dict[str, Any]:
         """What a training is of, beside its options, as plain values."""
@@ -257,8 +252,7 @@ class Translator(GeneratorModel):
             If the precision is unknown.
         """
         if precision not in (None, "auto", "float32", "bf16"):
-            msg = f"precision is {precision!r}; it is 'auto', 'float32' or 'bf16'."
-            raise ValueError(msg)
+            raise ValueError(f"precision is {precision!r}; it is 'auto', 'float32' or 'bf16'.")
         if tissue is not None and self.takes_prompts:
             self.config.prompt_of(tissue)
         other = copy(self)
@@ -298,11 +292,11 @@ class Translator(GeneratorModel):
         tiles = np.asarray(tiles)
         px = self.config.px
         if tiles.dtype != np.uint8 or tiles.shape[1:] != (px, px, 3):
-            msg = f"Tiles are {tiles.dtype} of shape {tiles.shape}; this model takes uint8 of shape (n, {px}, {px}, 3)."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Tiles are {tiles.dtype} of shape {tiles.shape}; this model takes uint8 of shape (n, {px}, {px}, 3)."
+            )
         if batch_size < 1:
-            msg = f"batch_size is {batch_size!r}; at least one tile at a time is needed."
-            raise ValueError(msg)
+            raise ValueError(f"batch_size is {batch_size!r}; at least one tile at a time is needed.")
         running = self._ready()
         out = np.full_like(tiles, 255)
         shown = np.flatnonzero(tiles.any(axis=(1, 2, 3)))

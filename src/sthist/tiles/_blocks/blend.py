@@ -118,8 +118,7 @@ class TileGrid:
 
     def __init__(self, origin_um: tuple[float, float], mpp: float, px: int, overlap: float) -> None:
         if not 0 <= overlap < 0.5:
-            msg = f"overlap is {overlap}; it is a part of the tile's side between 0 and 1/2."
-            raise ValueError(msg)
+            raise ValueError(f"overlap is {overlap}; it is a part of the tile's side between 0 and 1/2.")
         shared = round(px * overlap)
         self.px, self.stride, self.margin, self.overlaps = px, px - shared, shared // 2, shared > 0
         self.origin_um, self.mpp = np.array(origin_um), mpp

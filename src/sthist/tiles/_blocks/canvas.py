@@ -56,8 +56,9 @@ class Layout:
         """The layout of a canvas over a box (x0, y0, x1, y1) in µm."""
         block_px = BLOCK_PX if block_px is None else block_px
         if block_px % CHUNK_PX:
-            msg = f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
+            )
         x0, y0, x1, y1 = extent_um
         # Less than a thousandth of a pixel is rounding, not tissue.
         height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))

@@ -53,15 +53,13 @@ def run_on_cluster(
     from distributed import Client, as_completed
 
     if not isinstance(client, Client):
-        msg = f"client= takes a dask.distributed.Client, not {type(client).__name__}."
-        raise TypeError(msg)
+        raise TypeError(f"client= takes a dask.distributed.Client, not {type(client).__name__}.")
     ticket = write_job((worker, work), work.folder / "job")
     answers = client.run(inspect, ticket, on_error="return")
     refusals = [f"  {address}: {answer}" for address, answer in answers.items() if answer is not None]
     if refusals:
         reasons = "\n".join(refusals)
-        msg = f"{len(refusals)} of the cluster's workers cannot take part:\n{reasons}"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"{len(refusals)} of the cluster's workers cannot take part:\n{reasons}")
     if not client.scheduler_info()["workers"]:
         logger.info("The cluster has no worker yet; waiting for the first.")
     futures = client.map(
@@ -101,18 +99,15 @@ def read_job(ticket: Ticket) -> Any:
         if here != ticket.versions.get(name)
     ]
     if differences:
-        msg = f"it runs {', '.join(differences)}; all workers need the versions of the client."
-        raise RuntimeError(msg)
+        raise RuntimeError(f"it runs {', '.join(differences)}; all workers need the versions of the client.")
     path = Path(ticket.path)
     if not path.is_file():
-        msg = (
+        raise FileNotFoundError(
             f"it does not see {path}; the store must lie on a file system that all workers share, under the same path."
         )
-        raise FileNotFoundError(msg)
     mapped: Any = np.memmap(path, np.uint8, mode="c")
     if hashlib.sha256(mapped).hexdigest() != ticket.digest:
-        msg = f"{path} is not the job of this run: the path leads elsewhere on this machine."
-        raise RuntimeError(msg)
+        raise RuntimeError(f"{path} is not the job of this run: the path leads elsewhere on this machine.")
     starts = itertools.accumulate((size + -size % ALIGNMENT for size in ticket.sizes), initial=0)
     view = memoryview(mapped)
     content, *arrays = (view[start : start + size] for start, size in zip(starts, ticket.sizes, strict=False))

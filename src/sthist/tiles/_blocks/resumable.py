@@ -96,8 +96,7 @@ class Resumable(Reopening, ABC):
     def require_current(self) -> None:
         """Raise a RuntimeError if other work has taken the place of this one."""
         if self._manifest().get("identity") != self._identity:
-            msg = f"{self.folder} holds other work by now; nothing is written to it."
-            raise RuntimeError(msg)
+            raise RuntimeError(f"{self.folder} holds other work by now; nothing is written to it.")
 
     def _is_of(self, identity: str) -> bool:
         """Whether the result in the folder is the one that the marks are of."""

@@ -79,11 +79,10 @@ class FolderReader:
     ) -> None:
         made = data.uns.get("sthist", {}).get("tile_folder")
         if made is None or not {"file", "height", "width", "mpp"} <= set(data.obs):
-            msg = (
+            raise KeyError(
                 "This table is no folder of tiles: it has no uns['sthist']['tile_folder'], or obs lacks file, height, "
                 "width or mpp."
             )
-            raise KeyError(msg)
         self.spec, self.fill, self._normalizer = spec, WHITE if fill is None else fill, normalizer
         self.root = Path(made["root"] if root is None else root)
         self._files = data.obs["file"].astype(str).to_numpy()
@@ -94,21 +93,19 @@ class FolderReader:
         if fill is None and small.any():
             row = int(small.argmax())
             height, width = (self._sizes[row] * self._mpp[row]).tolist()
-            msg = (
+            raise ValueError(
                 f"{int(small.sum())} of {len(self)} images are smaller than a tile of {spec.size_um:g} µm, such as "
                 f"{self._files[row]!r} of {width:.4g} x {height:.4g} µm. Choose smaller tiles, or say with fill= what "
                 "is around them, such as fill=255."
             )
-            raise ValueError(msg)
         coarse = self._mpp > MAX_UPSAMPLING * spec.mpp
         if coarse.any() and not allow_upsampling:
             row = int(coarse.argmax())
-            msg = (
-                f"{int(coarse.sum())} of {len(self)} images are coarser than tiles of {spec.mpp:.4g} µm/px, such "
-                f"as {self._files[row]!r} of "
-                f"{self._mpp[row]:.4g} µm/px: more than {MAX_UPSAMPLING} times. Pass allow_upsampling=True to go on."
+            raise ValueError(
+                f"{int(coarse.sum())} of {len(self)} images are coarser than tiles of {spec.mpp:.4g} µm/px, such as "
+                f"{self._files[row]!r} of {self._mpp[row]:.4g} µm/px: more than {MAX_UPSAMPLING} times. Pass "
+                "allow_upsampling=True to go on."
             )
-            raise ValueError(msg)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -134,8 +131,7 @@ class FolderReader:
         """
         rows = np.asarray(rows, np.int64).ravel()
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
-            msg = f"Rows {rows.min()} to {rows.max()} are asked for; there are {len(self)} images, from 0."
-            raise IndexError(msg)
+            raise IndexError(f"Rows {rows.min()} to {rows.max()} are asked for; there are {len(self)} images, from 0.")
         if out is None:
             out = np.empty((len(rows), self.spec.px, self.spec.px, 3), self.dtype)
         with ThreadPoolExecutor(settings.threads) as pool:
@@ -148,11 +144,10 @@ class FolderReader:
         height, width = pixels.shape[1:]
         if (height, width) != tuple(self._sizes[row]):
             was = " x ".join(map(str, self._sizes[row][::-1]))
-            msg = (
+            raise ValueError(
                 f"{self.root / file} has {width} x {height} px, and had {was} when it was listed; call io.tile_folder "
-                f"again."
+                "again."
             )
-            raise ValueError(msg)
         reader = TileReader.from_array(
             pixels, np.diag([mpp, mpp, 1.0]), self.spec, fill=self.fill, normalizer=self._normalizer
         )

@@ -77,12 +77,10 @@ class Field:
         chosen = self.channels if channels is None else tuple(channels)
         for channel in chosen:
             if channel not in self.channels:
-                msg = f"Image {self.key!r} has no channel {channel!r}; it has {list(self.channels)}."
-                raise KeyError(msg)
+                raise KeyError(f"Image {self.key!r} has no channel {channel!r}; it has {list(self.channels)}.")
         planes = self.levels[0].planes
         if z is not None and not 0 <= first_last(z)[0] <= first_last(z)[1] < planes.depth:
-            msg = f"Image {self.key!r} has no plane z={z}: it has {planes.depth} (0 to {planes.depth - 1})."
-            raise ValueError(msg)
+            raise ValueError(f"Image {self.key!r} has no plane z={z}: it has {planes.depth} (0 to {planes.depth - 1}).")
         indices = [planes.channels[self.channels.index(channel)] for channel in chosen]
         levels = tuple(Level(level.planes.select(indices, z, projection), level.factor) for level in self.levels)
         return Field(self.key, levels, self.to_um, chosen)
@@ -111,11 +109,10 @@ class Image:
         first = self.fields[0]
         for other in self.fields[1:]:
             if other.channels != first.channels or other.dtype != first.dtype:
-                msg = (
+                raise ValueError(
                     f"Images {first.key!r} and {other.key!r} do not tile one plane: channels {first.channels} of "
                     f"{first.dtype} against {other.channels} of {other.dtype}."
                 )
-                raise ValueError(msg)
 
     @property
     def key(self) -> str:
@@ -242,8 +239,9 @@ def open_image(
         try:
             to_um = scale.matrix_to(element)
         except KeyError:
-            msg = f"Image {key!r} has no scale: give it once with pp.set_scale(sdata, {key!r}, mpp=...)."
-            raise ValueError(msg) from None
+            raise ValueError(
+                f"Image {key!r} has no scale: give it once with pp.set_scale(sdata, {key!r}, mpp=...)."
+            ) from None
         scale.resolve_mpp(sdata, key)  # whether all that states its scale agrees
         fields.append(field_of(element, key, to_um).select(channels, z, projection))
     return Image(tuple(fields))
@@ -259,8 +257,9 @@ def open_he(sdata: SpatialData, image: str | None = None) -> Image:
 def require_he(what: str, n_channels: int, dtype: Any) -> None:
     """Refuse what is not three colours of 8 bits."""
     if n_channels != 3 or dtype != np.uint8:
-        msg = f"{what} is no H&E: it has {n_channels} channels of {dtype}; three colours of uint8 are needed."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{what} is no H&E: it has {n_channels} channels of {dtype}; three colours of uint8 are needed."
+        )
 
 
 def field_of(element: Any, key: str, to_um: np.ndarray) -> Field:

@@ -54,8 +54,9 @@ def chunk_reader(array: Any) -> Callable[[int, int], np.ndarray] | None:
         try:
             pixels = np.frombuffer(codec.decompress(content, n_bytes), dtype).reshape(chunk_shape)
         except (pa.ArrowException, ValueError, OSError) as error:
-            msg = f"The chunk {path} is damaged: {error}. Restore the file, or write the image again."
-            raise OSError(msg) from error
+            raise OSError(
+                f"The chunk {path} is damaged: {error}. Restore the file, or write the image again."
+            ) from error
         return pixels[window].astype(array.dtype, copy=False)
 
     return read
@@ -152,11 +153,10 @@ class Planes:
                 block = block.compute(scheduler="synchronous")
         except RuntimeError as error:  # what codecs raise
             where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
-            msg = (
-                f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, "
-                f"or write it again."
-            )
-            raise OSError(msg) from error
+            raise OSError(
+                f"An image cannot be decoded at {where} of {_place(self._data) or self._data}: {error}. Restore it, or "
+                "write it again."
+            ) from error
         block = self._project(np.asarray(block))
         parts = np.split(block, self.x_edges[first + 1 : stop] - self.x_edges[first], axis=2)
         return parts if len(parts) == 1 else [part.copy() for part in parts]  # a part would keep its neighbours alive

@@ -181,17 +181,15 @@ class TileReader:
         self.image, self.spec, self.fill, self.normalizer = image, spec, fill, normalizer
         self.channels, self.dtype = image.channels, image.dtype
         if normalizer is not None and (self.dtype != np.uint8 or len(self.channels) != 3):
-            msg = (
-                f"normalizer= is for three channels of uint8 (RGB); image {image.key!r} has {len(self.channels)} "
-                f"of {self.dtype}."
+            raise ValueError(
+                f"normalizer= is for three channels of uint8 (RGB); image {image.key!r} has {len(self.channels)} of "
+                f"{self.dtype}."
             )
-            raise ValueError(msg)
         if image.coarsest_mpp > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
-            msg = (
+            raise ValueError(
                 f"Image {image.key!r} has {image.coarsest_mpp:.4g} µm/px, but tiles of {spec.mpp:.4g} µm/px are asked "
                 f"for: more than {MAX_UPSAMPLING} times finer than what it shows. Pass allow_upsampling=True to go on."
             )
-            raise ValueError(msg)
         self._cache = ChunkCache(cache_bytes)
         self._views = [View(field, spec) for field in image.fields]
         self._group_bytes = cache_bytes // 2
@@ -273,11 +271,10 @@ class TileReader:
         for position, (view, window) in enumerate(zip(self._views, windows, strict=True)):
             view.paste(window.origins[i], window.lows[i], window.highs[i], tile, covered, self._cache, position)
         if tile.dtype.kind == "f" and np.isnan(tile).any():
-            msg = (
+            raise ValueError(
                 f"Image {self.image.key!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; fill them "
                 "before reading tiles."
             )
-            raise ValueError(msg)
         if self.normalizer is not None:
             tile[:] = self.normalizer(tile[None])[0]
 

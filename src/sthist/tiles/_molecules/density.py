@@ -102,12 +102,11 @@ def count_transcripts(
             low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
         n_inside += count_points(x, y, keep, *grid.origin_um, grid.bin_um, counts)
     if n_kept == 0:
-        msg = (
+        raise ValueError(
             f"None of the {n_all} transcripts in points {elements.points!r} is of a gene"
             + (f" with qv >= {min_qv:g}" if "qv" in columns else "")
             + ". Is the gene column right?"
         )
-        raise ValueError(msg)
     origin = np.array(grid.origin_um)
     end = origin + np.array(grid.shape[::-1]) * grid.bin_um
     require_same_plane(stain, str(elements.points), origin, end, low, high, n_inside / n_kept)
@@ -137,13 +136,12 @@ def require_same_plane(
         return
     in_pixels = told_apart and np.allclose(spans * mpp, 1, atol=0.15)
     hint = f" They look like pixels of {mpp:.4g} µm declared as µm." if in_pixels else ""
-    msg = (
-        f"{1 - inside:.0%} of the transcripts {points!r} lie outside the nuclear stain {stain.key!r}: they span "
-        f"x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x {origin[0]:.0f} to "
+    raise ValueError(
+        f"{1 - inside:.0%} of the transcripts {points!r} lie outside the nuclear stain {stain.key!r}: they span x "
+        f"{low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f} µm, the image x {origin[0]:.0f} to "
         f"{origin[0] + extent[0]:.0f}, y {origin[1]:.0f} to {origin[1] + extent[1]:.0f} µm.{hint} Correct the "
         "transformation of the points to 'um'."
     )
-    raise ValueError(msg)
 
 
 def paint_cells(elements: HighResElements, grid: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -63,8 +63,7 @@ class PointIndex:
         self._columns = (gene, *(name for name in ("qv",) if name in points.columns))
         if keep.planes is not None:
             if "z" not in points.columns:
-                msg = f"Points {elements.points!r} have no column 'z'; a plane of them cannot be chosen."
-                raise KeyError(msg)
+                raise KeyError(f"Points {elements.points!r} have no column 'z'; a plane of them cannot be chosen.")
             self._columns = (*self._columns, "z")
         names = self._features()
         self._require_genes(names)
@@ -137,13 +136,12 @@ class PointIndex:
         for gene in self._keep.genes or ():
             if gene not in names:
                 close = difflib.get_close_matches(gene, names.tolist(), n=1)
-                msg = f"Gene {gene!r} is not among the {len(names)} features of points {self._elements.points!r}." + (
-                    f" Did you mean {close[0]!r}?" if close else ""
+                raise KeyError(
+                    f"Gene {gene!r} is not among the {len(names)} features of points {self._elements.points!r}."
+                    + (f" Did you mean {close[0]!r}?" if close else "")
                 )
-                raise KeyError(msg)
             if not is_gene(np.array([gene]), self._keep.controls)[0]:
-                msg = f"{gene!r} is a control, not a gene; pass controls=() to draw controls, too."
-                raise ValueError(msg)
+                raise ValueError(f"{gene!r} is a control, not a gene; pass controls=() to draw controls, too.")
 
     def _box(self) -> tuple[float, float, float, float]:
         """The box around the transcripts."""
@@ -152,8 +150,9 @@ class PointIndex:
             if len(x):
                 low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
         if not (np.isfinite(low) & np.isfinite(high)).all():
-            msg = f"Points {self._elements.points!r} have no transcripts, or coordinates that are no finite numbers."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Points {self._elements.points!r} have no transcripts, or coordinates that are no finite numbers."
+            )
         return (*low.tolist(), *high.tolist())
 
     def _placed(self, *, survey: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
@@ -174,11 +173,10 @@ class PointIndex:
                 keep &= np.isin(plane, self._keep.planes)
             lost = ~(np.isfinite(x) & np.isfinite(y))
             if lost.any():
-                msg = (
+                raise ValueError(
                     f"{int(lost.sum())} transcripts of points {self._elements.points!r} have coordinates that are no "
-                    f"finite numbers."
+                    "finite numbers."
                 )
-                raise ValueError(msg)
             column, row = (
                 np.floor((values - origin) / self.cell_um).astype(np.int64)
                 for values, origin in zip((x, y), self.origin_um, strict=True)
@@ -226,8 +224,9 @@ def planes_of(recorded: Mapping[str, Any], z: int | tuple[int, int]) -> tuple[in
     if numbers is None:
         return tuple(range(first, last + 1))
     if not 0 <= first <= last < len(numbers):
-        msg = f"z is {z}; the stack has the planes 0 to {len(numbers) - 1}, which the transcripts call {list(numbers)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"z is {z}; the stack has the planes 0 to {len(numbers) - 1}, which the transcripts call {list(numbers)}."
+        )
     return tuple(int(number) for number in numbers[first : last + 1])
 
 
@@ -235,9 +234,9 @@ def z_step_of(recorded: Mapping[str, Any], z_step: float | None) -> float:
     """What transcripts' z grows by from plane to plane: given, or recorded by the reader."""
     step = z_step if z_step is not None else recorded.get("z_step")
     if step is None:
-        msg = "How far apart are the planes, in the unit of the transcripts' z? Say it third: z=(0, 4, 1.5)."
-        raise ValueError(msg)
+        raise ValueError(
+            "How far apart are the planes, in the unit of the transcripts' z? Say it third: z=(0, 4, 1.5)."
+        )
     if not step > 0:
-        msg = f"The step of z= is {step!r}; it is a positive number."
-        raise ValueError(msg)
+        raise ValueError(f"The step of z= is {step!r}; it is a positive number.")
     return float(step)

@@ -130,18 +130,14 @@ class Overlay:
             ("background", background, ("stain", "black")),
         ):
             if value not in known:
-                msg = f"{name} is {value!r}; it is one of {list(known)}."
-                raise ValueError(msg)
+                raise ValueError(f"{name} is {value!r}; it is one of {list(known)}.")
         if mode == "none" and background == "black":
-            msg = 'mode="none" on a black background shows nothing.'
-            raise ValueError(msg)
+            raise ValueError('mode="none" on a black background shows nothing.')
         if dot_um is not None and dot_s is not None:
-            msg = f"Give the size of a dot as dot_um= or as dot_s=, not both ({dot_um!r} and {dot_s!r})."
-            raise ValueError(msg)
+            raise ValueError(f"Give the size of a dot as dot_um= or as dot_s=, not both ({dot_um!r} and {dot_s!r}).")
         self.spec, self.seed = spec, settings.seed if seed is None else int(seed)
         if self.seed < 0:
-            msg = f"seed is {self.seed}; it is 0 or more."
-            raise ValueError(msg)
+            raise ValueError(f"seed is {self.seed}; it is 0 or more.")
         recorded = _sample.roles(sdata)
         elements, stain = _find(sdata, recorded, image, channel, points, with_stain=background == "stain", mode=mode)
         z_step = z[2] if isinstance(z, tuple) and len(z) == 3 else None
@@ -199,8 +195,7 @@ class Overlay:
             return other  # the dots stay as they are
         mode = self.mode if mode is None else mode
         if mode != "none" and self.index is None:
-            msg = 'This overlay was made with mode="none": it has no transcripts to draw. Make a new one.'
-            raise ValueError(msg)
+            raise ValueError('This overlay was made with mode="none": it has no transcripts to draw. Make a new one.')
         if dot_um is None and dot_s is None:
             dot_um, dot_s = self._dot_um, self._s
         other._restyle(
@@ -241,21 +236,19 @@ class Overlay:
         points2 = PAPER_S if s is None else max(s, 0.0)
         self.dot_px = dot_um / self.spec.mpp if dot_um is not None else float(np.sqrt(points2) * dpi / 72)
         if not 0 < self.dot_px <= MAX_DOT_PX:
-            msg = (
+            raise ValueError(
                 f"A dot would be {self.dot_px:.4g} pixels wide; it is more than 0 and at most {MAX_DOT_PX}. Change "
-                f"dot_um= or dot_s=."
+                "dot_um= or dot_s=."
             )
-            raise ValueError(msg)
         n_offsets = 32 if self.dot_px < 4 else 16
         coverage = disc_coverage(self.dot_px / 2, n_offsets, 64)
         # Eight bits, cut off as matplotlib's rasteriser does; so what a dot covers does not depend on its colour.
         self._table = (np.floor(coverage * 255) / 255).astype(np.float32)
         if self._table.max() == 0:
-            msg = (
+            raise ValueError(
                 f"A dot of {self.dot_px:.3g} pixels is too small to leave a trace in 8 bits; from about 0.08 on it "
-                f"does."
+                "does."
             )
-            raise ValueError(msg)
         by_gene = mode != "mono" or isinstance(palette, Mapping) or str(palette) in {"permuted", "fixed"}
         self._mono = np.array(to_rgb(LIGHT_RED if by_gene else palette), np.float32) * 255
         self._fixed = gene_colours(palette if by_gene else "fixed", self.genes)
@@ -325,12 +318,10 @@ class Overlay:
         if out is None:
             out = np.empty((len(centres), px, px, 3), np.uint8)
         if not np.isfinite(centres).all():
-            msg = "Centres of tiles are finite numbers, in µm."
-            raise ValueError(msg)
+            raise ValueError("Centres of tiles are finite numbers, in µm.")
         names = np.round(centres * 1000).astype(np.int64) if ids is None else np.asarray(ids, np.int64)
         if len(names) != len(centres):
-            msg = f"{len(names)} ids are given for {len(centres)} tiles."
-            raise ValueError(msg)
+            raise ValueError(f"{len(names)} ids are given for {len(centres)} tiles.")
         stain = None if self._reader is None else self._reader.read(centres)[..., 0]
 
         def draw(i: int) -> None:
@@ -385,8 +376,9 @@ def _find(
         stain = open_image(sdata, nuclear, channels=[nuclear_channel])
     key, gene = _sample.find_transcripts(sdata, points, recorded=recorded) if mode != "none" else (None, None)
     if mode != "none" and key is None:
-        msg = f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
-        raise KeyError(msg)
+        raise KeyError(
+            f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
+        )
     _sample.require_one_sample(sdata)
     return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene), stain
 

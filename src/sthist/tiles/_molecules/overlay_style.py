@@ -39,8 +39,7 @@ def measured_limits(reader: TileReader) -> tuple[float, float]:
 def require_limits(limits: tuple[float, float] | None) -> None:
     """Refuse limits that are none."""
     if limits is not None and not limits[0] < limits[1]:
-        msg = f"limits are {limits}: the first must be less than the second. Is the stain all of one value?"
-        raise ValueError(msg)
+        raise ValueError(f"limits are {limits}: the first must be less than the second. Is the stain all of one value?")
 
 
 def _tissue_level(overview: np.ndarray) -> float:
@@ -66,15 +65,13 @@ def gene_colours(palette: Any, genes: tuple[str, ...]) -> np.ndarray:
         palette = dict(palette)
         missing = [gene for gene in genes if gene not in palette]
         if missing:
-            msg = (
+            raise KeyError(
                 f"{len(missing)} of {len(genes)} genes have no colour in palette=, the first of them {missing[0]!r}; "
                 "add them, or name the genes to draw with genes=."
             )
-            raise KeyError(msg)
         return np.array([to_rgb(palette[gene]) for gene in genes], np.float32).reshape(-1, 3) * 255
     if palette not in {"permuted", "fixed"}:
-        msg = f"palette is {palette!r}; it is 'permuted', 'fixed', or a mapping of gene to colour."
-        raise ValueError(msg)
+        raise ValueError(f"palette is {palette!r}; it is 'permuted', 'fixed', or a mapping of gene to colour.")
     return hues(len(genes))
 
 

@@ -126,11 +126,10 @@ class SquareGrid:
             self._first = np.floor(low / self.side_um).astype(np.int64)
             n = np.floor(high / self.side_um).astype(np.int64) + 1 - self._first
             if n.prod() > 4 * MAX_CELLS:
-                msg = (
+                raise ValueError(
                     f"within= spans {n.prod():.3g} squares of {self.side_um:g} µm; make them larger, or within= "
-                    f"smaller."
+                    "smaller."
                 )
-                raise ValueError(msg)
             self._mask = rasterize([within], self._first * self.side_um, self.side_um, (int(n[1]), int(n[0]))) > 0
 
     @property
@@ -167,11 +166,10 @@ class SquareGrid:
     def _require_reach(self, low: Any, high: Any) -> None:
         reach = float(np.abs([low, high]).max())
         if reach >= (SPAN // 2 - 1) * self.side_um:
-            msg = (
+            raise ValueError(
                 f"Coordinates reach {reach:.4g} µm, more than a million squares of {self.side_um:g} µm from (0, 0). Is "
                 "that the right unit? Correct the transformation to 'um', or make the squares larger."
             )
-            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

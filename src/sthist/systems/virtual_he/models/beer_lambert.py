@@ -266,11 +266,10 @@ class BeerLambert(VirtualStainModel):
             quantiles[channel] = np.quantile(pixels[:, index], (0.05, *EOSIN_LEVELS))
         low, high = quantiles[stain.channels[0]]
         if not high > low:
-            msg = (
+            raise ValueError(
                 f"The nuclear stain {stain.key!r}, channel {stain.channels[0]!r}, is flat over the tissue (both its "
                 f"quantiles {self.config.nuclear_quantiles} are {low:g})."
             )
-            raise ValueError(msg)
         return {channel: [float(value) for value in values] for channel, values in quantiles.items()}
 
 

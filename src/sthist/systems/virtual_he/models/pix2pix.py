@@ -46,11 +46,10 @@ class Pix2PixConfig(TranslationConfig):
         if self.px % 2**self.depth:
             step = 2**self.depth
             below = max(1, self.px // step) * step
-            msg = (
+            raise ValueError(
                 f"A tile of {self.px} px does not go through {self.depth} levels: its side has to be a multiple of "
                 f"{step}, such as {below} or {below + step}."
             )
-            raise ValueError(msg)
 
 
 class Pix2Pix(Translator):

@@ -192,8 +192,7 @@ class ST2HE(Translator):
         """
         model = load(folder, **({} if backbone is None else {"backbone": str(backbone)}))
         if not isinstance(model, cls):
-            msg = f"{folder} holds a model of system {model.system!r}, not {cls.system!r}."
-            raise ValueError(msg)
+            raise ValueError(f"{folder} holds a model of system {model.system!r}, not {cls.system!r}.")
         return model
 
     @classmethod
@@ -252,11 +251,10 @@ class ST2HE(Translator):
         state, turbo, facts = read_trained(path)
         made = ST2HEConfig(**config)
         if turbo != made.turbo:
-            msg = (
+            raise ValueError(
                 f"{str(path)!r} holds weights of another generator than its config.json names; they do not belong "
-                f"together."
+                "together."
             )
-            raise ValueError(msg)
         model = cls(made)
         _require_same(facts.get("backbone"), model.backbone, path)
         model.generator.load_trained_state(state, path)
@@ -275,8 +273,7 @@ def _require_same(trained_on: dict[str, Any] | None, backbone: dict[str, Any] | 
     now = _checksums(backbone)
     for name, digest in _checksums(trained_on).items():
         if name in now and now[name] != digest:
-            msg = (
+            raise ValueError(
                 f"{str(path)!r} was trained on another {name} than that of the backbone {backbone['source']!r}: their "
-                f"checksums differ."
+                "checksums differ."
             )
-            raise ValueError(msg)

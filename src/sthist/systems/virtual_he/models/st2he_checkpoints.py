@@ -43,11 +43,11 @@ def read_trained(path: str | Path) -> tuple[dict[str, torch.Tensor], TurboConfig
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {}).get(_HEADER, "null"))
     except (SafetensorError, ValueError) as error:
-        msg = f"{str(path)!r} cannot be read: {error}"
-        raise ValueError(msg) from error
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict) or "config" not in content:
-        msg = f"{str(path)!r} does not say which generator it is of. Upstream checkpoints are converted first."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{str(path)!r} does not say which generator it is of. Upstream checkpoints are converted first."
+        )
     return state, TurboConfig.from_dict(content.pop("config")), content
 
 
@@ -88,14 +88,12 @@ def _read_upstream(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.is_file():
-        msg = f"There is no checkpoint {str(path)!r}."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
     content = _weights.read_file(path)
     known = isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _UPSTREAM.items())
     tensors = [*content["state_dict_unet"].values(), *content["state_dict_vae"].values()] if known else [None]
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-        msg = f"{str(path)!r} is no checkpoint of img2img-turbo: it needs {', '.join(_UPSTREAM)}."
-        raise ValueError(msg)
+        raise ValueError(f"{str(path)!r} is no checkpoint of img2img-turbo: it needs {', '.join(_UPSTREAM)}.")
     return content
 
 

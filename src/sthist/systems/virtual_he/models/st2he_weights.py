@@ -37,18 +37,11 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the files of a pretrained backbone are.
+    """Where the files of a pretrained backbone are."""
 
-    Attributes
-    ----------
-    source
-        A folder with ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``, or a hub id.
-    revision
-        Branch, tag or commit on the hub.
-    """
-
+    # a folder with ``vae``, ``unet``, ``text_encoder``, ``tokenizer`` and ``scheduler``, or a hub id
     source: str | Path = HUB_ID
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit on the hub
     _found: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     def part(self, name: str) -> Path:
@@ -84,15 +77,13 @@ class Backbone:
     def _local(self, name: str) -> Path:
         folder = Path(self.source).expanduser()
         if not folder.is_dir():
-            msg = (
+            raise FileNotFoundError(
                 f"There is no backbone {str(folder)!r}: a folder with {sorted(_FILES)}, or an id of the hub, is "
-                f"expected."
+                "expected."
             )
-            raise FileNotFoundError(msg)
         if not (folder / name).is_dir():
             have = sorted(path.name for path in folder.iterdir() if path.is_dir())
-            msg = f"The backbone {str(folder)!r} has no folder {name!r}; it has {have}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"The backbone {str(folder)!r} has no folder {name!r}; it has {have}.")
         return _weights.find(folder / name, _FILES[name][0])
 
 
@@ -130,18 +121,10 @@ def build_turbo(
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts to what the generator takes as a prompt.
+    """Texts to what the generator takes as a prompt."""
 
-    Attributes
-    ----------
-    encoder
-        Ids to vectors.
-    tokenize
-        Texts to ids.
-    """
-
-    encoder: PromptEncoder
-    tokenize: Callable[[Sequence[str]], torch.Tensor]
+    encoder: PromptEncoder  # ids to vectors
+    tokenize: Callable[[Sequence[str]], torch.Tensor]  # texts to ids
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embed texts, each different one once.
@@ -194,8 +177,9 @@ def _compare(path: Path, expected: dict[str, Any]) -> None:
     for name, value in expected.items():
         wanted = list(value) if isinstance(value, tuple) else value
         if name in settings and settings[name] != wanted:
-            msg = f"{str(path)!r} says {name} {settings[name]}; this generator needs {wanted}. Pass another backbone."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{str(path)!r} says {name} {settings[name]}; this generator needs {wanted}. Pass another backbone."
+            )
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
@@ -213,8 +197,9 @@ def _clip_tokenizer(folder: Path, tokens: int) -> Callable[[Sequence[str]], torc
     def tokenize(prompts: Sequence[str]) -> torch.Tensor:
         for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True):
             if len(ids) > tokens:
-                msg = f"The prompt {prompt!r} has {len(ids)} tokens; this encoder takes {tokens}. Shorten it."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"The prompt {prompt!r} has {len(ids)} tokens; this encoder takes {tokens}. Shorten it."
+                )
         return tokenizer(list(prompts), padding="max_length", max_length=tokens, return_tensors="pt").input_ids
 
     return tokenize
