@@ -129,7 +129,7 @@ class Study:
             regions=self.tiles.key,
             split=Split(PART, validation=self.design.split.validation if len(fold.validation) else 0.0),
             folder=folder,
-            **_as_arguments(self.variants[variant] | {"seed": seed}),
+            **_as_arguments({**self.variants[variant], "seed": seed}),
         )
 
     def _predict(self, model: VirtualStainModel, fold: Fold, arguments: Mapping[str, Any]) -> np.ndarray:

@@ -144,9 +144,8 @@ WALLED: dict[str, tuple[Source, str]] = {
             "https://www.bracs.icar.cnr.it/",
             cite="Brancati et al., Database 2022, doi 10.1093/database/baac093",
         ),
-        "1. Register on the homepage. 2. Open Data Collection, Download, Regions of Interest Set: it leads to an "
-        "FTP server. "
-        "3. Download the folder BRACS_RoI/latest_version, with train, val and test and, in each, 0_N to 6_IC.",
+        "1. Register on the homepage. 2. Open Data Collection, Download, Regions of Interest Set: it leads to an FTP "
+        "server. 3. Download the folder BRACS_RoI/latest_version, with train, val and test and, in each, 0_N to 6_IC.",
     ),
     "spider": (
         Source(
@@ -156,10 +155,9 @@ WALLED: dict[str, tuple[Source, str]] = {
             "https://github.com/HistAI/SPIDER",
             cite="Nechaev et al. 2025, arXiv 2503.02876",
         ),
-        "1. Accept the terms of the organ on the hub, as https://huggingface.co/datasets/histai/SPIDER-breast, "
-        "and log in "
-        "(`hf auth login`). 2. `hf download histai/SPIDER-breast --repo-type dataset --local-dir spider`. "
-        "3. `cd spider && cat spider-breast.tar.* | tar -xf -`.",
+        "1. Accept the terms of the organ on the hub, as https://huggingface.co/datasets/histai/SPIDER-breast, and "
+        "log in (`hf auth login`). 2. `hf download histai/SPIDER-breast --repo-type dataset --local-dir spider`. 3. "
+        "`cd spider && cat spider-breast.tar.* | tar -xf -`.",
     ),
 }
 """Sets that are given to those who register, and how to get them."""

@@ -118,12 +118,8 @@ class CSVHistory(lightning.Callback):
 
     Lightning's own CSVLogger deletes the rows of before when a training is resumed.
 
-    Parameters
-    ----------
-    folder
-        ``metrics.csv`` is written there; None to keep the rows alone.
-    evaluate
-        From the module and the epoch to scores by name.
+    ``folder``: ``metrics.csv`` is written there; None to keep the rows alone; ``evaluate``: from the module and the
+    epoch to scores by name.
     """
 
     state_key = "Record"  # its name in checkpoints
@@ -180,16 +176,8 @@ class LastCheckpoint(ModelCheckpoint):
     Where the last check found the outputs wrong, what is kept is left: a collapse shall not take the place of what was
     good. The end of a training is kept in any case.
 
-    Parameters
-    ----------
-    path
-        Of the checkpoint; the model lies beside it.
-    identity
-        Plain values that say what the training is of.
-    detector
-        What checks the outputs, if anything does.
-    save_model
-        Writes the model as it is into a folder.
+    ``path``: of the checkpoint; the model lies beside it; ``identity``: plain values that say what the training is of;
+    ``detector``: what checks the outputs, if anything does; ``save_model``: writes the model as it is into a folder.
     """
 
     state_key = "KeepLast"  # its name in checkpoints

@@ -34,7 +34,9 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     if not (folder / HISTORY).exists():
         return []
     frame = pd.read_csv(folder / HISTORY, float_precision="round_trip")
-    return [{name: float(value) for name, value in row.items() if value == value} for row in frame.to_dict("records")]
+    return [
+        {str(name): float(value) for name, value in row.items() if value == value} for row in frame.to_dict("records")
+    ]
 
 
 def write_history(folder: Path, rows: list[dict[str, float]]) -> None:

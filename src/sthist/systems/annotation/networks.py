@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,48 +22,42 @@ if TYPE_CHECKING:
 MAX_LOG_SCALE = math.log(100.0)
 
 
+class Feed(NamedTuple):
+    """What a network is trained on, and how."""
+
+    options: AnnotatorTraining
+    batches: Callable[[int], Iterable[Any]]  # from the number of an epoch to its batches
+    validation: Callable[[], Iterable[Any]] | None  # gives the batches that validate; None for none
+
+
 class Net(TrainingModule):
     """What both networks share: batches, the optimiser, and the mean loss over the rows that validate.
 
-    Parameters
-    ----------
-    options
-        How it is trained.
-    batches
-        From the number of an epoch to its batches.
-    validation
-        Gives the batches that validate; None for none.
-    rates
-        Parts and their learning rates.
+    ``rates`` are parts and their learning rates.
     """
 
-    def __init__(
-        self,
-        options: AnnotatorTraining,
-        batches: Callable[[int], Iterable[Any]],
-        validation: Callable[[], Iterable[Any]] | None,
-        rates: list[tuple[Any, float]],
-    ) -> None:
-        super().__init__(options)
-        self._batches, self._validation, self._rates = batches, validation, rates
+    def __init__(self, feed: Feed, rates: list[tuple[Any, float]]) -> None:
+        super().__init__(feed.options)
+        self.feed, self._rates = feed, rates
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     def batches(self, epoch: int, device: int, n_devices: int) -> Iterable[Any]:
         """The batches; of several devices, each has its share of each."""
-        batches = self._batches(epoch + 1)  # rows are drawn for epochs that are counted from 1
+        batches = self.feed.batches(epoch + 1)  # rows are drawn for epochs that are counted from 1
         if n_devices == 1:
             return batches
         return (tuple(part[device::n_devices] for part in batch) for batch in batches)
 
     def validation_batches(self, device: int, n_devices: int) -> Iterable[Any]:
         """The batches that validate, all on each device."""
-        return [] if self._validation is None else self._validation()
+        return [] if self.feed.validation is None else self.feed.validation()
 
     def trial_step(self, batch_size: int, px: int | None) -> None:
         """Forward and backward pass on a batch of black tiles of the first class."""
         tiles = torch.zeros(batch_size, px or 1, px or 1, 3, dtype=torch.uint8, device=self.device)
         codes = torch.zeros(batch_size, dtype=torch.long, device=self.device)
-        self.training_step((tiles, codes, codes), 0).backward()
+        loss: Any = self.training_step((tiles, codes, codes), 0)
+        loss.backward()
 
     @abstractmethod
     def summed_loss(self, *batch: Any) -> tuple[Any, Any]:
@@ -97,18 +91,8 @@ class Net(TrainingModule):
 class ClassNet(Net):
     """A linear layer, with or without an encoder before it.
 
-    Parameters
-    ----------
-    head
-        The layer.
-    class_weights
-        (k,) weights in the loss.
-    encoder, transform
-        Trained along; None for embeddings that are standardised already.
-    mean, scale
-        What standardises the encoder's embeddings.
-    *data
-        Options, batches and validation of :class:`Net`.
+    ``head``: the layer; ``class_weights``: (k,) weights in the loss; ``encoder``, ``transform``: trained along; None
+    for embeddings that are standardised already; ``mean``, ``scale``: what standardises the encoder's embeddings.
     """
 
     class_weights: Any
@@ -119,15 +103,15 @@ class ClassNet(Net):
         self,
         head: nn.Linear,
         class_weights: np.ndarray,
-        *data: Any,
+        feed: Feed,
+        *,
         encoder: nn.Module | None = None,
         transform: Any = None,
         mean: np.ndarray | None = None,
         scale: np.ndarray | None = None,
     ) -> None:
-        options = data[0]
-        rates = [(head, options.lr)] + ([] if encoder is None else [(encoder, options.encoder_lr)])
-        super().__init__(*data, rates)
+        rates = [(head, feed.options.lr)] + ([] if encoder is None else [(encoder, feed.options.encoder_lr)])
+        super().__init__(feed, rates)
         self.head, self.encoder, self.transform = head, encoder, transform
         self.register_buffer("class_weights", torch.as_tensor(class_weights, dtype=torch.float32))
         if mean is not None and scale is not None:
@@ -156,22 +140,10 @@ class ClassNet(Net):
 class TextNet(Net):
     """An image encoder, and a text encoder or fixed texts, that are brought together.
 
-    Parameters
-    ----------
-    encoder, transform
-        Of images.
-    text
-        Module whose ``embed_text`` gives (n, d); None for fixed texts.
-    vectors
-        (m, d) fixed embeddings of the sentences.
-    sentences, sentence_class
-        All sentences, and their classes.
-    class_weights
-        (k,) weights in the loss.
-    *data
-        Options, batches and validation of :class:`Net`.
-    logit_scale
-        Factor of the similarities to begin with.
+    ``encoder``, ``transform``: of images; ``text``: module whose ``embed_text`` gives (n, d); None for fixed texts;
+    ``vectors``: (m, d) fixed embeddings of the sentences; ``sentences``, ``sentence_class``: all sentences, and their
+    classes; ``class_weights``: (k,) weights in the loss;
+    ``logit_scale``: factor of the similarities to begin with.
     """
 
     vectors: Any
@@ -187,12 +159,13 @@ class TextNet(Net):
         sentences: list[str],
         sentence_class: np.ndarray,
         class_weights: np.ndarray,
-        *data: Any,
+        feed: Feed,
+        *,
         logit_scale: float,
     ) -> None:
-        lr = data[0].lr
+        lr = feed.options.lr
         log_scale = nn.Parameter(torch.tensor(math.log(logit_scale), dtype=torch.float32))
-        super().__init__(*data, [(encoder, lr), (log_scale, lr)] + ([] if text is None else [(text, lr)]))
+        super().__init__(feed, [(encoder, lr), (log_scale, lr)] + ([] if text is None else [(text, lr)]))
         self.encoder, self.transform, self.log_scale = encoder, transform, log_scale
         self.text: Any = text
         self.sentences = sentences

@@ -15,7 +15,7 @@ from sthist.systems.annotation.prompts import sentences, text_vectors
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sthist.systems.annotation.networks import Net
+    from sthist.systems.annotation.networks import Feed, Net
     from sthist.training.batches import Tiles
 
 CLIP_SCALE = 1 / 0.07
@@ -41,14 +41,7 @@ class Task:
 class LinearTask(Task):
     """A linear layer on standardised embeddings.
 
-    Parameters
-    ----------
-    features
-        (n, d) float32.
-    n_classes
-        Number of classes.
-    options, device
-        How to train, and where.
+    ``features``: (n, d) float32; ``n_classes``: number of classes; ``options``, ``device``: how to train, and where.
     """
 
     def __init__(self, features: np.ndarray, n_classes: int, options: AnnotatorTraining, device: str) -> None:
@@ -58,7 +51,7 @@ class LinearTask(Task):
         """Train on some rows."""
         import torch
 
-        from sthist.systems.annotation.networks import ClassNet
+        from sthist.systems.annotation.networks import ClassNet, Feed
 
         mean, scale = _standards(self.features[rows])
         inputs = torch.from_numpy((self.features - mean) * scale)
@@ -75,7 +68,7 @@ class LinearTask(Task):
             torch.nn.init.zeros_(head.bias)
             weights = _class_weights(codes[rows], self.n_classes, options)
             batch = (inputs[validation], targets[validation])
-            return ClassNet(head, weights, options, shuffled, (lambda: [batch]) if len(validation) else None)
+            return ClassNet(head, weights, Feed(options, shuffled, (lambda: [batch]) if len(validation) else None))
 
         trained, notes, history = _train(net, options, self.device, progress=False, threads=1)
         weights = _head(trained) | {"mean": mean, "scale": scale}
@@ -85,16 +78,8 @@ class LinearTask(Task):
 class FinetuneTask(Task):
     """A linear layer on an encoder's embeddings, and then both together.
 
-    Parameters
-    ----------
-    tiles
-        The tiles.
-    encoder
-        Has ``module`` and ``transform``; stays as it is.
-    n_classes, options, device
-        As of :class:`LinearTask`.
-    progress
-        Show a progress bar.
+    ``tiles``: the tiles; ``encoder``: has ``module`` and ``transform``; stays as it is; ``n_classes``, ``options``,
+    ``device``: as of :class:`LinearTask`; ``progress``: show a progress bar.
     """
 
     def __init__(
@@ -131,8 +116,7 @@ class FinetuneTask(Task):
             return ClassNet(
                 head,
                 _class_weights(codes[rows], self.n_classes, options),
-                options,
-                *_batches(self.tiles, rows, validation, batch, options),
+                _feed(self.tiles, rows, validation, batch, options),
                 encoder=_in_training(deepcopy(self.encoder.module)),
                 transform=self.encoder.transform,
                 mean=start["mean"],
@@ -150,12 +134,9 @@ class FinetuneTask(Task):
 class TextTask(Task):
     """An image-text encoder, trained on pairs of tile and sentence.
 
-    Parameters
-    ----------
-    tiles, encoder, options, device, progress
-        As of :class:`FinetuneTask`; the encoder embeds texts, too. If it has a module ``text``, that is trained along.
-    prompts, templates
-        Phrases by class, and the sentences around them.
+    ``tiles``, ``encoder``, ``options``, ``device``, ``progress``: as of :class:`FinetuneTask`; the encoder embeds
+    texts, too. If it has a module ``text``, that is trained along; ``prompts``, ``templates``: phrases by class, and
+    the sentences around them.
     """
 
     def __init__(
@@ -203,8 +184,7 @@ class TextTask(Task):
                 self.sentences,
                 self.sentence_class,
                 _class_weights(codes[rows], self.n_classes, options),
-                options,
-                *_batches(self.tiles, rows, validation, batch, options),
+                _feed(self.tiles, rows, validation, batch, options),
                 logit_scale=float(getattr(encoder, "logit_scale", None) or CLIP_SCALE),
             )
 
@@ -252,10 +232,12 @@ def embedder(
     return embeddings
 
 
-def _batches(
+def _feed(
     tiles: Tiles, rows: np.ndarray, validation: np.ndarray, batch: Callable[..., Any], options: AnnotatorTraining
-) -> tuple[Callable[[int], Iterator[Any]], Callable[[], Iterator[Any]] | None]:
+) -> Feed:
     """Batches of an epoch, and those that validate, if there are any."""
+    from sthist.systems.annotation.networks import Feed
+
     size = options.batch_size
 
     def shuffled(epoch: int) -> Iterator[Any]:
@@ -266,7 +248,7 @@ def _batches(
         # The sentences that are drawn for these are not used: always those of one epoch.
         return (batch(index, images, 0) for index, images in tiles.in_order(validation, size))
 
-    return shuffled, in_order if len(validation) else None
+    return Feed(options, shuffled, in_order if len(validation) else None)
 
 
 def _in_training(module: Any) -> Any:

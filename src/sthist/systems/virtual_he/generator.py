@@ -70,7 +70,26 @@ class VirtualStainModel(Model):
         allow_upsampling: bool,
         seed: int | None = None,
     ) -> PreparedSection:
-        """Measure what is needed of a section, once, and return what makes its tiles."""
+        """Measure what is needed of a section, once, and return what makes its tiles.
+
+        Parameters
+        ----------
+        elements
+            The section's elements by role.
+        stain
+            The nuclear stain, opened with all its channels.
+        mpp
+            µm per pixel of the result.
+        allow_upsampling
+            Go on where the stain is much coarser than ``mpp``.
+        seed
+            Of the places at which the stain is measured; ``settings.seed`` by default.
+
+        Raises
+        ------
+        ValueError
+            If no tissue is found, the transcripts do not lie on the stain, or the model works at another ``mpp``.
+        """
 
 
 class GeneratorModel(VirtualStainModel):

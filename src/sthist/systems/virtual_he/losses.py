@@ -34,16 +34,8 @@ WITHOUT = (
 class Reconstruction(nn.Module):
     """Terms that compare an output with the real image and its prompt, in 32 bits whatever the autocast.
 
-    Parameters
-    ----------
-    training
-        Which terms, and where their weights are.
-    prompts
-        The distinct prompts.
-    px
-        Side of the tiles.
-    encoder
-        Image-text network; by default that of the training.
+    ``training``: which terms, and where their weights are; ``prompts``: the distinct prompts; ``px``: side of the
+    tiles; ``encoder``: image-text network; by default that of the training.
     """
 
     texts: torch.Tensor

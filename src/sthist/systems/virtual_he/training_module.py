@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sthist.systems.virtual_he.config import TranslationTraining
-    from sthist.systems.virtual_he.generator import PairTranslator
+    from sthist.systems.virtual_he.generator import GeneratorModel
     from sthist.systems.virtual_he.training_set.pairs import Pairs
 
 NOISE = 2
@@ -26,21 +26,13 @@ NOISE = 2
 class TranslationModule(TrainingModule):
     """A generator and its discriminator, trained in turn on one forward pass of the generator per batch.
 
-    Parameters
-    ----------
-    model
-        Whose generator is trained.
-    pairs
-        To train on.
-    options
-        How.
-    prompts
-        The distinct prompts, also of the pairs that validate.
+    ``model``: whose generator is trained; ``pairs``: to train on; ``options``: how; ``prompts``: the distinct prompts,
+    also of the pairs that validate.
     """
 
     options: TranslationTraining
 
-    def __init__(self, model: PairTranslator, pairs: Pairs, options: TranslationTraining, prompts: list[str]) -> None:
+    def __init__(self, model: GeneratorModel, pairs: Pairs, options: TranslationTraining, prompts: list[str]) -> None:
         super().__init__(options)
         self.automatic_optimization = False
         self.pairs, self.px = pairs, pairs.px

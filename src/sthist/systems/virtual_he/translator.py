@@ -323,28 +323,7 @@ class Translator(GeneratorModel):
         allow_upsampling: bool = False,
         seed: int | None = None,
     ) -> PreparedSection:
-        """Index the transcripts of a section, measure its stain, and find its tissue; outside of it the image is white.
-
-        Parameters
-        ----------
-        elements
-            The section's elements by role.
-        stain
-            The nuclear stain, opened with all its channels.
-        mpp
-            µm per pixel of the result, which has to be the model's.
-        allow_upsampling
-            Go on where the stain is much coarser than that.
-        seed
-            Of no effect: nothing is drawn.
-
-        Raises
-        ------
-        KeyError
-            If the model was trained on several tissues, and none is said; if it draws transcripts, and there are none.
-        ValueError
-            If ``mpp`` is another than the model's, or no tissue is found.
-        """
+        """Index the transcripts of a section, measure its stain, and find its tissue, outside of which it is white."""
         return prepare_section(self, elements, stain, mpp, allow_upsampling=allow_upsampling)
 
     def _runs_as(self) -> tuple[Any, ...]:

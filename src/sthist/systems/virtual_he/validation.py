@@ -54,14 +54,8 @@ def _histogram(images: torch.Tensor) -> torch.Tensor:
 class Validation:
     """Scores of an epoch on validation tiles and, every so many epochs, a picture that a person can look at.
 
-    Parameters
-    ----------
-    pairs
-        Tiles; None for none.
-    folder
-        ``images/epoch_0001.png`` is written there; None to draw nothing.
-    images_every
-        Number of epochs between pictures; 0 for none.
+    ``pairs``: tiles; None for none; ``folder``: ``images/epoch_0001.png`` is written there; None to draw nothing;
+    ``images_every``: number of epochs between pictures; 0 for none.
     """
 
     def __init__(self, pairs: Pairs | None, folder: Path | None, images_every: int) -> None:

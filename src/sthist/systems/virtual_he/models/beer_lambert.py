@@ -175,26 +175,7 @@ class BeerLambert(VirtualStainModel):
         allow_upsampling: bool = False,
         seed: int | None = None,
     ) -> PreparedSection:
-        """Measure background and spread of the stain, the tissue, and the density of molecules.
-
-        Parameters
-        ----------
-        elements
-            The section's elements by role.
-        stain
-            The nuclear stain, opened with all its channels.
-        mpp
-            µm per pixel of the result.
-        allow_upsampling
-            Go on where the stain is much coarser than ``mpp``.
-        seed
-            Of the places at which the stain is measured; ``settings.seed`` by default.
-
-        Raises
-        ------
-        ValueError
-            If no tissue is found, or the transcripts do not lie on the stain.
-        """
+        """Measure background and spread of the stain, the tissue, and the density of molecules."""
         channels = (elements.nuclear_channel, *elements.cytoplasm_channels)
         shown = stain.select(channels, z=elements.z)
         reader = TileReader.from_image(shown, TileSpec.from_mpp(mpp, TILE_PX), allow_upsampling=allow_upsampling)
@@ -276,12 +257,7 @@ class BeerLambert(VirtualStainModel):
 class _StainTiles:
     """Stains tiles: three table look-ups and two products per pixel and colour.
 
-    Parameters
-    ----------
-    config
-        Of the model.
-    levels
-        Quantiles of the nuclear stain, then of each cytoplasm channel.
+    ``config``: of the model; ``levels``: quantiles of the nuclear stain, then of each cytoplasm channel.
     """
 
     def __init__(self, config: BeerLambertConfig, levels: dict[str, list[float]]) -> None:
