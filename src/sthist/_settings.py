@@ -6,8 +6,13 @@ import getpass
 import logging
 import os
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("sthist")
 
@@ -73,3 +78,13 @@ class Settings:
 
 
 settings = Settings()
+
+
+@contextmanager
+def progress_bar(name: str, total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
+    """A function that says how many more are done; shown as ``progress=`` says, or the settings."""
+    from rich.progress import Progress
+
+    with Progress(disable=not (settings.progress if show is None else show)) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda n: bar.update(task, advance=n)

@@ -187,3 +187,10 @@ def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, 
     for i, on_top in zip(lower, np.split(above[order], starts[1:]), strict=True):
         parted[i] = shapely.difference(polygons[i], shapely.union_all(polygons[on_top]))
     return parted
+
+
+def class_names(adata: Any, key: str, columns: Iterable[Any]) -> list[str]:
+    """Classes by the names that they had before the columns of a result had to be stored."""
+    made = adata.uns.get("sthist", {}).get(key, {})
+    names = made.get("classes", {}) if hasattr(made, "get") else {}
+    return [str(names.get(str(column), column)) if hasattr(names, "get") else str(column) for column in columns]

@@ -87,7 +87,6 @@ def alignment(
     real = open_image(sdata, _sample.find_he(sdata, he))
     extent = stained.extent_um if within is None else region_geometry(sdata, within).bounds
     drawn = make_axes(len(panels), len(panels), extent, axes, panels)
-    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     for ax, panel in zip(drawn, panels, strict=True):
         mpp = panel_mpp(ax, extent, saved=save is not None)
         histology = read_box(real, extent, mpp, fill=255)[..., :3]

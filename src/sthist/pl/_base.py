@@ -63,7 +63,7 @@ def _centres(extent: Extent, mpp: float) -> tuple[np.ndarray, tuple[int, int]]:
 
 def paint_values(sdata: SpatialData, rows: Rows, values: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
     """Regions with a value each, (h, w) float64: the mean where squares overlap; NaN where there are none."""
-    polygons, known = _there(sdata, rows, np.isfinite(values))
+    polygons, known = _with_polygons(sdata, rows, np.isfinite(values))
     _, shape = _centres(extent, mpp)
     boxes = _as_boxes(polygons)
     if boxes is not None:
@@ -73,7 +73,7 @@ def paint_values(sdata: SpatialData, rows: Rows, values: np.ndarray, extent: Ext
 
 def paint_codes(sdata: SpatialData, rows: Rows, codes: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
     """Regions with a category each, (h, w) int: the most frequent where squares overlap; -1 where there are none."""
-    polygons, known = _there(sdata, rows, codes >= 0)
+    polygons, known = _with_polygons(sdata, rows, codes >= 0)
     codes = codes[known]
     _, shape = _centres(extent, mpp)
     boxes = _as_boxes(polygons)
@@ -88,12 +88,12 @@ def paint_codes(sdata: SpatialData, rows: Rows, codes: np.ndarray, extent: Exten
     return best
 
 
-def _there(sdata: SpatialData, rows: Rows, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Polygons of the rows that are wanted and have one, and which rows these are."""
+def _with_polygons(sdata: SpatialData, rows: Rows, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Polygons of the rows that are known and have one, and which rows these are."""
     import shapely
 
     polygons = polygons_um(sdata, rows)
-    known = wanted & ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
+    known = known & ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
     return polygons[known], known
 
 
@@ -157,25 +157,50 @@ SAVE_DPI = 200
 
 
 def make_axes(n: int, ncols: int, extent_um: Extent, axes: Any, names: Sequence[str]) -> list[Axes]:
-    """The given axes, checked, or new ones of the region's shape, ``ncols`` in a row."""
+    """The user's axes, checked, or new ones of the region's shape, ``ncols`` in a row."""
+    x0, y0, x1, y1 = extent_um
+    height = PANEL_INCHES * float(np.clip((y1 - y0) / (x1 - x0), 0.3, 3))
+    drawn = panel_axes(n, ncols, (PANEL_INCHES, height + 0.3), axes, names)
+    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
+    return drawn
+
+
+def panel_axes(n: int, ncols: int, size: tuple[float, float], axes: Any, names: Sequence[str]) -> list[Axes]:
+    """The user's axes, checked, or new ones of a size in inches."""
     import matplotlib.pyplot as plt
 
     if axes is not None:
-        given = list(np.ravel(np.asarray(axes, dtype=object)))
-        if len(given) != n:
-            raise ValueError(f"{n} panels ({', '.join(names)}) need as many axes; {len(given)} are given.")
-        return given
-    x0, y0, x1, y1 = extent_um
+        own = list(np.ravel(np.asarray(axes, dtype=object)))
+        if len(own) != n:
+            raise ValueError(f"{n} panels ({', '.join(names)}) need as many axes; {len(own)} are given.")
+        return own
     columns = min(n, ncols)
     rows = -(-n // columns)
-    height = PANEL_INCHES * float(np.clip((y1 - y0) / (x1 - x0), 0.3, 3))
     figure, grid = plt.subplots(
-        rows, columns, figsize=(PANEL_INCHES * columns, (height + 0.3) * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, layout="constrained"
     )
     flat = list(grid.ravel())
     for unused in flat[n:]:
         figure.delaxes(unused)
     return flat[:n]
+
+
+def one_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """The user's axes, or new ones of a size in inches."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def colour_legend(ax: Axes, names: Sequence[str], colours: np.ndarray) -> None:
+    """Dots with their names, right of the axes."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", color=tuple(colour), label=name)
+        for name, colour in zip(names, colours, strict=True)
+    ]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
 
 
 def panel_mpp(ax: Axes, extent_um: Extent, *, saved: bool) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist.metrics._compare import PAIRS, by_seed
 from sthist.metrics._regions import by_class, region_tests
-from sthist.pl._base import finish
+from sthist.pl._base import finish, one_axes, panel_axes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,11 +96,7 @@ def ablation(
     if not 0 < level < 1:
         raise ValueError(f"level is {level!r}; it lies between 0 and 1.")
     places = _places(trained)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        rows = max(places.values()) + 2
-        ax = plt.subplots(figsize=(6.0, 0.9 + ROW_INCHES * rows), layout="constrained")[1]
+    ax = one_axes(ax, (6.0, 0.9 + ROW_INCHES * (max(places.values()) + 2)))
     for variant, part in trained.groupby("variant", sort=False):
         _draw(ax, places[str(variant)], part["value"].to_numpy(float), level)
     _name_rows(ax, trained, places)
@@ -258,7 +254,8 @@ def image_metrics(
         raise ValueError(f"The table has no scores of tiles to show, only {list(frame.columns)}.")
     groups = [by_class(frame, name, groupby, method) for name in shown]
     results = [region_tests(frame, name, groupby, method=method) if tests else None for name in shown]
-    drawn = _axes(len(shown), ncols, len(groups[0]), axes)
+    size = (1.3 + CLASS_INCHES * len(groups[0]), PANEL_HEIGHT)
+    drawn = panel_axes(len(shown), ncols, size, axes, shown)
     with_null = null is not None and "method" in frame.columns and null in set(frame["method"])
     for ax, name, values, result in zip(drawn, shown, groups, results, strict=True):
         _boxes(ax, values)
@@ -269,27 +266,6 @@ def image_metrics(
             ax.set_title(f"ANOVA p {_format_p(result.p)}", fontsize="medium")
             _brackets(ax, result.pairs, list(values))
     return finish(drawn, save)
-
-
-def _axes(n: int, ncols: int, n_classes: int, axes: Any) -> list[Axes]:
-    """The given axes, checked, or new ones that are wide enough for the classes."""
-    import matplotlib.pyplot as plt
-
-    if axes is not None:
-        flat = list(np.ravel(np.asarray(axes, dtype=object)))
-        if len(flat) != n:
-            raise ValueError(f"{n} panels need as many axes; {len(flat)} are given.")
-        return flat
-    columns = min(n, ncols)
-    rows = -(-n // columns)
-    width = 1.3 + CLASS_INCHES * n_classes
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, PANEL_HEIGHT * rows), squeeze=False, layout="constrained"
-    )
-    flat = list(grid.ravel())
-    for unused in flat[n:]:
-        figure.delaxes(unused)
-    return flat[:n]
 
 
 def _boxes(ax: Axes, values: Mapping[Any, np.ndarray]) -> None:

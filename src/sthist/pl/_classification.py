@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.pl._base import finish
+from sthist.pl._base import finish, one_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,13 +63,13 @@ def roc(
     if scores is None:
         if not (hasattr(labels, "auc") and hasattr(labels, "classes")):
             raise TypeError(f"A {type(labels).__name__} is no report: give true classes and scores.")
-        ax = _axes(ax, (4.5, 0.5 + 0.35 * len(labels.classes)))
+        ax = one_axes(ax, (4.5, 0.5 + 0.35 * len(labels.classes)))
         _draw_areas(ax, labels)
         return finish([ax], save)[0]
     from sklearn.metrics import roc_auc_score, roc_curve
 
     frame, true = _matched(labels, scores, classes)
-    ax = _axes(ax, (4.5, 4.5))
+    ax = one_axes(ax, (4.5, 4.5))
     for name in frame.columns:
         of_class = true == name
         if of_class.all() or not of_class.any():
@@ -142,7 +142,7 @@ def confusion(
     """
     counts, names = _counts(labels, predicted, classes)
     size = 1.4 + 0.5 * len(names)
-    ax = _axes(ax, (size + 1.2, size))
+    ax = one_axes(ax, (size + 1.2, size))
     total = counts.sum(axis=1, keepdims=True)
     shares = counts / np.where(total > 0, total, 1)
     shown = ax.imshow(shares if normalize else counts, cmap=cmap, vmin=0, vmax=1 if normalize else None)
@@ -154,12 +154,6 @@ def confusion(
     ax.set(xlabel="called", ylabel="true")
     ax.figure.colorbar(shown, ax=ax, label="share of the true class" if normalize else "rows", shrink=0.8)
     return finish([ax], save)[0]
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def _draw_areas(ax: Axes, report: Any) -> None:
@@ -213,14 +207,16 @@ def _counts(truth: Any, predicted: Any, classes: Sequence[str] | None) -> tuple[
         raise ValueError(f"There are {len(pair[0])} true and {len(pair[1])} called classes.")
     both = pair[0].notna() & pair[1].notna()
     true, called = (each[both].astype(str) for each in pair)
-    found = sorted({*true, *called})
+    present = sorted({*true, *called})
     ordered = getattr(getattr(truth, "cat", truth), "categories", None)
-    order = [str(name) for name in (classes if classes is not None else ordered if ordered is not None else found)]
-    names = order if classes is not None else [*order, *(name for name in found if name not in order)]
-    lacking = [name for name in found if name not in names]
-    if lacking or not found:
+    order = [str(name) for name in (classes if classes is not None else ordered if ordered is not None else present)]
+    names = order if classes is not None else [*order, *(name for name in present if name not in order)]
+    lacking = [name for name in present if name not in names]
+    if lacking or not present:
         raise ValueError(
-            f"classes is {names}; the rows are of {found}." if found else "No row has both a true and a called class."
+            f"classes is {names}; the rows are of {present}."
+            if present
+            else "No row has both a true and a called class."
         )
     table = np.zeros((len(names), len(names)), int)
     index = pd.Index(names)

@@ -15,9 +15,11 @@ from sthist.pl._base import (
     GREY,
     add_scale_bar,
     background,
+    colour_legend,
     colours_of,
     finish,
     make_axes,
+    one_axes,
     paint_codes,
     paint_values,
     panel_mpp,
@@ -98,14 +100,11 @@ def embedding(
     >>> len(ax.get_images()) > 8
     True
     """
-    import matplotlib.pyplot as plt
-
     adata, rows = _table_of(data, basis, table)
     points = _points(adata, basis)
     if thumbnails and rows is None:
         raise TypeError("Thumbnails need the image: pass the SpatialData, not its table.")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(SIDE, SIDE), layout="constrained")
+    ax = one_axes(ax, (SIDE, SIDE))
     _scatter(ax, adata, points, color, size, cmap)
     if thumbnails and rows is not None:
         _draw_thumbnails(ax, data, rows, points, color, int(thumbnails), _sample.find_he(data, image))
@@ -186,7 +185,6 @@ def cells(
     extent = (x0, y0, x1, y1)
     names = [color] if basis is None else [color, _bare(basis)]
     drawn = make_axes(len(names), 2, extent, axes, names)
-    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     mpp = panel_mpp(drawn[0], extent, saved=save is not None)
     below = background(sdata, image, extent, mpp)
     if below is not None:
@@ -199,7 +197,9 @@ def cells(
         drawn[1].set_box_aspect((y1 - y0) / (x1 - x0))
         drawn[1].set(xticks=[], yticks=[], xlabel=f"{_bare(basis or '')} 1", ylabel=f"{_bare(basis or '')} 2")
     elif not _is_number(adata.obs[color]):
-        _legend(drawn[0], *colours_of(adata, color, adata.obs[color])[1:])
+        _, categories, colours = colours_of(adata, color, adata.obs[color])
+        if len(categories) <= LEGEND_NAMES:
+            colour_legend(drawn[0], categories, colours)
     return finish(drawn, save)
 
 
@@ -233,13 +233,6 @@ def _rows_with(sdata: SpatialData, color: str, table: str | None) -> Rows:
         table = cells
     key, _ = find_column(sdata, color, table)
     return rows_of(sdata, str(key))
-
-
-def _require_column(adata: AnnData, color: str) -> None:
-    if color not in adata.obs:
-        raise KeyError(
-            f"The table has no column {color!r}; it has {list(adata.obs)}.{closest(color, map(str, adata.obs))}"
-        )
 
 
 def _key(adata: AnnData, basis: str) -> str | None:
@@ -279,7 +272,10 @@ def _scatter(ax: Axes, adata: AnnData, points: np.ndarray, color: str | None, si
     if color is None:
         ax.scatter(x, y, color="0.5", **how)
         return
-    _require_column(adata, color)
+    if color not in adata.obs:
+        raise KeyError(
+            f"The table has no column {color!r}; it has {list(adata.obs)}.{closest(color, map(str, adata.obs))}"
+        )
     values = adata.obs[color]
     if _is_number(values):
         drawn = ax.scatter(x, y, c=values.to_numpy(np.float64)[order], cmap=cmap, plotnonfinite=False, **how)
@@ -289,19 +285,8 @@ def _scatter(ax: Axes, adata: AnnData, points: np.ndarray, color: str | None, si
     from matplotlib.colors import to_rgb
 
     ax.scatter(x, y, c=np.vstack([colours, to_rgb(GREY)])[codes[order]], **how)
-    _legend(ax, names, colours)
-
-
-def _legend(ax: Axes, names: list[str], colours: np.ndarray) -> None:
-    from matplotlib.lines import Line2D
-
-    if len(names) > LEGEND_NAMES:
-        return
-    handles = [
-        Line2D([], [], marker="o", linestyle="none", color=tuple(colour), label=name)
-        for name, colour in zip(names, colours, strict=True)
-    ]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
+    if len(names) <= LEGEND_NAMES:
+        colour_legend(ax, names, colours)
 
 
 def _draw_thumbnails(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._tables.genes import closest
-from sthist.pl._base import finish
+from sthist._tables.labels import class_names
+from sthist.pl._base import colours_of, finish, one_axes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,8 +74,7 @@ def niche_composition(
     if not len(shares):
         raise ValueError(f"No row has a niche in {key!r}.")
     shares = shares.iloc[_by_likeness(shares.to_numpy())]
-    if ax is None:
-        _, ax = plt.subplots(figsize=(1.8 + 0.45 * len(shares), 3.6), layout="constrained")
+    ax = one_axes(ax, (1.8 + 0.45 * len(shares), 3.6))
     bottom = np.zeros(len(shares))
     for name in shares.columns:
         height = shares[name].to_numpy()
@@ -100,8 +100,7 @@ def _of_niches(adata: AnnData, key: str) -> tuple[pd.DataFrame, dict[Any, Any]]:
         )
     means = composition.groupby(adata.obs[key], observed=True).mean()
     made = adata.uns.get("sthist", {}).get(key, {})
-    called = made.get("classes", {}) if hasattr(made, "get") else {}
-    means = means.rename(columns={column: str(called.get(column, column)) for column in means.columns})
+    means.columns = class_names(adata, key, means.columns)
     return means, _colours(adata, str(made.get("label", "")) if hasattr(made, "get") else "", list(means.columns))
 
 
@@ -118,8 +117,6 @@ def _of_groups(adata: AnnData, key: str, groupby: str) -> tuple[pd.DataFrame, di
 
 def _colours(adata: AnnData, column: str, names: list[Any]) -> dict[Any, Any]:
     """The colours of a column's own categories, whatever the order in which they stand here."""
-    from sthist.pl._base import colours_of
-
     if column in adata.obs:
         _, known, colours = colours_of(adata, column, adata.obs[column])
         if set(map(str, names)) <= set(known):

@@ -8,7 +8,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import region_geometry
-from sthist.pl._base import add_scale_bar, finish, make_axes, show_image
+from sthist.pl._base import add_scale_bar, colour_legend, finish, make_axes, show_image
 from sthist.tiles import Overlay, TileReader, TileSpec
 from sthist.tiles._images.image import open_image
 from sthist.tiles._laid_tiles import laid_tiles
@@ -110,7 +110,8 @@ def overlay(
     show_image(axes[0], pixels, extent, "nuclear stain and transcripts")
     add_scale_bar(axes[0], extent, "white")
     if legend or (legend is None and genes is not None and len(drawn.genes) <= LEGEND_GENES):
-        _gene_legend(axes[0], drawn, np.round(centre * 1000).astype(np.int64))
+        colours = np.clip(drawn.palette(np.round(centre * 1000).astype(np.int64)) / 255, 0, 1)
+        colour_legend(axes[0], drawn.genes, colours)
     return finish(axes, save)[0]
 
 
@@ -122,17 +123,6 @@ def _box(sdata: SpatialData, within: Any, kwargs: dict[str, Any]) -> tuple[float
     half = min(PAPER_MPP * 256, (x1 - x0) / 2, (y1 - y0) / 2)
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
     return middle_x - half, middle_y - half, middle_x + half, middle_y + half
-
-
-def _gene_legend(ax: Axes, drawn: Overlay, tile_id: Any) -> None:
-    from matplotlib.lines import Line2D
-
-    colours = np.clip(drawn.palette(tile_id) / 255, 0, 1)
-    handles = [
-        Line2D([], [], marker="o", linestyle="none", color=tuple(colour), label=gene)
-        for gene, colour in zip(drawn.genes, colours, strict=True)
-    ]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
 
 
 def tiles(

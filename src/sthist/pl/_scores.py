@@ -10,6 +10,7 @@ from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist._tables.find import find_table
 from sthist._tables.genes import closest
+from sthist._tables.labels import class_names
 from sthist._tables.rows import Rows, polygons_um, rows_of
 from sthist.pl._base import (
     add_scale_bar,
@@ -109,13 +110,12 @@ def score_map(
     scores = find_scores(sdata, key, classes, table)
     extent = _extent(sdata, scores, image) if within is None else region_geometry(sdata, within).bounds
     drawn = make_axes(len(scores), ncols, extent, axes, list(scores))
-    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
-    for ax, (name, found) in zip(drawn, scores.items(), strict=True):
+    for ax, (name, of_class) in zip(drawn, scores.items(), strict=True):
         mpp = panel_mpp(ax, extent, saved=save is not None)
         below = background(sdata, image, extent, mpp)
         if below is not None:
             show_image(ax, below, extent, name)
-        values = found.raster(sdata, extent, mpp)
+        values = of_class.raster(sdata, extent, mpp)
         known = values[np.isfinite(values)]
         if not known.size:
             raise ValueError(
@@ -153,15 +153,15 @@ def find_scores(
     if key in sdata.images and table is None:
         channels = _sample.channel_names(sdata.images[key])
         called = sdata.attrs.get("sthist", {}).get("results", {}).get(key, {}).get("classes", {})
-        found = {str(called.get(name, name)): Scores(key, channel=name) for name in channels}
+        scores = {str(called.get(name, name)): Scores(key, channel=name) for name in channels}
     else:
-        found = _of_regions(sdata, key, table)
+        scores = _of_regions(sdata, key, table)
     if classes is None:
-        return found
+        return scores
     for name in classes:
-        if name not in found:
-            raise KeyError(f"{key!r} has no class {name!r}; it has {list(found)}.{closest(name, found)}")
-    return {name: found[name] for name in classes}
+        if name not in scores:
+            raise KeyError(f"{key!r} has no class {name!r}; it has {list(scores)}.{closest(name, scores)}")
+    return {name: scores[name] for name in classes}
 
 
 def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Scores]:
@@ -172,18 +172,14 @@ def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Sc
 
         if not any(fits(adata) for each, adata in sdata.tables.items() if table in (None, each)):
             continue
-        found, adata = find_table(sdata, table, fits, f"{kind}[{name!r}]")
-        rows = rows_of(sdata, str(found))
+        table_key, adata = find_table(sdata, table, fits, f"{kind}[{name!r}]")
+        rows = rows_of(sdata, str(table_key))
         values = getattr(adata, kind)[name]
         if kind == "obs":
             return {key: Scores(key, rows=rows, values=values.to_numpy(np.float64))}
-        made = adata.uns.get("sthist", {}).get(name.removesuffix("_score"), {})
-        called = made.get("classes", {}) if hasattr(made, "get") else {}
-        called = called if hasattr(called, "get") else {}
-        return {
-            str(called.get(str(column), column)): Scores(key, rows=rows, values=values[column].to_numpy(np.float64))
-            for column in values.columns
-        }
+        names = class_names(adata, name.removesuffix("_score"), values.columns)
+        columns = values.to_numpy(np.float64).T
+        return {name: Scores(key, rows=rows, values=column) for name, column in zip(names, columns, strict=True)}
     there = [*sdata.images, *(str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm))]
     raise KeyError(
         f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in "
@@ -267,13 +263,14 @@ def top_tiles(
     figure, axes = plt.subplots(
         len(scores), n, figsize=(1.4 * n + 0.4, 1.6 * len(scores)), squeeze=False, layout="constrained"
     )
-    for row, (name, found) in zip(axes, scores.items(), strict=True):
-        order = np.argsort(-np.where(np.isfinite(found.values), found.values, -np.inf), kind="stable")
-        best = order[: min(n, int(np.isfinite(found.values).sum()))]
+    for row, (name, of_class) in zip(axes, scores.items(), strict=True):
+        values = of_class.values
+        order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
+        best = order[: min(n, int(np.isfinite(values).sum()))]
         for ax in row:
             ax.set_axis_off()
         row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right")
-        for ax, tile, score in zip(row, read_squares(sdata, he, found.rows, best), found.values[best], strict=False):
+        for ax, tile, score in zip(row, read_squares(sdata, he, of_class.rows, best), values[best], strict=False):
             ax.imshow(tile if tile.shape[-1] >= 3 else tile[..., 0], cmap="gray")
             ax.set_title(f"{score:.3g}", fontsize="small")
     return finish(list(axes.ravel()), save)

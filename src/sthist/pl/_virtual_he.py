@@ -114,7 +114,6 @@ def virtual_he(
                 f"The panel {panel!r} cannot be shown: this object has no {TITLES[panel]} that is recognised."
             )
     drawn = make_axes(len(shown), ncols, extent, axes, shown)
-    drawn[0].figure.canvas.draw()  # a layout engine places the axes only now
     for ax, panel in zip(drawn, shown, strict=True):
         mpp = panel_mpp(ax, extent, saved=save is not None)
         if panel == "nuclear":
@@ -155,12 +154,12 @@ def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence
         categories = part[gene].astype("category").cat
         names = np.asarray(categories.categories, str)
         seen.update(names)
-        wanted = is_gene(names) if genes is None else np.isin(names, list(genes))
+        drawn = is_gene(names) if genes is None else np.isin(names, list(genes))
         order = np.argsort(np.argsort(names))
         hues = np.c_[order / max(1, len(names)), np.full((len(names), 2), [0.65, 1.0])]
         codes = categories.codes.to_numpy()
         rows, columns = ((y - y0) // mpp).astype(int), ((x - x0) // mpp).astype(int)
-        keep = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1]) & wanted[codes] & (codes >= 0)
+        keep = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1]) & drawn[codes] & (codes >= 0)
         np.add.at(counts, (rows[keep], columns[keep]), 1)
         np.add.at(colours, (rows[keep], columns[keep]), hsv_to_rgb(hues)[codes[keep]].astype(np.float32))
     for name in genes or []:

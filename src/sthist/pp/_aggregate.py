@@ -124,7 +124,11 @@ def aggregate(
     if regions is None:
         _store.require_free(data, region_key, "shapes", overwrite=overwrite)
     kind, key = _find_source(data, of)
-    finder = _finder(data, regions, bin_um, within)
+    finder: SquareGrid | RegionIndex
+    if regions is None:
+        finder = SquareGrid(float(bin_um or 0), None if within is None else region_geometry(data, within))
+    else:
+        finder = _index(data, regions)
     if kind == "points":
         sums = sum_points(data, key, finder, min_qv, controls)
     else:
@@ -144,7 +148,8 @@ def aggregate(
     if isinstance(finder, SquareGrid):
         columns, rows = finder.places(sums.rows)
         extra = {"array_row": rows, "array_col": columns}
-        _add_squares(data, region_key, finder.side_um, columns, rows, made, overwrite)
+        squares = _squares(finder.side_um, columns, rows)
+        _store.add(data, "shapes", region_key, squares, made, overwrite=overwrite)
         centres = (np.stack([columns, rows], axis=1) + 0.5) * finder.side_um
     else:
         extra, centres = {}, finder.centroids()
@@ -197,12 +202,6 @@ def _bin_tables(sdata: SpatialData) -> list[str]:
     sizes = {name: int(match[1]) for name in sdata.tables if (match := BINS.search(name))}
     recorded = _sample.roles(sdata).get("spots", {}).get("table")
     return sorted(sizes, key=sizes.__getitem__) + ([recorded] if recorded in sdata.tables else [])
-
-
-def _finder(sdata: SpatialData, regions: str | None, bin_um: float | None, within: Any) -> SquareGrid | RegionIndex:
-    if regions is not None:
-        return _index(sdata, regions)
-    return SquareGrid(float(bin_um or 0), None if within is None else region_geometry(sdata, within))
 
 
 def _index(sdata: SpatialData, key: str) -> RegionIndex:
@@ -273,26 +272,14 @@ def _written(within: Any) -> Any:
     return within.wkt if hasattr(within, "wkt") else [float(end) for end in within]
 
 
-def _add_squares(
-    sdata: SpatialData,
-    key: str,
-    side: float,
-    columns: np.ndarray,
-    rows: np.ndarray,
-    made: dict[str, Any],
-    overwrite: bool,
-) -> None:
-    if len(rows) > MANY_SQUARES:
-        logger.warning("%d squares take about %.0f GB of memory as polygons.", len(rows), len(rows) * 0.6e-6)
-    _store.add(sdata, "shapes", key, _squares(side, columns, rows), made, overwrite=overwrite)
-
-
 def _squares(side: float, columns: np.ndarray, rows: np.ndarray) -> GeoDataFrame:
     import geopandas as gpd
     import shapely
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
+    if len(rows) > MANY_SQUARES:
+        logger.warning("%d squares take about %.0f GB of memory as polygons.", len(rows), len(rows) * 0.6e-6)
     # The same products as in locating, so that the squares are bit by bit what was counted in.
     boxes = shapely.box(columns * side, rows * side, (columns + 1) * side, (rows + 1) * side)
     return ShapesModel.parse(gpd.GeoDataFrame(geometry=boxes), transformations={_sample.UM: Identity()})

@@ -227,14 +227,14 @@ def align(
     record = data.attrs.get("sthist", {}).get("alignment", {}).get(image)
     if not overwrite and record is not None and record.get("call") == "pp.align":
         raise ValueError(f"Image {image!r} has been aligned already. Pass overwrite=True to align it again.")
-    found: dict[str, Any] = {}
+    estimate: dict[str, Any] = {}
     if isinstance(matrix, str) and matrix == "auto":
         if unit != "px":
             raise ValueError(
                 "unit= says what a matrix or landmarks are in; matrix='auto' finds them itself. Leave it out."
             )
         automatic = find_alignment(data, image, to, seed=settings.seed if seed is None else seed)
-        alignment, to, found = _alignment.Alignment(automatic.to_um), _sample.UM, automatic.facts
+        alignment, to, estimate = _alignment.Alignment(automatic.to_um), _sample.UM, automatic.facts
     elif matrix is not None:
         alignment = _alignment.from_matrix(matrix)
     else:
@@ -242,7 +242,7 @@ def align(
     previous = dict(get_transformation(element, get_all=True))
     records = data.attrs.setdefault("sthist", {}).setdefault("alignment", {})
     facts = _alignment.align(data, image, alignment, to, unit)
-    records[image] = _store.provenance("pp.align", **facts, **found)
+    records[image] = _store.provenance("pp.align", **facts, **estimate)
     written = False
     try:
         _store.write_transformations(data, [image])
@@ -251,14 +251,14 @@ def align(
         if not written:  # the object goes on to say what its store says
             set_transformation(element, previous, set_all=True)
             records.pop(image) if record is None else records.update({image: record})
-    if found:
-        before = "" if found["score_before"] is None else f"from {found['score_before']:.2f} "
+    if estimate:
+        before = "" if estimate["score_before"] is None else f"from {estimate['score_before']:.2f} "
         logger.info(
             "Overlap %sto %.2f; %d of %d patches agree, to %.2f µm.",
             before,
-            found["score_after"],
-            found["patches_that_agree"],
-            found["patches"],
-            found["median_residual_um"],
+            estimate["score_after"],
+            estimate["patches_that_agree"],
+            estimate["patches"],
+            estimate["median_residual_um"],
         )
     _alignment.log_residuals(image, facts)

@@ -13,7 +13,7 @@ import numpy as np
 from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
-from sthist.pp._embed_source import Source, find_source
+from sthist.pp._embed_source import find_source
 from sthist.tiles._blocks.array import ResumableArray, TileEmbedder
 from sthist.tiles._blocks.run import run_pending
 
@@ -173,7 +173,8 @@ def _embed_sample(
     progress: bool | None,
 ) -> None:
     source = find_source(data, image, regions, spec)
-    encoders = [_for_tiles(each, source) for each in load()]
+    strict = not source.spec_given
+    encoders = [each if source.spec is None else each.at(source.spec, strict=strict) for each in load()]
     first = encoders[0]
     key = _sample.safe_key(key_added or first.key)
     if client is not None and source.store is None:
@@ -182,8 +183,8 @@ def _embed_sample(
             "sd.read_zarr(path)."
         )
     reader = source.reader(first, normalizer)
-    wanted = source.lie_within(within)
-    inside = source.require_inside(reader, outside, wanted)
+    chosen = source.lie_within(within)
+    inside = source.require_inside(reader, outside, chosen)
     facts = {
         "encoder": _identity(first),
         "spec": reader.spec.to_dict(),
@@ -191,7 +192,7 @@ def _embed_sample(
         "source": source.identity(reader, inside),
     }
     if within is not None:
-        facts["within"] = hashlib.blake2b(wanted.tobytes(), digest_size=16).hexdigest()
+        facts["within"] = hashlib.blake2b(chosen.tobytes(), digest_size=16).hexdigest()
     facts = json.loads(json.dumps(facts, default=str))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     made = source.made(key)
@@ -206,7 +207,7 @@ def _embed_sample(
         with source.writing():
             values = work.embed(folder, key, facts, inside)
         if made is not None and (made.get("encoder"), made.get("spec")) == (first.name, facts["spec"]):
-            values[~wanted] = source.values(key)[~wanted]
+            values[~chosen] = source.values(key)[~chosen]
         made = _store.provenance(
             "pp.embed",
             encoder=first.name,
@@ -214,14 +215,10 @@ def _embed_sample(
             image=source.image,
             spec=reader.spec.to_dict(),
             batch_size=batch,
-            n_outside=int((wanted & ~inside).sum()),
+            n_outside=int((chosen & ~inside).sum()),
             digest=digest,
         )
         source.add(key, values, first.features, made)
-
-
-def _for_tiles(encoder: Encoder, source: Source) -> Encoder:
-    return encoder if source.spec is None else encoder.at(source.spec, strict=not source.spec_given)
 
 
 def _identity(encoder: Encoder) -> dict[str, Any]:

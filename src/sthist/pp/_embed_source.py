@@ -95,22 +95,22 @@ class RegionSource(_Source):
             return np.ones(len(self.places), bool)
         return lie_within(self.sdata, self.places, within, self.name)
 
-    def require_inside(self, reader: TileReader, outside: Literal["error", "nan"], wanted: np.ndarray) -> np.ndarray:
-        """Which of the wanted places the image holds, (n,) bool; a ValueError for others, unless they may be NaN."""
+    def require_inside(self, reader: TileReader, outside: Literal["error", "nan"], chosen: np.ndarray) -> np.ndarray:
+        """Which of the chosen places the image holds, (n,) bool; a ValueError for others, unless they may be NaN."""
         import shapely
 
         if outside not in {"error", "nan"}:
             raise ValueError(f"outside is {outside!r}; it is 'error' or 'nan'.")
         image = shapely.union_all([shapely.MultiPoint(field.corners_um()).convex_hull for field in reader.image.fields])
-        inside = wanted & np.isfinite(self.places).all(axis=1)
+        inside = chosen & np.isfinite(self.places).all(axis=1)
         inside[inside] = shapely.intersects_xy(image, *self.places[inside].T)
-        missing = wanted & ~inside
+        missing = chosen & ~inside
         if not missing.any() or (outside == "nan" and inside.any()):
             return inside
         row = int(np.flatnonzero(missing)[0])
         x0, y0, x1, y1 = image.bounds
         raise ValueError(
-            f"{int(missing.sum())} of {int(wanted.sum())} regions of {self.name} lie outside the image {self.image!r} "
+            f"{int(missing.sum())} of {int(chosen.sum())} regions of {self.name} lie outside the image {self.image!r} "
             f"(x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as "
             f"{self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' to "
             "leave them without an embedding, or mend the transformation of the image to 'um'."
@@ -192,23 +192,22 @@ class FolderSource(_Source):
             raise ValueError("within= is of a SpatialData; a folder of tiles lies nowhere.")
         return np.ones(self.tiles.n_obs, bool)
 
-    def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"], wanted: np.ndarray) -> np.ndarray:
+    def require_inside(self, reader: FolderReader, outside: Literal["error", "nan"], chosen: np.ndarray) -> np.ndarray:
         """Which places can be read, (n,) bool: all."""
-        return wanted
+        return chosen
 
     def identity(self, reader: FolderReader, inside: np.ndarray) -> dict[str, Any]:
         """What tells this input from any other: names, sizes and times of the files."""
         content = hashlib.blake2b(digest_size=16)
         for file in self.tiles.obs["file"].astype(str):
-            found = (reader.root / file).stat()
-            content.update(f"{file} {found.st_size} {found.st_mtime_ns}".encode())
+            stat = (reader.root / file).stat()
+            content.update(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode())
         content.update(np.ascontiguousarray(self.tiles.obs["mpp"].to_numpy(np.float64)).tobytes())
         return {"files": content.hexdigest()}
 
     def made(self, key: str) -> dict[str, Any] | None:
         """Provenance of embeddings that are there; None if there are none."""
-        found: dict[str, Any] | None = self.tiles.uns["sthist"].get(key) if key in self.tiles.obsm else None
-        return found
+        return self.tiles.uns["sthist"].get(key) if key in self.tiles.obsm else None  # type: ignore[no-any-return]
 
     def values(self, key: str) -> np.ndarray:
         """Embeddings that are there."""
@@ -257,9 +256,9 @@ def _find_regions(sdata: SpatialData) -> str:
     candidates = [*laid, *([spots] if spots in sdata.shapes else [])]
     if len(candidates) == 1:
         return candidates[0]
-    found = f"could be any of {candidates}" if candidates else "are neither tiles nor spots"
+    fault = f"could be any of {candidates}" if candidates else "are neither tiles nor spots"
     raise ValueError(
-        f"Which regions to embed is not clear: there {found}. Pass regions=. {_sample.describe('shapes', sdata.shapes)}"
+        f"Which regions to embed is not clear: there {fault}. Pass regions=. {_sample.describe('shapes', sdata.shapes)}"
     )
 
 

@@ -123,10 +123,10 @@ def genes(
         raise ValueError(
             f"{name} has been through pp.genes already. Pass overwrite=True to begin again from its counts."
         )
-    wanted, n_controls = _wanted(adata, genes, controls, name)
-    _say_copies(features[features.isin(wanted) & features.duplicated()], name)
-    counts = collect_columns(counts, wanted.get_indexer(features), len(wanted))
-    counts, wanted = _apply_thresholds(counts, wanted, min_cells, min_counts, name)
+    kept, n_controls = _chosen_genes(adata, genes, controls, name)
+    _say_copies(features[features.isin(kept) & features.duplicated()], name)
+    counts = collect_columns(counts, kept.get_indexer(features), len(kept))
+    counts, kept = _apply_thresholds(counts, kept, min_cells, min_counts, name)
     n_empty = _say_empty_rows(adata, counts, name)
     normalised, total = _normalised(counts, target_sum, log)
     made = _store.provenance(
@@ -136,7 +136,7 @@ def genes(
         target_sum=total,
         log=log,
         n_genes_before=adata.n_vars,
-        n_genes=len(wanted),
+        n_genes=len(kept),
         n_controls=n_controls,
         n_empty=n_empty,
         min_cells=min_cells,
@@ -144,14 +144,16 @@ def genes(
         controls=None if controls is None else list(controls),
         chosen=genes is not None,
     )
-    logger.info("%s: %d of %d genes, counts from %s.", name, len(wanted), adata.n_vars, source)
+    logger.info("%s: %d of %d genes, counts from %s.", name, len(kept), adata.n_vars, source)
     if key is not None and _store.store_path(data) is not None:
         # The object keeps its own until the store has the new one: writing can fail.
-        changed = adata[:, _columns(adata, wanted)].copy()
+        changed = adata[:, _columns(adata, kept)].copy()
         _write(changed, counts, normalised, made)
         _store.replace_table(data, key, changed, made)
     else:
-        _subset(adata, _columns(adata, wanted))
+        columns = _columns(adata, kept)
+        if adata.is_view or not np.array_equal(columns, np.arange(adata.n_vars)):  # a view becomes a table of its own
+            adata._inplace_subset_var(columns)
         _write(adata, counts, normalised, made)
 
 
@@ -205,10 +207,10 @@ def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, 
                 )
             return source, counts, features
         faults[source] = fault
-    found = "; ".join(f"{source} {fault}" for source, fault in faults.items())
+    reasons = "; ".join(f"{source} {fault}" for source, fault in faults.items())
     raise ValueError(
-        f"{name} has no raw counts: {found}. Read the file that has them, put them in layers['counts'], or name their "
-        f"layer with layer= (there are {list(adata.layers)})."
+        f"{name} has no raw counts: {reasons}. Read the file that has them, put them in layers['counts'], or name "
+        f"their layer with layer= (there are {list(adata.layers)})."
     )
 
 
@@ -253,24 +255,24 @@ def _looks_like(values: np.ndarray) -> str:
     return f", and looks like {kind} (its largest value is {top:.4g})"
 
 
-def _wanted(
+def _chosen_genes(
     adata: AnnData, genes: Sequence[str] | None, controls: Sequence[str] | None, name: str
 ) -> tuple[pd.Index, int]:
     """Names of the genes to keep, each once, and how many columns are controls or no genes."""
     import pandas as pd
 
     if genes is not None:
-        wanted = pd.Index([genes] if isinstance(genes, str) else list(genes))
-        _require_genes(adata, wanted, name)
-        return wanted, 0
+        kept = pd.Index([genes] if isinstance(genes, str) else list(genes))
+        _require_genes(adata, kept, name)
+        return kept, 0
     prefixes = [controls] if isinstance(controls, str) else controls
     keep = np.ones(adata.n_vars, bool)
     if prefixes is None or len(prefixes):
         keep &= is_gene(adata.var_names, prefixes)
         if "feature_types" in adata.var and (adata.var["feature_types"] == GENE_TYPE).any():
             keep &= (adata.var["feature_types"] == GENE_TYPE).to_numpy()
-    wanted = adata.var_names[keep]
-    return wanted.unique(), int((~keep).sum())
+    kept = adata.var_names[keep]
+    return kept.unique(), int((~keep).sum())
 
 
 def _say_copies(copies: pd.Index, name: str) -> None:
@@ -284,31 +286,31 @@ def _say_copies(copies: pd.Index, name: str) -> None:
         )
 
 
-def _require_genes(adata: AnnData, wanted: pd.Index, name: str) -> None:
-    if wanted.has_duplicates:
-        raise ValueError(f"genes= has {wanted[wanted.duplicated()][0]!r} more than once.")
-    missing = wanted[~wanted.isin(adata.var_names)]
+def _require_genes(adata: AnnData, kept: pd.Index, name: str) -> None:
+    if kept.has_duplicates:
+        raise ValueError(f"genes= has {kept[kept.duplicated()][0]!r} more than once.")
+    missing = kept[~kept.isin(adata.var_names)]
     if len(missing):
         raise KeyError(
-            f"{name} lacks {len(missing)} of {len(wanted)} genes, such as "
+            f"{name} lacks {len(missing)} of {len(kept)} genes, such as "
             f"{missing[0]!r}.{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by "
             "other columns of var."
         )
 
 
 def _apply_thresholds(
-    counts: csr_matrix, wanted: pd.Index, min_cells: int, min_counts: int, name: str
+    counts: csr_matrix, kept: pd.Index, min_cells: int, min_counts: int, name: str
 ) -> tuple[csr_matrix, pd.Index]:
     n_cells = np.asarray((counts > 0).sum(axis=0)).ravel()
     n_counts = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
     keep = (n_cells >= min_cells) & (n_counts >= min_counts)
     if not keep.any():
         raise ValueError(
-            f"No gene of {name[0].lower() + name[1:]} is left: of {len(wanted)} genes that are no controls, the "
+            f"No gene of {name[0].lower() + name[1:]} is left: of {len(kept)} genes that are no controls, the "
             f"commonest is in {n_cells.max(initial=0)} of {counts.shape[0]} rows and has {n_counts.max(initial=0):.0f} "
             f"counts. Lower min_cells ({min_cells}) or min_counts ({min_counts}), or keep controls with controls=()."
         )
-    return (counts if keep.all() else counts[:, keep]), wanted[keep]
+    return (counts if keep.all() else counts[:, keep]), kept[keep]
 
 
 def _say_empty_rows(adata: AnnData, counts: csr_matrix, name: str) -> int:
@@ -342,16 +344,10 @@ def _normalised(counts: csr_matrix, target_sum: Any, log: bool) -> tuple[AnnData
     return normalised, None if target_sum is None else float(target_sum)
 
 
-def _columns(adata: AnnData, wanted: pd.Index) -> np.ndarray:
+def _columns(adata: AnnData, kept: pd.Index) -> np.ndarray:
     """The first column of each gene."""
     first = np.flatnonzero(~adata.var_names.duplicated())
-    return first[adata.var_names[first].get_indexer(wanted)]
-
-
-def _subset(adata: AnnData, columns: np.ndarray) -> None:
-    """Keep these columns, in place; a view becomes a table of its own."""
-    if adata.is_view or not np.array_equal(columns, np.arange(adata.n_vars)):
-        adata._inplace_subset_var(columns)
+    return first[adata.var_names[first].get_indexer(kept)]
 
 
 def _write(adata: AnnData, counts: csr_matrix, normalised: AnnData, made: dict[str, Any]) -> None:

@@ -199,13 +199,13 @@ def centroids(regions: GeoDataFrame) -> np.ndarray:
 def find_cells(sdata: SpatialData) -> str:
     """Shapes of the sample's cells."""
     table = _sample.find_cell_table(sdata)
-    found = None if table is None else _sample.cell_shapes(sdata, table)
-    if found is None:
+    shapes = None if table is None else _sample.cell_shapes(sdata, table)
+    if shapes is None:
         raise KeyError(
             f"Found no cells to sample. {_sample.describe('shapes', sdata.shapes)} Say which ones they are with "
             "regions=."
         )
-    return found[0]
+    return shapes[0]
 
 
 def spread_tiles(

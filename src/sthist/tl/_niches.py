@@ -19,7 +19,6 @@ from sthist._tables.rows import write_columns
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -163,7 +162,8 @@ def niches(
             **agreement,
         )
         niche = pd.Categorical.from_codes(part, categories=pd.Index(names, dtype=object))
-        sample.write(key_added, made, niche, pd.DataFrame(composition, columns=columns))
+        obsm = {f"{key_added}_composition": pd.DataFrame(composition, columns=columns)}
+        write_columns(sample.data, sample.table, sample.adata, key_added, made, obs={key_added: niche}, obsm=obsm)
 
 
 def _clustering(method: str | None, resolution: float | None, n_niches: int | None) -> tuple[str, dict[str, Any]]:
@@ -201,8 +201,8 @@ class _Sample:
     """The rows of one sample, their places and labels."""
 
     def __init__(self, name: str, data: Any, label: str, table: str | None) -> None:
-        self.name, self._data = name, data
-        self._table, self.adata = find_table(
+        self.name, self.data = name, data
+        self.table, self.adata = find_table(
             data, table, lambda adata: label in adata.obs or label in adata.obsm, f"{label!r}, in obs or obsm", label
         )
         self._values, self.classes = _labels(self.adata, label, self._of)
@@ -210,7 +210,7 @@ class _Sample:
 
     @property
     def _of(self) -> str:
-        return f"Sample {self.name!r}" if self._table is None else f"Table {self._table!r}"
+        return f"Sample {self.name!r}" if self.table is None else f"Table {self.table!r}"
 
     def require_ready(self, key: str, reference: str | None, k: int | None, *, overwrite: bool) -> None:
         """Raise whatever would be in the way."""
@@ -236,11 +236,6 @@ class _Sample:
         with np.errstate(invalid="ignore"):  # none: NaN
             return (near @ np.where(known[:, None], values, 0.0)) / n[:, None]
 
-    def write(self, key: str, made: dict[str, Any], niche: Any, composition: pd.DataFrame) -> None:
-        """Add both columns to the table."""
-        columns = {"obs": {key: niche}, "obsm": {f"{key}_composition": composition}}
-        write_columns(self._data, self._table, self.adata, key, made, **columns)
-
 
 def _labels(adata: AnnData, label: str, of: str) -> tuple[np.ndarray, list[str]]:
     """(n, classes) of shares, NaN in rows without a label; and the classes."""
@@ -263,8 +258,6 @@ def _graph(places: np.ndarray, k: int | None, radius_um: float | None) -> Any:
     """Each row and its neighbours, (n, n) sparse of 0 and 1, by squidpy."""
     import anndata as ad
     from scipy.sparse import csr_matrix, identity
-
-    pass
 
     light = ad.AnnData(csr_matrix((len(places), 0)), obsm={"spatial": places})
     how: dict[str, Any] = {"n_neighs": k} if radius_um is None else {"radius": float(radius_um)}
@@ -325,9 +318,9 @@ def _agreement(samples: list[_Sample], reference: str, codes: np.ndarray) -> dic
     if not both.any():
         raise ValueError(f"No row has both a niche and a value in {reference!r}.")
     pair = known[both].astype(str).to_numpy(), codes[both]
-    found = {"ari": float(adjusted_rand_score(*pair)), "nmi": float(normalized_mutual_info_score(*pair))}
-    logger.info("Agreement with %r: ARI %.3f, NMI %.3f.", reference, found["ari"], found["nmi"])
-    return found
+    agreement = {"ari": float(adjusted_rand_score(*pair)), "nmi": float(normalized_mutual_info_score(*pair))}
+    logger.info("Agreement with %r: ARI %.3f, NMI %.3f.", reference, agreement["ari"], agreement["nmi"])
+    return agreement
 
 
 def require_igraph() -> None:

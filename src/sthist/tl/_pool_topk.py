@@ -11,7 +11,7 @@ from sthist._sample.samples import over_samples
 from sthist._settings import logger
 from sthist._tables.find import called, find_table, require_free
 from sthist._tables.genes import closest
-from sthist._tables.labels import column_names
+from sthist._tables.labels import class_names, column_names
 from sthist._tables.rows import (
     Rows,
     add_columns,
@@ -117,8 +117,16 @@ def pool_topk(
     scored: Any = np.isfinite(values).all(axis=1)
     pooled, n_tiles, n_short = _top_means(values[scored], groups[scored], len(names), k)
     pooled[n_tiles < min_tiles] = np.nan
-    _report(k, n_short, n_tiles, min_tiles, ~scored, groups, groupby)
-    classes = _class_names(data.tables[source], key, scores)
+    n_few, n_unscored, n_elsewhere = (int(each.sum()) for each in (n_tiles < min_tiles, ~scored, groups < 0))
+    if n_short:
+        logger.warning(
+            "%d of %d %r have fewer than k=%s tiles: all of theirs count there.", n_short, len(names), groupby, k
+        )
+    logger.info(
+        f"{len(names) - n_few} of {len(names)} {groupby!r} have a score, {n_few} fewer than {min_tiles} tiles; "
+        f"{n_unscored} tiles have no score, {n_elsewhere} belong nowhere."
+    )
+    classes = class_names(data.tables[source], key.removesuffix("_score"), scores.columns if is_classes else ())
     columns = column_names(classes)
     obs, obsm = _columns(classes, columns, pooled, n_tiles, name)
     made = _store.provenance(
@@ -130,9 +138,9 @@ def pool_topk(
         min_tiles=min_tiles,
         classes=dict(zip(columns, classes, strict=True)),
         shorter_than_k=n_short,
-        too_few_tiles=int((n_tiles < min_tiles).sum()),
-        tiles_without_score=int((~scored).sum()),
-        tiles_elsewhere=int((groups < 0).sum()),
+        too_few_tiles=n_few,
+        tiles_without_score=n_unscored,
+        tiles_elsewhere=n_elsewhere,
     )
     if target is None:
         _write_own_table(data, groupby, names, name, made, obs, obsm)
@@ -238,40 +246,6 @@ def _top_means(
         counted = np.where(rank < most[groups[order]], scores[order], 0.0)
         pooled[filled, column] = np.add.reduceat(counted, first[filled]) / most[filled] if filled.any() else np.nan
     return pooled, n, short
-
-
-def _report(
-    k: float | str,
-    n_short: int,
-    n_tiles: np.ndarray,
-    min_tiles: int,
-    unscored: np.ndarray,
-    groups: np.ndarray,
-    groupby: str,
-) -> None:
-    if n_short:
-        logger.warning(
-            "%d of %d %r have fewer than k=%s tiles: all of theirs count there.", n_short, len(n_tiles), groupby, k
-        )
-    logger.info(
-        "%d of %d %r have a score, %d fewer than %d tiles; %d tiles have no score, %d belong nowhere.",
-        int((n_tiles >= min_tiles).sum()),
-        len(n_tiles),
-        groupby,
-        int((n_tiles < min_tiles).sum()),
-        min_tiles,
-        int(unscored.sum()),
-        int((groups < 0).sum()),
-    )
-
-
-def _class_names(adata: Any, key: str, scores: Any) -> list[str]:
-    """Classes as they were called before their columns had to be stored; none for a column of numbers."""
-    if not hasattr(scores, "columns"):
-        return []
-    made = adata.uns.get("sthist", {}).get(key.removesuffix("_score"), {})
-    called = made.get("classes", {}) if hasattr(made, "get") else {}
-    return [str(called.get(str(name), name)) if hasattr(called, "get") else str(name) for name in scores.columns]
 
 
 def _columns(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sthist import stains
-from sthist.pp._stain_normalize.reference import Method, StainReference, read_json, write_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from sthist.pp._stain_normalize.reference import JSONFile, Method, StainReference
 
 CLEAR_OD = 0.1
 """Optical density up to which a pixel is glass: of 255 grey levels it leaves 231, where ST2HE's blank tiles begin."""
@@ -27,11 +24,9 @@ DENSEST, BRIGHTEST = 8.0, 1.0
 PER_LEVEL, PER_LOG, LOGARITHMS = 16, 256, (-3, 8)
 """Steps of the tables of logarithms (per grey level) and of exponentials (per unit), and what the latter span."""
 
-KIND = "stain normaliser"
-
 
 @dataclass(frozen=True)
-class StainNormalizer:
+class StainNormalizer(JSONFile):
     """Gives tiles of one slide the stain of another.
 
     What :func:`stain_normalize` returns: ``TileReader(..., normalizer=normalizer)`` applies it to whatever is read. It
@@ -68,6 +63,8 @@ class StainNormalizer:
     True
     """
 
+    kind: ClassVar[str] = "stain normaliser"
+
     source: StainReference
     reference: StainReference
 
@@ -85,10 +82,7 @@ class StainNormalizer:
         return self.source.method
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        """Normalise tiles.
-
-        Returns the same, of a new array.
-        """
+        """Normalise tiles. Returns the same, of a new array."""
         tiles = np.asarray(tiles)
         if tiles.dtype != np.uint8 or tiles.ndim not in {3, 4} or tiles.shape[-1] != 3:
             raise ValueError(f"Tiles are (n, h, w, 3) or (h, w, 3) of uint8; these are {tiles.shape} of {tiles.dtype}.")
@@ -116,32 +110,6 @@ class StainNormalizer:
             Of it.
         """
         return cls(*(StainReference.from_dict(values[name]) for name in ("source", "reference")))
-
-    def save(self, path: str | Path) -> None:
-        """Write it to a JSON file.
-
-        Parameters
-        ----------
-        path
-            Of the file.
-        """
-        write_json(path, KIND, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> StainNormalizer:
-        """Read it from a JSON file.
-
-        Parameters
-        ----------
-        path
-            Of the file.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If there is no such file, or it is of another kind.
-        """
-        return cls.from_dict(read_json(path, KIND))
 
     @cached_property
     def _kernel(self) -> tuple[Any, tuple[Any, ...]]:

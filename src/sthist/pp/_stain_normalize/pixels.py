@@ -41,14 +41,7 @@ class StainPixels:
 
 
 def pixels_of(
-    data: Any,
-    image: str | None,
-    *,
-    within: Any,
-    n_tiles: int,
-    mpp: float,
-    white: Any,
-    seed: int | None,
+    data: Any, image: str | None, *, within: Any, n_tiles: int, mpp: float, white: Any, seed: int | None
 ) -> StainPixels:
     """Pixels of a sample, or of an array."""
     if n_tiles < 1 or not (np.isfinite(mpp) and mpp > 0):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from sthist import stains
 from sthist.pp._stain_normalize.pixels import StainPixels, pixels_of
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Method = Literal["macenko", "reinhard"]
 Triple = tuple[float, float, float]
@@ -31,11 +34,50 @@ MIN_ANGLE = 8.0
 
 MIN_PIXELS = 100
 
-KIND = "stain reference"
+
+class JSONFile:
+    """Values that are kept as a JSON file, which says of what kind they are."""
+
+    kind: ClassVar[str]
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a JSON file.
+
+        Parameters
+        ----------
+        path
+            Of the file.
+        """
+        write_json(path, self.kind, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read it from a JSON file.
+
+        Parameters
+        ----------
+        path
+            Of the file.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or it is of another kind.
+        """
+        return cls.from_dict(read_json(path, cls.kind))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """What :meth:`to_dict` wrote."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class StainReference:
+class StainReference(JSONFile):
     """The stain of a section in a few numbers: what another section is normalised to.
 
     It is measured with :meth:`fit`, kept as a small JSON file with :meth:`save`, and read back with :meth:`load`; the
@@ -71,6 +113,8 @@ class StainReference:
     >>> sthist.pp.StainReference.load(path) == reference
     True
     """
+
+    kind: ClassVar[str] = "stain reference"
 
     method: Method
     white: Triple
@@ -167,32 +211,6 @@ class StainReference:
         if unknown or not {"method", "white"} <= set(values):
             raise ValueError(f"These are not the values of a stain reference: {sorted(values)}.")
         return cls(**values)
-
-    def save(self, path: str | Path) -> None:
-        """Write it to a JSON file.
-
-        Parameters
-        ----------
-        path
-            Of the file.
-        """
-        write_json(path, KIND, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> StainReference:
-        """Read it from a JSON file.
-
-        Parameters
-        ----------
-        path
-            Of the file.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If there is no such file, or it is of another kind.
-        """
-        return cls.from_dict(read_json(path, KIND))
 
 
 def require_method(method: str) -> None:

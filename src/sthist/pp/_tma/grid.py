@@ -105,12 +105,12 @@ class Lines:
         Such as a marker core.
         """
         kept = []
-        for kind, lines, count, wanted in zip(
+        for kind, lines, count, n_lines in zip(
             ("rows", "columns"), (self.rows, self.columns), (self.on_row, self.on_column), grid, strict=True
         ):
             keep = np.arange(len(lines))
-            if len(keep) > wanted:
-                keep = keep[(count > 0) | (np.cumsum(count == 0) > len(keep) - wanted)]
+            if len(keep) > n_lines:
+                keep = keep[(count > 0) | (np.cumsum(count == 0) > len(keep) - n_lines)]
                 if (count[keep] == 0).any():
                     logger.warning(
                         "The array has %d empty %s inside, more than grid= allows: the first are taken for gaps. "
@@ -118,16 +118,16 @@ class Lines:
                         (count == 0).sum(),
                         kind,
                     )
-            while len(keep) > wanted:
+            while len(keep) > n_lines:
                 end = keep[0] if count[keep[0]] < count[keep[-1]] else keep[-1]
                 if count[end] > 0.5 * np.median(count[keep]):
                     raise ValueError(
                         f"Found {len(keep)} {kind} of cores, with {', '.join(str(n) for n in count[keep])} cores; the "
-                        f"array has {wanted} (grid=). Correct grid=, or look at the tissue: debris may be as large as "
+                        f"array has {n_lines} (grid=). Correct grid=, or look at the tissue: debris may be as large as "
                         "a core."
                     )
                 logger.warning(
-                    "%d cores at the end of the array are left aside: grid= has only %d %s.", count[end], wanted, kind
+                    "%d cores at the end of the array are left aside: grid= has only %d %s.", count[end], n_lines, kind
                 )
                 keep = keep[keep != end]
             kept.append((lines[keep], count[keep]))
@@ -136,10 +136,7 @@ class Lines:
 
 
 def lay_grid(points: np.ndarray, sure: np.ndarray, least_pitch: float) -> Lines:
-    """Lines through cores.
-
-    Returns the lines, empty ones between others included.
-    """
+    """Lines through cores. Returns the lines, empty ones between others included."""
     sure = sure if sure.any() else np.ones(len(points), bool)
     lines = _fit(points[sure], least_pitch)
     if not sure.all():

@@ -343,9 +343,6 @@ def _annotate(sdata: SpatialData, annotated: list[Rows], key: str, made: dict[st
             columns["patient"] = None  # of cores that are no longer
         outside = int(columns["core"].isna().sum())
         logger.info("%d of the %d rows of table %r are in no core.", outside, len(rows), rows.table)
-        told = made | {
-            "shapes": key,
-            "outside": outside,
-            "written": [name for name, v in columns.items() if v is not None],
-        }
-        add_columns(sdata, rows, "core", told, obs=columns)
+        written = [name for name, values in columns.items() if values is not None]
+        facts = made | {"shapes": key, "outside": outside, "written": written}
+        add_columns(sdata, rows, "core", facts, obs=columns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,9 +10,9 @@ import numpy as np
 
 from sthist import _sample, _store
 from sthist._sample.samples import over_samples, safe_names
-from sthist._settings import logger, settings
+from sthist._settings import logger, progress_bar, settings
 from sthist.encoders import Encoder
-from sthist.systems.annotation.scorers import ImageScorer, scorer_of
+from sthist.systems.annotation.scorers import scorer_of
 from sthist.systems.annotation.sliding_windows import (
     KernelGrid,
     crop_scores,
@@ -28,7 +27,7 @@ from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import MAX_UPSAMPLING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from spatialdata import SpatialData
 
@@ -168,20 +167,25 @@ def heatmap(
         encoder = encoder.at(TileSpec.from_mpp(grid.mpp, grid.kernel_px), strict=False)
     dense = method == "dense" or (method == "auto" and _has_fitting_tokens(encoder))
     sigma = 1.0 if smooth_um is None else smooth_um / grid.stride_um
-    with _scratch() as folder:
-        values, n_scored = _map(
-            he,
-            grid,
-            inside,
-            encoder,
-            scorer,
-            folder,
-            sigma,
-            batch_size,
-            progress,
-            dense=dense,
-            allow_upsampling=spec is not None,
-        )
+    reader = _reader(he, grid, encoder, dense=dense, allow_upsampling=spec is not None)
+    active = grid.kernels_on(inside)
+    logger.info("%d of %d kernels of %g µm lie on tissue.", active.sum(), active.size, grid.kernel_px * grid.mpp)
+    Path(settings.scratch_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=settings.scratch_dir, prefix="heatmap-") as folder:
+        scores = _array(folder, "scores", (*grid.n_kernels, len(channels)))
+        scores[:] = np.nan
+        with progress_bar("heatmap", int(active.sum()), progress) as advance:
+            run: dict[str, Any] = {"score": scorer.score, "out": scores, "advance": advance}
+            if dense:
+                dense_scores(reader, grid, active, encoder.dense, batch_size=max(1, batch_size // 4), **run)
+            else:
+                embed = getattr(encoder, "embed_batches", lambda batches: map(encoder.embed, batches))
+                crop_scores(reader, grid, active, embed, batch_size=batch_size, **run)
+        values = _array(folder, "means", (len(channels), *grid.shape))
+        mean_over_kernels(scores, grid, inside, values)
+        if sigma > 0:
+            means, values = values, _array(folder, "smoothed", values.shape)
+            smooth(means, sigma, values)
         made = _store.provenance(
             "tl.heatmap",
             image=he.key,
@@ -193,7 +197,7 @@ def heatmap(
             mpp=grid.mpp,
             smooth_um=sigma * grid.stride_um,
             method="dense" if dense else "crop",
-            kernels=n_scored,
+            kernels=int(active.sum()),
             **scorer.facts,
         )
         in_memory = _store.store_path(data) is None
@@ -246,26 +250,8 @@ def _has_fitting_tokens(encoder: Any) -> bool:
     return bool(encoder.dense(blank).shape[-1] == encoder.embed(blank).shape[-1])
 
 
-def _map(
-    he: Image,
-    grid: KernelGrid,
-    inside: np.ndarray,
-    encoder: Any,
-    scorer: ImageScorer,
-    folder: Path,
-    sigma: float,
-    batch_size: int,
-    progress: bool | None,
-    *,
-    dense: bool,
-    allow_upsampling: bool,
-) -> tuple[np.ndarray, int]:
-    """Smoothed means by class, (classes, rows, columns) in a file that lies in the folder.
-
-    And how many kernels were scored.
-    """
-    active = grid.kernels_on(inside)
-    n_scored = int(active.sum())
+def _reader(he: Image, grid: KernelGrid, encoder: Any, *, dense: bool, allow_upsampling: bool) -> TileReader:
+    """A reader of what is embedded: blocks of kernels, or the large tiles whose tokens are pooled."""
     spec = large_tiles(grid, encoder.spec, DENSE_PX) if dense else TileSpec.from_mpp(grid.mpp, 256)
     if abs(spec.mpp / grid.mpp - 1) > 0.02:
         logger.info("Tokens are of tiles of %g µm at %.4g µm/px.", spec.size_um, spec.mpp)
@@ -274,36 +260,12 @@ def _map(
             f"{he.key!r} has {he.coarsest_mpp:.4g} µm/px, and the model or encoder is for {spec.mpp:.4g} µm/px: more "
             f"than {MAX_UPSAMPLING} times finer than what it shows. Pass spec= to go on."
         )
-    reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
-    logger.info("%d of %d kernels of %g µm lie on tissue.", n_scored, active.size, grid.kernel_px * grid.mpp)
-    scores = _array(folder, "scores", (*grid.n_kernels, len(scorer.classes)))
-    scores[:] = np.nan
-    with _bar(n_scored, progress) as advance:
-        if dense:
-            run: dict[str, Any] = {"batch_size": max(1, batch_size // 4), "advance": advance}
-            dense_scores(reader, grid, active, encoder.dense, scorer.score, scores, **run)
-        else:
-            embed = getattr(encoder, "embed_batches", lambda batches: map(encoder.embed, batches))
-            crop_scores(reader, grid, active, embed, scorer.score, scores, batch_size=batch_size, advance=advance)
-    values = _array(folder, "means", (len(scorer.classes), *grid.shape))
-    mean_over_kernels(scores, grid, inside, values)
-    if sigma == 0:
-        return values, n_scored
-    smoothed = _array(folder, "smoothed", values.shape)
-    smooth(values, sigma, smoothed)
-    return smoothed, n_scored
+    return TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    Path(settings.scratch_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.scratch_dir, prefix="heatmap-") as folder:
-        yield Path(folder)
-
-
-def _array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(folder: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """An array of float32 that lies on disk, and in memory as far as it is being used."""
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+    return np.lib.format.open_memmap(f"{folder}/{name}.npy", mode="w+", dtype=np.float32, shape=shape)
 
 
 def _element(values: np.ndarray, channels: list[str], grid: KernelGrid) -> Any:
@@ -319,12 +281,3 @@ def _element(values: np.ndarray, channels: list[str], grid: KernelGrid) -> Any:
         c_coords=channels,
         transformations={_sample.UM: Affine(matrix, ("x", "y"), ("x", "y"))},
     )
-
-
-@contextmanager
-def _bar(total: int, show: bool | None) -> Iterator[Callable[[int], None]]:
-    from rich.progress import Progress
-
-    with Progress(disable=not (settings.progress if show is None else show)) as bar:
-        task = bar.add_task("heatmap", total=total)
-        yield lambda n: bar.update(task, advance=n)

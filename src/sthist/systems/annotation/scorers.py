@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _store
-from sthist._settings import logger, settings
+from sthist._settings import logger, progress_bar
 from sthist._tables.labels import column_names
 from sthist.systems.annotation.annotator import Annotator, checked_rows
 from sthist.systems.annotation.prompts import (
@@ -97,11 +97,7 @@ class ImageScorer:
 
 
 def scorer_of(
-    model: Any,
-    encoder: Any,
-    classes: Sequence[str] | None,
-    templates: Sequence[str] | None,
-    temperature: float | None,
+    model: Any, encoder: Any, classes: Sequence[str] | None, templates: Sequence[str] | None, temperature: float | None
 ) -> ImageScorer:
     """The scorer that a ``model=`` argument of heat maps stands for."""
     if classes is not None and (isinstance(classes, str) or not len(classes)):
@@ -288,20 +284,17 @@ class FromAnnotator(ClassScorer):
         return checked_rows(rows, self.annotator.config.dim, self.annotator.config.encoder)
 
     def _from_tiles(self, data: Any, adata: AnnData, where: str) -> np.ndarray:
-        from rich.progress import Progress
-
         spec = self.annotator.spec or table_spec(adata)
         if spec is None:
             raise ValueError(f"Neither the annotator nor {where} says how large its tiles are.")
         self.annotator.require_spec(table_spec(adata), where)
         reader, places = tiles_of(data, adata, spec, self.image, where)
         rows = np.empty((adata.n_obs, self.annotator.config.dim), np.float32)
-        with Progress(disable=not (settings.progress if self.progress is None else self.progress)) as bar:
-            task = bar.add_task("annotate", total=len(places))
+        with progress_bar("annotate", len(places), self.progress) as advance:
             for index, tiles in TileLoader(reader, places, batch_size=self.batch_size):
                 rows[index] = self.annotator.embed(tiles, encoder=self.encoder, device=self.device)
                 self.encoder = self.device = None  # it is kept from the first batch on
-                bar.update(task, advance=len(index))
+                advance(len(index))
         return rows
 
 

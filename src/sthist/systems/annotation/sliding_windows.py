@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,19 +127,13 @@ def _blocks_of_crops(
             pixels = ahead.result()
             ahead = pool.submit(load, corners[i + 1]) if i + 1 < len(corners) else None
             ys, xs = np.nonzero(active[row : row + n, column : column + n])
-            yield _Crops(pixels, ys, xs, grid), ys + row, xs + column
+            px, stride = grid.kernel_px, grid.stride_px
+            windows = np.lib.stride_tricks.sliding_window_view(pixels, (px, px), axis=(0, 1))[::stride, ::stride]
+            yield partial(_crops, windows, ys, xs), ys + row, xs + column
 
 
-class _Crops:
-    """Kernels of a block, cut out when they are asked for."""
-
-    def __init__(self, pixels: np.ndarray, ys: np.ndarray, xs: np.ndarray, grid: KernelGrid) -> None:
-        px, stride = grid.kernel_px, grid.stride_px
-        self._windows = np.lib.stride_tricks.sliding_window_view(pixels, (px, px), axis=(0, 1))[::stride, ::stride]
-        self._ys, self._xs = ys, xs
-
-    def __call__(self, part: slice) -> np.ndarray:
-        return np.ascontiguousarray(self._windows[self._ys[part], self._xs[part]].transpose(0, 2, 3, 1))
+def _crops(windows: np.ndarray, ys: np.ndarray, xs: np.ndarray, part: slice) -> np.ndarray:
+    return np.ascontiguousarray(windows[ys[part], xs[part]].transpose(0, 2, 3, 1))
 
 
 def dense_scores(
