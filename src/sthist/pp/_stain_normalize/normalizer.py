@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class StainNormalizer(JSONFile):
     True
     """
 
-    kind: ClassVar[str] = "stain normaliser"
+    kind = "stain normaliser"
 
     source: StainReference
     reference: StainReference

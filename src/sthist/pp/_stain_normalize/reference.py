@@ -114,7 +114,7 @@ class StainReference(JSONFile):
     True
     """
 
-    kind: ClassVar[str] = "stain reference"
+    kind = "stain reference"
 
     method: Method
     white: Triple
