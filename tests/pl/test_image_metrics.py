@@ -97,7 +97,7 @@ def test_axes_in_axes_out(frame):
     axes = image_metrics(frame, axes=given)
     assert list(axes) == list(given)
     assert axes[0].figure is figure
-    with pytest.raises(ValueError, match="1 panels \(ssim\) need as many axes; 2 are given"):
+    with pytest.raises(ValueError, match=r"1 panels \(ssim\) need as many axes; 2 are given"):
         image_metrics(frame, metrics=["ssim"], axes=given)
 
 
