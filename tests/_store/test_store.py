@@ -51,7 +51,7 @@ def test_replacing_with_and_without_the_kernels_help(backed, monkeypatch, exchan
 def test_a_second_writer_is_refused(backed):
     """While another process holds the lock, and not after it has gone, however it went."""
     code = (
-        "import sys, time, spatialdata as sd; from sthist import _commit, _store\n"
+        "import sys, time, spatialdata as sd; from sthist import _store\n"
         "with _store.writing(sd.read_zarr(sys.argv[1])):\n"
         "    print('holding', flush=True); time.sleep(60)\n"
     )
