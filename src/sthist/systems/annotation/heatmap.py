@@ -15,13 +15,15 @@ from sthist.encoders import Encoder
 from sthist.systems.annotation.scorers import scorer_of
 from sthist.systems.annotation.sliding_windows import (
     KernelGrid,
+    box_of,
+    cells_inside,
     crop_scores,
     dense_scores,
+    kernel_sizes,
     large_tiles,
     mean_over_kernels,
     smooth,
 )
-from sthist.systems.annotation.window_sizes import box_of, cells_inside, kernel_sizes
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import MAX_UPSAMPLING
