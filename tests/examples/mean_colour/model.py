@@ -5,7 +5,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from sthist.training.model import SYSTEMS, Model
+from sthist.models import Model
+from sthist.training.model import SYSTEMS
 
 SYSTEMS["mean-colour"] = ("examples.mean_colour.model", "MeanColour")
 

@@ -9,8 +9,9 @@ from examples.mean_colour.model import MeanColour, MeanColourConfig
 
 from sthist import _store
 from sthist._sample.samples import samples_of
+from sthist.models import Training
 from sthist.training.module import TrainingModule
-from sthist.training.options import Training, as_training
+from sthist.training.options import as_training
 from sthist.training.split_groups import group_rows, units_of
 from sthist.training.splits import as_split, folds_of
 from sthist.training.trainer import train
@@ -23,10 +24,8 @@ class MeanColourModule(TrainingModule):
         self.weight, self.bias = (torch.nn.Parameter(torch.zeros(n)) for n in (3, 1))
 
     def batches(self, epoch, device, n_devices):
-        order, size = (
-            np.random.default_rng([self.options.seed, epoch]).permutation(len(self.x)),
-            self.options.batch_size,
-        )
+        size = self.options.batch_size
+        order = np.random.default_rng([self.options.seed, epoch]).permutation(len(self.x))
         return [order[start : start + size][device::n_devices] for start in range(0, len(order), size)]
 
     def configure_optimizers(self):

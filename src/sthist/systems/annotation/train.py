@@ -12,7 +12,7 @@ from sthist._settings import logger
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
 from sthist.systems.annotation.options import DEFAULTS, AnnotatorTraining
 from sthist.systems.annotation.report import make_report
-from sthist.systems.annotation.task_inputs import linear_task, loaded_encoder, task_with_tiles
+from sthist.systems.annotation.tasks import linear_task, loaded_encoder, task_with_tiles
 from sthist.training.options import as_training
 from sthist.training.rows import labelled_rows
 from sthist.training.split_groups import group_rows
