@@ -546,7 +546,7 @@ class TestAttach:
         assert "it has no place in 'um' yet: pp.align(sdata, 'he', matrix='auto') finds it" in caplog.text
         sthist.tl.virtual_he(toy, within=(0, 0, 32, 32))  # needs none
         with pytest.raises(ValueError, match="'he'.*um"):
-            sthist.tl.train_virtual_he(toy, spec=sthist.tiles.TileSpec(32, 32))
+            sthist.tl.train_virtual_he(toy, training={"spec": sthist.tiles.TileSpec(32, 32)})
         sthist.pp.align(toy, "he", matrix="auto")
         corners = np.array([[0.0, 0, 1], [200, 0, 1], [0, 200, 1]]).T
         off = (sthist.scale.matrix_to(toy["he"]) - right) @ corners

@@ -165,8 +165,8 @@ def test_overfits_one_batch():
     sthist.pp.tiles(sdata, size_um=32, px=32, sampling="fps", n_tiles=4)
     [(_, inputs, targets)] = sthist.tiles.paired_loader(sdata, batch_size=4)
     model = ST2HE(ST2HEConfig(size_um=32, px=32))
-    # A rate that falls ends at the minimum; one that stays goes about it, each machine and seed its own way.
-    training = model.training(losses=PLAIN, lr=2e-3, epochs=1, steps_per_epoch=400, schedule="cosine")
+    # At twice this rate some machines and seeds end above the limit.
+    training = model.training(losses=PLAIN, lr=1e-3, epochs=1, steps_per_epoch=400)
     model.fit(ArrayPairs(inputs, targets, augment=False), training=training)
     assert l2(model, inputs, targets) < ((targets - targets.mean((0, 1, 2))) ** 2).mean() / 20
 
