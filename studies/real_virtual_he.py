@@ -104,7 +104,8 @@ def main() -> None:
     for name in SECTIONS:
         sdata = HIGH_RES[name]()
         for key, model in (MODELS | {"st2he_small": arguments.model}).items():
-            sthist.tl.virtual_he(sdata, model=model, key_added=key, allow_upsampling=True, batch_size=8)
+            mpp = None if model in MODELS.values() else sthist.models.load(model).config.spec.mpp
+            sthist.tl.virtual_he(sdata, model=model, mpp=mpp, key_added=key, batch_size=8)
         keys = [*MODELS, "st2he_small"]
         sthist.pp.tissue(sdata, min_area_um2=500.0)
         sthist.pp.tiles(sdata, size_um=TILE_UM, px=TILE_PX)

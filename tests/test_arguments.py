@@ -42,7 +42,7 @@ OWNS = {
         "pp.embed pp.genes pp.label_regions pp.set_scale pp.stain_normalize pp.tiles pp.tissue pp.tma tl.annotate "
         "tl.heatmap tl.niches tl.pool_topk tl.transfer_labels tl.virtual_he"
     ),
-    "allow_upsampling": "tiles.TileReader tiles.Overlay tl.virtual_he",
+    "allow_upsampling": "tiles.TileReader tiles.Overlay",
     "precision": "encoders.get pp.embed",
 }
 """Calls for which an argument means something."""

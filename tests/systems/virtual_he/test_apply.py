@@ -157,13 +157,13 @@ def test_bad_regions(toy, within, error, message):
         sthist.tl.virtual_he(toy, within=within)
 
 
-def test_coarser_and_finer(toy):
-    """mpp= gives other sizes; much finer than the stain is refused."""
+def test_coarser_and_finer(toy, caplog):
+    """mpp= gives other sizes, with a warning where that is much finer than the stain."""
     sthist.tl.virtual_he(toy, mpp=1.0, key_added="coarse")
     assert pixels(toy, "coarse").shape == (3, 400, 400)
-    with pytest.raises(ValueError, match="0.5 µm/px, but tiles of 0.1 µm/px"):
-        sthist.tl.virtual_he(toy, mpp=0.1, within=(0, 0, 20, 20))
-    sthist.tl.virtual_he(toy, mpp=0.25, within=(100, 100, 120, 120), key_added="fine", allow_upsampling=True)
+    assert "finer than what it shows" not in caplog.text
+    sthist.tl.virtual_he(toy, mpp=0.25, within=(100, 100, 120, 120), key_added="fine")
+    assert "0.5 µm/px, and the image would have 0.25 µm/px: more than 1.5 times finer" in caplog.text
     assert pixels(toy, "fine").shape == (3, 80, 80)
 
 
@@ -222,7 +222,7 @@ def test_cells_stand_in_for_molecules(toy, caplog):
     table.obs["region"] = table.obs["region"].astype("category")
     table.uns["spatialdata_attrs"]["region"] = "centroids"
     toy.tables["by_centroid"] = table
-    sthist.tl.virtual_he(toy, points="by_centroid", key_added="by_centroids")
+    sthist.tl.virtual_he(toy, table="by_centroid", key_added="by_centroids")
     pinkness = {}
     for key in ("virtual_he", "by_centroids"):
         image = pixels(toy, key).astype(float)
@@ -457,7 +457,7 @@ def test_unlinked_cells(toy, caplog):
     with pytest.raises(
         ValueError, match="is linked to 'cell_boundaries', and no shapes are its cells. It has shapes 'regions'"
     ):
-        sthist.tl.virtual_he(toy, points="table")
+        sthist.tl.virtual_he(toy, table="table")
     with caplog.at_level(logging.INFO, "sthist"):
         sthist.tl.virtual_he(toy)
     assert "no shapes are theirs" in caplog.text

@@ -14,7 +14,7 @@ import numpy as np
 from sthist import _sample, _store, scale
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
-from sthist._settings import settings
+from sthist._settings import logger, settings
 from sthist.systems.virtual_he.generator import VirtualStainModel
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.systems.virtual_he.translator import Translator
@@ -22,6 +22,7 @@ from sthist.tiles import Canvas, map_tiles
 from sthist.tiles._blocks.canvas import Layout
 from sthist.tiles._blocks.estimate import plan_tiles
 from sthist.tiles._images.image import open_image
+from sthist.tiles._images.reader import MAX_UPSAMPLING
 from sthist.training.model import Model, load
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def virtual_he(
     *,
     image: str | Sequence[str] | Mapping[str, int] | None = None,
     channel: str | None = None,
-    points: str | Sequence[str] | None = None,
+    points: str | None = None,
+    table: str | None = None,
     tissue: str | Mapping[str, str] | None = None,
     stain_reference: Any = None,
     within: Any = None,
@@ -50,7 +52,6 @@ def virtual_he(
     batch_size: int = 16,
     device: str | None = None,
     seed: int | None = None,
-    allow_upsampling: bool = False,
     overwrite: bool = False,
     client: Any = None,
     dry_run: bool = False,
@@ -77,8 +78,9 @@ def virtual_he(
         The nuclear stain: key (several keys that tile one plane) and channel. Of a stack its maximum over all planes is
         taken, or one plane: ``image={"stain": 3}``.
     points
-        The molecules: key of the transcripts, of the table of cells that stands in where these are few or missing, or
-        of both.
+        The transcripts.
+    table
+        The cells, used where molecules are few or missing.
     tissue
         Which tissue it is, for a model that was trained on several; of several samples, by name.
     stain_reference
@@ -88,7 +90,8 @@ def virtual_he(
         Part of the section: a box (x0, y0, x1, y1) in µm, a polygon in µm, or the key of shapes. Outside of a polygon
         the image is white. What is measured of the section (background, spread) is measured on all of it.
     mpp
-        µm per pixel of the result; the model's own by default (the nuclear stain's for ``"beer-lambert"``).
+        µm per pixel of the result; the model's own by default (the nuclear stain's for ``"beer-lambert"``). A stain
+        that is more than 1.5 times coarser is refused unless it is given.
     key_added
         Name of the image.
     batch_size
@@ -97,8 +100,6 @@ def virtual_he(
         Where a network runs; ``settings.device`` by default.
     seed
         Of the places at which the section's stain is measured; ``settings.seed`` by default.
-    allow_upsampling
-        Go on where the nuclear stain is more than 1.5 times coarser than ``mpp``.
     overwrite
         Replace an image of that name.
     client
@@ -137,21 +138,21 @@ def virtual_he(
     >>> sdata["virtual_he"].shape
     (3, 400, 400)
     """
-    said = _tissues(data, tissue)
+    tissues = _tissues(data, tissue)
 
     @cache  # once for all samples, and not before the first of them is known to be right
     def resolved() -> VirtualStainModel:
-        found = _resolve_model(model, stain_reference, seed)
-        for each in said.values():
-            _made_ready(found, each, None)  # whether it knows them all
-        return found
+        chosen = _resolve_model(model, stain_reference, seed)
+        for each in tissues.values():
+            _made_ready(chosen, each, None)  # whether it knows them all
+        return chosen
 
     @lru_cache(maxsize=1)  # one network on the device at a time
-    def told(tissue: str | None) -> VirtualStainModel:
+    def for_tissue(tissue: str | None) -> VirtualStainModel:
         return _made_ready(resolved(), tissue, device)
 
     def ready(section: SpatialData) -> VirtualStainModel:
-        return told(said[id(section)] if said else tissue)  # type: ignore[arg-type]
+        return for_tissue(tissues[id(section)] if tissues else tissue)  # type: ignore[arg-type]
 
     return _of_sample(
         data,
@@ -159,12 +160,12 @@ def virtual_he(
         image=image,
         channel=channel,
         points=points,
+        table=table,
         within=within,
         mpp=mpp,
         key_added=key_added,
         batch_size=batch_size,
         seed=settings.seed if seed is None else int(seed),
-        allow_upsampling=allow_upsampling,
         overwrite=overwrite,
         client=client,
         dry_run=dry_run,
@@ -179,24 +180,25 @@ def _of_sample(
     *,
     image: str | Sequence[str] | Mapping[str, int] | None,
     channel: str | None,
-    points: str | Sequence[str] | None,
+    points: str | None,
+    table: str | None,
     within: Any,
     mpp: float | None,
     key_added: str,
     batch_size: int,
     seed: int,
-    allow_upsampling: bool,
     overwrite: bool,
     client: Any,
     dry_run: bool,
     progress: bool | None,
 ) -> Plan | None:
     keys, z = _plane_of(image)
-    elements = _sample.find_high_res(sdata, image=keys, channel=channel, z=z, **_molecules(sdata, points))
+    elements = _sample.find_high_res(sdata, image=keys, channel=channel, points=points, table=table, z=z)
     _store.require_free(sdata, key_added, "images", overwrite=overwrite)
     model = ready(sdata)
     stain = open_image(sdata, elements.nuclear)
-    mpp = model.mpp(stain) if mpp is None else float(mpp)
+    given, mpp = mpp, model.mpp(stain) if mpp is None else float(mpp)
+    _require_resolution(stain, mpp, given=given is not None)
     region = None if within is None else region_geometry(sdata, within)
     canvas_um = stain.extent_um if region is None else _snap(region.bounds, stain.extent_um, mpp)
     if client is not None and _store.store_path(sdata) is None:
@@ -210,7 +212,7 @@ def _of_sample(
     }
     if dry_run:
         start = time.perf_counter()
-        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling, seed=seed)
+        stainer = model.prepare(elements, stain, mpp, allow_upsampling=True, seed=seed)
         return plan_tiles(
             stainer.readers,
             stainer.predict,
@@ -223,7 +225,7 @@ def _of_sample(
             **options,
         )
     with _store.writing(sdata):
-        stainer = model.prepare(elements, stain, mpp, allow_upsampling=allow_upsampling, seed=seed)
+        stainer = model.prepare(elements, stain, mpp, allow_upsampling=True, seed=seed)
         systems = scale.other_systems([sdata.images[key] for key in stain.keys])
         fingerprint = _fingerprint(stain, model, stainer, systems, region, batch_size, seed)
         digest = hashlib.sha256(json.dumps([fingerprint, canvas_um, mpp], sort_keys=True).encode()).hexdigest()
@@ -266,17 +268,17 @@ def _plane_of(image: Any) -> tuple[Any, int | None]:
     return list(image), planes.pop()
 
 
-def _molecules(sdata: SpatialData, points: str | Sequence[str] | None) -> dict[str, str]:
-    """Keys of transcripts and table of cells among the names of elements."""
-    found: dict[str, str] = {}
-    for key in [points] if isinstance(points, str) else points or ():
-        kind = "table" if key in sdata.tables else "points"
-        if kind in found:
-            raise ValueError(
-                f"points= names {found[kind]!r} and {key!r}: one element of transcripts, and one table of cells."
-            )
-        found[kind] = key
-    return found
+def _require_resolution(stain: Image, mpp: float, *, given: bool) -> None:
+    """Refuse a stain that is much coarser than the image to be made; where the user gave its µm/px, warn."""
+    if stain.coarsest_mpp <= MAX_UPSAMPLING * mpp:
+        return
+    problem = (
+        f"{stain.key!r} has {stain.coarsest_mpp:.4g} µm/px, and the image would have {mpp:.4g} µm/px: more than "
+        f"{MAX_UPSAMPLING} times finer than what it shows."
+    )
+    if not given:
+        raise ValueError(f"{problem} Pass mpp={mpp:.6g} to go on.")
+    logger.warning(problem)
 
 
 def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str]:
