@@ -383,7 +383,7 @@ def test_what_is_read_of_a_folder_is_unpacked(seen, tmp_path):
     from sthist.io._platforms import xenium
 
     stains = ["morphology_focus.ome.tif", "morphology_focus/ch0000_dapi.ome.tif", "morphology_mip.ome.tif"]
-    names = {*xenium.SWITCHES, *xenium.COORDINATES, "experiment.xenium", "cells.zarr.zip", *stains}
+    names = {*(needed.name for needed in xenium.FILES), "experiment.xenium", *stains}
     for name in (*names, "morphology.ome.tif"):
         (tmp_path / "outs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "outs" / name).touch()
