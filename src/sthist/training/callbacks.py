@@ -145,9 +145,9 @@ class CSVHistory(lightning.Callback):
             row |= self.evaluate(pl_module, epoch) if self.evaluate is not None else {}
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append(row)
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-        level = logger.info if self.folder is not None else logger.debug
-        level("Epoch %d of %d: %s.", epoch, trainer.max_epochs, numbers)
+        if self.folder is not None or self.evaluate is not None:  # not the hundreds of epochs of a linear layer
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+            logger.info("Epoch %d of %d: %s.", epoch, trainer.max_epochs, numbers)
         for each in trainer.loggers:
             each.log_metrics(row, step=int(pl_module.step))
         if self.folder is not None and trainer.is_global_zero:
