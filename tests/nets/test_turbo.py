@@ -195,7 +195,7 @@ class TestAdapters:
     def test_new_adapters_change_nothing(self, image, prompt):
         turbo = Turbo(ADAPTED).eval()
         before = turbo(image, prompt)
-        torch.testing.assert_close(turbo.adapt()(image, prompt), before, rtol=0, atol=1e-6)  # some kernels round
+        torch.testing.assert_close(turbo.adapt()(image, prompt), before, rtol=0, atol=5e-5)  # some kernels round
 
     @torch.no_grad()
     def test_merging_changes_nothing_either(self, image, prompt):
