@@ -179,7 +179,7 @@ class TestRefused:
     def test_what_is_for_the_other_model(self, model, toy):
         with pytest.raises(ValueError, match="stain_reference= is for the model 'beer-lambert'"):
             sthist.tl.virtual_he(toy, model, stain_reference=(toy, "he"))
-        with pytest.raises(ValueError, match="are for networks"):
+        with pytest.raises(ValueError, match="tissue= is for networks"):
             sthist.tl.virtual_he(toy, BeerLambert(), tissue="lung")
 
     def test_no_transcripts(self, model, toy):
