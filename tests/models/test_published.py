@@ -29,8 +29,10 @@ def test_is_small_says_what_it_is_and_runs(name, toy):
 
 @pytest.mark.parametrize(
     ("name", "corner", "least"),
-    [("C5", (4000, 5600), (1.0, -0.01)), ("B4", None, (-1.5, -0.06))],
-    ids=["same patient", "another patient"],
+    [
+        pytest.param("C5", (4000, 5600), (1.0, -0.01), id="same patient"),
+        pytest.param("B4", None, (-1.5, -0.06), id="another patient", marks=pytest.mark.slow),
+    ],
 )
 def test_beside_the_built_in_model_on_real_histology(name, corner, least):
     """Nearer within the patient, not far behind on another: PSNR and SSIM, on simulated data.

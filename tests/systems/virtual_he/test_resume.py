@@ -170,7 +170,9 @@ def publish_until(patch, last):
 
 
 @pytest.mark.parametrize("consolidated", [True, False])
-@pytest.mark.parametrize("taken", ["fresh", "overwrite", "overwrite, no exchange"])
+@pytest.mark.parametrize(
+    "taken", ["fresh", "overwrite", pytest.param("overwrite, no exchange", marks=pytest.mark.slow)]
+)
 def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken, consolidated):
     """Elements and attributes are those of before or the complete result.
 

@@ -40,7 +40,10 @@ def test_kernel_is_the_formula():
     assert (out[0, 0] == 255).all()
 
 
-@pytest.mark.parametrize("name", hrst.CROPS)
+SLOW = {"C4": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in hrst.CROPS])
 def test_beats_the_prototype_on_real_histology(name):
     """In SSIM and PSNR, with default stains and with those of another section; the mean colour stands beside them."""
     real = hrst.crop(name)
