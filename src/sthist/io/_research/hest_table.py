@@ -58,9 +58,10 @@ def hest_table(path: str | Path) -> pd.DataFrame:
     Returns
     -------
     A DataFrame indexed by the id of the sample, with these columns where HEST has them: ``patient``, ``batch`` (the
-    title of the study), ``organ``, ``tissue``, ``technology`` (``"Visium"``, ``"Visium HD"``, ``"Xenium"``, ``"Spatial
-    Transcriptomics"``), ``species``, ``preservation``, ``disease``, ``disease_comment``, ``oncotree``, ``mpp`` (µm per
-    pixel, HEST's ``pixel_size_um_estimated``), ``mpp_embedded``, ``licence``; then HEST's further columns as they are.
+    title of the study), ``organ``, ``tissue``, ``technology`` (``"Visium"``, ``"Visium HD"``, ``"Xenium"``,
+    ``"Spatial Transcriptomics"``), ``species``, ``preservation``, ``disease``, ``disease_comment``, ``oncotree``,
+    ``mpp`` (µm per pixel, HEST's ``pixel_size_um_estimated``), ``mpp_embedded``, ``licence``; then HEST's further
+    columns as they are.
 
     HEST counts the patients of each study from 1. They are named ``"<study>: Patient 1"`` here, so that no two are
     taken for one, and are missing where HEST does not say; a study without patients should be kept together
