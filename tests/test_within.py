@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import shapely
 
@@ -183,11 +182,6 @@ def test_an_alignment_is_replaced_only_when_told_to(sdata):
     assert not np.array_equal(sthist.scale.matrix_to(sdata["he"]), before)
 
 
-def test_molecules_are_named_by_their_elements(sdata):
-    """One element of transcripts and one table of cells, in either order; a plane for all images of a stain."""
-    assert isinstance(sdata["table"].obs, pd.DataFrame)
-    sthist.tl.virtual_he(sdata, points=["table", "transcripts"], progress=False)
-    with pytest.raises(ValueError, match="one element of transcripts, and one table"):
-        sthist.tl.virtual_he(sdata, points=["transcripts", "transcripts"], key_added="x")
+def test_images_of_a_stain_share_a_plane(sdata):
     with pytest.raises(ValueError, match="names 2 planes"):
         sthist.tl.virtual_he(sdata, image={"morphology_focus": 0, "he": 1}, key_added="x")

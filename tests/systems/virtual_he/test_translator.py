@@ -160,13 +160,13 @@ def resuming(training):
 
 
 def test_overfits_one_batch():
-    """Four pairs of the toy section: the squared error falls to a twentieth of the mean colour's."""
+    """Two pairs of the toy section: the squared error falls to a twentieth of the mean colour's."""
     sdata = sthist.datasets.toy(size_um=400)
-    sthist.pp.tiles(sdata, size_um=32, px=32, sampling="fps", n_tiles=4)
-    [(_, inputs, targets)] = sthist.tiles.paired_loader(sdata, batch_size=4)
+    sthist.pp.tiles(sdata, size_um=32, px=32, sampling="fps", n_tiles=2)
+    [(_, inputs, targets)] = sthist.tiles.paired_loader(sdata, batch_size=2)
     model = ST2HE(ST2HEConfig(size_um=32, px=32))
     # At twice this rate some machines and seeds end above the limit.
-    training = model.training(losses=PLAIN, lr=1e-3, epochs=1, steps_per_epoch=400)
+    training = model.training(losses=PLAIN, lr=1e-3, epochs=1, steps_per_epoch=400, batch_size=2)
     model.fit(ArrayPairs(inputs, targets, augment=False), training=training)
     assert l2(model, inputs, targets) < ((targets - targets.mean((0, 1, 2))) ** 2).mean() / 20
 
