@@ -779,3 +779,14 @@ def test_precision_of_a_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert [trainer.lightning_precision("auto", each) for each in ("cuda", "cpu")] == ["bf16-mixed", "32-true"]
     assert trainer.lightning_precision("float32", "cuda") == "32-true"
+
+
+def test_gradients_are_checkpointed_only_where_asked_for(monkeypatch):
+    """A model that was trained with checkpoints is trained on without."""
+    model, asked = small(), []
+    monkeypatch.setattr(model.generator, "checkpoint_gradients", lambda on=True: asked.append(on))
+    for on in (True, False):
+        training = model.training(losses=PLAIN, epochs=1, steps_per_epoch=1, batch_size=2, checkpoint_gradients=on)
+        model.fit(pairs(), training=training)
+    assert asked[-1] is False
+    assert True in asked

@@ -39,6 +39,8 @@ class TranslationModule(TrainingModule):
         self.input_low = model.config.input_low
         self.translate = model.translate
         self.generator: Any = model.trainable()
+        if hasattr(self.generator, "checkpoint_gradients"):
+            self.generator.checkpoint_gradients(options.checkpoint_gradients)  # also off again
         self.prompts = prompts
         self.vectors: Any
         self.register_buffer("vectors", model.prompt_vectors(prompts), persistent=False)
