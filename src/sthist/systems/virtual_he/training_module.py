@@ -38,9 +38,10 @@ class TranslationModule(TrainingModule):
         self.pairs, self.px = pairs, pairs.px
         self.input_low = model.config.input_low
         self.translate = model.translate
-        self.generator: Any = model.trainable()
-        if hasattr(self.generator, "checkpoint_gradients"):
-            self.generator.checkpoint_gradients(options.checkpoint_gradients)  # also off again
+        generator: Any = model.trainable()
+        if hasattr(generator, "checkpoint_gradients"):
+            generator.checkpoint_gradients(options.checkpoint_gradients)  # also off again
+        self.generator = generator
         self.prompts = prompts
         self.vectors: Any
         self.register_buffer("vectors", model.prompt_vectors(prompts), persistent=False)
