@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist.io._files import values
 from sthist.io._files.images import TIFF_SUFFIXES, any_size, orientation, read_image
 from sthist.io._files.tiff import open_tiff
 
@@ -310,22 +311,34 @@ def require_unique(path: Path, names: Any, what: str, by: str = "") -> None:
 
 
 def require_matrix(path: Path) -> np.ndarray:
-    """Check a 10x matrix file, and give its barcodes."""
+    """Check a 10x matrix file but for its counts, and give its barcodes."""
     import h5py
+    import pandas as pd
 
     with reading(path), h5py.File(path) as file:
         needed = ["barcodes", "data", "indices", "indptr", "shape", "features"]
         matrix = file.get("matrix", {})
         missing = [f"matrix/{name}" for name in needed if name not in matrix]
+        if "features" in matrix and "name" not in matrix["features"]:
+            missing.append("matrix/features/name")
         if missing:
             raise KeyError(
                 f"{path} has no {', '.join(missing)}; a count matrix of 10x has {', '.join(needed)} in the group "
                 "matrix."
             )
-        n_features, n_barcodes = matrix["shape"][()].tolist()
+        n_features, n_barcodes = (int(number) for number in np.broadcast_to(matrix["shape"][()], 2))
         barcodes = matrix["barcodes"][()].astype(str)
-    require_rows(path, n_barcodes, "barcodes")
-    require_rows(path, n_features, "features")
+        require_rows(path, n_barcodes, "barcodes")
+        require_rows(path, n_features, "features")
+        values.require_sparse(
+            f"{path}: matrix", matrix["indptr"], matrix["indices"], len(matrix["data"]), (n_barcodes, n_features)
+        )
+        names = matrix["features"]["name"][()].astype(str)
+    for what, there, n in (("barcodes", barcodes, n_barcodes), ("features/name", names, n_features)):
+        if len(there) != n:
+            raise ValueError(f"{path}: matrix/{what} has {len(there)} entries; matrix/shape says {n}. Copy it again.")
+        values.require_named(path, f"matrix/{what}", there)
+    require_unique(path, pd.Index(barcodes), "barcode", "matrix/barcodes")
     return np.asarray(barcodes)
 
 

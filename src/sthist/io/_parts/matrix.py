@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger
-from sthist.io._files import checks
+from sthist.io._files import checks, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -146,18 +146,10 @@ def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what:
             f"{path} has no counts: {what} is {'missing' if matrix is None else f'{len(rows)} x {len(columns)}'}. "
             "Export it again."
         )
+    values.require_sparse_matrix(f"{path}: {what}", matrix)
     counts = sparse.csr_matrix(matrix)
-    bad = ~np.isfinite(counts.data) | (counts.data < 0) | (counts.data != np.floor(counts.data))
-    bad |= counts.data > np.iinfo(np.int32).max
-    if bad.any():
-        place = int(bad.argmax())
-        row = int(np.searchsorted(counts.indptr, place, side="right")) - 1
-        column = int(counts.indices[place])
-        raise ValueError(
-            f"{path}: {what} should hold raw counts, whole numbers from 0 to 2147483647, but {int(bad.sum())} values "
-            f"are none; spot {rows[row]!r} has {counts.data[place]:.6g} of {columns[column]!r}. Give the file from "
-            "before normalisation."
-        )
+    highest = np.iinfo(np.int32).max
+    values.require_counts(f"{path}: {what}", counts, rows, columns, what="spot", highest=highest)
     counts = counts.astype(np.int32)
     counts.eliminate_zeros()
     return counts

@@ -13,7 +13,7 @@ import numpy as np
 from sthist import scale
 from sthist._sample import safe_key, set_role
 from sthist._settings import logger
-from sthist.io._files import checks
+from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import TIFF_SUFFIXES, size_px
 from sthist.io._files.tiff import open_tiff
@@ -120,6 +120,7 @@ def visium(
     size = scale.agreed_mpp(str(folder), {"lattice of the spots": _lattice_mpp(positions_file, positions)}, mpp, "")
     with checks.quietly():
         sdata = spatialdata_io.visium(folder, dataset_id=dataset_id, counts_file=matrix.name, **kwargs)
+    _require_counts(matrix, sdata.tables["table"], "spot")
     sdata.shapes[dataset_id]["radius"] = SPOT_DIAMETER_UM / 2 / size
     finish(sdata, dataset_id, size, "lattice of the spots", {"table": dataset_id})
     set_role(sdata, "spots", {"table": "table", "shapes": dataset_id})
@@ -199,6 +200,8 @@ def visium_hd(
             warnings.filterwarnings("ignore", "No full resolution image found", UserWarning)
         options = {"load_segmentations_only": False} | kwargs
         sdata = spatialdata_io.visium_hd(folder, dataset_id=dataset_id, bin_size=list(bins), **options)
+    for name, table in sdata.tables.items():
+        _require_counts(folder / name, table, "bin")
     shapes_of = {name: table.uns["spatialdata_attrs"]["region"] for name, table in sdata.tables.items()}
     finish(sdata, dataset_id, size, "microns_per_pixel of scalefactors_json.json", shapes_of)
     finest = next((bins[side].name for side in sorted(bins) if bins[side].name in sdata.tables), None)
@@ -256,6 +259,11 @@ def _require_positions(matrix: Path, rows: str, path: Path, known: Any) -> None:
             f"{len(missing)} of {len(barcodes)} {rows} of {matrix} have no position in {path}, the first of them "
             f"{str(missing[0])!r}. Are both files of one sample?"
         )
+
+
+def _require_counts(path: Path, table: Any, what: str) -> None:
+    """Refuse numbers of a table that are no raw counts."""
+    values.require_counts(f"{path}: matrix/data", table.X, table.obs_names, table.var_names, what=what)
 
 
 def _lattice_mpp(path: Path, positions: pd.DataFrame) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist import scale
 from sthist._sample import HE_NAMES, describe, set_role
-from sthist.io._files import checks
+from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
 from sthist.io._files.tiff import ome_mpp
 from sthist.io._parts import sample
@@ -88,6 +88,11 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     aligned_files = _aligned_files(folder) if kwargs.get("aligned_images", True) else {}
     with checks.quietly():
         sdata = spatialdata_io.xenium(folder, **kwargs)
+    if "table" in sdata.tables:
+        table = sdata.tables["table"]
+        where = f"{folder / 'cell_feature_matrix.h5'}: matrix/data"
+        whole = "Protein Expression" not in set(table.var.get("feature_types", ()))  # intensities, which are scaled
+        values.require_counts(where, table.X, table.obs_names, table.var_names, whole=whole)
     stain = next((name for name in STAINS if name in sdata.images), None)
     if stain is None:
         raise ValueError(

@@ -1,0 +1,159 @@
+"""Counts and coordinates: what every reader asks of them, and says of those that are none, in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+BLOCK = 4_000_000  # entries of an index that are looked at in one go
+MAX_OUTSIDE = 0.05  # share of places that may lie outside of the image
+
+
+def require_sparse(where: str, indptr: Any, indices: Any, n_values: int, shape: tuple[int, int]) -> None:
+    """Refuse a compressed matrix, by (major, minor) shape, whose parts point outside of each other.
+
+    Compiled code trusts them: a wrong one ends the process, or gives foreign memory as counts. ``indptr`` and
+    ``indices`` may be datasets of a file, which are read in blocks.
+    """
+    n_major, n_minor = shape
+    for name, part in (("indptr", indptr), ("indices", indices)):
+        if np.ndim(part) != 1 or part.dtype.kind not in "iu":
+            raise ValueError(
+                f"{where}/{name} is {part.dtype} of shape {tuple(part.shape)}; it should be a list of whole numbers. "
+                "Is the file damaged? Copy it again."
+            )
+    ends = np.asarray(indptr[:], np.int64)
+    fault = None
+    if n_major < 0 or n_minor < 0:
+        fault = f"shape is {(n_major, n_minor)}"
+    elif len(ends) != n_major + 1:
+        fault = f"indptr has {len(ends)} entries; {n_major + 1} are needed"
+    elif ends[0] != 0:
+        fault = f"indptr[0] is {ends[0]}; it should be 0"
+    elif (np.diff(ends) < 0).any():
+        row = int((np.diff(ends) < 0).argmax())
+        fault = f"indptr falls from {ends[row]} to {ends[row + 1]} in row {row}"
+    elif not ends[-1] == indices.shape[0] == n_values:
+        fault = f"indptr ends at {ends[-1]}, but there are {indices.shape[0]} indices and {n_values} values"
+    if fault is not None:
+        raise ValueError(f"{where}: {fault}. Is the file damaged? Copy it again.")
+    for start in range(0, indices.shape[0], BLOCK):
+        part = indices[start : start + BLOCK]
+        if part.min() < 0 or part.max() >= n_minor:
+            place = start + int(((part < 0) | (part >= n_minor)).argmax())
+            row = int(np.searchsorted(ends, place, side="right")) - 1
+            raise ValueError(
+                f"{where}: indices[{place}] (of row {row}) is {part[place - start]}; it should be from 0 to "
+                f"{n_minor - 1}. Is the file damaged? Copy it again."
+            )
+
+
+def require_sparse_matrix(where: str, matrix: Any) -> None:
+    """The same of a csr or csc matrix in memory; nothing of other matrices."""
+    if getattr(matrix, "format", None) in {"csr", "csc"}:
+        shape = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+        require_sparse(where, matrix.indptr, matrix.indices, len(matrix.data), shape)
+
+
+def require_counts(
+    where: str,
+    matrix: Any,
+    rows: pd.Index,
+    columns: pd.Index,
+    *,
+    what: str = "cell",
+    whole: bool = True,
+    highest: float = np.inf,
+) -> None:
+    """Refuse numbers that are no counts: NaN, infinite, negative and, where raw ones are claimed, fractional.
+
+    Other fractions are said.
+    """
+    stored = matrix.data if hasattr(matrix, "indptr") else np.asarray(matrix)
+    if not stored.size:
+        return
+    # Two passes without a copy tell that all is well.
+    fractions = stored.dtype.kind == "f" and bool((stored != np.rint(stored)).any())  # so is NaN
+    low, high = stored.min(), stored.max()
+    if low >= 0 and high <= highest and np.isfinite(high) and not fractions:  # NaN is none of it
+        return
+    bad = ~np.isfinite(stored) | (stored < 0) | (stored > highest)
+    if whole:
+        bad |= stored != np.rint(stored)
+    if not bad.any():
+        logger.warning("%s: some counts are no whole numbers; were they normalised already?", where)
+        return
+    if hasattr(matrix, "indptr"):
+        place = int(bad.argmax())
+        major, minor = int(np.searchsorted(matrix.indptr, place, side="right")) - 1, int(matrix.indices[place])
+        row, column = (minor, major) if matrix.format == "csc" else (major, minor)
+        value = stored[place]
+    else:
+        row, column = (int(number) for number in np.unravel_index(int(bad.argmax()), bad.shape))
+        value = stored[row, column]
+    needed = f"{'whole ' if whole else ''}numbers from 0" + (f" to {highest:.0f}" if np.isfinite(highest) else "")
+    raise ValueError(
+        f"{where} should hold {'raw ' if whole else ''}counts, {needed}, but {int(bad.sum())} values are none; "
+        f"{what} {str(rows[row])!r} has {value:.6g} of {str(columns[column])!r}. Give the file from before normalisation."
+    )
+
+
+def require_named(path: Path, field: str, names: Any) -> None:
+    """Refuse names (of genes, cells or bins) that are empty."""
+    names = np.asarray(names).astype(str)
+    empty = np.char.strip(names) == ""
+    if empty.any():
+        raise ValueError(
+            f"{path}: {field} should hold names, but {int(empty.sum())} of {len(names)} are empty, the first in row "
+            f"{int(empty.argmax())}. Is the file damaged? Export it again."
+        )
+
+
+def require_places(path: Path, fields: str, xy: np.ndarray, names: Any = None, *, what: str = "rows") -> None:
+    """Refuse coordinates, (n, 2), that are NaN or infinite."""
+    bad = ~np.isfinite(xy).all(1)
+    if bad.any():
+        first = int(bad.argmax())
+        shown = f"row {first}" if names is None else repr(str(np.asarray(names)[first]))
+        raise ValueError(
+            f"{path}: {fields} are NaN or infinite for {int(bad.sum())} of {len(xy)} {what}, the first of them {shown}. "
+            "Correct them, or leave them out."
+        )
+
+
+def require_within(
+    path: Path, fields: str, xy: np.ndarray, size: tuple[float, float], image: str, *, what: str, unit: str = "px"
+) -> None:
+    """Refuse places of which more than a few lie beside an image that begins at (0, 0); say where a few do."""
+    outside = ((xy < 0) | (xy > size)).any(1)
+    if outside.any():
+        say_outside(path, fields, int(outside.sum()), len(xy), xy[int(outside.argmax())], size, image, what, unit)
+
+
+def say_outside(
+    path: Path,
+    fields: str,
+    n_outside: int,
+    n: int,
+    first: Any,
+    size: tuple[float, float],
+    image: str,
+    what: str,
+    unit: str,
+) -> None:
+    """Refuse, or say, that places lie beside an image."""
+    said = (
+        f"{path}: {n_outside} of {n} {what} ({fields}) lie outside of {image}, which has {size[0]:.6g} x {size[1]:.6g} "
+        f"{unit}, such as ({first[0]:.6g}, {first[1]:.6g})."
+    )
+    if n_outside > MAX_OUTSIDE * n:
+        raise ValueError(f"{said} Are both of one sample, and at one scale?")
+    logger.warning("%s", said)

@@ -1,0 +1,112 @@
+"""Counts and coordinates of files: what is none is refused, by every reader."""
+
+from __future__ import annotations
+
+import shutil
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import vendor
+from realdata import folder
+from scipy import sparse
+
+import sthist
+from sthist.io._files import values
+
+MATRICES = {
+    "visium": "filtered_feature_bc_matrix.h5",
+    "visium_hd": "binned_outputs/square_008um/filtered_feature_bc_matrix.h5",
+    "xenium": "cell_feature_matrix.h5",
+}
+
+
+def put(name, place, value):
+    """Damage: one other number in a dataset of the matrix."""
+
+    def change(matrix):
+        array = matrix[name][()]
+        array[place] = value
+        matrix[name][...] = array
+
+    return change
+
+
+def other(name, make):
+    """Damage: another dataset in place of one of the matrix."""
+
+    def change(matrix):
+        array = make(matrix[name][()])
+        del matrix[name]
+        matrix[name] = array
+
+    return change
+
+
+DAMAGES = {
+    "indptr falls": (put("indptr", 3, 0), r"indptr falls from \d+ to 0 in row 2"),
+    "indptr begins late": (put("indptr", 0, 2), r"indptr\[0\] is 2"),
+    "indptr ends late": (put("indptr", -1, 10**6), "indptr ends at 1000000, but there are"),
+    "indptr is short": (other("indptr", lambda array: array[:-1]), r"indptr has \d+ entries; \d+ are needed"),
+    "an index beyond the genes": (put("indices", 3, 10**6), r"indices\[3\] .*is 1000000; it should be from 0 to"),
+    "an index of -1": (put("indices", 3, -1), r"indices\[3\] .*is -1; it should be from 0 to"),
+    "indices of text": (other("indices", lambda array: array.astype("S")), "indices is .*it should be a list of whole"),
+    "a negative count": (put("data", 3, -5), "should hold .*counts, .* has -5 of"),
+    "halves": (other("data", lambda array: array.astype("f4") - 0.5), "should hold raw counts, whole numbers"),
+    "a count of NaN": (
+        other("data", lambda array: np.where(np.arange(len(array)) == 3, np.nan, array.astype("f4"))),
+        "should hold .*counts, .* has nan of",
+    ),
+    "a barcode without a name": (put("barcodes", 1, b""), "matrix/barcodes should hold names, but 1 of .* are empty"),
+    "a gene without a name": (put("features/name", 1, b" "), "matrix/features/name should hold names, but 1 of"),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder of each reader of 10x matrices, by its name."""
+
+    def make(reader):
+        if reader == "xenium":
+            return shutil.copytree(folder("xenium_ileum_tiny") / "outs", tmp_path / reader)
+        getattr(vendor, f"{reader}_folder")(tmp_path / reader)
+        return tmp_path / reader
+
+    return make
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("reader", ["visium", "visium_hd"])
+def test_damaged_matrix(folders, reader, damage):
+    """The process lives, and the message names file and field."""
+    path = folders(reader)
+    break_it, message = DAMAGES[damage]
+    with h5py.File(path / MATRICES[reader], "a") as file:
+        break_it(file["matrix"])
+    with pytest.raises(ValueError, match=message) as caught:
+        getattr(sthist.io, reader)(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["indptr falls", "an index beyond the genes", "a negative count", "halves"])
+def test_damaged_matrix_of_xenium(folders, damage):
+    """The same of the third reader of such files."""
+    path = folders("xenium")
+    break_it, message = DAMAGES[damage]
+    with h5py.File(path / MATRICES["xenium"], "a") as file:
+        break_it(file["matrix"])
+    with pytest.raises(ValueError, match=message):
+        sthist.io.xenium(path, transcripts=False, nucleus_boundaries=False)
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+def test_the_place_of_a_bad_count(kind):
+    """Row and column are named, however the matrix is stored; fractions are said where they are allowed."""
+    rows, columns = pd.Index(["a", "b"]), pd.Index(["x", "y", "z"])
+    values.require_counts("file: X", kind(np.array([[1, 0, 2], [0, 3, 0]])), rows, columns)
+    with pytest.raises(ValueError, match="1 values are none; cell 'b' has -3 of 'y'"):
+        values.require_counts("file: X", kind(np.array([[1, 0, 2], [0, -3, 0]])), rows, columns)
+    values.require_counts("file: X", kind(np.array([[0.5, 0, 2], [0, 3, 0]])), rows, columns, whole=False)
+    with pytest.raises(ValueError, match="cell 'a' has inf of 'z'"):
+        values.require_counts("file: X", kind(np.array([[1, 0, np.inf], [0, 3, 0]])), rows, columns, whole=False)
