@@ -20,6 +20,8 @@ __all__ = ["matrix_to", "pixel_size", "resolve_mpp"]
 
 TOLERANCE = 0.02
 """Relative difference above which two sources of one scale contradict each other."""
+SENSIBLE_MPP = (0.01, 50.0)
+"""µm per pixel that a picture of tissue can have; others are slips of programs, or a printer's 72 dpi."""
 
 
 def matrix_to(element: Any, coordinate_system: str = _sample.UM) -> np.ndarray:
@@ -92,7 +94,13 @@ def pixel_size(matrix: np.ndarray) -> tuple[float, float]:
 
 
 def require_agreement(sources: dict[str, float], what: str) -> None:
-    """Refuse scales of one image that differ by more than 2 %."""
+    """Refuse scales of one image that differ by more than 2 %, or are none."""
+    for source, value in sources.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(
+                f"The µm per pixel of {what} is {value!r} ({source}); it is a positive number. Give the right one with "
+                "mpp=."
+            )
     low, high = min(sources, key=sources.__getitem__), max(sources, key=sources.__getitem__)
     if sources[high] > sources[low] * (1 + TOLERANCE):
         raise ValueError(
@@ -107,21 +115,34 @@ def agreed_mpp(what: str, sources: dict[str, float], mpp: float | None, nobody: 
     sources = ({} if mpp is None else {"the argument mpp=": float(mpp)}) | sources
     if not sources:
         raise ValueError(nobody)
-    for source, value in sources.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"The µm per pixel of {what} is {value!r} ({source}); it is a positive number.")
     require_agreement(sources, what)
     return next(iter(sources.values()))
 
 
 def trusted(sources: dict[str, float], mpp: float | None) -> dict[str, float]:
-    """What a file states, without resolution tags that an argument contradicts: those are often a printer's."""
-    if mpp is None:
+    """What a file states, without what a scale that is known contradicts and what is weak.
+
+    That are resolution tags, which are often a printer's, and what no microscope has.
+    """
+    if mpp is None or not (np.isfinite(mpp) and mpp > 0):  # which agreed_mpp refuses
         return sources
-    weak = [name for name, value in sources.items() if name.startswith("TIFF ") and abs(value / mpp - 1) > TOLERANCE]
+    weak = [
+        name
+        for name, value in sources.items()
+        if not abs(value / mpp - 1) <= TOLERANCE  # nor is NaN
+        and (name.startswith("TIFF ") or not SENSIBLE_MPP[0] <= value <= SENSIBLE_MPP[1])
+    ]
     if weak:
-        logger.warning("%s says %.4g µm/px; mpp=%.4g is taken.", weak[0], sources[weak[0]], mpp)
+        logger.warning("%s says %.4g µm/px; %.4g is taken.", weak[0], sources[weak[0]], mpp)
     return {name: value for name, value in sources.items() if name not in weak}
+
+
+def sensible(sources: dict[str, float], what: str) -> dict[str, float]:
+    """What a file states of an image that another source places, without what no microscope has."""
+    wrong = [name for name, value in sources.items() if not SENSIBLE_MPP[0] <= value <= SENSIBLE_MPP[1]]
+    if wrong:
+        logger.warning("%s says %.4g µm/px of %s, which does not count.", wrong[0], sources[wrong[0]], what)
+    return {name: value for name, value in sources.items() if name not in wrong}
 
 
 def recorded_mpp(sdata: SpatialData, image: str) -> dict[str, float]:

@@ -162,3 +162,23 @@ def test_xenium_explorer(toy, tmp_path):
     del toy.tables["table"]
     with pytest.raises(KeyError, match=r"Found no table of cells"):
         sthist.io.export_xenium_explorer(toy, tmp_path / "y.csv", group="cell_type")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None, pd.NA])
+def test_a_measurement_that_a_region_lacks(toy, tmp_path, value):
+    """It is left out: JSON has no NaN, and other programs refuse the file."""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    toy["regions"]["score"] = [1.0, value, 3.0]
+    file = tmp_path / "regions.geojson"
+    sthist.io.export_geojson(toy, "regions", file, image="he", columns=["score"])
+    features = json.loads(file.read_text(), parse_constant=refuse)["features"]
+    assert [each["properties"]["measurements"] for each in features] == [{"score": 1.0}, {}, {"score": 3.0}]
+
+
+def test_a_measurement_of_text(toy, tmp_path):
+    """The column is named."""
+    with pytest.raises(ValueError, match="Column 'label' of 'regions' holds no numbers, which columns= needs"):
+        sthist.io.export_geojson(toy, "regions", tmp_path / "x.geojson", image="he", columns=["label"])

@@ -16,7 +16,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_platforms.merscope": ["merscope"],
         "_research.stimage": ["stimage"],
         "_research.tile_folder": ["tile_folder"],
-        "_platforms.visium": ["visium", "visium_hd"],
+        "_platforms.visium": ["visium"],
+        "_platforms.visium_hd": ["visium_hd"],
         "_platforms.xenium": ["xenium"],
     },
 )

@@ -113,6 +113,7 @@ def assemble(
         stated = scale.trusted(loose.mpp, its_mpp)
         if name in matrices:
             to_um[name] = _alignment.read_matrix(matrices[name], f"matrices[{name!r}]")
+            stated = scale.sensible(stated, f"image {name!r}")
         else:
             nobody = f"Image {name!r} states no µm per pixel; give it with mpp= or matrices=."
             size = scale.agreed_mpp(f"image {name!r}", stated, its_mpp, nobody)

@@ -169,7 +169,7 @@ def export_geojson(
         Column, of the shapes or of the table that annotates them, that becomes QuPath's classification; NaN and None
         are none.
     columns
-        Further columns of numbers, of the shapes or of the table, that become measurements.
+        Further columns of numbers, of the shapes or of the table, that become measurements; NaN and infinity are none.
     kind
         ``"annotation"``, ``"detection"`` or ``"cell"``, QuPath's types of objects.
     overwrite
@@ -201,17 +201,20 @@ def export_geojson(
         raise ValueError(f"kind is {kind!r}; QuPath has 'annotation', 'detection' and 'cell'.")
     path = Path(path)
     frame = _in_pixels(sdata, regions, image)
-    values = {name: _column(sdata, regions, frame, name) for name in (*columns, *([label] if label else []))}
+    values = {name: _numbers(regions, name, _column(sdata, regions, frame, name)) for name in columns}
+    labels = None if label is None else _column(sdata, regions, frame, label)
     with _written_whole(path, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
         for i, (name, geometry) in enumerate(zip(frame.index, frame.geometry, strict=True)):
             properties: dict[str, Any] = {"objectType": kind, "name": str(name)}
-            if label is not None and not pd.isna(values[label][i]):
-                properties["classification"] = {"name": str(values[label][i])}
+            if labels is not None and not pd.isna(labels[i]):
+                properties["classification"] = {"name": str(labels[i])}
             if columns:
-                properties["measurements"] = {column: float(values[column][i]) for column in columns}
+                numbers = {column: float(values[column][i]) for column in columns}
+                # JSON has neither NaN nor infinity: a region without a value has no such measurement.
+                properties["measurements"] = {name: value for name, value in numbers.items() if np.isfinite(value)}
             feature = {"type": "Feature", "geometry": shapely.geometry.mapping(geometry), "properties": properties}
-            file.write((",\n" if i else "") + json.dumps(feature, ensure_ascii=False))
+            file.write((",\n" if i else "") + json.dumps(feature, ensure_ascii=False, allow_nan=False))
         file.write("\n]}\n")
 
 
@@ -240,6 +243,18 @@ def _in_pixels(sdata: SpatialData, shapes: str, image: str) -> GeoDataFrame:
     to_px = np.eye(3) if np.array_equal(from_um, to_um) else np.linalg.inv(from_um) @ to_um
     (a, b, x), (c, d, y) = to_px[:2].tolist()
     return element.set_geometry(geometry.affine_transform([a, b, c, d, x, y]))
+
+
+def _numbers(shapes: str, name: str, values: np.ndarray) -> np.ndarray:
+    """A column as float64, NaN where it has no value."""
+    import pandas as pd
+
+    try:
+        return np.asarray(pd.to_numeric(pd.Series(values)).to_numpy(np.float64, na_value=np.nan))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"Column {name!r} of {shapes!r} holds no numbers, which columns= needs; a class is written with label=."
+        ) from None
 
 
 def _column(sdata: SpatialData, shapes: str, frame: GeoDataFrame, name: str) -> np.ndarray:

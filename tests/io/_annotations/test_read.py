@@ -527,3 +527,29 @@ def test_log_is_quiet_where_nothing_is_amiss(toy, tmp_path, caplog):
     sthist.io.read_annotations(toy, write(tmp_path / "x.geojson", [feature(10, 10)]), image="he")
     assert not caplog.records
     assert isinstance(toy["annotations"], gpd.GeoDataFrame)
+
+
+def cells(*names, key="cell"):
+    """Outlines as segmentation programs write them: one collection, with the cell beside each geometry."""
+    parts = [{"type": "Polygon", "coordinates": square(10 + 50 * i, 10, 40), key: name} for i, name in enumerate(names)]
+    return {"type": "GeometryCollection", "geometries": parts}
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "expected"),
+    [
+        (cells("C-7", "C-9"), "cell", ["C-7", "C-9"]),
+        (cells(7, 9, key="cell_id"), "cell_id", [7, 9]),
+        ({"type": "Feature", "properties": {"run": 3}, "geometry": cells(7, 9)}, "cell", [7, 9]),
+        ([feature(10, 10, 40, cell_id=7), feature(60, 10, 40, cell_id=9)], "cell_id", [7, 9]),
+        ([feature(10, 10, 40, cell_id="aa-1"), feature(60, 10, 40, cell_id=9)], "cell_id", ["aa-1", "9"]),
+    ],
+)
+def test_cells_of_other_programs(toy, tmp_path, content, column, expected):
+    """Each is an outline of its own, and is told by its id."""
+    path = tmp_path / "cells.geojson"
+    path.write_text(json.dumps(content))
+    sthist.io.read_annotations(toy, path, image="he")
+    frame = toy["annotations"]
+    assert frame[column].tolist() == expected
+    assert frame.area.tolist() == [1600.0, 1600.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -205,6 +206,17 @@ def test_without_labels(folder, caplog):
     assert "has no CellLabels" in caplog.text
     assert sdata["table"].uns["spatialdata_attrs"]["region"] == "cells"
     assert sdata.attrs["sthist"]["roles"]["cells"] == {"table": "table"}
+
+
+@pytest.mark.parametrize("y_up", [True, False])
+def test_pictures_without_labels_lie_the_right_way_up(tmp_path, y_up):
+    """The tables tell: their local y runs as their global y does, which is upwards, or against it."""
+    path = vendor.cosmx_folder(tmp_path / "Mini", **vendor.cosmx_sample(), mpp=MPP, y_up=y_up)
+    shutil.rmtree(path / "CellLabels")
+    sdata = cosmx(path)
+    for um in sdata["transcripts"][["x", "y"]].compute().to_numpy():
+        found = [value_at(sdata[f"{fov}_image"].sel(c="DAPI"), um) for fov in range(1, 5)]
+        assert [value >= 150 for value in found if value is not None] == [True]  # each lies on a bright square
 
 
 def test_what_some_fields_lack_is_said(folder, caplog):

@@ -39,6 +39,11 @@ OLD_KINDS = {
     "tma_core": "tmaCore",
     "PathRootObject": "root",
 }
+# Of a feature's properties: what has a column of its own, or is a matter of QuPath's display.
+OWN_PROPERTIES = {
+    *("classification", "name", "objectType", "object_type", "type", "isMissing", "measurements", "metadata"),
+    *("nucleusGeometry", "childObjects", "children", "color", "colorRGB", "isLocked", "locked"),
+}
 GEOMETRIES = {"Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection"}
 
 
@@ -55,6 +60,7 @@ class Drawn:
     missing: bool = False  # whether it is a core of a microarray that is not there
     numbers: dict[str, float] = field(default_factory=dict)  # measurements and metadata by name
     texts: dict[str, str] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)  # what other programs write of an object, such as a cell's id
 
 
 def read_geojson(path: Path) -> list[Drawn]:
@@ -103,19 +109,33 @@ def _features(path: Path, content: Any) -> Iterator[dict[str, Any]]:
         for each in features:
             yield from _features(path, each)
     elif kind == "Feature":
-        yield content
+        yield from _parts(content)
         properties = content.get("properties")
         for name in ("childObjects", "children"):
             if isinstance(properties, dict) and isinstance(properties.get(name), list):
                 yield from _features(path, properties[name])
     elif kind in GEOMETRIES:
-        yield {"geometry": content}
+        yield from _parts({"geometry": content})
     else:
         content_type = f"'type' {kind!r}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{path} holds no GeoJSON: it has {content_type} where a 'Feature', a 'FeatureCollection' with 'features' "
             "or a geometry should be. Export the objects from QuPath as GeoJSON."
         )
+
+
+def _parts(feature: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A feature; each of its geometries as one where these have members of their own, as segmented cells have."""
+    geometry = feature.get("geometry")
+    parts = geometry.get("geometries") if isinstance(geometry, dict) else None
+    members = {"type", "coordinates", "geometries", "bbox", "crs"}
+    if not isinstance(parts, list) or not any(isinstance(part, dict) and set(part) - members for part in parts):
+        yield feature
+        return
+    shared = feature.get("properties")
+    for part in parts:
+        own = {name: part[name] for name in part if name not in members} if isinstance(part, dict) else {}
+        yield {"geometry": part, "properties": (shared if isinstance(shared, dict) else {}) | own}
 
 
 def _drawn(path: Path, where: str, feature: dict[str, Any]) -> Drawn:
@@ -141,6 +161,11 @@ def _drawn(path: Path, where: str, feature: dict[str, Any]) -> Drawn:
         texts={str(key): str(value) for key, value in metadata.items() if value is not None}
         if isinstance(metadata, dict)
         else {},
+        others={
+            str(key): value
+            for key, value in properties.items()
+            if key not in OWN_PROPERTIES and isinstance(value, str | int | float) and _text(value) is not None
+        },
     )
 
 

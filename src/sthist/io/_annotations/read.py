@@ -80,8 +80,9 @@ def read_annotations(
     * ``label``: the class as it was written, of several levels as ``"Tumor: Positive"``; for a selection, its name if
       the file has no classes; None for none;
     * ``name``; ``object_type`` (``kind``) and, where there are any, ``id`` of QuPath;
-    * measurements (float64) and metadata (text) under their own names, or with ``_2`` behind them where such a column
-      is there already;
+    * measurements (float64), metadata (text) and what other programs write of an object, such as the ``cell_id`` of
+      segmented cells, under their own names, or with ``_2`` behind them where such a column is there already. Of a
+      collection of geometries that have such facts each is a row;
     * for the cores of a microarray ``row`` and ``column``, from 0, told from names such as ``A-1``, and ``state``:
       ``"whole"`` or ``"missing"``. Where all are cores, they get the role ``"cores"``: :func:`sthist.pp.tiles` names
       the core of a tile, and ``within=`` leaves out what is missing. :func:`sthist.pp.tma` takes the shapes as its
@@ -218,14 +219,20 @@ def _table(drawn: list[Drawn], label: str) -> GeoDataFrame:
             columns[column] = np.array(values, dtype=object)
     columns |= core_columns(drawn)
     taken = {*OWN, label}
-    for facts in ("numbers", "texts"):
+    for facts in ("numbers", "texts", "others"):
         for name in dict.fromkeys(name for each in drawn for name in getattr(each, facts)):
             column = name
             while column in taken:
                 column = f"{column}_2"
             taken.add(column)
             values = [getattr(each, facts).get(name) for each in drawn]
-            columns[column] = pd.Series(values, dtype=np.float64 if facts == "numbers" else object).to_numpy()
+            kinds = {type(value) for value in values if value is not None}
+            if str in kinds and len(kinds) > 1:
+                values = [None if value is None else str(value) for value in values]
+            dtype: Any = np.float64 if facts == "numbers" else object
+            if facts == "others" and kinds <= {int, float} and None not in values:  # ids that are whole numbers stay so
+                dtype = None
+            columns[column] = pd.Series(values, dtype=dtype).to_numpy()
     index = pd.Index(_names(drawn))
     frame = {name: pd.Series(values).set_axis(index) for name, values in columns.items()}
     return gpd.GeoDataFrame(frame, geometry=[each.geometry for each in drawn], index=index)

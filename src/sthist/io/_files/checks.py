@@ -128,7 +128,12 @@ def require_argument(path: str | Path, argument: str) -> Path:
 
 def find_file(folder: str | Path, *names: str) -> Path | None:
     """The first of these files that a folder has; None where it has none of them."""
-    return next((file for name in names for file in sorted(Path(folder).glob(name))), None)
+    return next((file for name in names for file in files_like(folder, name)), None)
+
+
+def files_like(folder: str | Path, pattern: str) -> list[Path]:
+    """Files of a folder by their names, without hidden ones: macOS leaves a ``._name`` beside each on other drives."""
+    return [file for file in sorted(Path(folder).glob(pattern)) if not file.name.startswith(".")]
 
 
 def read_json(path: Path) -> dict[str, Any]:

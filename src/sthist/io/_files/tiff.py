@@ -158,6 +158,7 @@ def open_tiff(
             number = main_series(file)
             series = file.series[number]
             _require_codec(path, series.keyframe.compression)
+            _require_planes(path, file, series)
             _require_whole(path, series)
             _require_upright(path, series.keyframe)
             mpp, channels = stated_scale(file, number), ome_scale_and_channels(file, number)[1]
@@ -189,6 +190,24 @@ def _require_codec(path: Path, compression: int) -> None:
         raise ImportError(
             f'{path} is compressed as slide scanners do; to read it, install the extra: pip install "sthist[wsi]".'
         )
+
+
+def _require_planes(path: Path, file: Any, series: Any) -> None:
+    """Refuse an image of which planes are not there: an OME-TIFF may be spread over files that name each other."""
+    n_missing = sum(page is None for page in series.levels[0].pages)
+    if not n_missing:
+        return
+    import xml.etree.ElementTree as ET
+
+    named = [] if not file.ome_metadata else ET.fromstring(file.ome_metadata).findall(".//{*}UUID[@FileName]")
+    names = dict.fromkeys(uuid.attrib["FileName"] for uuid in named)
+    lost = [name for name in names if not (Path(path).parent / name).is_file()]
+    where = f" in {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}" if lost else ""
+    raise ValueError(
+        f"{path} is one of several files of an image: {n_missing} of its {len(series.levels[0].pages)} planes are not "
+        f"there; they should be{where or ' in other files'}, in the same folder. Copy all files of the image, under "
+        "the names that they were written with."
+    )
 
 
 def _require_whole(path: Path, series: Any) -> None:
@@ -246,14 +265,23 @@ def stated_scale(file: Any, series: int) -> dict[str, float]:
     if stated:
         return stated
     page = file.series[series].keyframe
-    aperio = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description or "") if file.is_svs else None
+    aperio = re.search(r"\bMPP\s*=\s*([^|\r\n]*)", page.description or "") if file.is_svs else None
     if aperio:
-        return {"MPP of the Aperio description": float(aperio.group(1))}
+        return {"MPP of the Aperio description": number(aperio.group(1))}
     if file.is_imagej:
         unit_um = UNIT_UM.get(str((file.imagej_metadata or {}).get("unit", "")))
         return _resolution_tags(page, unit_um, "ImageJ") if unit_um is not None else {}
     unit = page.tags.get("ResolutionUnit")
     return _resolution_tags(page, RESOLUTION_UNIT_UM.get(int(unit.value)) if unit is not None else None, "TIFF")
+
+
+def number(text: str) -> float:
+    """A number as scanners write it, also with a decimal comma; NaN for what is none."""
+    text = text.strip()
+    try:
+        return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+    except ValueError:
+        return float("nan")
 
 
 def _resolution_tags(page: Any, unit_um: float | None, writer: str) -> dict[str, float]:
@@ -279,7 +307,7 @@ def ome_scale_and_channels(file: Any, series: int) -> tuple[dict[str, float], li
         if f"PhysicalSize{axis}" in pixels.attrib:
             unit = UNIT_UM.get(pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm"))
             if unit is not None:
-                sizes[f"OME PhysicalSize{axis}"] = float(pixels.attrib[f"PhysicalSize{axis}"]) * unit
+                sizes[f"OME PhysicalSize{axis}"] = number(pixels.attrib[f"PhysicalSize{axis}"]) * unit
     names = [channel.attrib.get("Name", "") for channel in pixels.findall("{*}Channel")]
     return sizes, names if names and all(names) else None
 

@@ -102,7 +102,8 @@ def require_counts(
     needed = f"{'whole ' if whole else ''}numbers from 0" + (f" to {highest:.0f}" if np.isfinite(highest) else "")
     raise ValueError(
         f"{where} should hold {'raw ' if whole else ''}counts, {needed}, but {int(bad.sum())} values are none; "
-        f"{what} {str(rows[row])!r} has {value:.6g} of {str(columns[column])!r}. Give the file from before normalisation."
+        f"{what} {str(rows[row])!r} has {value:.6g} of {str(columns[column])!r}. Give the file from before "
+        "normalisation."
     )
 
 
@@ -124,8 +125,8 @@ def require_places(path: Path, fields: str, xy: np.ndarray, names: Any = None, *
         first = int(bad.argmax())
         shown = f"row {first}" if names is None else repr(str(np.asarray(names)[first]))
         raise ValueError(
-            f"{path}: {fields} are NaN or infinite for {int(bad.sum())} of {len(xy)} {what}, the first of them {shown}. "
-            "Correct them, or leave them out."
+            f"{path}: {fields} are NaN or infinite for {int(bad.sum())} of {len(xy)} {what}, the first of them "
+            f"{shown}. Correct them, or leave them out."
         )
 
 

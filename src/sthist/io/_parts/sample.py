@@ -105,6 +105,7 @@ def attach_he(
     alignment: Any = None,
     to: str | None = None,
     coordinate_system: str | None = None,
+    mpp: float | None = None,
 ) -> None:
     """Add an H&E to a sample in memory, registered by its alignment, which ``attrs`` keep as ``pp.align`` does.
 
@@ -120,7 +121,8 @@ def attach_he(
     loose = read_he(source, name)
     # A system of its own until it is aligned: an element is always registered somewhere.
     sdata.images[name] = image_element(loose, {f"{name}_px": Identity()}, name=name)
-    for stated, value in loose.mpp.items():
+    # Its place tells its scale: what no microscope has, or ``mpp`` contradicts, does not count.
+    for stated, value in scale.sensible(scale.trusted(loose.mpp, mpp), f"image {name!r}").items():
         scale.record_mpp(sdata, name, stated, value)
     if alignment is None and coordinate_system is None:
         _sample.set_role(sdata, "he", {"image": name})

@@ -131,7 +131,7 @@ def cosmx(
     molecules = _read_molecules(_file(folder, name, "tx_file"), layout, size) if transcripts else None
 
     sdata = SpatialData()
-    flipped = _is_flipped(labels, cells)
+    flipped = _is_flipped(labels, cells, layout)
     _add_pixels(sdata, images, labels, layout, flipped, nuclear_channel)
     scale.register_system(sdata, "global", np.diag([size, size, 1.0]))
     for key in sdata.images:
@@ -256,27 +256,30 @@ def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
     return frame.iloc[np.argsort(fov, kind="stable")].reset_index(drop=True)
 
 
-def _is_flipped(files: dict[int, Path], cells: pd.DataFrame) -> bool:
+def _is_flipped(files: dict[int, Path], cells: pd.DataFrame, layout: Layout) -> bool:
     """Whether the tables count y from the bottom of the picture, as most exports do.
 
-    Which way cells lie on their labels.
+    Which way cells lie on their labels; where there are none, whether local y runs as global y does, which is upwards.
     """
+    upwards_by_tables = bool(np.linalg.det(layout.linear) > 0)
     counts = cells["fov"].value_counts()
     known = [number for number in counts.index if number in files]
     if not known:
-        return True
+        return upwards_by_tables
     labels = np.asarray(checks.picture_pixels(files[known[0]])[0])
     here = cells[cells["fov"] == known[0]]
     columns, rows = (np.floor(here[name].to_numpy(np.float64)).astype(np.int64) for name in LOCAL)
     inside = (columns >= 0) & (columns < labels.shape[1]) & (rows >= 0) & (rows < labels.shape[0])
     columns, rows, names = columns[inside], rows[inside], here["cell_ID"].to_numpy()[inside]
-    upwards, downwards = (float((array[rows, columns] == names).mean()) for array in (labels[::-1], labels))
+    upwards, downwards = (
+        float(np.mean(array[rows, columns] == names)) if len(rows) else 0.0 for array in (labels[::-1], labels)
+    )
     if max(upwards, downwards) < 0.5:
         logger.warning(
             f"{files[known[0]]}: {100 * upwards:.0f} % of the cells lie on their labels ({100 * downwards:.0f} % with "
             "the picture turned upside down); do image and tables fit?"
         )
-    return upwards >= downwards
+    return upwards_by_tables if upwards == downwards else upwards > downwards
 
 
 def _add_pixels(

@@ -99,12 +99,13 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
             f"{path} gave no morphology image ({describe('images', sdata.images)}); sthist needs the nuclear stain."
         )
     stated = ome_mpp(stains[stain][0]) if stains[stain] else {}
+    stated = scale.sensible(stated, f"image {stain!r}")
     for source, value in ({"pixel_size of experiment.xenium": pixel_size} | stated).items():
         scale.record_mpp(sdata, stain, source, value)
     scale.register(sdata, stain, pixel_size)
     for name, file in aligned_files.items():
         if name in sdata.images:  # what its metadata state agrees with where its alignment puts it
-            for source, value in ome_mpp(file).items():
+            for source, value in scale.sensible(ome_mpp(file), file.name).items():
                 scale.record_mpp(sdata, name, f"{source} of {file.name}", value)
             scale.resolve_mpp(sdata, name)
     sample.record_high_res(sdata, stain)
