@@ -125,6 +125,29 @@ class TestRuns:
         state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         assert all(torch.isfinite(value).all() for value in state.values())
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+    @pytest.mark.parametrize("name", ["checkpoints/last.partial.ckpt", "metrics.partial.csv"])
+    def test_a_full_disk_stops_it_and_it_goes_on_afterwards(self, tmp_path, name):
+        """The error says which disk, and that what was kept goes on; it equals a training that was not stopped."""
+        run(SHORT | {"epochs": 2}, tmp_path)
+        (tmp_path / name).symlink_to("/dev/full")
+        shutil.rmtree(tmp_path / "checkpoints" / "model", ignore_errors=True)
+        with pytest.raises(OSError, match=r"is full .*Make room there.* The last good epoch is kept: resume=True"):
+            run(SHORT | {"resume": True}, tmp_path)
+        assert not list(tmp_path.rglob("*.partial*"))
+        resumed, rows = run(SHORT | {"resume": True}, tmp_path)
+        whole, history = run(SHORT)
+        assert np.array_equal(weights(resumed), weights(whole))
+        assert rows == history
+
+    def test_checkpoints_are_not_copied_from_another_disk(self, tmp_path, monkeypatch):
+        """Lightning writes them into the system's temporary folder first, and a copy can be cut off."""
+        moved = []
+        monkeypatch.setattr(shutil, "move", lambda *args, **_: moved.append(args))
+        run(SHORT | {"epochs": 1}, tmp_path)
+        assert (tmp_path / "checkpoints" / "last.ckpt").stat().st_size > 0
+        assert not moved
+
     def test_out_of_memory_says_what_fits(self, monkeypatch):
         step = Line.training_step
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._disk import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,9 +113,8 @@ def _written_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A path beside a file, which takes its place once it is whole: a viewer takes what was cut off for an image."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        yield partial
 
 
 def _levels(element: Any) -> list[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _sample
+from sthist._disk import written_whole
 from sthist._tables.rows import Rows, polygons_um
 from sthist.tiles._images.image import open_image, values_at
 from sthist.tiles._images.reader import read_box
@@ -14,7 +16,6 @@ from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -270,5 +271,6 @@ def limit(value: float | str | None, pixels: np.ndarray, default: str) -> float:
 def finish(axes: list[Axes], save: str | Path | None) -> list[Axes]:
     """Save the figure where asked to."""
     if save is not None:
-        axes[0].figure.savefig(save, bbox_inches="tight", dpi=SAVE_DPI)  # type: ignore[union-attr]
+        with written_whole(Path(save)) as partial:
+            axes[0].figure.savefig(partial, bbox_inches="tight", dpi=SAVE_DPI)  # type: ignore[union-attr]
     return axes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._disk import written_whole
 from sthist._settings import logger, settings
 from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import TileReader
@@ -161,25 +162,43 @@ def export_pairs(
     ids = table.obs["instance_id"].to_numpy()
     names = [f"{prefix}{tile}.png" for tile in ids]
     path = Path(path)
+    begun = _names_in(path / UNFINISHED)
     for subset in SUBSETS:
         for side in "AB":
             (path / f"{subset}_{side}").mkdir(parents=True, exist_ok=True)
-        taken = [name for name in names if (path / f"{subset}_A" / name).exists()]
+        taken = [name for name in names if name not in begun and (path / f"{subset}_A" / name).exists()]
         if taken:
             raise FileExistsError(
                 f"{path / f'{subset}_A' / taken[0]} is there already; give prefix=, or another folder."
             )
+    _write_json(path / UNFINISHED, sorted(begun | set(names)))
     for subset in SUBSETS:
         chosen = np.flatnonzero(split == subset)
         for start in range(0, len(chosen), 32):
             batch = chosen[start : start + 32]
             pairs = zip(batch, overlay.read(centres[batch], ids=ids[batch]), target.read(centres[batch]), strict=True)
             for i, stain, histology in pairs:
-                Image.fromarray(stain).save(path / f"{subset}_A" / names[i])
-                Image.fromarray(histology).save(path / f"{subset}_B" / names[i])
+                for side, tile in (("A", stain), ("B", histology)):
+                    with written_whole(path / f"{subset}_{side}" / names[i]) as partial:
+                        Image.fromarray(tile).save(partial)
         prompt_file = path / f"{subset}_prompts.json"
-        known = json.loads(prompt_file.read_text()) if prompt_file.exists() else {}
-        prompt_file.write_text(json.dumps(known | {names[i]: prompts[i] for i in chosen}, indent=1, ensure_ascii=False))
+        known = json.loads(prompt_file.read_text("utf-8")) if prompt_file.exists() else {}
+        _write_json(prompt_file, known | {names[i]: prompts[i] for i in chosen})
+    left = begun - set(names)
+    _write_json(path / UNFINISHED, sorted(left)) if left else (path / UNFINISHED).unlink()
+
+
+UNFINISHED = ".unfinished.json"
+"""In a folder of pairs: names of those that a call began to write and, if it was stopped, did not write all of."""
+
+
+def _names_in(file: Path) -> set[str]:
+    return set(json.loads(file.read_text("utf-8"))) if file.exists() else set()
+
+
+def _write_json(file: Path, content: Any) -> None:
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
 
 
 def _readers(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import math
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.plugins import TorchCheckpointIO
 
+from sthist._disk import full_disk_code, put_folder, written_whole
 from sthist._settings import logger
 from sthist.training.run_folder import write_history
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 LEAST_GAIN = 1e-4
 """A validation loss that falls by less has not fallen."""
@@ -170,6 +172,21 @@ def _over_devices(trainer: Any, value: float) -> float:
     return float(trainer.strategy.reduce(tensor, reduce_op="mean"))
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints beside their place, and puts them there when they are whole.
+
+    Lightning writes them into the system's temporary folder first, which may be small, or on another disk: then what is
+    put in place is a copy, which a kill cuts off.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write one."""
+        content = io.BytesIO()  # torch itself does not say that a disk is full
+        torch.save(checkpoint, content)
+        with written_whole(Path(path)) as partial:
+            partial.write_bytes(content.getbuffer())
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Writes a checkpoint and the model at the end of each epoch, in place of those before.
 
@@ -205,17 +222,18 @@ class LastCheckpoint(ModelCheckpoint):
             self._write_model(trainer, pl_module)
 
     def _write_model(self, trainer: Any, pl_module: Any) -> None:
-        folder, fresh, old = (self.path.with_name(f"{MODEL}{end}") for end in ("", ".partial", ".old"))
-        with pl_module.averaged():
-            self.save_model(fresh, self.history.rows)
-        shutil.rmtree(old, ignore_errors=True)
+        fresh = self.path.with_name(f"{MODEL}.partial")
+        shutil.rmtree(fresh, ignore_errors=True)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                folder.replace(old)
-            fresh.replace(folder)
-        except OSError as error:  # someone has it open, where that matters; the checkpoint is there
+            with pl_module.averaged():
+                self.save_model(fresh, self.history.rows)
+            put_folder(fresh, self.path.with_name(MODEL))
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if full_disk_code(error) is not None:
+                raise
+            # Someone has it open, where that matters; the checkpoint is there.
             logger.warning("The model of epoch %d is not in place: %s.", trainer.current_epoch + 1, error)
-        shutil.rmtree(old, ignore_errors=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What the training is of."""

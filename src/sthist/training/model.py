@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sthist._disk import written_whole
+
 
 def weight_hash(provenance: Any) -> str | None:
     """Checksum of the weights in a provenance, also of several encoders that are joined; None where there is none."""
@@ -61,10 +63,9 @@ class Model(ABC):
         """
         from sthist import __version__
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         content = {"system": self.system, "sthist": __version__, "config": dataclasses.asdict(self.config)}
-        (folder / "config.json").write_text(json.dumps(content, indent=2))
+        with written_whole(Path(folder) / "config.json") as partial:
+            partial.write_text(json.dumps(content, indent=2))
 
     @classmethod
     def load(cls, folder: str | Path) -> Model:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sthist._disk import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,10 +22,19 @@ def read_tiles(folder: Path) -> pd.DataFrame | None:
         return None
     measured = ("shift_um", "shift_x_um", "shift_y_um", "confidence")
     names = dict.fromkeys(("sample", "instance_id", "part", "reason", "tissue"), str)
-    tiles = pd.read_csv(folder / TILES, dtype=names, keep_default_na=False, na_values=dict.fromkeys(measured, ""))
+    missing = dict.fromkeys(measured, "")
+    tiles = pd.read_csv(
+        folder / TILES, dtype=names, keep_default_na=False, na_values=missing, float_precision="round_trip"
+    )
     if tiles["instance_id"].str.fullmatch("0|[1-9][0-9]*").all():
         tiles["instance_id"] = tiles["instance_id"].astype(int)  # laid tiles are numbered
     return tiles
+
+
+def write_tiles(folder: Path, tiles: pd.DataFrame) -> None:
+    """Write the tiles; numbers are read back as they are."""
+    with written_whole(folder / TILES) as partial:
+        tiles.to_csv(partial, index=False)
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -43,9 +53,8 @@ def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
     """Write the numbers of all epochs so far, in place of those before."""
     import pandas as pd
 
-    partial = folder / f"{HISTORY}.partial"
-    pd.DataFrame(rows).to_csv(partial, index=False)
-    os.replace(partial, folder / HISTORY)
+    with written_whole(folder / HISTORY) as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False)
 
 
 def require_resumable(folder: Path | None, *, resume: bool) -> None:

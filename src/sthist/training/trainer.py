@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from sthist._disk import full_disk_code, full_disk_explained
 from sthist._settings import logger, settings
 from sthist.training.callbacks import (
     MODEL,
@@ -29,6 +30,7 @@ from sthist.training.callbacks import (
     RestoreBest,
     StopWhenNotFinite,
     TimeBudget,
+    WholeCheckpoints,
 )
 from sthist.training.run_folder import CHECKPOINT, read_history, require_resumable
 
@@ -83,7 +85,8 @@ def train(
         module.start_average()
         trainer = _trainer(module, options, device, [each for each in watchers if each], folder, progress)
         try:
-            _run(trainer, module, start)
+            with full_disk_explained(folder or Path(tempfile.gettempdir()), "The training has stopped."):
+                _run(trainer, module, start)
         except (NotFinite, Collapsed) as error:
             error.args = (f"{error} {_kept(checkpoint)}",)
             raise
@@ -96,6 +99,8 @@ def train(
                 advice = _what_fits(module, options)
             raise MemoryError(f"{advice} {_kept(checkpoint)}") from None
         except BaseException as error:
+            if isinstance(error, OSError) and full_disk_code(error) is not None:
+                error.strerror = f"{error.strerror} {_kept(checkpoint)}"
             error.add_note(_kept(checkpoint))
             raise
         finally:
@@ -121,6 +126,8 @@ def _trainer(
         **_accelerator(device, options.devices),
         **automatic,
         strategy=options.strategy,
+        # Some strategies write checkpoints in parts of their own.
+        plugins=None if options.strategy.startswith(("deepspeed", "fsdp", "modelparallel")) else [WholeCheckpoints()],
         precision=lightning_precision(options.precision, device),
         max_epochs=options.epochs,
         callbacks=callbacks,

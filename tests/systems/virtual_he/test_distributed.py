@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import pickle
 import shutil
 import signal
+import stat
 import threading
 import time
 
@@ -187,10 +190,11 @@ def test_a_running_client_is_not_picked_up(client, stored, store, tmp_path):
 
 
 def test_job_file(tmp_path):
-    """Arrays come back equal, mapped from the file, and writing to them leaves the file alone."""
+    """Only this user can read it; arrays come back equal, and writing to them leaves the file alone."""
     rng = np.random.default_rng(0)
     job = {"small": 3, "arrays": [rng.normal(size=(50, 7)), np.arange(5, dtype=np.uint8), np.empty((0, 3))]}
     ticket = dask_run.write_job(job, tmp_path / "job")
+    assert stat.S_IMODE((tmp_path / "job").stat().st_mode) == 0o600
     content = (tmp_path / "job").read_bytes()
     back = dask_run.read_job(ticket)
     assert back["small"] == 3
@@ -199,6 +203,45 @@ def test_job_file(tmp_path):
     back["arrays"][0][:] = 0
     assert (tmp_path / "job").read_bytes() == content
     np.testing.assert_array_equal(dask_run.read_job(ticket)["arrays"][0], job["arrays"][0])
+
+
+class Harmful:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_job_file_that_changes_after_it_was_checked(tmp_path, monkeypatch):
+    """What is unpickled is what was checked, also where the file is written to in between."""
+    path, mark = tmp_path / "job", tmp_path / "mark"
+    path.write_bytes(b"of a run that was killed")
+    path.chmod(0o666)
+    before = os.umask(0)
+    try:
+        ticket = dask_run.write_job({"a": np.arange(10**5)}, path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    harmful = pickle.dumps(Harmful(mark))
+    sha256 = hashlib.sha256
+
+    def exchanging(content):
+        digest = sha256(content)
+        with path.open("r+b") as file:
+            file.write(harmful.ljust(ticket.sizes[0], b"."))
+        return digest
+
+    monkeypatch.setattr(hashlib, "sha256", exchanging)
+    np.testing.assert_array_equal(dask_run.read_job(ticket)["a"], np.arange(10**5))
+    assert not mark.exists()
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="is not the job of this run"):
+        dask_run.read_job(ticket)
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

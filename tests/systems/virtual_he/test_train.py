@@ -571,6 +571,36 @@ class TestTraining:
             assert set(model.tiles["sample"]) == {"01", "02"}
             assert list(model.tiles["instance_id"]) == list(first.tiles["instance_id"])
 
+    def test_resumed_where_tiles_lie_half_way_between_two_nanometres(self, sdata, tmp_path):
+        """As around the centres of cells: coordinates that a parser which is off by one bit rounds the other way."""
+        import geopandas as gpd
+        from spatialdata.models import ShapesModel
+        from spatialdata.transformations import Identity
+
+        name = "cell_boundaries"
+        cells = sdata[name]
+        places = np.random.default_rng(0).integers(20_000, 280_000, (len(cells), 2)) / 1000 + 0.0005
+        moved_cells = gpd.GeoDataFrame({"radius": 4.0}, geometry=gpd.points_from_xy(*places.T), index=cells.index)
+        del sdata.shapes[name]
+        sdata[name] = ShapesModel.parse(moved_cells, transformations={"um": Identity()})
+        options = {**QUICK, "spec": SPEC, "n_tiles": 60}
+        first = train_virtual_he(sdata, tiny(), folder=tmp_path, **options)
+        kept = pd.read_csv(tmp_path / "tiles.csv")  # inexact
+        assert (kept["x_um"].round(3) != first.tiles["x_um"].round(3)).any()
+        loaded = sthist.models.load(tmp_path)
+        assert np.array_equal(loaded.tiles["x_um"], first.tiles["x_um"])
+        train_virtual_he(sdata, tiny(), folder=tmp_path, resume=True, **options)
+
+        def moved(by_um):
+            tiles = first.tiles.assign(x_um=first.tiles["x_um"] + by_um)
+            tiles.to_csv(tmp_path / "tiles.csv", index=False)
+
+        moved(0.9e-3)  # less than a nanometre: of another machine
+        train_virtual_he(sdata, tiny(), folder=tmp_path, resume=True, **options)
+        moved(2e-3)
+        with pytest.raises(ValueError, match="names other tiles"):
+            train_virtual_he(sdata, tiny(), folder=tmp_path, resume=True, **options)
+
     def test_resumed_on_the_same_tiles_only(self, sdata, tmp_path):
         options = {**QUICK, "n_tiles": 40}
         train_virtual_he(sdata, tiny(), folder=tmp_path, **options)

@@ -274,7 +274,7 @@ class TestIndex:
         overlay = black(frame)
         assert isinstance(overlay.index.x, np.memmap)
         np.testing.assert_array_equal(overlay.read(where), in_memory)
-        folder = next(sthist.settings.scratch_dir.glob("points-*"))
+        folder = next(sthist.settings.scratch_dir.glob("*/points-*"))
         del overlay
         import gc
 

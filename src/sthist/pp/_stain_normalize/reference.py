@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 
 from sthist import stains
+from sthist._disk import written_whole
 from sthist.pp._stain_normalize.pixels import StainPixels, pixels_of
 
 if TYPE_CHECKING:
@@ -227,7 +228,9 @@ def require_method(method: str) -> None:
 
 def write_json(path: str | Path, kind: str, values: dict[str, Any]) -> None:
     """Write values to a file that says what they are."""
-    Path(path).write_text(json.dumps({"sthist": kind, "version": 1, **values}, indent=1, ensure_ascii=False), "utf-8")
+    with written_whole(Path(path)) as partial:
+        content = {"sthist": kind, "version": 1, **values}
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
 
 
 def read_json(path: str | Path, kind: str) -> dict[str, Any]:

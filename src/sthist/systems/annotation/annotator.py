@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sthist._disk import written_whole
 from sthist.systems.annotation.prompts import normalised, softmax
 from sthist.systems.annotation.report import AnnotatorReport
 from sthist.tiles._spec import TileSpec, same_scale
@@ -270,8 +271,9 @@ class Annotator(Model):
         """
         from safetensors.numpy import save_file
 
-        super().save(folder)
-        save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, Path(folder) / WEIGHTS)
+        with written_whole(Path(folder) / WEIGHTS) as partial:
+            save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, partial)
+            super().save(folder)  # they take their places together
 
     @classmethod
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Model:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sthist import _sample, _store
 from sthist._sample.samples import over_samples, safe_names
-from sthist._settings import logger, progress_bar, settings
+from sthist._scratch import temporary_folder
+from sthist._settings import logger, progress_bar
 from sthist.encoders import Encoder
 from sthist.systems.annotation.scorers import scorer_of
 from sthist.systems.annotation.sliding_windows import (
@@ -30,6 +29,7 @@ from sthist.tiles._images.reader import MAX_UPSAMPLING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from spatialdata import SpatialData
 
@@ -172,8 +172,7 @@ def heatmap(
     reader = _reader(he, grid, encoder, dense=dense, allow_upsampling=spec is not None)
     active = grid.kernels_on(inside)
     logger.info("%d of %d kernels of %g µm lie on tissue.", active.sum(), active.size, grid.kernel_px * grid.mpp)
-    Path(settings.scratch_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.scratch_dir, prefix="heatmap-") as folder:
+    with temporary_folder("heatmap-") as folder:
         scores = _array(folder, "scores", (*grid.n_kernels, len(channels)))
         scores[:] = np.nan
         with progress_bar("heatmap", int(active.sum()), progress) as advance:
@@ -265,7 +264,7 @@ def _reader(he: Image, grid: KernelGrid, encoder: Any, *, dense: bool, allow_ups
     return TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
 
 
-def _array(folder: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """An array of float32 that lies on disk, and in memory as far as it is being used."""
     return np.lib.format.open_memmap(f"{folder}/{name}.npy", mode="w+", dtype=np.float32, shape=shape)
 

@@ -24,7 +24,7 @@ from sthist.systems.virtual_he.training_set.split import split_tiles
 from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import TileSpec
 from sthist.training.options import as_training
-from sthist.training.run_folder import TILES, read_tiles, require_resumable
+from sthist.training.run_folder import TILES, read_tiles, require_resumable, write_tiles
 from sthist.training.split_groups import group_rows
 from sthist.training.splits import Split, Units, as_split, one_group
 
@@ -340,18 +340,22 @@ def _say_tissue(frame: pd.DataFrame, sections: Sequence[Section], prompts: Promp
 
 def _write_tiles(frame: pd.DataFrame, folder: Path, *, resume: bool) -> None:
     """Write the tiles; a training that goes on has to be on the same ones."""
-    path = folder / TILES
     before = read_tiles(folder) if resume else None
-    if before is not None and not _identity_of(before).equals(_identity_of(frame)):
+    if before is not None and not _are_alike(before, frame):
         raise ValueError(
-            f"{path} names other tiles, or another split, than these data and arguments give: the training cannot go "
-            "on with them."
+            f"{folder / TILES} names other tiles, or another split, than these data and arguments give: the training "
+            "cannot go on with them."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False)
+    write_tiles(folder, frame)
 
 
-def _identity_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """What has to be alike of two lists of tiles: places to the nanometre."""
-    places = frame[["x_um", "y_um"]].astype(float).round(3)
-    return frame[["sample", "instance_id", "part", "tissue"]].astype(str).join(places).reset_index(drop=True)
+NANOMETRE = 1e-3
+
+
+def _are_alike(before: pd.DataFrame, frame: pd.DataFrame) -> bool:
+    """Whether two lists are of the same tiles, in the same parts: a computed place may differ by a nanometre."""
+    names = ["sample", "instance_id", "part", "tissue"]
+    if len(before) != len(frame) or not np.array_equal(before[names].astype(str), frame[names].astype(str)):
+        return False
+    places, now = (each[["x_um", "y_um"]].to_numpy(float) for each in (before, frame))
+    return bool((np.abs(places - now) <= NANOMETRE).all())

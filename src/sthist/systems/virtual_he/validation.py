@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sthist._disk import written_whole
 from sthist.systems.virtual_he.generator import as_tiles
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ def _picture(seen: np.ndarray, fake: np.ndarray, real: np.ndarray, path: Path) -
 
     chosen = np.linspace(0, len(seen) - 1, min(SHOWN, len(seen))).astype(int)
     rows = [np.concatenate([seen[i], fake[i], real[i]], 1) for i in chosen]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
+    with written_whole(path) as partial:
+        Image.fromarray(np.concatenate(rows)).save(partial)

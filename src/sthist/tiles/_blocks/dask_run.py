@@ -2,13 +2,14 @@
 
 What goes over the network is small: a path and a few numbers to a worker, the numbers of a block back. The images stay
 where they are; each worker opens them, and the canvas, by their path. What else computing takes (a model, a raster of
-molecules) is pickled once, into a file beside the canvas, which a worker maps into memory and unpickles once.
+molecules) is pickled once, into a file beside the canvas, which a worker reads and unpickles once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from sthist._settings import logger
 from sthist.tiles._blocks.resumable import record
@@ -75,7 +74,7 @@ def run_on_cluster(
 
 
 def write_job(job: Any, path: Path) -> Ticket:
-    """Pickle a job into a file, its arrays behind it so that they can be mapped into memory."""
+    """Pickle a job into a file that nobody else can read or write, its arrays behind it so that they are not copied."""
     import cloudpickle
 
     arrays: list[pickle.PickleBuffer] = []
@@ -83,7 +82,8 @@ def write_job(job: Any, path: Path) -> Ticket:
     parts = [memoryview(content), *(array.raw() for array in arrays)]
     digest = hashlib.sha256()
     path = path.absolute()
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)  # of a run that was killed
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         for part in parts:
             for piece in (part, b"\0" * (-part.nbytes % ALIGNMENT)):
                 digest.update(piece)
@@ -92,7 +92,7 @@ def write_job(job: Any, path: Path) -> Ticket:
 
 
 def read_job(ticket: Ticket) -> Any:
-    """The job of a ticket, its arrays mapped from the file (private to this process where they are written to)."""
+    """The job of a ticket: what is unpickled are the very bytes whose checksum was compared, not the file."""
     differences = [
         f"{name} {here} instead of {ticket.versions.get(name)}"
         for name, here in _versions().items()
@@ -105,13 +105,15 @@ def read_job(ticket: Ticket) -> Any:
         raise FileNotFoundError(
             f"it does not see {path}; the store must lie on a file system that all workers share, under the same path."
         )
-    mapped: Any = np.memmap(path, np.uint8, mode="c")
-    if hashlib.sha256(mapped).hexdigest() != ticket.digest:
+    with path.open("rb") as file:
+        content = bytearray(os.fstat(file.fileno()).st_size)
+        n_read = file.readinto(content)
+    if n_read != len(content) or hashlib.sha256(content).hexdigest() != ticket.digest:
         raise RuntimeError(f"{path} is not the job of this run: the path leads elsewhere on this machine.")
     starts = itertools.accumulate((size + -size % ALIGNMENT for size in ticket.sizes), initial=0)
-    view = memoryview(mapped)
-    content, *arrays = (view[start : start + size] for start, size in zip(starts, ticket.sizes, strict=False))
-    return pickle.loads(content, buffers=arrays)
+    view = memoryview(content)
+    pickled, *arrays = (view[start : start + size] for start, size in zip(starts, ticket.sizes, strict=False))
+    return pickle.loads(pickled, buffers=arrays)
 
 
 _jobs: dict[str, tuple[BlockWorker, Resumable]] = {}

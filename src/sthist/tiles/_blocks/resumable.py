@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sthist._disk import written_whole
 from sthist._settings import logger
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Resumable(Reopening, ABC):
             self._create(identity)
             self._done.mkdir()
             # Last: without it the folder is not continued.
-            (self.folder / "manifest.json").write_text(json.dumps(manifest | {"identity": identity}))
+            with written_whole(self.folder / "manifest.json") as partial:
+                partial.write_text(json.dumps(manifest | {"identity": identity}))
         self._identity = self._manifest().get("identity")
         setattr(self, self._of_process, self._open())
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._sample.elements import is_gene
-from sthist._settings import logger, settings
+from sthist._scratch import own_folder
+from sthist._settings import logger
 from sthist.tiles._images.planes import first_last
 from sthist.tiles._molecules.density import iter_points, require_same_plane
 
@@ -209,8 +210,7 @@ class PointIndex:
         if n <= IN_MEMORY:
             x, y, gene = (np.empty(n, dtype) for dtype in dtypes.values())
             return x, y, gene
-        settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="points-", dir=settings.scratch_dir))
+        folder = Path(tempfile.mkdtemp(prefix="points-", dir=own_folder()))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         logger.info("%d transcripts are sorted in %s.", n, folder)
         x, y, gene = (np.memmap(folder / name, dtype, "w+", shape=(n,)) for name, dtype in dtypes.items())

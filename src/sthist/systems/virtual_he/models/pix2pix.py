@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sthist._disk import written_whole
 from sthist.systems.virtual_he.config import TranslationConfig
 from sthist.systems.virtual_he.translator import WEIGHTS, Translator
 
@@ -128,9 +129,10 @@ class Pix2Pix(Translator):
         """
         from safetensors.torch import save_file
 
-        super().save(folder)
         state = {name: value.contiguous() for name, value in self.state().items()}
-        save_file(state, Path(folder) / WEIGHTS)
+        with written_whole(Path(folder) / WEIGHTS) as partial:
+            save_file(state, partial)
+            super().save(folder)  # they take their places together
 
     @classmethod
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Pix2Pix:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sthist._disk import written_whole
 from sthist.nets import SMALL, TurboConfig
 from sthist.systems.virtual_he.config import TranslationConfig
 from sthist.systems.virtual_he.models.st2he_weights import HUB_ID
@@ -171,8 +172,9 @@ class ST2HE(Translator):
         """
         from sthist.systems.virtual_he.models.st2he_checkpoints import save_trained
 
-        super().save(folder)
-        save_trained(self.generator, Path(folder) / WEIGHTS, backbone=self.backbone)
+        with written_whole(Path(folder) / WEIGHTS) as partial:
+            save_trained(self.generator, partial, backbone=self.backbone)
+            super().save(folder)  # they take their places together
 
     @classmethod
     def load(cls, folder: str | Path, *, backbone: str | Path | None = None) -> ST2HE:

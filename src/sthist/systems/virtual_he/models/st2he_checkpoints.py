@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist import _weights
+from sthist._disk import written_whole
 from sthist.nets import SD_TURBO, plain_name
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def convert_upstream(
     with torch.device("meta"):
         Turbo(config).adapt().load_trained_state(state, path)
     facts = {"input_range": list(input_range), "converted_from": {"file": path.name, "sha256": _weights.sha256(path)}}
-    _write(state, config, Path(to), facts)
+    with written_whole(Path(to)) as partial:
+        _write(state, config, partial, facts)
     return config
 
 
@@ -101,6 +103,4 @@ def _write(state: dict[str, torch.Tensor], config: TurboConfig, path: Path, fact
     from safetensors.torch import save_file
 
     header = json.dumps({"config": config.to_dict(), **facts})
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: value.contiguous() for name, value in state.items()}, partial, metadata={_HEADER: header})
-    partial.replace(path)
+    save_file({name: value.contiguous() for name, value in state.items()}, path, metadata={_HEADER: header})
