@@ -34,21 +34,29 @@ class Annotation:
 
 
 def as_classes(values: pd.Series, where: str) -> tuple[np.ndarray, list[str]]:
-    """Codes, -1 for none, and names of classes: as text, in the order of categories, else sorted."""
-    import pandas as pd
-
-    ordered = values.cat.categories if isinstance(values.dtype, pd.CategoricalDtype) else values.dropna().unique()
-    names = [str(name) for name in ordered]
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        names = [str(name) for name in sorted(ordered)] if _sortable(ordered) else sorted(names)
-    classes = list(dict.fromkeys(name for name in names if name.strip()))
-    text = values.astype(object).where(values.notna(), None)
-    codes = pd.Index(classes, dtype=object).get_indexer(
-        pd.Index([None if v is None else str(v) for v in text], dtype=object)
-    )
+    """Codes and names of classes, of which some row has one."""
+    codes, classes = class_codes(values)
     if not (codes >= 0).any():
         raise ValueError(f"{where} has no label: all {len(codes)} are NaN or blank.")
     return codes, classes
+
+
+def class_codes(values: pd.Series, *, blank: bool = False) -> tuple[np.ndarray, list[str]]:
+    """Codes, -1 for none, and names of classes: as text, in the order of categories, else sorted.
+
+    Unless they are asked for, blank names are none.
+    """
+    import pandas as pd
+
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        codes, ordered = values.cat.codes.to_numpy(), values.cat.categories
+        names = [str(name) for name in ordered]
+    else:
+        codes, ordered = pd.factorize(values)
+        names = [str(name) for name in (sorted(ordered) if _sortable(ordered) else sorted(map(str, ordered)))]
+    classes = list(dict.fromkeys(name for name in names if blank or name.strip()))
+    place = {name: i for i, name in enumerate(classes)}
+    return np.array([*(place.get(str(name), -1) for name in ordered), -1])[codes], classes
 
 
 def _sortable(values: Any) -> bool:

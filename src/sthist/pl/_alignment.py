@@ -9,7 +9,8 @@ import numpy as np
 from sthist import _sample, stains
 from sthist._imaging.nuclei import segment_nuclei
 from sthist._sample.elements import region_geometry
-from sthist.pl._base import add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
+from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, show_image
+from sthist.pl._colours import limit
 from sthist.tiles._images.image import open_image
 from sthist.tiles._images.reader import read_box
 

@@ -10,6 +10,7 @@ import numpy as np
 from sthist import _sample
 from sthist._disk import written_whole
 from sthist._tables.rows import Rows, polygons_um
+from sthist.pl._colours import MADE_HERE
 from sthist.tiles._images.image import open_image, values_at
 from sthist.tiles._images.reader import read_box
 from sthist.tiles._regions.raster import rasterize
@@ -17,12 +18,8 @@ from sthist.tiles._regions.raster import rasterize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
-
-
-GREY = "#d3d3d3"
 
 
 def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float) -> np.ndarray | None:
@@ -130,27 +127,6 @@ def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape:
     return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
 
 
-def colours_of(adata: Any, column: str, values: pd.Series) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Code of each row, -1 for none; names; and (names, 3) colours.
-
-    Those that scanpy keeps of the column, else the usual ones.
-    """
-    import matplotlib as mpl
-    from matplotlib.colors import to_rgb
-
-    categories = values.astype("category").cat
-    names = [str(name) for name in categories.categories]
-    kept = adata.uns.get(f"{column}_colors", [])
-    if len(kept) >= len(names):
-        colours = [to_rgb(str(colour)) for colour in list(kept)[: len(names)]]
-    elif len(names) <= 20:
-        tab = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
-        colours = [tab(i)[:3] for i in range(len(names))]
-    else:
-        colours = [mpl.colormaps["gist_rainbow"](i / len(names))[:3] for i in range(len(names))]
-    return categories.codes.to_numpy().astype(int), names, np.array(colours).reshape(-1, 3)
-
-
 Extent = tuple[float, float, float, float]
 PANEL_INCHES = 4.0
 MAX_PX = 4096
@@ -180,6 +156,7 @@ def panel_axes(n: int, ncols: int, size: tuple[float, float], axes: Any, names: 
     figure, grid = plt.subplots(
         rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, layout="constrained"
     )
+    setattr(figure, MADE_HERE, True)
     flat = list(grid.ravel())
     for unused in flat[n:]:
         figure.delaxes(unused)
@@ -188,20 +165,7 @@ def panel_axes(n: int, ncols: int, size: tuple[float, float], axes: Any, names: 
 
 def one_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """The user's axes, or new ones of a size in inches."""
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
-
-
-def colour_legend(ax: Axes, names: Sequence[str], colours: np.ndarray) -> None:
-    """Dots with their names, right of the axes."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], marker="o", linestyle="none", color=tuple(colour), label=name)
-        for name, colour in zip(names, colours, strict=True)
-    ]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
+    return panel_axes(1, 1, size, None, [])[0] if ax is None else ax
 
 
 def panel_mpp(ax: Axes, extent_um: Extent, *, saved: bool) -> float:
@@ -217,6 +181,15 @@ def show_image(ax: Axes, pixels: np.ndarray, extent_um: Extent, title: str, **kw
     x0, y0, x1, y1 = extent_um
     ax.imshow(pixels, extent=(x0, x1, y1, y0), interpolation="antialiased", **kwargs)
     ax.set(title=title, xticks=[], yticks=[], xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
+
+
+def pictures(tiles: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Tiles (n, h, w, c) as matplotlib shows them, and how: grey ones of one channel all have the same limits."""
+    if tiles.shape[-1] in {3, 4}:
+        return tiles, {}
+    grey = tiles[..., 0]
+    low, high = (float(np.min(grey)), float(np.max(grey))) if grey.size else (0.0, 1.0)
+    return grey, {"cmap": "gray", "vmin": low, "vmax": high}
 
 
 def add_scale_bar(ax: Axes, extent_um: Extent, color: str) -> None:
@@ -252,20 +225,6 @@ def nice_length(most: float) -> float:
     """
     power = 10.0 ** np.floor(np.log10(most))
     return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
-
-
-def limit(value: float | str | None, pixels: np.ndarray, default: str) -> float:
-    """A colour limit: a number, or a quantile of the pixels such as ``"p99"``, as in scanpy."""
-    value = default if value is None else value
-    if not isinstance(value, str):
-        return float(value)
-    try:
-        percent = float(value.removeprefix("p"))
-    except ValueError:
-        percent = np.nan
-    if not (value.startswith("p") and 0 <= percent <= 100):
-        raise ValueError(f"A colour limit is a number or a quantile from 'p0' to 'p100', not {value!r}.")
-    return float(np.percentile(pixels, percent))
 
 
 def finish(axes: list[Axes], save: str | Path | None) -> list[Axes]:

@@ -10,6 +10,7 @@ import numpy as np
 from sthist.metrics._compare import PAIRS, by_seed
 from sthist.metrics._regions import by_class, region_tests
 from sthist.pl._base import finish, one_axes, panel_axes
+from sthist.pl._colours import GREY, settle_classes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -253,12 +254,13 @@ def image_metrics(
     if not shown:
         raise ValueError(f"The table has no scores of tiles to show, only {list(frame.columns)}.")
     groups = [by_class(frame, name, groupby, method) for name in shown]
+    colours = settle_classes([frame[groupby]]).by_name()
     results = [region_tests(frame, name, groupby, method=method) if tests else None for name in shown]
     size = (1.3 + CLASS_INCHES * len(groups[0]), PANEL_HEIGHT)
     drawn = panel_axes(len(shown), ncols, size, axes, shown)
     with_null = null is not None and "method" in frame.columns and null in set(frame["method"])
     for ax, name, values, result in zip(drawn, shown, groups, results, strict=True):
-        _boxes(ax, values)
+        _boxes(ax, values, colours)
         ax.set_ylabel(LABELS.get(name, name))
         if with_null and null != method:
             _null_line(ax, by_class(frame, name, groupby, str(null)), list(values), str(null))
@@ -268,8 +270,8 @@ def image_metrics(
     return finish(drawn, save)
 
 
-def _boxes(ax: Axes, values: Mapping[Any, np.ndarray]) -> None:
-    """One box per class, with the number of its tiles."""
+def _boxes(ax: Axes, values: Mapping[Any, np.ndarray], colours: Mapping[str, Any]) -> None:
+    """One box per class, in its colour, with the number of its tiles."""
     names = [textwrap.fill(str(name), 12, break_long_words=False) for name in values]
     boxes = ax.boxplot(
         list(values.values()),
@@ -279,15 +281,15 @@ def _boxes(ax: Axes, values: Mapping[Any, np.ndarray]) -> None:
         medianprops={"color": "black", "linewidth": 1.5},
         flierprops={"marker": ".", "markersize": 3, "markerfacecolor": "0.5", "markeredgewidth": 0},
     )
-    for i, box in enumerate(boxes["boxes"]):
-        box.set(facecolor=f"C{i}", alpha=0.55)
+    for name, box in zip(values, boxes["boxes"], strict=True):
+        box.set(facecolor=colours.get(str(name), GREY), alpha=0.55)
     ax.tick_params(axis="x", labelsize="small", length=0)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def _null_line(ax: Axes, values: Mapping[Any, np.ndarray], classes: Sequence[Any], name: str) -> None:
     """The median of a prediction that knows nothing, class by class, named beside the last."""
-    medians = [float(np.median(values[key])) for key in classes]
+    medians = [float(np.median(values[key])) if key in values else np.nan for key in classes]
     at = np.arange(1, len(classes) + 1)
     ax.hlines(medians, at - 0.5, at + 0.5, colors="0.3", linestyles="--", linewidth=1.2, label=name)
     ax.set_xlim(0.5, len(classes) + 0.5)

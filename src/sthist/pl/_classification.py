@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist.pl._base import finish, one_axes
+from sthist.pl._colours import class_colours, place_legend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
+
+INSIDE = 12
+"""Classes that a legend inside of the axes has room for."""
 
 
 def roc(
@@ -69,6 +73,7 @@ def roc(
     from sklearn.metrics import roc_auc_score, roc_curve
 
     frame, true = _matched(labels, scores, classes)
+    colours = dict(zip(frame.columns, class_colours(list(frame.columns)), strict=True))
     ax = one_axes(ax, (4.5, 4.5))
     for name in frame.columns:
         of_class = true == name
@@ -76,7 +81,8 @@ def roc(
             continue
         false_rate, true_rate, _ = roc_curve(of_class, frame[name])
         area = roc_auc_score(of_class, frame[name])
-        ax.plot(false_rate, true_rate, label=f"{name} {area:.2f} (n={int(of_class.sum())})", drawstyle="steps-post")
+        label = f"{name} {area:.2f} (n={int(of_class.sum())})"
+        ax.plot(false_rate, true_rate, label=label, color=colours[name], drawstyle="steps-post")
     if not ax.get_lines():
         raise ValueError(
             f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(true))}."
@@ -89,7 +95,11 @@ def roc(
         xlim=(-0.01, 1.01),
         ylim=(-0.01, 1.01),
     )
-    ax.legend(title="AUC", loc="lower right", fontsize="small", frameon=False)
+    handles, texts = ax.get_legend_handles_labels()
+    if len(handles) > INSIDE:
+        place_legend(ax, handles=handles, labels=texts, title="AUC")
+    else:
+        ax.legend(title="AUC", loc="lower right", fontsize="small", frameon=False)
     return finish([ax], save)[0]
 
 

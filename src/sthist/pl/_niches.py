@@ -8,7 +8,8 @@ import numpy as np
 
 from sthist._tables.genes import closest
 from sthist._tables.labels import class_names
-from sthist.pl._base import colours_of, finish, one_axes
+from sthist.pl._base import finish, one_axes
+from sthist.pl._colours import Classes, class_colours, colours_of, place_legend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +88,7 @@ def niche_composition(
         plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
     ax.set(xlabel=groupby or key, ylabel="share", ylim=(0, 1), xlim=(-0.6, len(shares) - 0.4))
     handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize="small")
+    place_legend(ax, handles=handles[::-1], labels=labels[::-1])
     return finish([ax], save)[0]
 
 
@@ -116,14 +117,11 @@ def _of_groups(adata: AnnData, key: str, groupby: str) -> tuple[pd.DataFrame, di
 
 
 def _colours(adata: AnnData, column: str, names: list[Any]) -> dict[Any, Any]:
-    """The colours of a column's own categories, whatever the order in which they stand here."""
-    if column in adata.obs:
-        _, known, colours = colours_of(adata, column, adata.obs[column])
-        if set(map(str, names)) <= set(known):
-            return {name: tuple(colours[known.index(str(name))]) for name in names}
-    import matplotlib as mpl
-
-    return {name: mpl.colormaps["tab20"](i % 20) for i, name in enumerate(names)}
+    """The colours of a column's own categories, whatever the order in which they stand here; others for the rest."""
+    found = colours_of([adata], column, classes=True) if column in adata.obs else None
+    known = found.by_name() if isinstance(found, Classes) else {}
+    texts = [str(name) for name in names]
+    return dict(zip(names, class_colours(texts, known), strict=True))
 
 
 def _by_likeness(shares: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import region_geometry
-from sthist.pl._base import add_scale_bar, colour_legend, finish, make_axes, show_image
+from sthist.pl._base import add_scale_bar, finish, make_axes, pictures, show_image
+from sthist.pl._colours import colour_legend
 from sthist.tiles import Overlay, TileReader, TileSpec
 from sthist.tiles._images.image import open_image
 from sthist.tiles._laid_tiles import laid_tiles
@@ -207,9 +208,10 @@ def tiles(
         ax.set_axis_off()
     for which, (name, reader) in enumerate(readers.items()):
         pixels = reader.read(centres, ids=ids) if isinstance(reader, Overlay) else reader.read(centres)
-        for i, tile in enumerate(pixels):
+        shown, how = pictures(pixels)
+        for i, tile in enumerate(shown):
             ax = axes[(i // columns) * len(readers) + which, i % columns]
-            ax.imshow(tile if tile.shape[-1] >= 3 else tile[..., 0], cmap="gray")
+            ax.imshow(tile, **how)
             if which == 0:
                 label = "" if color is None else f"{table.obs[color].iloc[chosen[i]]}"
                 ax.set_title(label or str(ids[i]), fontsize="small")

@@ -16,13 +16,14 @@ from sthist.pl._base import (
     add_scale_bar,
     background,
     finish,
-    limit,
     make_axes,
     paint_values,
     panel_mpp,
+    pictures,
     sample_image,
     show_image,
 )
+from sthist.pl._colours import limit, settle_numbers
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_image
 
@@ -78,7 +79,8 @@ def score_map(
     cmap, alpha
         Colour map and opacity of the scores. What has none stays clear.
     vmin, vmax
-        Limits, for all classes; a value, or a quantile such as ``"p99"``. By default those of each class.
+        Limits of all panels: a value, or a quantile of all of them such as ``"p99"``. By default each class has its
+        own, and its own colour bar.
     ncols
         Panels in a row.
     axes
@@ -110,24 +112,24 @@ def score_map(
     scores = find_scores(sdata, key, classes, table)
     extent = _extent(sdata, scores, image) if within is None else region_geometry(sdata, within).bounds
     drawn = make_axes(len(scores), ncols, extent, axes, list(scores))
-    for ax, (name, of_class) in zip(drawn, scores.items(), strict=True):
-        mpp = panel_mpp(ax, extent, saved=save is not None)
-        below = background(sdata, image, extent, mpp)
-        if below is not None:
-            show_image(ax, below, extent, name)
-        values = of_class.raster(sdata, extent, mpp)
-        known = values[np.isfinite(values)]
-        if not known.size:
+    mpp = min(panel_mpp(ax, extent, saved=save is not None) for ax in drawn)
+    rasters = {name: of_class.raster(sdata, extent, mpp) for name, of_class in scores.items()}
+    for name, values in rasters.items():
+        if not np.isfinite(values).any():
             raise ValueError(
                 f"No score of {name!r} lies in x {extent[0]:g} to {extent[2]:g} and y {extent[1]:g} to {extent[3]:g} "
                 "µm."
             )
-        limits = {"vmin": limit(vmin, known, "p0"), "vmax": limit(vmax, known, "p100")}
+    every = np.concatenate([values[np.isfinite(values)] for values in rasters.values()])
+    low, high = (None if each is None else limit(each, every, "p0") for each in (vmin, vmax))
+    below = background(sdata, image, extent, mpp)
+    for ax, (name, values) in zip(drawn, rasters.items(), strict=True):
+        if below is not None:
+            show_image(ax, below, extent, name)
+        numbers = settle_numbers(values, repr(name), cmap, low, high)
         opacity = alpha if below is not None else 1.0
-        show_image(ax, np.ma.masked_invalid(values), extent, name, cmap=cmap, alpha=opacity, **limits)
-        bar = ax.figure.colorbar(ax.get_images()[-1], ax=ax, shrink=0.8, pad=0.02)
-        if bar.solids is not None:
-            bar.solids.set(alpha=1)
+        show_image(ax, np.ma.masked_invalid(values), extent, name, alpha=opacity, **numbers.how)
+        numbers.bar(ax)
         add_scale_bar(ax, extent, "black")
     return finish(drawn, save)
 
@@ -263,17 +265,24 @@ def top_tiles(
     figure, axes = plt.subplots(
         len(scores), n, figsize=(1.4 * n + 0.4, 1.6 * len(scores)), squeeze=False, layout="constrained"
     )
-    for row, (name, of_class) in zip(axes, scores.items(), strict=True):
-        values = of_class.values
-        order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
-        best = order[: min(n, int(np.isfinite(values).sum()))]
+    best = [_highest(of_class.values, n) for of_class in scores.values()]
+    rows = next(iter(scores.values())).rows  # of all classes: they are columns of one table
+    tiles, how = pictures(read_squares(sdata, he, rows, np.concatenate(best)))
+    of_row = np.split(tiles, np.cumsum([len(each) for each in best])[:-1])
+    for row, (name, of_class), chosen, shown in zip(axes, scores.items(), best, of_row, strict=True):
         for ax in row:
             ax.set_axis_off()
         row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right")
-        for ax, tile, score in zip(row, read_squares(sdata, he, of_class.rows, best), values[best], strict=False):
-            ax.imshow(tile if tile.shape[-1] >= 3 else tile[..., 0], cmap="gray")
+        for ax, tile, score in zip(row, shown, of_class.values[chosen], strict=False):
+            ax.imshow(tile, **how)
             ax.set_title(f"{score:.3g}", fontsize="small")
     return finish(list(axes.ravel()), save)
+
+
+def _highest(values: np.ndarray, n: int) -> np.ndarray:
+    """Places of the highest finite values, at most n."""
+    order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
+    return order[: min(n, int(np.isfinite(values).sum()))]
 
 
 def read_squares(sdata: SpatialData, image: str, rows: Rows | None, chosen: np.ndarray) -> np.ndarray:

@@ -8,10 +8,13 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import is_gene, region_geometry
-from sthist.pl._base import Extent, add_scale_bar, finish, limit, make_axes, panel_mpp, show_image
+from sthist._tables.genes import closest
+from sthist.pl._base import Extent, add_scale_bar, finish, make_axes, panel_mpp, show_image
+from sthist.pl._colours import limit
 from sthist.tiles._images.image import open_image
 from sthist.tiles._images.reader import read_box
 from sthist.tiles._molecules.density import iter_points
+from sthist.tiles._molecules.overlay_style import gene_colours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,30 +144,39 @@ def _real_he(sdata: SpatialData, he: str | None) -> str | None:
 
 
 def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence[str] | None) -> np.ndarray:
-    """Transcripts on black, (h, w, 3): the hue is the gene's, the brightness grows with their number."""
-    from matplotlib.colors import hsv_to_rgb
+    """Transcripts on black, (h, w, 3): in the colours of pl.overlay, the brighter, the more there are."""
+    import pandas as pd
 
     gene = _sample.find_transcripts(elements.sdata, elements.points)[1] or ""
+    names = _gene_names(elements, gene)
+    for name in genes or []:
+        if name not in names:
+            raise KeyError(
+                f"There are no transcripts of gene {name!r} in points {elements.points!r}.{closest(name, names)}"
+            )
+    drawn = pd.Index(names[is_gene(names)] if genes is None else sorted(set(map(str, genes))), dtype=object)
+    hues = gene_colours("fixed", tuple(drawn)) / 255
     x0, y0, x1, y1 = extent
     shape = (int(np.ceil((y1 - y0) / mpp)), int(np.ceil((x1 - x0) / mpp)))
     colours = np.zeros((*shape, 3), np.float32)
     counts = np.zeros(shape, np.float32)
-    seen: set[str] = set()
     for x, y, part in iter_points(elements, (gene,)):
         categories = part[gene].astype("category").cat
-        names = np.asarray(categories.categories, str)
-        seen.update(names)
-        drawn = is_gene(names) if genes is None else np.isin(names, list(genes))
-        order = np.argsort(np.argsort(names))
-        hues = np.c_[order / max(1, len(names)), np.full((len(names), 2), [0.65, 1.0])]
-        codes = categories.codes.to_numpy()
+        codes = np.append(drawn.get_indexer(categories.categories.astype(str)), -1)[categories.codes.to_numpy()]
         rows, columns = ((y - y0) // mpp).astype(int), ((x - x0) // mpp).astype(int)
-        keep = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1]) & drawn[codes] & (codes >= 0)
+        keep = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1]) & (codes >= 0)
         np.add.at(counts, (rows[keep], columns[keep]), 1)
-        np.add.at(colours, (rows[keep], columns[keep]), hsv_to_rgb(hues)[codes[keep]].astype(np.float32))
-    for name in genes or []:
-        if name not in seen:
-            raise KeyError(f"There are no transcripts of gene {name!r} in points {elements.points!r}.")
+        np.add.at(colours, (rows[keep], columns[keep]), hues[codes[keep]])
     mean = colours / np.maximum(counts, 1)[..., None]
     top = np.percentile(counts[counts > 0], 99) if counts.any() else 1.0
     return mean * np.minimum(1, 0.35 + 0.65 * counts / top)[..., None] * (counts > 0)[..., None]
+
+
+def _gene_names(elements: HighResElements, gene: str) -> np.ndarray:
+    """All genes, sorted: with those of each partition alone, a gene would have a colour in each."""
+    import pandas as pd
+
+    column = elements.sdata.points[str(elements.points)][gene]
+    known = isinstance(column.dtype, pd.CategoricalDtype) and column.cat.known
+    values = column.cat.categories if known else column.dropna().unique().compute()
+    return np.unique(np.asarray(values, dtype=str))
