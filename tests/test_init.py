@@ -8,6 +8,7 @@ import inspect
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,27 @@ def test_typed():
     from importlib.resources import files
 
     assert (files("sthist") / "py.typed").is_file()
+
+
+def test_no_array_of_a_store_is_unpickled(tmp_path):
+    """Arrays may name pickle as their codec; whatever version of numcodecs may be installed refuses it."""
+    import numcodecs
+    import zarr
+    from numcodecs.errors import UnsafeDecodeError
+    from packaging.requirements import Requirement
+
+    root = Path(__file__).parents[1]
+    needed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    (versions,) = (Requirement(text).specifier for text in needed if text.startswith("numcodecs"))
+    # As its release notes have it: fixed in these, and no others of their lines.
+    assert [version in versions for version in ("0.16.5", "0.16.6", "0.17.0", "0.17.1")] == [False, True, False, True]
+    assert numcodecs.__version__ in versions
+    array = zarr.create_array(
+        tmp_path / "a", shape=(1,), dtype="int64", zarr_format=2, filters=[numcodecs.Pickle()], compressors=None
+    )
+    chunk = tmp_path / "a" / "0"
+    mark = tmp_path / "mark"
+    chunk.write_bytes(f"cos\nmkdir\n(S'{mark}'\ntR.".encode())
+    with pytest.raises(UnsafeDecodeError, match="disabled"):
+        array[:]
+    assert not mark.exists()

@@ -9,7 +9,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,6 +78,9 @@ class Settings:
 
 
 settings = Settings()
+
+recorded: dict[str, Any] = {}
+"""Facts of this process that each result records, beside what made it."""
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +35,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "/whole/data.bin")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         start, tag = 0, f'"{server.tag}"'
         ranged = self.headers.get("Range")
         if ranged and kind != "noranges" and self.headers.get("If-Range") == tag:
@@ -40,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(server.content) - start))
         if kind != "untagged":
             self.send_header("ETag", tag)
+        for name, value in server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         stop = len(server.content)
         if kind in {"breaks", "noranges", "untagged"} and server.breaks > 0:
@@ -58,6 +69,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(sthist.settings, "progress", False)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.requests, server.breaks, server.content, server.tag = [], 0, CONTENT, "1"
+        server.headers = {}
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -67,7 +79,7 @@ def server(tmp_path, monkeypatch):
 
 
 def source(server, kind, sha256=None):
-    file = RemoteFile(f"{server.url}/{kind}/data.bin", len(CONTENT), sha256)
+    file = RemoteFile(f"{server.url}/{kind}/data.bin", len(server.content), sha256)
     return Source("test", "Test data", "CC BY 4.0", "https://example.org/test", (file,), "Nobody 2020")
 
 
@@ -144,6 +156,125 @@ def test_wrong_checksum(server):
 def test_refused(server, kind, error, message):
     with pytest.raises(error, match=message):
         fetch(source(server, kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text/html; charset=utf-8", b"a page"),
+        ("application/octet-stream", b"\n<!DOCTYPE html><p>Log in"),
+        ("application/zip", b"\xef\xbb\xbf<HTML><p>No such file"),
+    ],
+)
+def test_a_page_in_place_of_the_file(server, kind, content):
+    """As a host shows it to those who are not logged in; what had come of the file before is not touched."""
+    server.breaks, server.content = 3, CONTENT + CONTENT
+    whole = source(server, "breaks")
+    with pytest.raises(ConnectionError):
+        fetch(whole)
+    server.headers, server.content, server.tag = {"Content-Type": kind}, content, "2"
+    with pytest.raises(ConnectionError, match=r"a page of HTML in place of the file.* To go on by hand"):
+        fetch(whole)
+    assert not (sthist.settings.cache_dir / "datasets" / "test" / "data.bin").exists()
+    server.headers, server.content, server.tag = {}, CONTENT + CONTENT, "1"
+    assert fetch(whole)[0].read_bytes() == CONTENT + CONTENT
+
+
+def base64_of(name, content):
+    return base64.b64encode(hashlib.new(name, content).digest()).decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "form"),
+    [
+        ("Repr-Digest", "sha256", "sha-512=:{other}:, sha-256=:{}:"),
+        ("Digest", "sha256", "SHA-256={}"),
+        ("x-goog-hash", "md5", "crc32c=n03x6A==,md5={}"),
+        ("x-amz-checksum-sha256", "sha256", "{}"),
+    ],
+)
+def test_a_checksum_that_the_host_states(server, header, name, form):
+    for content in (b"another content", CONTENT):
+        other = base64_of("sha512", content)
+        server.headers = {header: form.format(base64_of(name, content), other=other)}
+        if content == CONTENT:
+            assert fetch(source(server, "whole"))[0].read_bytes() == CONTENT
+        else:
+            with pytest.raises(ValueError, match=r"has another (SHA-256|SHA-512|MD5) than it should"):
+                fetch(source(server, "whole"))
+            assert list((sthist.settings.cache_dir / "datasets" / "test").iterdir()) == []
+    server.headers = {"x-amz-checksum-sha256": base64_of("sha256", b"parts") + "-3"}  # of parts, not of the file
+    fetch(source(server, "whole"))
+
+
+def test_another_length(server):
+    whole = source(server, "whole")
+    for content in (b"", CONTENT[:-1]):
+        server.content = content
+        with pytest.raises(ValueError, match=f"gave {len(content)} bytes in place of 3000000"):
+            fetch(whole)
+        assert list((sthist.settings.cache_dir / "datasets" / "test").iterdir()) == []
+
+
+def test_redirects(server, monkeypatch):
+    """They are followed, but not from an encrypted address to one that others can change on the way."""
+    import requests
+
+    assert fetch(source(server, "redirect"))[0].read_bytes() == CONTENT
+    asked = []
+
+    def send(self, request, **_):
+        asked.append(request.url)
+        answer = requests.Response()
+        answer.status_code, answer.url, answer.request, answer.raw = 302, request.url, request, io.BytesIO()
+        answer.headers["Location"] = "http://example.org/data.bin"
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    lost = Source("x", "X", "CC0", "https://example.org", (RemoteFile("https://example.org/x.zip"),))
+    with pytest.raises(ConnectionError, match="answers 302 and leads to http://example.org/data.bin, which is not enc"):
+        fetch(lost)
+    assert asked == ["https://example.org/x.zip"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+def test_a_disk_that_fills_up(server):
+    partial = sthist.settings.cache_dir / "datasets" / "test" / "data.bin.part"
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"The disk of .*test is full .* What has come is kept\. Make room"):
+        fetch(source(server, "whole"))
+    partial.unlink()
+    assert fetch(source(server, "whole"))[0].read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_files_of_the_hub_are_compared_with_its_checksums(server, monkeypatch, large):
+    """The cache of the hub keeps files under them: SHA-256, or git's SHA-1 of small files."""
+    import huggingface_hub
+
+    content = b"what was published"
+    name = hashlib.sha256(content) if large else hashlib.sha1(b"blob %d\0" % len(content) + content)
+    cache = sthist.settings.cache_dir / "hub" / "datasets--owner--name"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots").mkdir()
+    came = []
+
+    def download(*_, **__):
+        (cache / "blobs" / name.hexdigest()).write_bytes(came[-1])
+        link = cache / "snapshots" / "a.h5ad"
+        link.unlink(missing_ok=True)
+        link.symlink_to(cache / "blobs" / name.hexdigest())
+        return str(cache / "snapshots")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    came.append(content[:-1])
+    with pytest.raises(ValueError, match="a.h5ad was damaged on the way"):
+        fetch_from_hub("owner/name", ["*"], source(server, "whole"))
+    assert not list((cache / "blobs").iterdir())
+    came.append(content)
+    folder = fetch_from_hub("owner/name", ["*"], source(server, "whole"))
+    assert (folder / "a.h5ad").read_bytes() == content
 
 
 def test_no_host(server):

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sthist._sample.elements import safe_key
+from sthist._sample.sample_csv import read_sample_csv
 from sthist._settings import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     import pandas as pd
+
+NOTHING = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "None", "null", "NULL")
+"""What stands in a table of samples where nothing is known, as pandas has it."""
 
 Verb = TypeVar("Verb", bound="Callable[..., Any]")
 
@@ -82,9 +86,8 @@ def read_sample_table(table: Any, names: Iterable[str]) -> pd.DataFrame:
     what = "the table of samples"
     if isinstance(table, str | Path):
         what = str(table)
-        if not Path(table).is_file():
-            raise FileNotFoundError(f"There is no table of samples {table}.")
-        table = pd.read_csv(table, dtype=str)
+        read = read_sample_csv(Path(table))
+        table = pd.DataFrame(read.rows, columns=read.columns, dtype=object).replace(list(NOTHING), None)
     if "sample" in table.columns:
         table = table.set_index("sample")
     if not {"patient", "batch"} & set(table.columns):

@@ -7,7 +7,6 @@ the complete result; the next writing verb finishes what was moved but not enter
 
 from __future__ import annotations
 
-import atexit
 import datetime
 import errno
 import json
@@ -19,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sthist._settings import logger, settings
+from sthist._scratch import own_folder, resumable_folder
+from sthist._settings import logger, recorded, settings
 from sthist._store.commit import KINDS, WORK, commit, repair
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def provenance(call: str, **facts: Any) -> dict[str, Any]:
         "call": call,
         "sthist": version("sthist"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    } | facts
+        **facts,
+        **recorded,
+    }
     return dict(json.loads(json.dumps(made)))
 
 
@@ -132,30 +134,11 @@ def workspace(sdata: SpatialData, name: str, digest: str) -> Iterator[Path]:
     """
     path = store_path(sdata)
     if path is None:
-        with scratch_workspace(name, digest) as folder:
+        with resumable_folder(name, digest) as folder:
             yield folder
     else:
         yield path / WORK / name
         shutil.rmtree(path / WORK / name)
-
-
-@contextmanager
-def scratch_workspace(name: str, digest: str) -> Iterator[Path]:
-    """As :func:`workspace`, for what has no store."""
-    from filelock import FileLock, Timeout
-
-    folder = Path(settings.scratch_dir) / f"{name}-{digest[:16]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"), thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        folder = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        yield folder
-        shutil.rmtree(folder)
-    finally:
-        lock.release()
 
 
 def add(
@@ -200,9 +183,8 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
     element = read_element(built, kind, name)  # it reads, or nothing is published
     path = store_path(sdata)
     if path is None:
-        own = Path(settings.scratch_dir) / f"{name}-{os.getpid()}-{uuid.uuid4().hex[:8]}.zarr"
+        own = own_folder() / f"{name}-{uuid.uuid4().hex[:8]}.zarr"
         os.rename(built, own)
-        atexit.register(shutil.rmtree, own, ignore_errors=True)
         logger.info("%s %r lies in %s until the object is written.", kind[:-1], name, own)
         _set(sdata, kind, name, read_element(own, kind, name))
         _record(sdata, kind, name, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import threading
@@ -84,6 +85,30 @@ def published_digest(path: Path) -> str | None:
     return name if DIGEST.fullmatch(name) else None
 
 
+def require_whole(path: Path) -> None:
+    """Compare a file that has come from the hub with the checksum that the hub gives, and delete one that differs.
+
+    The hub's cache keeps files under it: the SHA-256 of large ones, git's SHA-1 of small ones.
+    """
+    blob = path.resolve()
+    if DIGEST.fullmatch(blob.name):
+        digest = hashlib.sha256()
+    elif COMMIT.fullmatch(blob.name):
+        digest = hashlib.sha1(f"blob {blob.stat().st_size}\0".encode(), usedforsecurity=False)
+    else:  # a system without links
+        return
+    with blob.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    if digest.hexdigest() != blob.name:
+        blob.unlink()
+        path.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path.name} was damaged on the way: its checksum is {digest.hexdigest()}, the hub's {blob.name}. It was "
+            "not kept; try again."
+        )
+
+
 def _cached(source: Source, names: Sequence[str], revision: str | None) -> Path | None:
     paths = (_look_up(source, name, revision) for name in names)
     return next((Path(path) for path in paths if isinstance(path, str)), None)
@@ -120,7 +145,7 @@ def _download(source: Source, name: str, revision: str | None) -> Path | None:
     )
 
     try:
-        return Path(hf_hub_download(source.hub_id, name, revision=revision))
+        path = Path(hf_hub_download(source.hub_id, name, revision=revision))
     except GatedRepoError as error:
         why = "access is given on request, and your login (`hf auth login`) does not have it yet"
         raise PermissionError(by_hand(source, why)) from error
@@ -135,6 +160,8 @@ def _download(source: Source, name: str, revision: str | None) -> Path | None:
         return None
     except HfHubHTTPError as error:
         raise ConnectionError(by_hand(source, str(error))) from error
+    require_whole(path)
+    return path
 
 
 def reachable() -> bool:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import inspect
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist._disk import written_whole
+from sthist._sample.sample_csv import read_sample_csv
 from sthist._sample.samples import require_one_spelling, safe_names
-from sthist._settings import logger, settings
-from sthist.cli.inputs import PLATFORMS, open_sample
+from sthist._settings import logger, recorded, settings
+from sthist._tables.genes import closest
+from sthist.cli.inputs import PLATFORMS, has_result_of, open_sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sthist._sample.sample_csv import SampleTable
 
 RESERVED = ("sample", "path", "platform")
+FACTS = ("patient", "batch")
 HEADROOM = 1.2  # A sample is expected to take up to this times the memory of the largest so far
+BUSY = "another run is working on it"
+IS_BUSY = 75  # how a process ends that finds it so; EX_TEMPFAIL of BSD
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,13 @@ class Task:
     store: str  # the SpatialData store that is worked on
     verb: str  # such as "tl.virtual_he"
     arguments: dict[str, Any]  # of the verb; JSON values
-    facts: dict[str, str]  # recorded of the sample: patient, batch, and whatever else its row says
+    facts: dict[str, str]  # recorded of the sample: patient, batch, and what else was asked for
+
+    @property
+    def run(self) -> str:
+        """What its results record, so that they are known again: a checksum of the verb and its arguments."""
+        asked = json.dumps([self.verb, self.arguments], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -45,7 +63,14 @@ class Running:
 
     task: Task
     process: subprocess.Popen[bytes]
+    token: str  # by which what it records is known
     start: float
+
+    def close(self) -> None:
+        """Let go of the pipe to it."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
 
 
 def find_verb(name: str) -> Callable[..., Any]:
@@ -59,29 +84,31 @@ def find_verb(name: str) -> Callable[..., Any]:
     return getattr(getattr(sthist, module), verb)  # type: ignore[no-any-return]
 
 
-def read_tasks(samples: Path, verb: str, out: Path | None, arguments: dict[str, Any]) -> list[Task]:
-    """A task per row of a csv file of samples."""
-    if not samples.is_file():
-        raise FileNotFoundError(f"There is no table of samples {samples}.")
-    with samples.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows = [{name: (value or "").strip() for name, value in row.items() if name} for row in reader]
-        columns = [name.strip() for name in reader.fieldnames or ()]
-    missing = [name for name in ("sample", "path") if name not in columns]
-    if missing or not rows:
-        raise KeyError(f"{samples} has {f'no column {missing[0]!r}; it has {columns}' if missing else 'no rows'}.")
+def read_tasks(
+    samples: Path, verb: str, out: Path | None, arguments: dict[str, Any], record: Sequence[str] = ()
+) -> list[Task]:
+    """A task per row of a csv file of samples; ``record`` are columns that are kept with the sample as they are."""
+    table = read_sample_csv(samples)
+    for name in ("sample", "path"):
+        table.require_column(name)
+    if not table.rows:
+        raise KeyError(f"{samples} has no rows.")
     known = list(inspect.signature(find_verb(verb)).parameters)[1:]
     for name in arguments:
         if name not in known:
-            raise ValueError(f"{verb} has no argument {name!r}; it has {', '.join(known)}.")
-    names = [row["sample"] for row in rows]
+            raise ValueError(f"{verb} has no argument {name!r}; it has {', '.join(known)}.{closest(name, known)}")
+    for name in record:
+        table.require_column(name)
+    facts_of = (*FACTS, *record)
+    _require_known(table, [*RESERVED, *facts_of, *known], verb)
+    names = [row["sample"] for row in table.rows]
     safe = safe_names(names)
     if len(safe) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{samples} has sample {twice!r} more than once.")
-    require_one_spelling(row.get("patient") or None for row in rows)
+    require_one_spelling(row.get("patient") or None for row in table.rows)
     tasks = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in zip(table.lines, table.rows, strict=True):
         platform = row.get("platform") or "spatialdata"
         wrong = [f"{name!r} is empty." for name in ("sample", "path") if not row[name]]
         if platform not in PLATFORMS:
@@ -93,16 +120,28 @@ def read_tasks(samples: Path, verb: str, out: Path | None, arguments: dict[str, 
         path = (samples.parent / row["path"]).resolve()
         store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
         own = {name: parse_value(value) for name, value in row.items() if name in known and value}
-        facts = {name: value for name, value in row.items() if name not in (*RESERVED, *known) and value}
+        facts = {name: row[name] for name in facts_of if row.get(name)}
         tasks.append(Task(row["sample"], str(path), platform, str(store), verb, arguments | own, facts))
     return tasks
+
+
+def _require_known(table: SampleTable, known: list[str], verb: str) -> None:
+    """Refuse a column that would go by unnoticed, such as an argument with a slip of the pen."""
+    for name in table.columns:
+        if not name:
+            raise ValueError(f"{table.path} has cells in a column without a name (pandas: to_csv(..., index=False)).")
+        if name not in known:
+            raise ValueError(
+                f"{table.path} has a column {name!r}, which is neither of {', '.join((*RESERVED, *FACTS))} nor an "
+                f"argument of {verb}.{closest(name, known)} Remove it, or keep it with the sample by --record {name}."
+            )
 
 
 def parse_value(text: str) -> Any:
     """A number, true, false, null, or a list, as JSON writes them; anything else is text."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -112,6 +151,7 @@ class Batch:
     def __init__(self, tasks: list[Task], folder: Path, *, overwrite: bool = False) -> None:
         self.tasks, self.folder, self._overwrite = tasks, folder, overwrite
         self._names = safe_names(task.sample for task in tasks)
+        self.left: set[str] = set()  # samples that another run is at
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         (folder / "state").mkdir(exist_ok=True)
 
@@ -120,18 +160,27 @@ class Batch:
         return [task for task in self.tasks if self._overwrite or not self._is_done(task)]
 
     def run(self, jobs: int | None = None) -> int:
-        """Run what is pending; returns how many samples have failed."""
+        """Run what is pending, but what another run is at; returns how many samples are not done."""
         waiting, running = self.pending(), list[Running]()
         n_done = len(self.tasks) - len(waiting)
         if n_done:
             logger.info("%d of %d samples are done.", n_done, len(self.tasks))
+        if not waiting:
+            logger.info("Nothing is left to do; --overwrite does it all again.")
         most = jobs or settings.threads
         threads = max(1, settings.threads // min(most, max(1, len(waiting))))
         peak = 0
         try:
             while waiting or running:
                 while waiting and len(running) < most and (jobs or fits(running, peak)):
-                    running.append(self._start(waiting.pop(0), threads))
+                    task = waiting.pop(0)
+                    if not self._overwrite and self._is_done(task):  # by another run, in the meantime
+                        logger.info("%s: done by another run.", task.sample)
+                    elif is_locked(self._lock(task)):
+                        logger.warning("%s: %s; it is left to that.", task.sample, BUSY)
+                        self.left.add(task.sample)
+                    else:
+                        running.append(self._start(task, threads))
                 time.sleep(0.05)
                 for each in [each for each in running if each.process.poll() is not None]:
                     running.remove(each)
@@ -140,43 +189,58 @@ class Batch:
             for each in running:
                 each.process.terminate()
                 each.process.wait()
+                each.close()
+            self.left -= {task.sample for task in self.tasks if self._is_done(task)}
             self._write_tables()
-        return sum(self._state(task).get("status") != "done" for task in self.tasks)
+        return sum(self._state(task).get("status") != "done" or task.sample in self.left for task in self.tasks)
 
     def _start(self, task: Task, threads: int) -> Running:
-        job = {"task": vars(task), "overwrite": self._overwrite, "threads": threads, "result": str(self._result(task))}
-        self._result(task).unlink(missing_ok=True)
+        token = uuid.uuid4().hex
+        job = {
+            "token": token,
+            "task": vars(task),
+            "overwrite": self._overwrite,
+            "threads": threads,
+            "state": str(self._state_file(task)),
+            "lock": str(self._lock(task)),
+        }
         logger.info("%s: started.", task.sample)
         command = [sys.executable, "-m", "sthist.cli.batch"]
         with self.log(task).open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
         assert process.stdin is not None
-        process.stdin.write(json.dumps(job).encode())
-        process.stdin.close()
-        return Running(task, process, time.monotonic())
+        with suppress(BrokenPipeError):  # it has died already
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()  # it stays open: its end tells the process that this one has ended
+        return Running(task, process, token, time.time())
 
     def _finish(self, running: Running) -> int:
-        """Record how a process ended; returns the most memory that it took."""
+        """Say how a process ended, and record it where it could not do so itself; returns the most memory it took."""
         task, code = running.task, running.process.returncode
-        try:
-            result = json.loads(self._result(task).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        running.close()
+        if code == IS_BUSY:
+            logger.warning("%s: %s; it is left to that.", task.sample, BUSY)
+            self.left.add(task.sample)
+            return 0
+        state = self._state(task)
+        if state.get("token") != running.token:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             hint = "; is there enough memory?" if code == -signal.SIGKILL else ""
-            result = {"status": "failed", "error": "died", "message": f"The process was {how}{hint}", "peak": 0}
-        seconds = time.monotonic() - running.start
-        state = {"task": vars(task), "seconds": round(seconds, 1)} | result
-        _write_json(self._state_file(task), state)
-        self._result(task).unlink(missing_ok=True)
-        if result["status"] == "done":
-            logger.info("%s: done in %.0f s.", task.sample, seconds)
+            state = {"status": "failed", "error": "died", "message": f"The process was {how}{hint}", "peak": 0}
+            state |= {"task": vars(task), "seconds": round(time.time() - running.start, 1)}
+            _write_json(self._state_file(task), state)
+        if state["status"] == "done":
+            logger.info("%s: done in %.0f s.", task.sample, state["seconds"])
         else:
-            logger.warning("%s: %s: %s", task.sample, result["error"], result["message"])
-        return int(result["peak"])
+            logger.warning("%s: %s: %s", task.sample, state["error"], state["message"])
+        return int(state["peak"])
 
     def _is_done(self, task: Task) -> bool:
+        """Whether a run has ended well, and its result is in the store still, where the verb records one."""
         state = self._state(task)
-        return state.get("status") == "done" and state["task"] == vars(task) and Path(task.store).exists()
+        if state.get("status") != "done" or state["task"] != vars(task) or not Path(task.store).exists():
+            return False
+        return not state.get("recorded") or has_result_of(Path(task.store), task.run)
 
     def log(self, task: Task) -> Path:
         """File of what a task printed."""
@@ -185,36 +249,71 @@ class Batch:
     def _state_file(self, task: Task) -> Path:
         return self.folder / "state" / f"{self._names[task.sample]}.json"
 
-    def _result(self, task: Task) -> Path:
-        return self._state_file(task).with_suffix(".result")
+    def _lock(self, task: Task) -> Path:
+        return self._state_file(task).with_suffix(".lock")
 
     def _state(self, task: Task) -> dict[str, Any]:
+        """How a task ended; empty where that is not known."""
+        file = self._state_file(task)
         try:
-            return dict(json.loads(self._state_file(task).read_text()))
+            state = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        except (OSError, ValueError, RecursionError):
+            state = None
+        if _is_state(state):
+            return dict(state)
+        logger.warning("%s: %s is damaged, and is not used; the store says what is done.", task.sample, file)
+        file.unlink(missing_ok=True)
+        return {}
 
     def _write_tables(self) -> None:
+        from filelock import FileLock
+
         done = [("sample", "status", "seconds", "peak_mb", "store", "log")]
         errors = [("sample", "error", "message", "path", "log")]
         for task in self.tasks:
             state, log = self._state(task), str(self.log(task))
+            status = BUSY if task.sample in self.left else state.get("status", "not done")
             megabytes = str(round(state.get("peak", 0) / 1e6) or "")
-            done.append(
-                (task.sample, state.get("status", "not done"), state.get("seconds", ""), megabytes, task.store, log)
-            )
-            if state.get("status") == "failed":
+            done.append((task.sample, status, state.get("seconds", ""), megabytes, task.store, log))
+            if status == "failed":
                 errors.append((task.sample, state["error"], state["message"], task.path, log))
-        for name, rows in (("samples", done), ("errors", errors)):
-            with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(rows)
+        with FileLock(self.folder / "state" / ".tables.lock"):  # another run may be at its end, too
+            for name, rows in (("samples", done), ("errors", errors)):
+                with (
+                    written_whole(self.folder / f"{name}.csv") as partial,
+                    partial.open("w", newline="", encoding="utf-8") as file,
+                ):
+                    csv.writer(file).writerows(rows)
+
+
+FIELDS: dict[str, Any] = {"status": str, "task": dict, "seconds": (int, float), "peak": int}
+"""What a file of a state holds, of which types."""
+
+
+def _is_state(content: Any) -> bool:
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in FIELDS.items()):
+        return False
+    return content["status"] == "done" or all(isinstance(content.get(name), str) for name in ("error", "message"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def fits(running: list[Running], peak: int) -> bool:
@@ -250,30 +349,62 @@ def available_memory() -> int:
 
 
 def run_one(job: dict[str, Any]) -> None:
-    """In a process of its own: open the sample, run the verb, and write what came of it."""
+    """In a process of its own: open the sample, run the verb unless its result is there, and write what came of it."""
+    from filelock import FileLock, Timeout
+
     import sthist
 
     task = Task(**job["task"])
     sthist.settings.threads, sthist.settings.progress = job["threads"], False
-    with _outcome(Path(job["result"])):
+    recorded["run"] = task.run
+    lock = FileLock(job["lock"])
+    try:
+        lock.acquire(timeout=2)  # another run may be looking whether it is held
+    except Timeout:
+        raise SystemExit(IS_BUSY) from None
+    with lock, _outcome(Path(job["state"]), task, job["token"]):
         verb = find_verb(task.verb)
         sdata = open_sample(Path(task.path), task.platform, Path(task.store), {"name": task.sample} | task.facts)
+        if not job["overwrite"] and has_result_of(Path(task.store), task.run):
+            logger.info("The result is in the store already: an earlier run has made it.")
+            return
         again = job["overwrite"] and "overwrite" in inspect.signature(verb).parameters
         verb(sdata, **task.arguments | ({"overwrite": True} if again else {}))
 
 
 @contextmanager
-def _outcome(path: Path) -> Iterator[None]:
+def _outcome(path: Path, task: Task, token: str) -> Iterator[None]:
     """Writes how a block ended; an error goes on to end the process, its trace in the log."""
     outcome: dict[str, Any] = {"status": "done"}
+    start = time.monotonic()
     try:
         yield
+        outcome["recorded"] = has_result_of(Path(task.store), task.run)
     except BaseException as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         outcome = {"status": "failed", "error": type(error).__name__, "message": str(message)}
         raise
     finally:
-        _write_json(path, outcome | {"peak": peak_memory()})
+        seconds = round(time.monotonic() - start, 1)
+        facts = {"task": vars(task), "token": token, "seconds": seconds, "peak": peak_memory()}
+        _write_json(path, outcome | facts)
+
+
+def end_with_parent() -> None:
+    """Let this process end, wherever it is, when the one that started it does: its pipe is closed then."""
+    if sys.platform == "linux":  # at once, also while a library holds the interpreter
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+PR_SET_PDEATHSIG = 1
 
 
 def peak_memory() -> int:
@@ -288,4 +419,6 @@ def peak_memory() -> int:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("sthist").setLevel(logging.INFO)
-    run_one(json.load(sys.stdin))
+    line = sys.stdin.buffer.readline()
+    end_with_parent()
+    run_one(json.loads(line))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sthist.cli import inputs
-from sthist.cli.batch import Batch, parse_value, read_tasks
+from sthist.cli.batch import BUSY, Batch, parse_value, read_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="argument of the verb, for all samples"
+    )
+    run.add_argument(
+        "--record", action="append", default=[], metavar="COLUMN", help="further column to keep with the sample"
     )
     run.add_argument("--jobs", type=int, help="samples at a time; by default as many as processors and memory allow")
     run.add_argument("--overwrite", action="store_true", help="do again what is done")
@@ -143,14 +146,17 @@ def _run(options: argparse.Namespace) -> int:
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, not {text!r}.")
         arguments[name] = parse_value(value)
-    tasks = read_tasks(options.samples, options.verb, options.out, arguments)
+    tasks = read_tasks(options.samples, options.verb, options.out, arguments, options.record)
     folder = options.out or options.samples.with_suffix(".run")
     batch = Batch(tasks, folder, overwrite=options.overwrite)
-    n_failed = batch.run(options.jobs)
-    print(f"{len(tasks) - n_failed} of {len(tasks)} samples are done; see {folder / 'samples.csv'}.")
-    if n_failed:
-        print(f"{n_failed} failed; see {folder / 'errors.csv'}.", file=sys.stderr)
-    return int(n_failed > 0)
+    n_left = batch.run(options.jobs)
+    print(f"{len(tasks) - n_left} of {len(tasks)} samples are done; see {folder / 'samples.csv'}.")
+    n_busy = len(batch.left)
+    if n_busy:
+        print(f"{n_busy} {BUSY}; see there.", file=sys.stderr)
+    if n_left > n_busy:
+        print(f"{n_left - n_busy} failed; see {folder / 'errors.csv'}.", file=sys.stderr)
+    return int(n_left > 0)
 
 
 def _use_agg() -> None:

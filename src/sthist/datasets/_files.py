@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING
 
+from sthist._disk import full_disk_explained
 from sthist.datasets._download import HUB_PAGES, fetch, fetch_from_hub
 from sthist.datasets._sources import HUB
 
@@ -33,11 +34,13 @@ def unpack(archive: Path, folder: Path, is_needed: Callable[[str], bool] = lambd
     shutil.rmtree(partial, ignore_errors=True)
     kind = "zip" if archive.suffix == ".zip" else "tar"
     try:
-        (_extract_zip if kind == "zip" else _extract_tar)(archive, partial, is_needed)
+        with full_disk_explained(archive.parent, f"{archive} is not unpacked."):
+            (_extract_zip if kind == "zip" else _extract_tar)(archive, partial, is_needed)
     except tarfile.FilterError as error:
         raise ValueError(_leads_outside(archive, str(error))) from None
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         why = str(error).partition("\n")[0].rstrip(":.")
         raise ValueError(f"{archive} is no whole {kind} archive: {why}. Delete it, and download it again.") from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
+from sthist._scratch import resumable_folder
 from sthist._tables.find import require_free
 from sthist._tables.rows import (
     Rows,
@@ -231,7 +232,7 @@ class FolderSource(_Source):
 
     def workspace(self, key: str, digest: str) -> AbstractContextManager[Path]:
         """Folder in which they are made."""
-        return _store.scratch_workspace(f"tiles-{key}", digest)
+        return resumable_folder(f"tiles-{key}", digest)
 
 
 Source = RegionSource | FolderSource
