@@ -264,7 +264,8 @@ class Batch:
         if _is_state(state):
             return dict(state)
         logger.warning("%s: %s is damaged, and is not used; the store says what is done.", task.sample, file)
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink()
         return {}
 
     def _write_tables(self) -> None:

@@ -18,6 +18,7 @@ import lightning
 import torch
 
 from sthist._disk import full_disk_code, full_disk_explained
+from sthist._scratch import temporary_folder
 from sthist._settings import logger, settings
 from sthist.training.callbacks import (
     MODEL,
@@ -224,8 +225,8 @@ def _folder_of(folder: Path | None, options: Training) -> Iterator[Path | None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     elif options.devices > 1:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
+        with temporary_folder("training-") as temporary:
+            yield temporary
     else:
         yield None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sthist._disk import written_whole
+from sthist._scratch import temporary_folder
 from sthist.nets import SMALL, TurboConfig
 from sthist.systems.virtual_he.config import TranslationConfig
 from sthist.systems.virtual_he.models.st2he_weights import HUB_ID
@@ -230,12 +231,10 @@ class ST2HE(Translator):
         ValueError
             If it is no such checkpoint, or of another backbone.
         """
-        import tempfile
-
         from sthist.systems.virtual_he.models.st2he_checkpoints import convert_upstream, read_trained
 
-        with tempfile.TemporaryDirectory() as scratch:
-            weights = Path(scratch) / WEIGHTS
+        with temporary_folder("checkpoint-") as scratch:
+            weights = scratch / WEIGHTS
             turbo = convert_upstream(path, weights, input_range=(input_low, 1.0))
             size = {"size_um": RELEASED_SIZE_UM} if released else {}
             config = ST2HEConfig.sd_turbo(backbone, **{"turbo": turbo, "input_low": input_low, **size, **fields})
