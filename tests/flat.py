@@ -18,7 +18,7 @@ def _routed(verb, kind, arguments):
     rest["training"] = {name: value for name, value in arguments.items() if name in fields}
     rest["training"] |= arguments.get("training", {})
     if split:
-        default = inspect.signature(verb).parameters["split"].default
+        default = inspect.signature(verb).parameters["split"].default or "patient"
         if verb is sthist.tl.train_annotator:
             split = {"validation": 0.2, **split}
         rest["split"] = sthist.models.Split(arguments.get("split", default), **split)

@@ -92,6 +92,11 @@ class TestRuns:
         with torch.inference_mode():
             assert float(((module.net(inputs)[:, 0] - targets) ** 2).mean()) == pytest.approx(best, rel=1e-5)
 
+    def test_is_not_stopped_after_a_few_steps(self):
+        """With one batch per epoch, steps that lead nowhere at first are no reason to stop."""
+        _, history = run(SHORT | {"epochs": 300, "patience": 1, "lr": 1e-7, "batch_size": 64})
+        assert history[-1]["step"] == 100
+
     def test_the_running_mean_is_kept(self):
         plain, _ = run(SHORT)
         mean, _ = run(SHORT | {"ema": 0.9})

@@ -16,11 +16,11 @@ from sthist.benchmark._tiles import shared_tiles
 from sthist.metrics._classify import auc_statistic, bootstrap_interval
 from sthist.metrics._compare import shuffled
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
+from sthist.systems.annotation.linear import LinearTask
 from sthist.systems.annotation.options import AnnotatorTraining
-from sthist.systems.annotation.tasks import LinearTask
 from sthist.training.model import weight_hash
 from sthist.training.split_groups import group_rows, units_of
-from sthist.training.splits import folds_of, validation_part
+from sthist.training.splits import folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +37,6 @@ WEIGHTED = "weighted mean"
 """What stands for the class in the rows of the mean over classes."""
 
 VALIDATION = 0.2
-PATIENCE = 10
 
 
 def annotation_transfer(
@@ -139,7 +138,7 @@ def annotation_transfer(
     if annotator is None:
         encoder = _loaded(encoder, rows.spec, device)
         real, virtual = _embeddings(rows, encoder)
-        called, tested = _cross_fitted(rows, grouping, real, virtual, folds, seed, device)
+        called, tested = _cross_fitted(rows, grouping, real, virtual, folds, seed)
         name = encoder.name
     else:
         called, tested = _annotated(rows, annotator, device), np.arange(len(rows.units))
@@ -273,11 +272,9 @@ def _cross_fitted(
     virtual: np.ndarray,
     folds: int | None,
     seed: int,
-    device: str | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Probabilities of the held-out tiles of each image, (n, classes), NaN elsewhere; and which were held out."""
-    where = settings.torch_device() if device in (None, "auto") else str(device)
-    task = LinearTask(real, len(rows.classes), AnnotatorTraining(patience=PATIENCE, seed=seed), where)
+    task = LinearTask(real, len(rows.classes), AnnotatorTraining(seed=seed))
     config = AnnotatorConfig(classes=tuple(rows.classes), encoder="embeddings", dim=real.shape[1])
     called = {name: np.full((len(real), len(rows.classes)), np.nan, np.float32) for name in ("virtual", "real")}
     pairs = folds_of(grouping, rows.codes, folds=fold_count(grouping, folds), seed=seed)
@@ -288,8 +285,7 @@ def _cross_fitted(
                 f"Class {rows.classes[untrained[0]]!r} is in one fold only, which leaves none of it to train on: use "
                 "fewer folds, or smaller blocks (block_um=), or leave it out with classes=."
             )
-        kept, watched = validation_part(grouping, rows.codes, train, VALIDATION, seed=seed)
-        fitted = Annotator(config, task.fit(rows.codes, kept, watched).weights)
+        fitted = Annotator(config, task.fit_groups(rows.codes, train, grouping, VALIDATION).weights)
         called["virtual"][test], called["real"][test] = fitted.classify(virtual[test]), fitted.classify(real[test])
     return called, np.sort(np.concatenate([test for _, test in pairs]))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 VALIDATION = "validation_"
-NOT_DRAWN = ("epoch", "step")
+NOT_DRAWN = ("epoch", "step", "penalty")
 SHAPE = (0.0, 0.0, 4.0, 3.0)
 
 
@@ -26,6 +26,8 @@ def training_history(
     save: str | Path | None = None,
 ) -> list[Axes]:
     """Show the losses, the scores of validation data and the learning rate of a training, epoch by epoch.
+
+    A linear annotator is solved without epochs: its losses are shown by the penalties that were tried.
 
     Parameters
     ----------
@@ -56,14 +58,15 @@ def training_history(
     >>> rng = np.random.default_rng(0)
     >>> tiles = ad.AnnData(obs={"label": ["a", "b"] * 40, "slide": np.repeat(list("uvwx"), 20)})
     >>> tiles.obsm["X_mine"] = rng.normal(size=(80, 4)) + 3 * (tiles.obs["label"] == "a").to_numpy()[:, None]
-    >>> training = {"epochs": 20, "baseline": False, "n_boot": 10}
+    >>> training = {"baseline": False, "n_boot": 10}
     >>> split = sthist.models.Split("slide", folds=2)
     >>> annotator = sthist.tl.train_annotator(tiles, "label", split=split, training=training)
     >>> [ax.get_title() for ax in sthist.pl.training_history(annotator)]
-    ['loss', 'learning rate']
+    ['loss']
     """
     history = _history(model)
-    epochs = [row["epoch"] for row in history]
+    over = "epoch" if "epoch" in history[0] else "penalty"
+    places = [row[over] for row in history]
     names = list(dict.fromkeys(name for row in history for name in row))
     scores = [name for name in names if name.startswith(VALIDATION) and name != "validation_loss"]
     losses = [name for name in names if name not in (*NOT_DRAWN, *scores, "lr")]
@@ -74,11 +77,11 @@ def training_history(
         for name in lines:
             values = [row.get(name, float("nan")) for row in history]
             style = "--" if name == "validation_loss" else "-"
-            ax.plot(epochs, values, style, marker="." if len(epochs) < 30 else None, label=name.replace("_", " "))
+            ax.plot(places, values, style, marker="." if len(places) < 30 else None, label=name.replace("_", " "))
         if len(lines) > 1:
             ax.legend(fontsize="small")
             ax.set_yscale("log" if all(row.get(name, 1) > 0 for row in history for name in lines) else "linear")
-        ax.set(title=title, xlabel="epoch")
+        ax.set(title=title, xlabel=over, xscale="log" if over == "penalty" else "linear")
     return finish(drawn, save)
 
 

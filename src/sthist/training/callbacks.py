@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 LEAST_GAIN = 1e-4
 """A validation loss that falls by less has not fallen."""
+
+LEAST_STEPS = 100
+"""Steps before which no training is stopped early: where an epoch is one batch, the first few say nothing."""
 
 CHECK_EVERY, CHECKS = 25, 4
 """Steps between checks of the outputs, and checks in a row that have to fail."""
@@ -244,16 +248,21 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class RestoreBest(EarlyStopping):
-    """Stops when the validation loss has not fallen for some epochs, and puts the best weights back at the end."""
+    """Stops when the validation loss has not fallen for some epochs, and puts the best weights back at the end.
+
+    The first ``LEAST_STEPS`` steps are run in any case.
+    """
 
     def __init__(self, patience: int) -> None:
         options: dict[str, Any] = {"min_delta": LEAST_GAIN, "mode": "min", "check_on_train_epoch_end": False}
         super().__init__("validation_loss", patience=patience, **options)
+        self.asked = patience
         self.best_epoch = 0
         self.best: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Look at the loss, and keep the weights where it is the lowest so far."""
+        self.patience = self.asked if pl_module.step >= LEAST_STEPS else sys.maxsize
         super().on_validation_end(trainer, pl_module)
         if self.wait_count == 0 and math.isfinite(self.best_score):
             self.best_epoch = trainer.current_epoch + 1
@@ -271,7 +280,7 @@ class RestoreBest(EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict)  # patience is set at each look
         self.best_epoch, self.best = state_dict["best_epoch"], state_dict["best"]
 
 

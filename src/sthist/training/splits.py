@@ -123,6 +123,10 @@ def folds_of(
     return [(_away(grouping, np.flatnonzero(~out), np.flatnonzero(out)), np.flatnonzero(out)) for out in held_out]
 
 
+MOST_FOLDS = 5
+"""Parts that validate in turn: more take longer and choose no better."""
+
+
 def validation_part(
     grouping: Grouping, codes: np.ndarray, rows: np.ndarray, fraction: float, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +137,7 @@ def validation_part(
     if grouping.parts is not None and (grouping.parts[rows] == "validation").any():
         watched = grouping.parts[rows] == "validation"
         return rows[~watched], rows[watched]
-    n_groups = len(np.unique(grouping.groups[rows]))
-    n_folds = 0 if fraction <= 0 else min(max(2, round(1 / max(fraction, 1 / len(rows)))), n_groups)
+    n_folds = _n_parts(grouping, rows, fraction)
     if n_folds < 2:
         return rows, rows[:0]
     assigned = assign(grouping.groups[rows], codes[rows], n_folds, seed)
@@ -146,6 +149,32 @@ def validation_part(
         if set(codes[kept].tolist()) == classes:
             return kept, watched
     return rows, rows[:0]
+
+
+def validation_folds(
+    grouping: Grouping, codes: np.ndarray, rows: np.ndarray, fraction: float, *, seed: int = 0
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Part rows that train into those that do and those that validate, each group in turn.
+
+    Returns the rows to train on in the end, and pairs of indices: a single one where it was said which rows validate,
+    and none if no group can be spared.
+    """
+    if grouping.parts is not None and (grouping.parts[rows] == "validation").any():
+        pair = validation_part(grouping, codes, rows, fraction, seed=seed)
+        return pair[0], [pair]
+    n_folds = min(_n_parts(grouping, rows, fraction), MOST_FOLDS)
+    if n_folds < 2:
+        return rows, []
+    assigned = assign(grouping.groups[rows], codes[rows], n_folds, seed)
+    parts = [(rows[assigned != fold], rows[assigned == fold]) for fold in range(n_folds)]
+    pairs = [(_near_removed(grouping, train, watched), watched) for train, watched in parts]
+    return rows, [(train, watched) for train, watched in pairs if np.isin(codes[watched], codes[train]).any()]
+
+
+def _n_parts(grouping: Grouping, rows: np.ndarray, fraction: float) -> int:
+    """Number of parts of whole groups, of which one is about a fraction of the rows; 0 for none."""
+    n_groups = len(np.unique(grouping.groups[rows]))
+    return 0 if fraction <= 0 else min(max(2, round(1 / max(fraction, 1 / len(rows)))), n_groups)
 
 
 def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from flat import train_annotator
 
 import sthist
 from sthist.models import Annotator, AnnotatorConfig, AnnotatorReport
+from sthist.systems.annotation.linear import is_constant
 from sthist.systems.annotation.networks import prompt_contrastive_loss
 from sthist.systems.annotation.prompts import (
     TEMPLATES,
@@ -22,7 +23,6 @@ from sthist.systems.annotation.prompts import (
     softmax,
     text_vectors,
 )
-from sthist.systems.annotation.tasks import is_constant
 from sthist.training.batches import augmented
 
 QUICK = {"split": "slide", "folds": 3, "n_boot": 50, "epochs": 40, "device": "cpu"}
@@ -220,5 +220,5 @@ def test_constant_features():
 def test_classes_are_named(linear):
     assert linear.config.classes == tuple(sorted(CLASSES))
     frame = linear.report.to_frame()
-    assert frame.index.tolist() == sorted(CLASSES)
+    assert frame.index.tolist() == [*sorted(CLASSES), "all"]
     assert (frame["low"] <= frame["auc"]).all()

@@ -49,12 +49,18 @@ def clip(tmp_path_factory):
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 class TestEither:
-    def test_learns_what_generalises(self, make):
+    def test_warns_where_nothing_was_learned(self, make, caplog):
+        training = make().training(losses=PLAIN, lr=1e-9, epochs=1, steps_per_epoch=1)
+        make().fit(pairs(), training=training)
+        assert "predicted no better than by their mean colour" in caplog.text
+
+    def test_learns_what_generalises(self, make, caplog):
         """On held-out pairs it is ten times better than the mean colour of the training tiles."""
         model, (inputs, targets) = make(), blots(16, seed=1)
         model.fit(pairs(64), training=model.training(losses=PLAIN, lr=2e-3, epochs=2, steps_per_epoch=60))
         mean = blots(64)[1].mean((0, 1, 2))
         assert l2(model, inputs, targets) < ((targets - mean) ** 2).mean() / 10
+        assert "mean colour" not in caplog.text
 
     def test_same_seed_same_weights(self, make):
         one, other, different = (make().fit(pairs(), training=make().training(**SHORT, seed=s)) for s in (1, 1, 2))
@@ -193,7 +199,7 @@ class TestSteps:
         monkeypatch.setattr(ST2HE, "translate", lambda *a: calls.append(1) or translate(*a))
         losses = LossWeights(text=0, adversarial=1)
         model.fit(pairs(), training=model.training(losses=losses, epochs=1, steps_per_epoch=5))
-        assert len(calls) == 5
+        assert len(calls) == 5 + 2  # at the end two batches of what was trained on are looked at
 
     def test_prompts_that_the_model_is_never_told(self):
         with pytest.raises(ValueError, match="have the prompt 'This is lung', and the model would never be told it"):

@@ -19,8 +19,8 @@ class AnnotatorTraining(Training):
     Attributes
     ----------
     epochs, lr, weight_decay, batch_size
-        By default 200, 1e-2, 1e-2 and 1024 for ``method="linear"``, 20, 1e-3, 1e-2 and 32 for ``"finetune"``, and 20,
-        1e-5, 1e-2 and 64 for ``"text"``.
+        By default 20, 1e-3, 1e-2 and 32 for ``"finetune"``, and 20, 1e-5, 1e-2 and 64 for ``"text"``. ``"linear"`` is
+        solved exactly, without epochs; of the fields of training ``class_weights`` and ``seed`` alone count there.
     encoder_lr
         Learning rate of the encoder, 1e-5 by default.
     patience

@@ -1,90 +1,59 @@
-"""The three ways to train an annotator, each from rows that train and rows that say when to stop."""
+"""The ways to train an annotator, each from rows that train and rows that say when to stop."""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist._settings import logger
 from sthist.systems.annotation.annotator import ENCODER
-from sthist.systems.annotation.options import DEFAULTS, AnnotatorTraining
+from sthist.systems.annotation.linear import Fitted, LinearTask, is_constant
 from sthist.systems.annotation.prompts import checked_prompts, checked_templates, sentences, text_vectors
 from sthist.tiles._spec import same_scale
 from sthist.training.embeddings import key_of, table_spec
 from sthist.training.model import weight_hash
 from sthist.training.rows import Labelled, features_of, pixels_of
+from sthist.training.splits import validation_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sthist.systems.annotation.networks import Feed, Net
+    from sthist.systems.annotation.options import AnnotatorTraining
     from sthist.training.batches import Tiles
+    from sthist.training.splits import Grouping
 
 CLIP_SCALE = 1 / 0.07
 """Where an encoder has no logit scale of its own: that at which CLIP began."""
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """What training gave."""
-
-    weights: dict[str, np.ndarray]  # of an annotator
-    rows: Callable[[np.ndarray], np.ndarray]  # from numbers of rows to their embeddings
-    notes: dict[str, Any]  # epoch of the weights, its validation loss and the like; plain values
-    history: list[dict[str, float]]  # numbers of each epoch
-
-
 class Task:
-    """What can be trained on any of its rows; ``described`` says with what, in plain values."""
+    """What trains on any of its rows, in epochs; ``described`` says with what, in plain values."""
 
     described: dict[str, Any] = {}
+    options: AnnotatorTraining
 
-
-class LinearTask(Task):
-    """A linear layer on standardised embeddings.
-
-    ``features``: (n, d) float32; ``n_classes``: number of classes; ``options``, ``device``: how to train, and where.
-    """
-
-    def __init__(self, features: np.ndarray, n_classes: int, options: AnnotatorTraining, device: str) -> None:
-        self.features, self.n_classes, self.options, self.device = features, n_classes, options, device
+    def fit_groups(self, codes: np.ndarray, rows: np.ndarray, grouping: Grouping, part: float) -> Fitted:
+        """Train on some rows, of which some groups say when to stop."""
+        kept, validation = validation_part(grouping, codes, rows, part, seed=self.options.seed)
+        if not len(validation) and part:
+            logger.info("No group can be spared to say when to stop: training runs for all epochs.")
+        fitted = self.fit(codes, kept, validation)
+        fitted.notes["n_validation"] = len(validation)
+        return fitted
 
     def fit(self, codes: np.ndarray, rows: np.ndarray, validation: np.ndarray) -> Fitted:
-        """Train on some rows."""
-        import torch
-
-        from sthist.systems.annotation.networks import ClassNet, Feed
-
-        mean, scale = _standards(self.features[rows])
-        inputs = torch.from_numpy((self.features - mean) * scale)
-        targets = torch.from_numpy(codes.astype(np.int64))
-        options = self.options
-
-        def shuffled(epoch: int) -> Iterator[Any]:
-            order = rows[np.random.default_rng([options.seed, epoch]).permutation(len(rows))]
-            return ((inputs[part], targets[part]) for part in _parts(order, options.batch_size))
-
-        def net() -> ClassNet:
-            head = torch.nn.Linear(inputs.shape[1], self.n_classes)
-            torch.nn.init.zeros_(head.weight)
-            torch.nn.init.zeros_(head.bias)
-            weights = _class_weights(codes[rows], self.n_classes, options)
-            batch = (inputs[validation], targets[validation])
-            return ClassNet(head, weights, Feed(options, shuffled, (lambda: [batch]) if len(validation) else None))
-
-        trained, notes, history = _train(net, options, self.device, progress=False, threads=1)
-        weights = _head(trained) | {"mean": mean, "scale": scale}
-        return Fitted(weights, lambda index: self.features[index], notes, history)
+        """Train on some rows; others say when to stop."""
+        raise NotImplementedError
 
 
 class FinetuneTask(Task):
     """A linear layer on an encoder's embeddings, and then both together.
 
-    ``tiles``: the tiles; ``encoder``: has ``module`` and ``transform``; stays as it is; ``n_classes``, ``options``,
-    ``device``: as of :class:`LinearTask`; ``progress``: show a progress bar.
+    ``tiles``: the tiles; ``encoder``: has ``module`` and ``transform``; stays as it is; ``n_classes``: number of
+    classes; ``options``, ``device``: how to train, and where; ``progress``: show a progress bar.
     """
 
     def __init__(
@@ -101,8 +70,7 @@ class FinetuneTask(Task):
         self.options, self.device, self.progress = options, device, progress
         before = embedder(deepcopy(encoder.module), encoder.transform, tiles, options, device)
         # A layer that is random would spoil the encoder before it has learned: it is trained first, alone.
-        linear = AnnotatorTraining(**DEFAULTS["linear"], class_weights=options.class_weights, seed=options.seed)
-        self.first = LinearTask(before(np.arange(len(tiles))), n_classes, linear, "cpu")
+        self.first = LinearTask(before(np.arange(len(tiles))), n_classes, options)
 
     def fit(self, codes: np.ndarray, rows: np.ndarray, validation: np.ndarray) -> Fitted:
         """Train on some rows."""
@@ -110,7 +78,8 @@ class FinetuneTask(Task):
 
         from sthist.systems.annotation.networks import ClassNet, state_of
 
-        start, options = self.first.fit(codes, rows, validation).weights, self.options
+        folds = [(rows, validation)] if len(validation) else []
+        start, options = self.first.fit(codes, rows, folds).weights, self.options
 
         def batch(index: np.ndarray, tiles: np.ndarray, _epoch: int) -> tuple[Any, ...]:
             return torch.from_numpy(tiles), torch.from_numpy(codes[index].astype(np.int64))
@@ -209,12 +178,11 @@ def _train(
     device: str,
     *,
     progress: bool | None,
-    threads: int | None = None,
 ) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
     """A trained network; and the epoch of its weights, its validation loss and the history."""
     from sthist.training.trainer import train
 
-    module, history = train(net, options, device=device, progress=progress, threads=threads)
+    module, history = train(net, options, device=device, progress=progress)
     epoch, loss = module.best or (len(history), None)
     return module, {"epochs": epoch, "validation_loss": loss}, history
 
@@ -269,20 +237,6 @@ def _head(net: Any) -> dict[str, np.ndarray]:
     return {name: getattr(net.head, name).detach().numpy().copy() for name in ("weight", "bias")}
 
 
-def _standards(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each feature, and one over its standard deviation: 0 for constants, which then do not count."""
-    mean = features.mean(axis=0, dtype=np.float64)
-    deviation = features.std(axis=0, dtype=np.float64)
-    constant = is_constant(features)
-    return mean.astype(np.float32), np.where(constant, 0, 1 / np.where(constant, 1, deviation)).astype(np.float32)
-
-
-def is_constant(features: np.ndarray) -> np.ndarray:
-    """Which features have one value, but for rounding."""
-    spread = features.max(axis=0) - features.min(axis=0)
-    return spread <= 1e-6 * np.maximum(np.abs(features).max(axis=0), 1e-30)
-
-
 def _class_weights(codes: np.ndarray, n_classes: int, options: AnnotatorTraining) -> np.ndarray:
     """Weight of each class in the loss; balanced ones sum to the number of rows."""
     if options.class_weights is None:
@@ -291,12 +245,8 @@ def _class_weights(codes: np.ndarray, n_classes: int, options: AnnotatorTraining
     return np.where(counts > 0, len(codes) / (n_classes * np.maximum(counts, 1)), 0.0)
 
 
-def _parts(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (order[start : start + size] for start in range(0, len(order), size))
-
-
 def linear_task(
-    rows: Labelled, encoder: Any, embedding: str | None, options: AnnotatorTraining, device: str
+    rows: Labelled, encoder: Any, embedding: str | None, options: AnnotatorTraining
 ) -> tuple[LinearTask, dict[str, Any]]:
     """A task on stored embeddings, and what an annotator's config says of them."""
     spec = options.spec
@@ -324,7 +274,7 @@ def linear_task(
         "dim": features.shape[1],
         "spec": None if found is None else found.to_dict(),
     }
-    return LinearTask(features, len(rows.classes), options, device), facts
+    return LinearTask(features, len(rows.classes), options), facts
 
 
 def task_with_tiles(

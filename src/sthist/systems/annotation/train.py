@@ -16,13 +16,13 @@ from sthist.systems.annotation.tasks import linear_task, loaded_encoder, task_wi
 from sthist.training.options import as_training
 from sthist.training.rows import labelled_rows
 from sthist.training.split_groups import group_rows
-from sthist.training.splits import Split, as_split, folds_of, validation_part
+from sthist.training.splits import Split, as_split, folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sthist.systems.annotation.linear import Fitted
     from sthist.systems.annotation.report import AnnotatorReport
-    from sthist.systems.annotation.tasks import Fitted
     from sthist.training.rows import Labelled
     from sthist.training.splits import Grouping
 
@@ -45,7 +45,7 @@ def train_annotator(
     image: str | None = None,
     classes: Sequence[str] | None = None,
     prompts: Mapping[str, Sequence[str] | str] | None = None,
-    split: str | Mapping[str, str] | Split = "patient",
+    split: str | Mapping[str, str] | Split | None = None,
     samples: Any = None,
     within: Any = None,
     training: AnnotatorTraining | Mapping[str, Any] | None = None,
@@ -55,8 +55,8 @@ def train_annotator(
     """Train a classifier of tiles on labels, and report how well it does on tiles that it has not seen.
 
     Rows are split by whole patients, samples, blocks of tissue or planes. Each fold is trained without the rows that it
-    is scored on, stops by a validation part of the others, and the scores of all folds are taken together. The same is
-    done with the labels shuffled: what is reached then is chance. The annotator that is returned is trained on all
+    is scored on, its penalty or its end is chosen on others, and the scores of all folds are taken together. The same
+    is done with the labels shuffled: what is reached then is chance. The annotator that is returned is trained on all
     folds' rows where each was tested once, and without the test part where ``test`` or ``split`` names one.
 
     Parameters
@@ -67,10 +67,10 @@ def train_annotator(
     label
         Column of ``obs`` with the classes. Rows without one are left out.
     method
-        ``"linear"``: a linear layer on stored embeddings (:func:`sthist.pp.embed`), in seconds. ``"finetune"``: that
-        layer, and then the encoder with it, on tiles that are turned and mirrored. ``"text"``: an image-text encoder on
-        pairs of tile and prompt, with CLIP's contrastive loss, in which all pairs of one class are positives; a tile's
-        class is then the one whose prompts it is most like.
+        ``"linear"``: logistic regression on stored embeddings (:func:`sthist.pp.embed`), in seconds. ``"finetune"``:
+        that layer, and then the encoder with it, on tiles that are turned and mirrored. ``"text"``: an image-text
+        encoder on pairs of tile and prompt, with CLIP's contrastive loss, in which all pairs of one class are
+        positives; a tile's class is then the one whose prompts it is most like.
     encoder
         Name of the encoder, or an encoder, which is left as it is: training works on a copy. For ``"linear"`` also the
         key in ``obsm`` of stored embeddings, such as ``"X_morphology"``; by default the only one.
@@ -83,11 +83,12 @@ def train_annotator(
     prompts
         For ``"text"``, phrases by class; by default the classes' own names.
     split
-        What is tested: a ``"patient"``, a ``"sample"``, a ``"block"`` of tissue, groups by a column of ``obs``, or a
-        mapping of sample to ``"train"``, ``"validation"`` or ``"test"``; or a :class:`sthist.models.Split`, which also
-        names groups that test, folds, sizes of blocks and how much validates. By default each group tests once, in one
-        of 5 folds, and a fifth of the training rows says when to stop; where no group can be spared for that, training
-        runs for all ``epochs``.
+        What is tested: a ``"patient"`` (the default; where there is only one, a ``"block"``, and a warning says so), a
+        ``"sample"``, a ``"block"`` of tissue, groups by a column of ``obs``, or a mapping of sample to ``"train"``,
+        ``"validation"`` or ``"test"``; or a :class:`sthist.models.Split`, which also names groups that test, folds,
+        sizes of blocks and how much validates. By default each group tests once, in one of 5 folds (fewer where there
+        are fewer groups), and a fifth of the training rows at a time chooses the penalty or, of networks, says when to
+        stop; where no group can be spared for that, the penalty is scikit-learn's and networks run for all ``epochs``.
     samples
         Table of samples (a frame or a csv file) with the patient of each.
     within
@@ -95,7 +96,8 @@ def train_annotator(
         shapes.
     training
         A :class:`sthist.models.AnnotatorTraining`, or a mapping of its fields over the defaults of the method:
-        ``epochs``, ``lr``, ``batch_size``, ``patience``, ``class_weights``, ``seed`` and others.
+        ``epochs``, ``lr``, ``batch_size``, ``patience``, ``class_weights``, ``seed`` and others. ``"linear"`` is solved
+        exactly: of these, ``class_weights`` and ``seed`` count there.
     device
         Of torch; ``settings.device`` by default.
     progress
@@ -104,7 +106,9 @@ def train_annotator(
     Returns
     -------
     The annotator. Its ``report`` has the AUC of each class and their support-weighted mean with 95 % intervals that
-    resample groups, the same for shuffled labels, and the confusion matrix, all of held-out rows.
+    resample groups, accuracy, balanced accuracy, F1 and calibration, the same for shuffled labels and for the commonest
+    class, and the confusion matrix, all of held-out rows. A warning says where not even the rows that were trained on
+    are told apart.
 
     Raises
     ------
@@ -133,7 +137,6 @@ def train_annotator(
     >>> annotator.report.weighted_auc > 0.95, annotator.config.classes
     (True, ('a', 'b'))
     """
-    split = as_split(split, validation=VALIDATION)
     if method not in DEFAULTS:
         raise ValueError(f"method is {method!r}; it is one of {list(DEFAULTS)}.")
     options = as_training(AnnotatorTraining, training, DEFAULTS[method])
@@ -146,13 +149,14 @@ def train_annotator(
     task: Any
     if method == "linear":
         stored = isinstance(encoder, str) and (encoder.startswith("X_") or encoder in rows.tables[0].obsm)
-        task, facts = linear_task(rows, None if stored else encoder, encoder if stored else None, options, device)
+        task, facts = linear_task(rows, None if stored else encoder, encoder if stored else None, options)
     else:
         encoder = loaded_encoder(encoder, method, device)
         task, facts = task_with_tiles(rows, encoder, method, prompts, image, options, device, progress=progress)
     size_um = None if facts["spec"] is None else facts["spec"]["size_um"]
-    grouping = group_rows(rows.units(size_um), split.by, block_um=split.block_um, gap_um=split.gap_um)
-    pairs = folds_of(grouping, rows.codes, test=split.test, folds=split.folds or FOLDS, seed=options.seed)
+    split, grouping = _grouped(rows, split, size_um)
+    folds = split.folds or max(2, min(FOLDS, len(np.unique(grouping.groups))))
+    pairs = folds_of(grouping, rows.codes, test=split.test, folds=folds, seed=options.seed)
     _require_classes(rows, pairs, grouping)
     config = AnnotatorConfig(classes=tuple(rows.classes), label=label, mode=method, **facts)
     job = _Job(task, config, grouping, split.validation, options.seed)
@@ -170,9 +174,55 @@ def train_annotator(
         **fitted.notes,
     )
     annotator = Annotator(replace(config, training=provenance, report=report.to_dict()), fitted.weights)
+    _require_learned(annotator, rows.codes[used], fitted.rows(used))
     annotator.history = fitted.history
     annotator.encoder = None if isinstance(encoder, str | list | tuple) else encoder
     return annotator
+
+
+def _grouped(
+    rows: Labelled, split: str | Mapping[str, str] | Split | None, size_um: float | None
+) -> tuple[Split, Grouping]:
+    """The split that is meant, and the rows in its groups: by default patients or, of a single one, blocks."""
+    units = rows.units(size_um)
+    if split is None:
+        one = len(set(units.patient.tolist())) == 1
+        if one and (units.centres is None or size_um is None):
+            lacking = "obsm['spatial'], places in µm" if units.centres is None else "the size of their tiles"
+            raise ValueError(
+                f"There is one patient, {units.patient[0]!r}, and rows cannot be split by blocks of tissue without "
+                f"{lacking}. Say with split= which rows are tested: a column of obs, or a sthist.models.Split (with "
+                "block_um= and gap_um= for blocks of tiles whose size is not known)."
+            )
+        if one:
+            logger.warning(
+                "There is one patient, %r: rows are split by blocks of tissue (split='block'), so that scores say how "
+                "well the rest of this tissue is annotated, not how well a new patient is.",
+                units.patient[0],
+            )
+        split = "block" if one else "patient"
+    found = as_split(split, validation=VALIDATION)
+    return found, group_rows(units, found.by, block_um=found.block_um, gap_um=found.gap_um)
+
+
+def _require_learned(annotator: Annotator, codes: np.ndarray, embeddings: np.ndarray) -> None:
+    """Warn where the rows that were trained on are predicted no better than by the commonest class alone."""
+    right = annotator.classify(embeddings).argmax(axis=1) == codes
+    counts = np.bincount(codes)
+    balanced = np.mean([right[codes == k].mean() for k in np.flatnonzero(counts)])
+    accuracy, most, even = right.mean(), counts.max() / len(codes), 1 / np.count_nonzero(counts)
+    if accuracy <= most or balanced <= even:
+        logger.warning(
+            "On the %d rows that it was trained on, the annotator is right for %.2f (%.2f of each class on average); "
+            "saying always %r is right for %.2f (%.2f). It has learned little: look at report.to_frame(), and train "
+            "for longer, or on other embeddings or labels.",
+            len(codes),
+            accuracy,
+            balanced,
+            annotator.config.classes[int(counts.argmax())],
+            most,
+            even,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,12 +236,8 @@ class _Job:
     seed: int
 
     def fit(self, codes: np.ndarray, rows: np.ndarray) -> Fitted:
-        """Train on rows, of which a part says when to stop."""
-        kept, validation = validation_part(self.grouping, codes, rows, self.validation, seed=self.seed)
-        if not len(validation) and self.validation:
-            logger.info("No group can be spared to say when to stop: training runs for all epochs.")
-        fitted = self.task.fit(codes, kept, validation)
-        fitted.notes["n_validation"] = len(validation)
+        """Train on rows, of which a part says which penalty is best, or when to stop."""
+        fitted: Fitted = self.task.fit_groups(codes, rows, self.grouping, self.validation)
         return fitted
 
     def predict_held_out(self, codes: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sthist._settings import logger
 from sthist.systems.virtual_he.generator import as_input
 from sthist.systems.virtual_he.losses import AdversarialLoss, Reconstruction, image_text
 from sthist.systems.virtual_he.training_set.pairs import Batches, order_of
+from sthist.systems.virtual_he.validation import nothing_learned
 from sthist.training.callbacks import NotFinite
 from sthist.training.module import TrainingModule
 
@@ -108,6 +110,12 @@ class TranslationModule(TrainingModule):
     def vectors_of(self, codes: torch.Tensor) -> torch.Tensor | None:
         """Embeddings of prompts by number; None where the generator takes none."""
         return None if self.vectors is None else self.vectors[codes]
+
+    def on_train_end(self) -> None:
+        """Warn where not even what was trained on is predicted."""
+        warning = nothing_learned(self) if self.trainer.is_global_zero else ""
+        if warning:
+            logger.warning("%s", warning)
 
     def trial_step(self, batch_size: int, px: int | None) -> None:
         """Forward and backward pass on noise."""

@@ -20,7 +20,11 @@ LEAST_SPREAD, FARTHEST, LEAST_SHARED = 0.15, 0.3, 0.2
 """Of the outputs: standard deviation as a part of the real images', distance of the mean colour (black to white is 2),
 and part of the histogram of colours that both have."""
 
-SHOWN, SCORED = 6, 64
+SHOWN, SCORED, CHECKED = 6, 64, 16
+"""Tiles of a picture, of the scores of an epoch, and of the look at training tiles at the end."""
+
+PATCHES = 8
+"""Patches along a side of a tile, whose mean colours are compared: where each nucleus lies cannot be known."""
 
 
 def complaint(outputs: dict[str, torch.Tensor]) -> str:
@@ -72,9 +76,29 @@ class Validation:
         return _scores(fake, real)
 
 
-def validated(module: TranslationModule, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Input, output and real tiles of up to 64 validation pairs, spread over all."""
-    rows = np.unique(np.linspace(0, len(pairs) - 1, min(SCORED, len(pairs))).astype(int))
+def nothing_learned(module: TranslationModule) -> str:
+    """What to say where training tiles are predicted no better than by their mean colour; empty where they are."""
+    _, made, real = (_patches(tiles) for tiles in validated(module, module.pairs, CHECKED))
+    own, trivial = ((made - real) ** 2).mean(), ((real.mean(axis=(0, 1, 2)) - real) ** 2).mean()
+    if own < trivial:
+        return ""
+    return (
+        f"Tiles that the model was trained on are predicted no better than by their mean colour (mean squared error of "
+        f"patches {own:.4g}, of the mean colour {trivial:.4g}, where white is 255). It has learned little: train for "
+        "longer, with more tiles, or see whether stain and H&E lie on each other."
+    )
+
+
+def _patches(tiles: np.ndarray) -> np.ndarray:
+    """Mean colours of patches, (n, 8, 8, 3)."""
+    side = max(1, tiles.shape[1] // PATCHES)
+    n = tiles.shape[1] // side
+    return tiles[:, : n * side, : n * side].reshape(-1, n, side, n, side, 3).mean(axis=(2, 4))
+
+
+def validated(module: TranslationModule, pairs: Pairs, most: int = SCORED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Input, output and real tiles of some pairs, spread over all."""
+    rows = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int))
     made, seen, real = [], [], []
     with module.averaged() as generator, torch.inference_mode():
         for start in range(0, len(rows), module.options.batch_size):
