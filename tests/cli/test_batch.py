@@ -16,9 +16,10 @@ import pytest
 import spatialdata as sd
 
 import sthist
+from sthist._settings import recorded
 from sthist.cli import commands
-from sthist.cli.batch import Batch, Running, available_memory, fits, parse_value, read_tasks
-from sthist.cli.inputs import open_sample
+from sthist.cli.batch import Batch, Running, available_memory, find_verb, fits, parse_value, read_tasks
+from sthist.cli.inputs import has_result_of, open_sample
 
 
 def rows(path):
@@ -305,6 +306,28 @@ def test_killed_at_each_step(study, tmp_path, monkeypatch, capsys):
     assert batch.pending() == []
     shutil.rmtree(tmp_path / "out" / "state_written.zarr" / "shapes" / "tissue")
     assert [task.sample for task in batch.pending()] == ["state written"]
+
+
+VERBS = {
+    "pp.tissue": {},
+    "pp.tiles": {"size_um": 64, "px": 64},
+    "pp.align": {"image": "he", "to": "um", "matrix": np.diag([0.5, 0.5, 1]).tolist()},
+    "pp.genes": {"table": "table"},
+    "pp.embed": {"encoder": "morphology", "regions": "tiles", "progress": False},
+    "pp.label_regions": {"regions": "tiles", "by": "regions"},
+    "tl.virtual_he": {"mpp": 2.0},
+    "tl.niches": {"label": "cell_type", "table": "table", "n_niches": 2, "method": "kmeans"},
+}
+
+
+def test_results_tell_the_task_that_made_them(study, tmp_path, monkeypatch):
+    """In the store alone, whatever kind of result it is; another task's are not taken for it."""
+    store = tmp_path / "s.zarr"
+    shutil.copytree(study / "s0.zarr", store)
+    for number, (verb, arguments) in enumerate(VERBS.items()):
+        monkeypatch.setitem(recorded, "run", f"task {number}")
+        find_verb(verb)(sd.read_zarr(store), **arguments)
+        assert [has_result_of(store, f"task {each}") for each in range(number + 2)] == [True] * (number + 1) + [False]
 
 
 def test_beside_a_run_that_lives(study, tmp_path, capsys, caplog):
