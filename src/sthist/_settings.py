@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import sys
 import tempfile
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,58 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("sthist")
+
+HINT = 15
+"""Between info and debug, as in scanpy."""
+
+VERBOSITY = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "hint": HINT,
+    "debug": logging.DEBUG,
+}
+
+NOT_OF_USERS = {
+    # Of spatialdata's way to write, with every element: a user can do nothing with them.
+    "zarr v3 autosharding will be the default": UserWarning,
+    "Consolidated metadata is currently not part in the Zarr format 3": UserWarning,
+    "Object at .* is not recognized as a component of a Zarr hierarchy": UserWarning,
+    "Call to deprecated class Scaler": DeprecationWarning,
+}
+"""Warnings of other libraries, by how they begin."""
+
+
+class _Messages(logging.StreamHandler):  # type: ignore[type-arg]
+    """Shows messages on stderr, wherever that is now, unless a handler that a user has set up shows them, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_name("sthist")
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        pass
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+        others = [*logger.handlers, *(logging.root.handlers if logger.propagate else ())]
+        shown = [each for each in others if each is not self and not isinstance(each, logging.NullHandler)]
+        return not any(record.levelno >= each.level for each in shown) and super().filter(record)
+
+
+def _verbosity() -> str:
+    """What a user has set for the logger, or the default."""
+    return "info" if logger.level == logging.NOTSET else _name_of(logger.level)
+
+
+def _name_of(level: int) -> str:
+    """The verbosity that shows as much as a level of logging."""
+    return next((name for name, least in VERBOSITY.items() if level >= least), "debug")
 
 
 def _cache_dir() -> Path:
@@ -47,6 +101,10 @@ class Settings:
         Where images too large for memory lie until the object that they belong to is written.
     offline
         Never ask the network.
+    verbosity
+        What is said on stderr, as in scanpy: ``"error"``, ``"warning"``, ``"info"`` (what long verbs found, and each
+        epoch of a training; the default), ``"hint"`` or ``"debug"``, or their number from 0 to 4. It is the level of
+        the logger ``"sthist"`` of :mod:`logging`, whose messages a handler of your own gets in place of stderr.
 
     Examples
     --------
@@ -66,6 +124,19 @@ class Settings:
     scratch_dir: Path = field(default_factory=_scratch_dir)
     offline: bool = field(default_factory=lambda: os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"})
 
+    verbosity: str = field(default_factory=_verbosity)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a default; the verbosity is that of the logger, too."""
+        if name == "verbosity":
+            names = list(VERBOSITY)
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+                value = names[value]
+            if value not in names:
+                raise ValueError(f"verbosity is {value!r}; it is one of {names}, or their number from 0 to 4.")
+            logger.setLevel(VERBOSITY[value])
+        super().__setattr__(name, value)
+
     def torch_device(self) -> str:
         """The device that ``device`` stands for on this machine."""
         if self.device != "auto":
@@ -78,6 +149,10 @@ class Settings:
 
 
 settings = Settings()
+if not any(each.name == "sthist" for each in logger.handlers):
+    logger.addHandler(_Messages())
+for _message, _category in NOT_OF_USERS.items():
+    warnings.filterwarnings("ignore", _message, _category)
 
 recorded: dict[str, Any] = {}
 """Facts of this process that each result records, beside what made it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -11,17 +12,33 @@ import spatialdata as sd
 from PIL import Image
 from realdata import folder
 
+from sthist import settings
 from sthist.cli import commands
 
 
-def test_demo(tmp_path, capsys):
-    """A store and two figures."""
-    assert commands.main(["demo", "--out", str(tmp_path / "demo"), "--size-um", "300"]) == 0
+def test_demo(tmp_path):
+    """A store and two figures; nothing but messages of ours, as a user sees it."""
+    command = [sys.executable, "-m", "sthist", "demo", "--out", str(tmp_path / "demo"), "--size-um", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "virtual_he" in sd.read_zarr(tmp_path / "demo" / "toy.zarr").images
     for name in ("virtual_he.png", "virtual_he_zoom.png"):
         pixels = np.asarray(Image.open(tmp_path / "demo" / name).convert("RGB"))
         assert pixels.std() > 20
-    assert "Done in" in capsys.readouterr().out
+    assert "Done in" in done.stdout
+    assert re.fullmatch(r"Eosin comes from: \d+ transcripts\.\n", done.stderr)
+
+
+def test_verbosity(backed, tmp_path, caplog):
+    """Messages are as many as were asked for."""
+    before = settings.verbosity
+    arguments = ["virtual-he", str(backed.path), "--platform", "spatialdata", "--out", str(tmp_path / "o.zarr")]
+    try:
+        assert commands.main(["--verbosity", "warning", *arguments]) == 0
+    finally:
+        settings.verbosity = before
+    assert not caplog.messages
+    assert commands.main([*arguments, "--overwrite"]) == 0
+    assert any(message.startswith("Eosin comes from") for message in caplog.messages)
 
 
 def test_virtual_he_of_a_store(backed, tmp_path, capsys):

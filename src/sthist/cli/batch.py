@@ -6,7 +6,6 @@ import csv
 import hashlib
 import inspect
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -418,8 +417,6 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("sthist").setLevel(logging.INFO)
     line = sys.stdin.buffer.readline()
     end_with_parent()
     run_one(json.loads(line))

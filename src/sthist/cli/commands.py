@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sthist._settings import VERBOSITY, settings
 from sthist.cli import inputs
 from sthist.cli.batch import BUSY, Batch, parse_value, read_tasks
 
@@ -30,9 +31,11 @@ OPTIONAL = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("sthist").setLevel(logging.INFO)
+    if arguments is None and not sys.warnoptions:  # from a shell: warnings are for those who program with a library
+        warnings.simplefilter("ignore")
     options = _parser().parse_args(arguments)
+    if options.verbosity is not None:
+        settings.verbosity = options.verbosity
     try:
         command: Callable[[argparse.Namespace], int | None] = options.command
         return command(options) or 0
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser("sthist", description="Histology and spatial transcriptomics, linked both ways.")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--verbosity", choices=list(VERBOSITY), help="what is said on stderr; info by default")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="make a sample and its virtual H&E; nothing is downloaded")
     demo.add_argument("--out", type=Path, default=Path("sthist-demo"), help="folder for the figure and the store")
