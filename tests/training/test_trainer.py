@@ -17,7 +17,7 @@ from training.tiny import Line, weights
 import sthist
 from sthist.models import Training
 from sthist.training.callbacks import NotFinite
-from sthist.training.run_folder import read_history
+from sthist.training.run_folder import read_history, read_tiles
 from sthist.training.trainer import train
 
 SAVED = Path(__file__).parents[1] / "models" / "saved"
@@ -247,3 +247,21 @@ class TestSavedBefore:
         name = sorted(model.state())[0]
         np.testing.assert_allclose(model.state()[name].numpy(), expected["pix2pix_resumed_weight"], atol=1e-7)
         assert [row["epoch"] for row in model.history] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b""),
+        ("metrics.csv", b"epoch,loss\n1,0.5\n2,\x00\xff"),
+        ("metrics.csv", b"epoch,loss\n1,0.5,3,4\n2"),
+        ("metrics.csv", b"epoch,loss\n1,much"),
+        ("tiles.csv", b"sample,x_um\na,"),
+        ("tiles.csv", b"\xff\xfe"),
+    ],
+)
+def test_what_lies_beside_a_model_may_be_damaged(tmp_path, name, content):
+    """It is said of which file, and that the model is whole."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged: .* The model does not need it"):
+        (read_history if name == "metrics.csv" else read_tiles)(tmp_path)

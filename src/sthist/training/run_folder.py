@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sthist._disk import written_whole
 
@@ -16,16 +17,12 @@ TILES, HISTORY = "tiles.csv", "metrics.csv"
 
 def read_tiles(folder: Path) -> pd.DataFrame | None:
     """The tiles as they were written, or None: names stay text, also where they look like numbers."""
-    import pandas as pd
-
     if not (folder / TILES).exists():
         return None
     measured = ("shift_um", "shift_x_um", "shift_y_um", "confidence")
     names = dict.fromkeys(("sample", "instance_id", "part", "reason", "tissue"), str)
     missing = dict.fromkeys(measured, "")
-    tiles = pd.read_csv(
-        folder / TILES, dtype=names, keep_default_na=False, na_values=missing, float_precision="round_trip"
-    )
+    tiles = _read_csv(folder / TILES, "instance_id", dtype=names, keep_default_na=False, na_values=missing)
     if tiles["instance_id"].str.fullmatch("0|[1-9][0-9]*").all():
         tiles["instance_id"] = tiles["instance_id"].astype(int)  # laid tiles are numbered
     return tiles
@@ -39,14 +36,29 @@ def write_tiles(folder: Path, tiles: pd.DataFrame) -> None:
 
 def read_history(folder: Path) -> list[dict[str, float]]:
     """Numbers of each epoch; none where nothing was written."""
-    import pandas as pd
-
     if not (folder / HISTORY).exists():
         return []
-    frame = pd.read_csv(folder / HISTORY, float_precision="round_trip")
+    frame = _read_csv(folder / HISTORY, "epoch", dtype=float)
     return [
         {str(name): float(value) for name, value in row.items() if value == value} for row in frame.to_dict("records")
     ]
+
+
+def _read_csv(path: Path, column: str, **options: Any) -> pd.DataFrame:
+    """A table that a training has written, with a column that it must have; numbers are as they were written."""
+    import pandas as pd
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows that are longer than the header
+            frame = pd.read_csv(path, index_col=False, float_precision="round_trip", **options)
+        frame[column]
+    except (ValueError, KeyError, OSError, pd.errors.ParserWarning) as error:  # also those of pandas' parsers
+        why = f"no column {column!r}" if isinstance(error, KeyError) else (str(error).splitlines() or [repr(error)])[0]
+        raise ValueError(
+            f"{path} is damaged: {why}. The model does not need it; move it elsewhere to go on without it."
+        ) from error
+    return frame
 
 
 def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
