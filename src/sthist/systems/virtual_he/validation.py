@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from sthist.systems.virtual_he.generator import as_tiles
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sthist.systems.virtual_he.training_module import TranslationModule
     from sthist.systems.virtual_he.training_set.pairs import Pairs
 
 LEAST_SPREAD, FARTHEST, LEAST_SHARED = 0.15, 0.3, 0.2
@@ -66,7 +65,7 @@ class Validation:
     def __init__(self, pairs: Pairs | None, folder: Path | None, images_every: int) -> None:
         self.pairs, self.folder, self.images_every = pairs, folder, images_every
 
-    def __call__(self, module: TranslationModule, epoch: int) -> dict[str, float]:
+    def __call__(self, module: Any, epoch: int) -> dict[str, float]:
         """Scores by name."""
         if self.pairs is None or not len(self.pairs):
             return {}
@@ -76,7 +75,7 @@ class Validation:
         return _scores(fake, real)
 
 
-def nothing_learned(module: TranslationModule) -> str:
+def nothing_learned(module: Any) -> str:
     """What to say where training tiles are predicted no better than by their mean colour; empty where they are."""
     _, made, real = (_patches(tiles) for tiles in validated(module, module.pairs, CHECKED))
     own, trivial = ((made - real) ** 2).mean(), ((real.mean(axis=(0, 1, 2)) - real) ** 2).mean()
@@ -96,7 +95,7 @@ def _patches(tiles: np.ndarray) -> np.ndarray:
     return tiles[:, : n * side, : n * side].reshape(-1, n, side, n, side, 3).mean(axis=(2, 4))
 
 
-def validated(module: TranslationModule, pairs: Pairs, most: int = SCORED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def validated(module: Any, pairs: Pairs, most: int = SCORED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Input, output and real tiles of some pairs, spread over all."""
     rows = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int))
     made, seen, real = [], [], []
