@@ -95,3 +95,39 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange):
         put_folder(fresh, tmp_path / "kept")
         assert (tmp_path / "kept" / "file").read_text() == content
         assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+
+
+def test_pairs_go_on_where_the_disk_was_full(toy, tmp_path):
+    """Tiles that a call had written when it stopped are not in the way of the next one, others are."""
+    sthist.pp.tiles(toy, size_um=64, px=32, sampling="fps", n_tiles=6)
+    folder = tmp_path / "pairs"
+    fill_up(folder / "train_B" / "3.png")
+    with pytest.raises(OSError, match=r"3\.png is not written\. Make room there"):
+        sthist.tiles.export_pairs(toy, folder, prompt="H&E", test_fraction=0)
+    assert list((folder / "train_A").iterdir())
+    (folder / "test_A" / "own0.png").touch()  # of somebody else
+    with pytest.raises(FileExistsError, match="is there already"):
+        sthist.tiles.export_pairs(toy, folder, prompt="H&E", test_fraction=0, prefix="own")
+    sthist.tiles.export_pairs(toy, folder, prompt="H&E", test_fraction=0)
+    assert len(list((folder / "train_A").iterdir())) == len(list((folder / "train_B").iterdir())) == 6
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".") or ".partial" in path.name]
+    with pytest.raises(FileExistsError, match="is there already"):
+        sthist.tiles.export_pairs(toy, folder, prompt="H&E", test_fraction=0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_model_is_saved_whole_or_stays(tmp_path, name):
+    """Its config is never beside the weights of another one."""
+    models = [
+        sthist.models.Pix2Pix(sthist.models.Pix2PixConfig(size_um=32, px=32, width=4, max_width=8, depth=3, seed=seed))
+        for seed in (0, 1)
+    ]
+    models[0].save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["config.json", "model.safetensors"]
+    fill_up(tmp_path / name)
+    with pytest.raises(OSError, match=rf"{name} is as it was\. Make room there"):
+        models[1].save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    models[1].save(tmp_path)
+    assert sthist.models.load(tmp_path).config.seed == 1

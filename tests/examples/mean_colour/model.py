@@ -5,7 +5,6 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from sthist._disk import written_whole
 from sthist.models import Model
 from sthist.training.model import SYSTEMS
 
@@ -32,9 +31,8 @@ class MeanColour(Model):
         return colours @ self.weights["weight"] + self.weights["bias"]
 
     def save(self, folder):
-        with written_whole(Path(folder) / "model.safetensors") as partial:
-            save_file(self.weights, partial)
-            super().save(folder)
+        super().save(folder)
+        save_file(self.weights, Path(folder) / "model.safetensors")
 
     @classmethod
     def _from_folder(cls, folder, config):
