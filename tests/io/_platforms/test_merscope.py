@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import spatialdata as sd
 import tifffile
 import vendor
@@ -300,3 +302,54 @@ def test_an_overlay_takes_stain_and_transcripts_of_one_plane(folder):
     assert len(one.index) == (z == 3).sum()
     with pytest.raises(ValueError, match=r"no plane z=3: it has 1"):
         sthist.tiles.Overlay(merscope(folder), spec, z=3)
+
+
+def outlines(path, change):
+    """Other outlines of the cells."""
+    file = path / "cell_boundaries.parquet"
+    cells = gpd.read_parquet(file)
+    change(cells[cells.ZIndex == 0]).to_parquet(file)
+
+
+def on_plane(cells, z):
+    """Outlines that are right in plane 3, and lie beside the cells elsewhere."""
+    return cells.set_geometry(cells.Geometry.translate(2.0 * (z - 3))).assign(ZIndex=z)
+
+
+PLANES = {
+    "all planes": lambda cells: pd.concat([on_plane(cells, z) for z in range(7)]),
+    "some cells in another plane": lambda cells: cells.assign(ZIndex=np.where(np.arange(25) < 5, 0, 3)),
+    "one other plane": lambda cells: cells.assign(ZIndex=5),
+    "one part each": lambda cells: cells.set_geometry(cells.Geometry.map(lambda cell: cell.geoms[0])).assign(ZIndex=3),
+    "one that crosses itself": lambda cells: pd.concat(
+        [on_plane(cells, 2), cells.assign(ZIndex=3).set_geometry(crossed(cells))]
+    ).assign(Geometry=lambda frame: frame.Geometry.where(frame.ZIndex == 3, frame.Geometry.translate(2.0))),
+}
+
+
+def crossed(cells):
+    bow = shapely.MultiPolygon([shapely.Polygon([(0, 0), (1, 1), (1, 0), (0, 1)])])
+    return [bow, *cells.Geometry.iloc[1:]]
+
+
+@pytest.mark.parametrize("planes", PLANES)
+def test_outlines_are_those_of_the_plane_of_the_image(tmp_path, planes):
+    """Else of the nearest plane in which a cell has one; each cell lies in its outline."""
+    path, _ = vendor.merscope_folder(tmp_path / "region_0")
+    outlines(path, PLANES[planes])
+    sdata = merscope(path, z_layers=3)
+    table = sdata["table"]
+    assert table.n_obs == 25
+    frame = sdata["cells"].loc[table.obs["EntityID"]]
+    centres = gpd.GeoSeries(gpd.points_from_xy(*table.obsm["spatial"].T), index=frame.index)
+    assert frame.contains(centres).all()
+    assert set(frame.geom_type) == {"MultiPolygon"}
+
+
+def test_an_infinite_vertex(tmp_path):
+    """The file and the outline are named."""
+    path, _ = vendor.merscope_folder(tmp_path / "region_0")
+    ring = shapely.MultiPolygon([shapely.Polygon([(0, 0), (1, np.inf), (1, 0)])])
+    outlines(path, lambda cells: cells.set_geometry([ring, *cells.Geometry.iloc[1:]]))
+    with pytest.raises(ValueError, match=r"cell_boundaries.parquet: 1 vertices are NaN or infinite, .* \(row 0\)"):
+        merscope(path)

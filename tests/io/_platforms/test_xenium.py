@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata_io
 import tifffile
 from PIL import Image
 from realdata import folder
 
 import sthist
 from sthist import scale
+from sthist.io._files import checks
 
 
 def linked(tmp_path):
@@ -39,6 +43,114 @@ def test_real_folder():
     stain = sdata["morphology_focus"]["scale0"].image.to_numpy()[0]
     on_nuclei = stain[rows.astype(int), columns.astype(int)]
     assert (on_nuclei > 0).mean() > 0.9
+
+
+def test_the_elements_are_those_of_spatialdata_io():
+    """Names, pixels, labels, outlines, molecules, counts and facts of the cells."""
+    path = folder("xenium_ileum_tiny") / "outs"
+    with checks.quietly():
+        theirs = spatialdata_io.xenium(path)
+    ours = sthist.io.xenium(path)
+    for kind in ("images", "labels"):
+        assert list(getattr(ours, kind)) == list(getattr(theirs, kind))
+        for name, element in getattr(theirs, kind).items():
+            for level in ("scale0", "scale3"):
+                np.testing.assert_array_equal(ours[name][level].image, element[level].image)
+    assert ours["morphology_focus"]["scale0"].c.to_numpy().tolist() == ["DAPI"]
+    assert sorted(ours.shapes) == sorted(theirs.shapes)
+    for name, frame in theirs.shapes.items():
+        pd.testing.assert_frame_equal(pd.DataFrame(ours[name]), pd.DataFrame(frame))
+    molecules, expected = (one["transcripts"].compute() for one in (ours, theirs))
+    gene = expected["feature_name"].astype(str)
+    pd.testing.assert_series_equal(molecules["feature_name"].astype(str), gene, check_dtype=False)
+    pd.testing.assert_frame_equal(molecules.drop(columns="feature_name"), expected.drop(columns="feature_name"))
+    table, expected = ours["table"], theirs["table"]
+    assert (table.X != expected.X).nnz == 0
+    pd.testing.assert_frame_equal(table.obs[expected.obs.columns], expected.obs)
+    pd.testing.assert_frame_equal(table.var, expected.var)
+    assert table.uns["spatialdata_attrs"] == expected.uns["spatialdata_attrs"]
+    np.testing.assert_array_equal(table.obsm["spatial"], expected.obsm["spatial"])
+
+
+@pytest.mark.parametrize("version", ["R&D", "develop", "3.0.0", "xeniumranger-3.1.0.4", "xenium-2.0.0.6-35-ga7e17149a"])
+@pytest.mark.parametrize("key", ["analysis_sw_version", "xenium_ranger"])
+def test_a_version_is_any_text(tmp_path, version, key):
+    """The layout is told by what there is."""
+    path = linked(tmp_path)
+    specs = json.loads((path / "experiment.xenium").read_text())
+    (path / "experiment.xenium").unlink()
+    entry = version if key == "analysis_sw_version" else {"version": version}
+    (path / "experiment.xenium").write_text(json.dumps(specs | {key: entry}))
+    sdata = sthist.io.xenium(path, transcripts=False)
+    assert list(sdata.images) == ["morphology_focus"]
+    assert list(sdata.labels) == ["nucleus_labels", "cell_labels"]
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"cells_labels": False, "nucleus_labels": False, "nucleus_boundaries": False}, {"transcripts": False}]
+)
+def test_an_imported_segmentation(tmp_path, flags):
+    """One set of outlines, of cells; neither nuclei nor label images."""
+    path = linked(tmp_path)
+    with zipfile.ZipFile(path / "cells.zarr.zip") as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    (path / "cells.zarr.zip").unlink()
+    with zipfile.ZipFile(path / "cells.zarr.zip", "w") as new:
+        for name, content in files.items():
+            if not name.startswith(("polygon_sets/0/", "masks/0/", "masks/1/")):
+                new.writestr(name.replace("polygon_sets/1/", "polygon_sets/0/"), content)
+    edit("nucleus_boundaries.parquet", lambda frame: frame[:0])(path)
+    sdata = sthist.io.xenium(path, **flags)
+    assert sdata["table"].shape == (23, 5006)
+    assert list(sdata.shapes) == ["cell_boundaries"]
+    assert sdata["table"].uns["spatialdata_attrs"]["region"] == "cell_boundaries"
+    assert sdata["table"].obs["cell_id"].tolist() == sdata["cell_boundaries"].index.tolist()
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize("name", ["nucleus_boundaries", "cell_boundaries"])
+def test_an_outline_with_too_few_vertices(tmp_path, caplog, name, kept):
+    """It is left out, and the file and the outline are named."""
+    path = linked(tmp_path)
+    first = pd.read_parquet(path / f"{name}.parquet")["label_id"].iloc[0]
+    edit(f"{name}.parquet", lambda frame: frame.drop(frame.index[frame["label_id"] == first][kept:]))(path)
+    sdata = sthist.io.xenium(path, transcripts=False)
+    assert len(sdata[name]) == (23 if kept == 3 else 22)  # three corners are an area
+    assert f"{name}.parquet: " in caplog.text
+    said = "are vertices lost" if kept == 3 else f"1 of 23 outlines have fewer than 3 corners.*label_id '{first}'"
+    assert re.search(said, caplog.text)
+
+
+@pytest.mark.parametrize("channels", [["DAPI"], ["DAPI", "CD3"], ["DAPI", "CD3", "CD8"], [f"m{i}" for i in range(20)]])
+def test_an_immunofluorescence_image(tmp_path, channels):
+    """Of any number of channels, under their names, where its alignment puts it."""
+    path = linked(tmp_path)
+    pixels = np.arange(len(channels), dtype=np.uint16)[:, None, None] + np.zeros((1, 64, 96), np.uint16)
+    metadata = {"axes": "CYX", "Channel": {"Name": channels}, "PhysicalSizeX": 0.425, "PhysicalSizeY": 0.425}
+    tifffile.imwrite(path / "S_if_image.ome.tif", pixels, photometric="minisblack", metadata=metadata)
+    (path / "S_if_imagealignment.csv").write_text("2,0,100\n0,2,200\n0,0,1\n")
+    sdata = sthist.io.xenium(path, transcripts=False)
+    image = sdata["if_image"]["scale0"].image
+    assert {str(c): int(image.sel(c=c).max()) for c in image.c.to_numpy()} == dict(
+        zip(channels, range(20), strict=False)
+    )
+    expected = np.diag([0.2125, 0.2125, 1]) @ [[2, 0, 100], [0, 2, 200], [0, 0, 1]]
+    np.testing.assert_allclose(scale.matrix_to(sdata["if_image"]), expected)
+
+
+def test_several_aligned_images(tmp_path):
+    """None is taken in place of the other."""
+    path = linked(tmp_path)
+    write_he(path, 0.425)
+    shutil.copy(path / "Mini_he_image.ome.tif", path / "Other_he_image.ome.tif")
+    with pytest.raises(ValueError, match="several aligned images: Mini_he_image.ome.tif, Other_he_image.ome.tif"):
+        sthist.io.xenium(path)
+
+
+def test_an_unknown_argument(tmp_path):
+    """It is named."""
+    with pytest.raises(TypeError, match="unexpected argument 'transcript'; it takes cells_boundaries"):
+        sthist.io.xenium(linked(tmp_path), transcript=False)
 
 
 def test_cells_of_a_table_linked_to_labels():
@@ -119,10 +231,42 @@ DAMAGES = {
         ValueError,
         "cells.parquet: column 'x_centroid' holds .*string; it should hold numbers",
     ),
-    "no version": (
-        replace_by("experiment.xenium", lambda content: content.replace(b"analysis_sw_version", b"other")),
-        KeyError,
-        "experiment.xenium has no 'analysis_sw_version'",
+    "no outlines of cells": (
+        edit("cell_boundaries.parquet", lambda frame: frame[:0]),
+        ValueError,
+        "cell_boundaries.parquet has no rows",
+    ),
+    "vertex without a place": (
+        edit("cell_boundaries.parquet", lambda frame: frame.assign(vertex_x=frame["vertex_x"].where(frame.index != 5))),
+        ValueError,
+        "cell_boundaries.parquet: 1 vertices have no vertex_x, vertex_y or no label_id, the first of them in row 5",
+    ),
+    "outlines in disorder": (
+        edit("cell_boundaries.parquet", lambda frame: frame.sort_values("vertex_x")),
+        ValueError,
+        "cell_boundaries.parquet: the vertices of an outline should lie together",
+    ),
+    "outlines of another sample": (
+        edit("cell_boundaries.parquet", lambda frame: frame.assign(cell_id="other-1")),
+        ValueError,
+        "cell_boundaries.parquet: no outline is of one of the 23 cells",
+    ),
+    "cells beside the stain": (
+        edit("cells.parquet", lambda frame: frame.assign(x_centroid=frame["x_centroid"] * 1000)),
+        ValueError,
+        r"cells.parquet: \d+ of 23 cells \(x_centroid, y_centroid\) lie outside of the stain",
+    ),
+    "molecules beside the stain": (
+        edit("transcripts.parquet", lambda frame: frame.assign(y_location=-frame["y_location"])),
+        ValueError,
+        r"transcripts.parquet: 1985 of 1985 molecules \(x_location, y_location\) lie outside of the stain",
+    ),
+    "infinite centre": (
+        edit(
+            "cells.parquet", lambda frame: frame.assign(x_centroid=frame["x_centroid"].where(frame.index != 2, np.inf))
+        ),
+        ValueError,
+        "cells.parquet: x_centroid, y_centroid are NaN or infinite for 1 of 23 cells, the first of them '",
     ),
     "fewer cells": (
         edit("cells.parquet", lambda frame: frame[:-2]),

@@ -52,8 +52,11 @@ def require_files(folder: Path, vendor: str, files: Iterable[Needed], arguments:
             require_content(require_file(folder, *names, vendor=vendor), needed)
 
 
-def require_content(path: Path, needed: Needed) -> None:
-    """Refuse a file that does not hold what is needed of it."""
+def require_content(path: Path, needed: Needed, *, within: tuple[float, float] | None = None) -> list[str]:
+    """Refuse a file that does not hold what is needed of it; the names of its genes, where it is one of molecules.
+
+    Most molecules have to lie in the rectangle ``within``, from (0, 0), where there is one.
+    """
     molecules = [needed.gene] if needed.gene else []
     if path.suffix == ".parquet":
         require_parquet(path, [*needed.columns, *needed.numeric, *molecules], numeric=needed.numeric)
@@ -68,8 +71,7 @@ def require_content(path: Path, needed: Needed) -> None:
             pass
     elif path.suffix in {".png", ".tif"}:
         require_picture(path)
-    if needed.gene:
-        require_molecules(path, needed.gene, needed.numeric)
+    return require_molecules(path, needed.gene, needed.numeric, within) if needed.gene else []
 
 
 @contextlib.contextmanager
@@ -224,7 +226,9 @@ def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> 
             )
 
 
-def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = ()) -> None:
+def require_parquet(
+    path: Path, columns: Sequence[str], *, numeric: Sequence[str] = (), may_be_empty: bool = False
+) -> None:
     """Check a parquet file by its footer, without reading its rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -238,11 +242,17 @@ def require_parquet(path: Path, columns: Sequence[str], *, numeric: Sequence[str
         kind = schema.field(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise ValueError(f"{path}: column {name!r} holds {kind}; it should hold numbers.")
-    require_rows(path, n_rows)
+    if not may_be_empty:
+        require_rows(path, n_rows)
 
 
-def require_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None:
-    """Refuse gaps and text among the coordinates and names of molecules, in one pass that holds none of them."""
+def require_molecules(
+    path: Path, gene: str, numeric: Sequence[str], within: tuple[float, float] | None = None
+) -> list[str]:
+    """Refuse gaps and text among the coordinates and names of molecules, in one pass that holds none of them.
+
+    Returns the names of the genes, sorted.
+    """
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -250,31 +260,52 @@ def require_molecules(path: Path, gene: str, numeric: Sequence[str]) -> None:
     columns = [gene, *numeric]
     if path.suffix == ".parquet":
         with reading(path), pq.ParquetFile(path) as file:
-            _require_values(path, file.iter_batches(columns=columns), gene, numeric)
-        return
+            return _require_values(path, file.iter_batches(columns=columns), gene, numeric, within)
     require_last_line(path)
     types = dict.fromkeys(columns, pa.string())
     convert = pa.csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True)
     blocks = pa.csv.ReadOptions(block_size=BLOCK_BYTES)
     with reading(path), pa.csv.open_csv(path, read_options=blocks, convert_options=convert) as batches:
-        _require_values(path, batches, gene, numeric)
+        return _require_values(path, batches, gene, numeric, within)
 
 
-def _require_values(path: Path, batches: Iterable[Any], gene: str, numeric: Sequence[str]) -> None:
-    n_before = 0
+def _require_values(
+    path: Path, batches: Iterable[Any], gene: str, numeric: Sequence[str], within: tuple[float, float] | None
+) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    n_before, n_outside, first_outside, genes = 0, 0, None, set()
     for batch in batches:
+        numbers = {name: _numbers(batch.column(name)) for name in numeric}
+        names = batch.column(gene)
         for name in (gene, *numeric):
-            values = batch.column(name)
+            column = batch.column(name)
             is_name = name == gene
-            bad = values.is_null().to_numpy(zero_copy_only=False) if is_name else ~np.isfinite(_numbers(values))
+            bad = column.is_null().to_numpy(zero_copy_only=False) if is_name else ~np.isfinite(numbers[name])
             if bad.any():
                 row = int(bad.argmax())
                 raise ValueError(
                     f"{path}: column {name!r} should hold {'names of genes' if is_name else 'numbers'}, but row "
-                    f"{n_before + row} has {values[row].as_py()!r}. Is a column shifted? Correct the row, or leave it "
+                    f"{n_before + row} has {column[row].as_py()!r}. Is a column shifted? Correct the row, or leave it "
                     "out."
                 )
+        unique = pc.unique(names)
+        unique = unique.dictionary_decode() if pa.types.is_dictionary(unique.type) else unique
+        genes |= set(unique.cast(pa.string()).to_pylist())
+        if within is not None:
+            x, y = (numbers[name] for name in numeric[:2])
+            outside = (x < 0) | (y < 0) | (x > within[0]) | (y > within[1])
+            if outside.any() and first_outside is None:
+                first_outside = (x[outside][0], y[outside][0])
+            n_outside += int(outside.sum())
         n_before += batch.num_rows
+    if any(not name.strip() for name in genes):
+        raise ValueError(f"{path}: column {gene!r} should hold names of genes, but has empty ones. Export it again.")
+    if n_outside and within is not None:
+        fields = ", ".join(numeric[:2])
+        values.say_outside(path, fields, n_outside, n_before, first_outside, within, "the stain", "molecules", "µm")
+    return sorted(genes)
 
 
 def _numbers(values: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist import _alignment, _sample, _store, scale
 from sthist._settings import logger
-from sthist.io._files.checks import require_argument, require_unique
+from sthist.io._files.checks import files_like, require_argument, require_unique
 from sthist.io._files.images import LooseImage, image_element, read_image
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def require_he(folder: Path, he: Any, alignment: Any, *, aligned: bool = False) 
     if he is None:
         raise ValueError("he_alignment= says where an H&E lies; give the image, too, with he=.")
     if alignment is None:
-        names = sorted({file.name for part in ("image", "_he_*") for file in folder.glob(f"*{part}alignment*.csv")})
+        files = [file for part in ("image", "_he_*") for file in files_like(folder, f"*{part}alignment*.csv")]
+        names = sorted({file.name for file in files})
         names = [name for name in names if "if_imagealignment" not in name]  # of the immunofluorescence
         hint = f" The folder has {', '.join(names)}; is it that one?" if names else ""
         if aligned or names:

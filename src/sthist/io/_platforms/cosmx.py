@@ -155,7 +155,7 @@ def _dataset_id(folder: Path, dataset_id: str | None) -> str:
     if dataset_id is not None:
         return f"{dataset_id}_"
     checks.require_file(folder, "*exprMat_file.csv", "*exprMat_file.csv.gz", vendor=VENDOR)
-    names = sorted({file.name.partition("exprMat_file")[0] for file in folder.glob("*exprMat_file.csv*")})
+    names = sorted({file.name.partition("exprMat_file")[0] for file in checks.files_like(folder, "*exprMat_file.csv*")})
     if len(names) > 1:
         raise ValueError(
             f"{folder} has several samples: {', '.join(name.rstrip('_') for name in names)}; choose one with "
@@ -353,7 +353,7 @@ def _add_cells(sdata: SpatialData, table: AnnData, layout: Layout, mpp: float) -
 def _by_fov(folder: Path) -> dict[int, Path]:
     """Picture files by the number of their field of view, in the order of the numbers."""
     files: dict[int, Path] = {}
-    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for file in checks.files_like(folder, "*"):
         number = FOV_NUMBER.match(file.stem)
         if file.suffix.lower() in SUFFIXES and number:
             files.setdefault(int(number.group(1)), file)

@@ -16,6 +16,7 @@ from sthist.io._files import checks
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import LooseImage, image_element
 from sthist.io._parts import sample
+from sthist.io._parts.outlines import one_plane, read_geoparquet, say_lost
 from sthist.io._parts.sample import attach_he, require_he
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def merscope(
 ) -> SpatialData:
     """Read a region of a MERSCOPE run, in micrometres.
 
-    :func:`spatialdata_io.merscope` reads molecules, outlines and counts; ``um`` is the vendor's own frame of
+    :func:`spatialdata_io.merscope` reads the molecules; ``um`` is the vendor's own frame of
     micrometres.
 
     Parameters
@@ -73,7 +74,8 @@ def merscope(
 
     * ``images["mosaic"]``: all stains, (c, y, x), or (c, z, y, x) for several planes; read when needed;
     * ``points["transcripts"]``: ``z`` is the vendor's number of the plane;
-    * ``shapes["cells"]`` and ``tables["table"]``, linked to them, with ``obsm["spatial"]`` in µm.
+    * ``shapes["cells"]``, the outlines in the plane of the image (the middle one of several), else in the nearest plane
+      where a cell has one, and ``tables["table"]``, linked to them, with ``obsm["spatial"]`` in µm.
 
     Raises
     ------
@@ -112,16 +114,18 @@ def merscope(
     table = _read_table(counts, cells) if kwargs.get("cells_table", True) else None
     with checks.quietly():
         # Its reader of images loads a whole plane, of many gigabytes, for each block of it; that of the table fails
-        # where the two files list the cells in different orders, or do not name their first column.
-        read = spatialdata_io.merscope(folder, **{**kwargs, "mosaic_images": False, "cells_table": False})
+        # where the two files list the cells in different orders, or do not name their first column; that of outlines
+        # takes those of plane 0, whatever the image's is.
+        options = {"mosaic_images": False, "cells_table": False, "cells_boundaries": False}
+        read = spatialdata_io.merscope(folder, **{**kwargs, **options})
     sdata = SpatialData(attrs=read.attrs)
     sdata.images["mosaic"] = _mosaic(mosaics, planes)
     for points in read.points.values():
         sdata.points["transcripts"] = points
-    for shapes in read.shapes.values():
-        sdata.shapes["cells"] = shapes
+    if kwargs.get("cells_boundaries", True) and outlines.exists():
+        _add_outlines(sdata, outlines, planes, to_px)
     if table is not None:
-        _add_table(sdata, table, to_px)
+        _add_table(sdata, table, to_px, outlines)
     scale.register_system(sdata, "global", np.linalg.inv(to_px))
     scale.record_mpp(sdata, "mosaic", TRANSFORM, size)
     sample.record_high_res(sdata, "mosaic")
@@ -161,7 +165,7 @@ def _read_transform(folder: Path, mpp: float | None) -> tuple[np.ndarray, float]
 def _mosaics(folder: Path, planes: list[int]) -> dict[tuple[str, int], Path]:
     """Files of the mosaic by stain and plane, every stain at every plane."""
     images = folder / "images"
-    matches = {file: MOSAIC.match(file.name) for file in sorted(images.iterdir())}
+    matches = {file: MOSAIC.match(file.name) for file in checks.files_like(images, "*")}
     files = {(match["stain"], int(match["z"])): file for file, match in matches.items() if match}
     if not files:
         raise FileNotFoundError(f"{images} has no files that are named like mosaic_DAPI_z3.tif.")
@@ -233,20 +237,30 @@ def _read_table(counts: Path, cells: Path) -> AnnData:
     return table
 
 
-def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray) -> None:
+def _add_outlines(sdata: SpatialData, path: Path, planes: list[int], to_px: np.ndarray) -> None:
+    """The outlines of the cells in the plane of the image, or in the middle one of several."""
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Affine
+
+    frame = read_geoparquet(path)
+    frame = one_plane(path, frame, "EntityID", "ZIndex", sorted(planes)[(len(planes) - 1) // 2])
+    checks.require_rows(path, len(frame), "valid outlines")
+    # The instrument writes several parts each; other tools write one.
+    frame.geometry = [shapely.multipolygons(shapely.get_parts(cell)) for cell in frame.geometry]
+    frame.index = frame["EntityID"].astype(str)
+    transformations = {"global": Affine(to_px, ("x", "y"), ("x", "y"))}
+    sdata.shapes["cells"] = ShapesModel.parse(frame, transformations=transformations)
+
+
+def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray, path: Path) -> None:
     """The table, linked to the outlines; cells without one are left out, and circles stand in where there are none."""
     from spatialdata.transformations import Affine
 
     spatial = table.obs[CENTRE].to_numpy(np.float64)
     if "cells" in sdata.shapes:
         outlined = table.obs_names.isin(sdata.shapes["cells"].index)
-        if not outlined.any():
-            raise ValueError(
-                "No cell of cell_by_gene.csv has an outline in cell_boundaries.parquet: their names are like "
-                f"{table.obs_names[0]!r} and {sdata.shapes['cells'].index[0]!r}."
-            )
-        if not outlined.all():
-            logger.warning("%d of %d cells have no valid outline; they are left out.", (~outlined).sum(), len(outlined))
+        say_lost(path, table.obs_names, sdata.shapes["cells"].index, then="; they are left out")
         table, spatial = table[outlined].copy(), spatial[outlined]
     else:
         logger.info("The cells are shown as circles of %g µm.", 2 * sample.CELL_RADIUS_UM)

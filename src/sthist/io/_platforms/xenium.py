@@ -7,38 +7,58 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import scale
-from sthist._sample import HE_NAMES, describe, set_role
-from sthist.io._files import checks, values
+from sthist import _alignment, scale
+from sthist._sample import HE_NAMES, set_role
+from sthist.io._files import checks
 from sthist.io._files.checks import Needed
-from sthist.io._files.tiff import ome_mpp
+from sthist.io._files.images import LooseImage, read_image, size_px
 from sthist.io._parts import sample
+from sthist.io._parts.points import molecules
 from sthist.io._parts.sample import attach_he, require_he
+from sthist.io._platforms import xenium_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from spatialdata import SpatialData
 
 VENDOR = "Xenium"
-VERSION = "analysis_sw_version"
 ALIGNED = ("he_image", "if_image")
 STAINS = ("morphology_focus", "morphology_mip")
-TABLE = ("cells_table", "cells_boundaries", "nucleus_boundaries")
-VERTICES = ("vertex_x", "vertex_y")
-FILES = (
-    Needed("cells.parquet", ("cell_id",), ("x_centroid", "y_centroid"), switches=TABLE),
-    Needed("cell_feature_matrix.h5", switches=TABLE),
-    Needed("transcripts.parquet", numeric=("x_location", "y_location"), gene="feature_name", switches=("transcripts",)),
-    Needed("cell_boundaries.parquet", ("cell_id",), VERTICES, switches=("cells_boundaries",)),
-    Needed("nucleus_boundaries.parquet", ("cell_id",), VERTICES, switches=("nucleus_boundaries",)),
-    Needed("cells.zarr.zip"),
+# Names of the stains, which the files of versions 2 and 3 do not have, in their order.
+CHANNELS = ("DAPI", "ATP1A1/CD45/E-Cadherin", "18S", "AlphaSMA/Vimentin")
+PLACES = ("x_location", "y_location")
+CELLS = (
+    Needed("cells.parquet", ("cell_id",), ("x_centroid", "y_centroid")),
+    Needed("cell_feature_matrix.h5"),
 )
+# Arguments of spatialdata-io, and what they are by default. Two of them have no effect.
+OPTIONS: dict[str, Any] = {
+    "cells_boundaries": True,
+    "nucleus_boundaries": True,
+    "cells_as_circles": False,
+    "cells_labels": True,
+    "nucleus_labels": True,
+    "transcripts": True,
+    "morphology_mip": True,
+    "morphology_focus": True,
+    "aligned_images": True,
+    "cells_table": True,
+    "gex_only": True,
+    "image_models_kwargs": {},
+    "labels_models_kwargs": {},
+    "n_jobs": None,
+    "imread_kwargs": {},
+}
 
 
 def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any = None, **kwargs: Any) -> SpatialData:
     """Read the output folder of a Xenium run, in micrometres.
 
-    :func:`spatialdata_io.xenium` reads it; this adds the coordinate system ``um``, in which every element is
-    registered, and records which image is the nuclear stain, which is H&E, and which points are the transcripts.
+    The elements are those of :func:`spatialdata_io.xenium`, also of folders that it does not read: of versions that are
+    no number, of an imported segmentation (without nuclei, then, and without label images), with an immunofluorescence
+    image of any number of channels. Every one is registered in ``um``, too; which image is the nuclear stain, which is
+    H&E, and which points are the transcripts is recorded.
 
     Parameters
     ----------
@@ -51,7 +71,9 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         :func:`sthist.pp.align`). What Xenium Explorer exports fits. Without it, ``pp.align`` lays it
         on the section later.
     kwargs
-        Passed on to :func:`spatialdata_io.xenium`.
+        As of :func:`spatialdata_io.xenium`: ``transcripts``, ``cells_table``, ``cells_boundaries``,
+        ``nucleus_boundaries``, ``cells_labels``, ``nucleus_labels``, ``cells_as_circles``, ``morphology_focus``,
+        ``morphology_mip``, ``aligned_images``, ``gex_only``, ``image_models_kwargs``, ``labels_models_kwargs``.
 
     Returns
     -------
@@ -66,8 +88,9 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         If a file has not the columns or entries it should have.
     ValueError
         If the pixel size of ``experiment.xenium`` is none, or an image's metadata contradict it or the image's
-        alignment; if a file is truncated, empty, or has text for coordinates; if counts and cells do not fit; if
-        ``he_alignment`` is given alone, or left out where the folder has it.
+        alignment; if a file is truncated, empty, or has text for coordinates; if counts and cells do not fit, or are
+        no counts; if more than 5 % of cells, outlines or molecules lie outside of the stain; if ``he_alignment`` is
+        given alone, or left out where the folder has it.
 
     Examples
     --------
@@ -75,83 +98,196 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     >>> sdata = sthist.io.xenium("outs")  # doctest: +SKIP
     >>> sthist.tl.virtual_he(sdata)  # doctest: +SKIP
     """
-    import spatialdata_io
+    from spatialdata import SpatialData
 
     folder = Path(path)
     specs = checks.require_file(folder, "experiment.xenium", vendor=VENDOR)
-    pixel_size = _check_specs(specs)
+    pixel_size = checks.require_number(specs, checks.read_json(specs), "pixel_size")
+    options = _options(kwargs)
     require_he(folder, he, he_alignment)
-    checks.require_files(folder, VENDOR, FILES, kwargs)
-    if any(kwargs.get(argument, True) for argument in TABLE):
+    wanted = [key for key in xenium_cells.OUTLINES if options[key.replace("cell_", "cells_")]]
+    needs_table = bool(options["cells_table"] or options["cells_as_circles"] or wanted)
+    if needs_table:
+        checks.require_files(folder, VENDOR, CELLS, {})
         _require_same_cells(folder / "cells.parquet", folder / "cell_feature_matrix.h5")
-    stains = _stain_files(folder)
-    aligned_files = _aligned_files(folder) if kwargs.get("aligned_images", True) else {}
-    with checks.quietly():
-        sdata = spatialdata_io.xenium(folder, **kwargs)
-    if "table" in sdata.tables:
-        table = sdata.tables["table"]
-        where = f"{folder / 'cell_feature_matrix.h5'}: matrix/data"
-        whole = "Protein Expression" not in set(table.var.get("feature_types", ()))  # intensities, which are scaled
-        values.require_counts(where, table.X, table.obs_names, table.var_names, whole=whole)
-    stain = next((name for name in STAINS if name in sdata.images), None)
-    if stain is None:
-        raise ValueError(
-            f"{path} gave no morphology image ({describe('images', sdata.images)}); sthist needs the nuclear stain."
-        )
-    stated = ome_mpp(stains[stain][0]) if stains[stain] else {}
-    stated = scale.sensible(stated, f"image {stain!r}")
-    for source, value in ({"pixel_size of experiment.xenium": pixel_size} | stated).items():
-        scale.record_mpp(sdata, stain, source, value)
+    for key in wanted:
+        _require_outlines(folder, xenium_cells.OUTLINES[key], may_be_empty=key == "nucleus_boundaries")
+    stains = {stain: files for stain, files in _stain_files(folder).items() if files and options[stain]}
+    if not stains:
+        raise ValueError(f"{folder}: morphology_focus and morphology_mip are False; sthist needs the nuclear stain.")
+    aligned = _aligned_files(folder) if options["aligned_images"] else {}
+    sdata = SpatialData()
+    for stain, files in stains.items():
+        loose = _stain(files)
+        sdata.images[stain] = _image(loose, {"global": None}, options["image_models_kwargs"])
+        for source, value in scale.sensible(loose.mpp, f"image {stain!r}").items():
+            scale.record_mpp(sdata, stain, source, value)
+    stain = next(iter(stains))
+    size = tuple(float(side) for side in size_px(sdata.images[stain]))
+    if options["transcripts"]:
+        sdata.points["transcripts"] = _molecules(folder, pixel_size, size)
+    cells = xenium_cells.Cells(checks.require_file(folder, xenium_cells.ZARR, vendor=VENDOR))
+    _add_cells(sdata, folder, cells, options, wanted, needs_table, pixel_size, size)
+    for name, file in aligned.items():
+        _add_aligned(sdata, name, file, options["image_models_kwargs"])
+    for name in stains:
+        scale.record_mpp(sdata, name, "pixel_size of experiment.xenium", pixel_size)
     scale.register(sdata, stain, pixel_size)
-    for name, file in aligned_files.items():
-        if name in sdata.images:  # what its metadata state agrees with where its alignment puts it
-            for source, value in scale.sensible(ome_mpp(file), file.name).items():
-                scale.record_mpp(sdata, name, f"{source} of {file.name}", value)
-            scale.resolve_mpp(sdata, name)
+    for name in aligned:  # what its metadata state agrees with where its alignment puts it
+        scale.resolve_mpp(sdata, name)
     sample.record_high_res(sdata, stain)
-    aligned = [name for name in sdata.images if HE_NAMES.search(name)]
-    if len(aligned) == 1:
-        set_role(sdata, "he", {"image": aligned[0]})
+    pictures = [name for name in sdata.images if HE_NAMES.search(name)]
+    if len(pictures) == 1:
+        set_role(sdata, "he", {"image": pictures[0]})
     attach_he(sdata, he, alignment=he_alignment, to=stain)
     return sdata
 
 
-def _check_specs(path: Path) -> float:
-    """The pixel size in µm of ``experiment.xenium``, which has all that spatialdata-io takes from it."""
-    specs = checks.read_json(path)
-    pixel_size = checks.require_number(path, specs, "pixel_size")
-    ranger = specs.get("xenium_ranger")  # its version counts where it has segmented the cells again
-    where, key = (ranger, "version") if isinstance(ranger, dict) and ranger else (specs, VERSION)
-    if key not in where:
-        raise KeyError(f"{path} has no {key!r}, by which the layout of the folder is told; it has {sorted(where)}.")
-    if not isinstance(where[key], str):
-        raise ValueError(f"{path}: {key!r} is {where[key]!r}; it should be text such as 'xenium-2.0.0'.")
-    return pixel_size
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of spatialdata-io, also under the older of their names."""
+    older = {
+        "cells_as_shapes": "cells_as_circles",
+        "cell_boundaries": "cells_boundaries",
+        "cell_labels": "cells_labels",
+    }
+    named = {older.get(name, name): value for name, value in given.items()}
+    unknown = sorted(set(named) - set(OPTIONS))
+    if unknown:
+        raise TypeError(f"xenium() got an unexpected argument {unknown[0]!r}; it takes {', '.join(OPTIONS)}.")
+    return OPTIONS | named
+
+
+def _require_outlines(folder: Path, name: str, *, may_be_empty: bool) -> None:
+    """Refuse outlines that are missing or lack a column; imported segmentations have none of nuclei."""
+    path = checks.require_file(folder, name, vendor=VENDOR)
+    columns = ["cell_id", *xenium_cells.VERTICES]
+    checks.require_parquet(path, columns, numeric=xenium_cells.VERTICES, may_be_empty=may_be_empty)
 
 
 def _stain_files(folder: Path) -> dict[str, list[Path]]:
     """Files of the morphology images, which are there and whole."""
     patterns = {stain: (f"{stain}/*.ome.tif", f"{stain}.ome.tif") for stain in STAINS}
     checks.require_file(folder, *(name for names in patterns.values() for name in reversed(names)), vendor=VENDOR)
-    files = {stain: [file for name in names for file in sorted(folder.glob(name))] for stain, names in patterns.items()}
+    files = {
+        stain: [file for name in names for file in checks.files_like(folder, name)] for stain, names in patterns.items()
+    }
     for file in (file for stain in files.values() for file in stain):
         checks.require_picture(file)
     return files
 
 
+def _stain(files: list[Path]) -> LooseImage:
+    """A morphology image: one file, or several, of which the first has the others' channels, or which have one each."""
+    import dask.array as da
+
+    loose = read_image(files[0], files[0].name)
+    pixels, names = loose.pixels, loose.channels
+    if len(pixels) == 1 < len(files):
+        others = [read_image(file, file.name) for file in files[1:]]
+        pixels = da.concatenate([pixels, *(other.pixels for other in others)])
+        every = [loose, *others]
+        names = [one.channels[0] for one in every if one.channels and len(one.channels) == 1]
+    known = len(pixels) <= len(CHANNELS) and not files[0].name.startswith("ch0")  # whose files name their stains
+    if known or names is None or len(set(names)) < len(pixels):
+        names = list(CHANNELS[: len(pixels)]) if len(pixels) <= len(CHANNELS) else None
+    return LooseImage(pixels, loose.dims, loose.mpp, names)
+
+
+def _image(loose: LooseImage, placed: dict[str, Any], options: Mapping[str, Any]) -> Any:
+    """An image as spatialdata-io makes it: with a pyramid of halves, one channel a chunk."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Affine, Identity
+
+    made = {
+        system: Identity() if matrix is None else Affine(matrix, ("x", "y"), ("x", "y"))
+        for system, matrix in placed.items()
+    }
+    options = {"chunks": (1, 4096, 4096), "scale_factors": [2, 2, 2, 2]} | dict(options)
+    return Image2DModel.parse(loose.pixels, dims=loose.dims, transformations=made, c_coords=loose.channels, **options)
+
+
+def _molecules(folder: Path, pixel_size: float, size: tuple[float, ...]) -> Any:
+    """The transcripts, in µm, read when needed."""
+    from spatialdata.transformations import Scale
+
+    needed = Needed("transcripts.parquet", numeric=PLACES, gene="feature_name")
+    path = checks.require_file(folder, needed.name, vendor=VENDOR)
+    within = (size[0] * pixel_size, size[1] * pixel_size)
+    placed = {"global": Scale([1 / pixel_size, 1 / pixel_size], ("x", "y"))}
+    return molecules(path, needed, placed, further={"z": "z_location"}, within=within)
+
+
+def _add_cells(
+    sdata: SpatialData,
+    folder: Path,
+    cells: xenium_cells.Cells,
+    options: dict[str, Any],
+    wanted: list[str],
+    needs_table: bool,
+    pixel_size: float,
+    size: Any,
+) -> None:
+    """Labels, counts and outlines."""
+    for key in xenium_cells.LABELS:
+        if options[key.replace("cell_", "cells_")]:
+            labels = cells.labels(key, options["labels_models_kwargs"])
+            if labels is not None:
+                sdata.labels[key] = labels
+    table = None
+    if needs_table:
+        region = "cell_circles" if options["cells_as_circles"] else "cell_labels"
+        if region == "cell_labels" and "cell_labels" not in sdata.labels and "cell_boundaries" in wanted:
+            region = "cell_boundaries"
+        table = xenium_cells.read_table(
+            folder, cells, region, gex_only=options["gex_only"], pixel_size=pixel_size, size=size
+        )
+    for key in wanted:
+        outlines = xenium_cells.read_outlines(folder, key, cells, pixel_size, table, size)
+        if outlines is not None:
+            sdata.shapes[key] = outlines
+    if options["cells_as_circles"] and table is not None:
+        sdata.shapes["cell_circles"] = xenium_cells.circles(table, pixel_size)
+    if table is not None:
+        sdata.tables["table"] = table
+
+
 def _aligned_files(folder: Path) -> dict[str, Path]:
-    """Images that spatialdata-io will add, by their key there; each has its alignment."""
-    files = {}
+    """Images that were aligned to the stain, by their key; each has its alignment."""
+    found = {}
     for kind in ALIGNED:
-        for file in sorted(folder.glob(f"*{kind}.ome.tif")):
-            alignment = file.with_name(file.name.replace("image.ome.tif", "imagealignment.csv"))
+        files = checks.files_like(folder, f"*{kind}.ome.tif")
+        if len(files) > 1:
+            raise ValueError(
+                f"{folder} has several aligned images: {', '.join(file.name for file in files)}. Leave one, or pass "
+                "aligned_images=False and add them with he= or pp.align."
+            )
+        for file in files:
+            alignment = _alignment_of(file)
             if not alignment.is_file():
                 raise FileNotFoundError(
                     f"{file} has no alignment {alignment.name} beside it, which says where it lies. Add that file, or "
                     "leave the image out with aligned_images=False."
                 )
-            files[kind] = file
-    return files
+            checks.require_picture(file)
+            _alignment.read_matrix(alignment)
+            found[kind] = file
+    return found
+
+
+def _alignment_of(file: Path) -> Path:
+    return file.with_name(file.name.replace("image.ome.tif", "imagealignment.csv"))
+
+
+def _add_aligned(sdata: SpatialData, name: str, file: Path, options: Mapping[str, Any]) -> None:
+    """An image of any channels, where its alignment puts it."""
+    loose = read_image(file, name)
+    is_rgb = len(loose.pixels) == 3 and loose.pixels.dtype == np.uint8 and (loose.channels or [""])[0] == ""
+    names = ["r", "g", "b"] if name == "he_image" and len(loose.pixels) == 3 or is_rgb else loose.channels
+    names = None if names is not None and len(names) != len(loose.pixels) else names
+    loose = LooseImage(loose.pixels, loose.dims, loose.mpp, names)
+    sdata.images[name] = _image(loose, {"global": _alignment.read_matrix(_alignment_of(file))}, options)
+    for source, value in scale.sensible(loose.mpp, file.name).items():
+        scale.record_mpp(sdata, name, f"{source} of {file.name}", value)
 
 
 def _require_same_cells(cells: Path, matrix: Path) -> None:

@@ -14,6 +14,8 @@ from sthist.io._annotations.objects import read_features, read_geometry
 from sthist.io._files import checks
 from sthist.io._parts import spots
 from sthist.io._parts.matrix import raw_counts, unique_genes
+from sthist.io._parts.outlines import read_geoparquet
+from sthist.io._parts.points import molecules
 from sthist.io._parts.sample import CELL_RADIUS_UM
 from sthist.io._research.hest_table import facts_of, read_record
 
@@ -171,8 +173,8 @@ def _samples(path: Path) -> tuple[Path, list[str], bool]:
         )
     if (path / SAVED).is_file():
         return path, [path.resolve().name], True
-    beside = sorted(file.stem for file in path.glob("*.h5ad"))
-    return path, sorted(file.stem for file in path.glob("st/*.h5ad")) or beside, False
+    beside = [file.stem for file in checks.files_like(path, "*.h5ad")]
+    return path, [file.stem for file in checks.files_like(path, "st/*.h5ad")] or beside, False
 
 
 def _find(root: Path, name: str, places: tuple[str, ...]) -> Path | None:
@@ -303,7 +305,7 @@ def _add_outlines(sdata: SpatialData, name: str, path: Path) -> None:
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    frame = _read_outlines(path) if path.suffix == ".parquet" else _read_geojson(path)
+    frame = read_geoparquet(path) if path.suffix == ".parquet" else _read_geojson(path)
     geometry = frame.geometry
     keep = (geometry.geom_type.isin(["Polygon", "MultiPolygon"]) & ~geometry.is_empty).to_numpy()
     if not keep.any():
@@ -313,27 +315,6 @@ def _add_outlines(sdata: SpatialData, name: str, path: Path) -> None:
     if not keep.all():
         logger.warning("%s: %d of %d features are no polygons; they are left out.", path, int((~keep).sum()), len(keep))
     sdata.shapes[name] = ShapesModel.parse(frame[keep], transformations={"global": Identity()})
-
-
-def _read_outlines(path: Path) -> gpd.GeoDataFrame:
-    import geopandas as gpd
-    from shapely.errors import ShapelyError
-
-    try:
-        with checks.reading(path):
-            frame = gpd.read_parquet(path)
-    except (ShapelyError, TypeError, KeyError) as error:  # of geometries that are none
-        raise ValueError(f"{path}: its column of geometries cannot be read: {error}.") from None
-    except ValueError as error:
-        if "geo metadata" not in str(error):
-            raise
-        raise ValueError(
-            f"{path} has no column 'geometry' that geopandas can read ({error}). Take the .geojson.zip in its place."
-        ) from None
-    frame = frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
-    if any(isinstance(value, bytes) for value in frame.index[:1]):
-        frame.index = frame.index.map(bytes.decode)
-    return frame.set_crs(None, allow_override=True)
 
 
 def _read_geojson(path: Path) -> gpd.GeoDataFrame:
@@ -369,46 +350,8 @@ def _rows(path: Path, number: int, feature: dict[str, Any]) -> list[dict[str, An
 
 def _add_transcripts(sdata: SpatialData, path: Path) -> None:
     """Molecules as points in pixels of the H&E, read when needed."""
-    import dask.dataframe as dd
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-    from spatialdata.models import PointsModel
     from spatialdata.transformations import Identity
 
-    checks.require_content(path, checks.Needed(path.name, numeric=PLACES, gene=GENE))
-    there = pq.read_schema(path).names
-    columns = [*PLACES, GENE, *(name for name in KEPT if name in there)]
-    names: set[str] = set()
-    with pq.ParquetFile(path) as file:  # the names alone, without the rest of the table
-        for batch in file.iter_batches(columns=[GENE]):
-            names |= set(pc.unique(batch.column(0)).cast(pa.string()).to_pylist())
-    genes = sorted(names)
-    frame = dd.read_parquet(path, columns=columns, index=False, split_row_groups="adaptive")
-    frame = frame.map_partitions(_plain, genes, meta=_plain(frame._meta, genes))
-    sdata.points["transcripts"] = PointsModel.parse(
-        frame,
-        coordinates={"x": "he_x", "y": "he_y"},
-        feature_key=GENE,
-        instance_key="cell_id" if "cell_id" in columns else None,
-        transformations={"global": Identity()},
-        sort=True,
-    )
+    needed = checks.Needed(path.name, numeric=PLACES, gene=GENE)
+    sdata.points["transcripts"] = molecules(path, needed, {"global": Identity()}, kept=KEPT)
     _sample.set_role(sdata, "transcripts", {"points": "transcripts", "gene": GENE})
-
-
-def _plain(frame: Any, genes: list[str]) -> Any:
-    """Text where the file has bytes; genes as categories that are known."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    def text(values: Any) -> Any:
-        return pa.array(values.to_numpy(object), from_pandas=True).cast(pa.string())
-
-    frame = frame.copy()
-    codes = pc.index_in(text(frame[GENE]), pa.array(genes, pa.string())).to_numpy(zero_copy_only=False)
-    frame[GENE] = pd.Categorical.from_codes(codes, categories=pd.Index(genes))
-    if "cell_id" in frame and not pd.api.types.is_numeric_dtype(frame["cell_id"]):
-        frame["cell_id"] = pd.array(text(frame["cell_id"]), dtype="string[pyarrow]")
-    return frame

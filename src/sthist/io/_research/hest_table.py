@@ -94,7 +94,7 @@ def hest_table(path: str | Path) -> pd.DataFrame:
     if file is not None:
         frame = _checked(file)
     else:
-        records = sorted((path / "metadata").glob("*.json"))
+        records = checks.files_like(path / "metadata", "*.json")
         if not records:
             raise FileNotFoundError(
                 f"{path} has neither a table of metadata such as HEST_v1_1_0.csv nor files metadata/<id>.json."
@@ -110,7 +110,7 @@ def hest_table(path: str | Path) -> pd.DataFrame:
 
 def _newest_table(folder: Path) -> Path | None:
     tables = {}
-    for file in (*folder.glob("*.csv"), *folder.glob("assets/*.csv"), *folder.glob("metadata/*.csv")):
+    for file in (file for kind in ("", "assets/", "metadata/") for file in checks.files_like(folder, f"{kind}*.csv")):
         match = CSV.search(file.name)
         if match:
             tables[tuple(map(int, match.groups()))] = file

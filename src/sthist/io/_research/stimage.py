@@ -102,9 +102,8 @@ def stimage(
 def _slides(root: Path) -> dict[str, Path]:
     """The folder of the technology, by slide."""
     folders = [root / technology for technology in TECHNOLOGIES] + [root] * (root.name in TECHNOLOGIES)
-    slides = {
-        file.name.removesuffix(COORD): folder for folder in folders for file in sorted(folder.glob(f"coord/*{COORD}"))
-    }
+    there = {folder: checks.files_like(folder, f"coord/*{COORD}") for folder in folders}
+    slides = {file.name.removesuffix(COORD): folder for folder, files in there.items() for file in files}
     if not slides:
         raise FileNotFoundError(
             f"{root} has no slides: none of {'/coord, '.join(TECHNOLOGIES)}/coord has a file *{COORD}. Give a local "
@@ -118,7 +117,8 @@ def _read_meta(root: Path) -> dict[str, dict[Any, Any]]:
     import pandas as pd
 
     folders = [root, root.parent] if root.name in TECHNOLOGIES else [root]
-    tables = [file for folder in folders for file in (*folder.glob(f"meta/{META}"), *folder.glob(META))]
+    places = (f"meta/{META}", META)
+    tables = [file for folder in folders for place in places for file in checks.files_like(folder, place)]
     if not tables:
         return {}
     # meta_all_gene02122025.csv: month, day, year
