@@ -239,7 +239,8 @@ def test_outlines_without_area(dapi, caplog):
             {"dapi": dapi}, mpp=0.5, cells=pd.DataFrame(rows, columns=["cell_id", "x_um", "y_um"])
         )
     assert sdata["cells"].index.tolist() == ["a"]
-    assert "2 outlines have no area" in caplog.text
+    assert "1 of 3 outlines have fewer than 3 corners and are left out: cell_id 'c'" in caplog.text
+    assert "1 outlines have no area" in caplog.text
 
 
 def test_cells_without_outline(dapi, table):

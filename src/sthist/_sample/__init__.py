@@ -2,6 +2,7 @@
 
 from sthist._sample.elements import (
     CONTROL_PREFIXES,
+    CYTOPLASM_NAMES,
     HE_NAMES,
     NUCLEAR_NAMES,
     UM,
@@ -26,6 +27,7 @@ from sthist._sample.elements import (
 )
 
 __all__ = [
+    "CYTOPLASM_NAMES",
     "CONTROL_PREFIXES",
     "HE_NAMES",
     "HighResElements",

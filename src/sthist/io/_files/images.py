@@ -167,9 +167,19 @@ def _with_own_pyramid(loose: LooseImage, names: list[str] | None, transformation
     return element
 
 
-def size_px(element: Any) -> tuple[int, int]:
-    """Width and height of an image at full resolution."""
+def finest(element: Any) -> Any:
+    """An image at full resolution."""
     from xarray import DataTree
 
-    level = next(iter(element["scale0"].data_vars.values())) if isinstance(element, DataTree) else element
+    return next(iter(element["scale0"].data_vars.values())) if isinstance(element, DataTree) else element
+
+
+def dims_of(element: Any) -> tuple[str, ...]:
+    """Axes of an image."""
+    return tuple(str(dim) for dim in finest(element).dims)
+
+
+def size_px(element: Any) -> tuple[int, int]:
+    """Width and height of an image at full resolution."""
+    level = finest(element)
     return int(level.sizes["x"]), int(level.sizes["y"])

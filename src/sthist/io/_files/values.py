@@ -107,11 +107,14 @@ def require_counts(
     )
 
 
-def require_named(path: Path, field: str, names: Any) -> None:
+def require_named(path: Path | str, field: str, names: Any) -> None:
     """Refuse names (of genes, cells or bins) that are empty."""
-    names = np.asarray(names).astype(str)
-    empty = np.char.strip(names) == ""
-    if empty.any():
+    import pandas as pd
+
+    column = pd.Series(np.asarray(names))
+    blank = [name for name in column.unique() if pd.isna(name) or not str(name).strip()]  # there are few of a gene
+    if blank:
+        empty = column.isin(blank).to_numpy()
         raise ValueError(
             f"{path}: {field} should hold names, but {int(empty.sum())} of {len(names)} are empty, the first in row "
             f"{int(empty.argmax())}. Is the file damaged? Export it again."

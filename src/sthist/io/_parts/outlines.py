@@ -121,7 +121,7 @@ def say_lost(where: Path | str, cells: Any, outlined: Any, what: str = "cells", 
         logger.warning(f"{where}: {n} of {len(has)} {what} have no valid outline, such as {first!r}{then}.")
 
 
-def one_plane(path: Path, frame: gpd.GeoDataFrame, cell: str, plane: str, wanted: float) -> gpd.GeoDataFrame:
+def one_plane(path: Path | str, frame: gpd.GeoDataFrame, cell: str, plane: str, wanted: float) -> gpd.GeoDataFrame:
     """One outline of each cell: of the plane that is wanted, else of the one that is nearest to it and has one.
 
     Outlines that cross themselves or have no area give way to those of another plane.

@@ -210,8 +210,8 @@ def _molecules(folder: Path, pixel_size: float, size: tuple[float, ...]) -> Any:
     """The transcripts, in µm, read when needed."""
     from spatialdata.transformations import Scale
 
-    needed = Needed("transcripts.parquet", numeric=PLACES, gene="feature_name")
-    path = checks.require_file(folder, needed.name, vendor=VENDOR)
+    path = checks.require_file(folder, "transcripts.parquet", vendor=VENDOR)
+    needed = Needed(path.name, numeric=PLACES, gene="feature_name")
     within = (size[0] * pixel_size, size[1] * pixel_size)
     placed = {"global": Scale([1 / pixel_size, 1 / pixel_size], ("x", "y"))}
     return molecules(path, needed, placed, further={"z": "z_location"}, within=within)

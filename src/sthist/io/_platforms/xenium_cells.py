@@ -32,20 +32,21 @@ class Cells:
     """What ``cells.zarr.zip`` holds, whatever version of the instrument or of Xenium Ranger has written it."""
 
     def __init__(self, path: Path) -> None:
-        import zarr
         from spatialdata_io.readers.xenium import cell_id_str_from_prefix_suffix_uint32
 
         self.path = path
         with checks.reading(path):
-            self._group = zarr.open_group(zarr.storage.ZipStore(path, read_only=True), mode="r")
-            ids = np.asarray(self._group["cell_id"][...]) if "cell_id" in self._group else np.zeros(0)
+            self._group = _open(path)
+            ids: Any = np.asarray(self._group["cell_id"][...]) if "cell_id" in self._group else np.zeros(0)
             masks = self._group.get("masks", {})
             self._masks = {number: masks[number] for number in ("0", "1") if number in masks}
             sets = sorted(self._group["polygon_sets"].group_keys()) if "polygon_sets" in self._group else []
         # Imported outlines are the only set, and those of cells.
         self.has_both = sets == [] or len(sets) > 1
         # Before 1.3 they are numbers, from 1, as the table has them.
-        self.names = cell_id_str_from_prefix_suffix_uint32(*ids.T) if ids.ndim == 2 and ids.shape[1] == 2 else None
+        self.names = (
+            cell_id_str_from_prefix_suffix_uint32(ids[:, 0], ids[:, 1]) if ids.ndim == 2 and ids.shape[1] == 2 else None
+        )
         self.has_numbers, self._n = bool(sets), len(ids)  # of nuclei, apart from those of cells
 
     def labels(self, key: str, options: Mapping[str, Any]) -> Any:
@@ -75,6 +76,13 @@ class Cells:
         table = self._group["cell_summary"]
         columns = [str(name) for name in table.attrs.get("column_names", [])]
         return {name: np.asarray(table[:, columns.index(name)]) for name in SUMMARY if name in columns}
+
+
+def _open(path: Path) -> Any:
+    """The group of a zipped store."""
+    import zarr
+
+    return zarr.open_group(zarr.storage.ZipStore(path, read_only=True), mode="r")
 
 
 def read_table(folder: Path, cells: Cells, region: str, *, gex_only: bool, pixel_size: float, size: Any) -> AnnData:
