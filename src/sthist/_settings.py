@@ -137,12 +137,24 @@ class Settings:
             logger.setLevel(VERBOSITY[value])
         super().__setattr__(name, value)
 
-    def torch_device(self) -> str:
-        """The device that ``device`` stands for on this machine."""
-        if self.device != "auto":
-            return self.device
+    def torch_device(self, device: str | None = None) -> str:
+        """The device that an argument ``device`` stands for here: ``"auto"`` or None is that of the settings.
+
+        Raises
+        ------
+        ValueError
+            If there is no such device on this machine.
+        """
         import torch
 
+        name = self.device if device in (None, "auto") else str(device)
+        if name != "auto":
+            try:
+                torch.empty(0, device=name)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                there = ["cpu", *(each for each in ("cuda", "mps") if getattr(torch, each).is_available())]
+                raise ValueError(f"device={name!r} is not on this machine, which has {there}.") from error
+            return name
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"

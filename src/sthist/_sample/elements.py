@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample import other_tools
 from sthist._settings import logger
 
@@ -36,19 +37,42 @@ def present(shapes: GeoDataFrame) -> GeoDataFrame:
     return shapes[~is_missing(shapes)]
 
 
+def outlines_um(sdata: SpatialData, key: str) -> np.ndarray:
+    """Areas of shapes in µm, (n,) geometries, none crossing itself; cores that are missing are left out."""
+    import spatialdata as sd
+
+    shapes = present(sd.transform(get(sdata, "shapes", key), to_coordinate_system=UM))
+    geometry = shapes.geometry.buffer(shapes["radius"]) if "radius" in shapes else shapes.geometry
+    return repaired(geometry.to_numpy(), shapes.index, key)
+
+
+def repaired(polygons: np.ndarray, names: Any, key: str) -> np.ndarray:
+    """Polygons of which none crosses itself, and whatever is no area (lines, points) is empty."""
+    import shapely
+
+    wrong = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
+    if wrong.any():
+        logger.warning(
+            "%d of the shapes %r cross themselves, such as %r: what their outline encloses counts.",
+            int(wrong.sum()),
+            key,
+            plain(names[int(wrong.argmax())]),
+        )
+        polygons = polygons.copy()
+        polygons[wrong] = shapely.make_valid(polygons[wrong], method="structure", keep_collapsed=False)
+    flat = ~(shapely.area(polygons) > 0)
+    return np.where(flat, shapely.Polygon(), polygons)
+
+
 def region_geometry(sdata: SpatialData, within: Any) -> BaseGeometry:
     """The geometry, in µm, that a ``within=`` argument stands for.
 
     Of the cores of a microarray, those that are there.
     """
     import shapely
-    import spatialdata as sd
 
     if isinstance(within, str):
-        shapes = present(sd.transform(get(sdata, "shapes", within), to_coordinate_system=UM))
-        geometry = shapely.union_all(
-            shapes.geometry.buffer(shapes["radius"]) if "radius" in shapes else shapes.geometry
-        )
+        geometry = shapely.union_all(outlines_um(sdata, within))
     elif isinstance(within, shapely.geometry.base.BaseGeometry):
         geometry = within
     elif len(within) == 4:

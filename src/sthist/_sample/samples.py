@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sthist._messages import plain
 from sthist._sample.elements import safe_key
 from sthist._sample.sample_csv import read_sample_csv
+from sthist._sample.verbs import require_store
+from sthist._sample.verbs import verb as takes_stores
 from sthist._settings import logger
 
 if TYPE_CHECKING:
@@ -45,8 +49,6 @@ def samples_of(data: Any, table: Any = None) -> list[Sample]:
     """
     if not isinstance(data, Mapping):
         data = {str(_facts(data).get("name") or "sample"): data}
-    if not data:
-        raise ValueError("There are no samples: the mapping is empty.")
     _require_names(data)
     facts = None if table is None else read_sample_table(table, data)
     samples = [
@@ -58,21 +60,23 @@ def samples_of(data: Any, table: Any = None) -> list[Sample]:
 
 
 def over_samples(verb: Verb) -> Verb:
-    """Let a verb take a mapping of sample name to object: it runs on one after the other.
+    """Let a verb take a mapping of sample name to object, or to the path of its store: it runs on one after the other.
 
     What it returns is then a mapping, too, or None if it returns nothing. An error says in which sample; those before
     it keep their results.
     """
+    of_one = takes_stores(verb)
 
     @functools.wraps(verb)
     def run(data: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(data, Mapping):
-            return verb(data, *args, **kwargs)
+            return of_one(data, *args, **kwargs)
+        _require_names(data)
         results = {}
-        for sample in samples_of(data):
-            logger.info("Sample %s.", sample.name)
-            with naming(sample.name):
-                results[sample.name] = verb(sample.data, *args, **kwargs)
+        for name, each in data.items():
+            logger.info("Sample %s.", name)
+            with naming(name):
+                results[plain(name)] = of_one(each, *args, **kwargs)  # a store is opened when its turn has come
         return None if all(result is None for result in results.values()) else results
 
     run.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
@@ -156,15 +160,21 @@ def naming(sample: str) -> Iterator[None]:
 
 
 def _require_names(data: Mapping[Any, Any]) -> None:
-    names: dict[int, str] = {}
+    if not data:
+        raise ValueError("There are no samples: the mapping is empty.")
+    names: dict[int | Path, str] = {}
     for name, each in data.items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"The name of a sample is a text that is not empty, not {name!r}.")
-        if not (hasattr(each, "images") or hasattr(each, "obs_names")):
-            raise TypeError(f"Sample {name!r} is a {type(each).__name__}; it must be a SpatialData or an AnnData.")
-        known = names.setdefault(id(each), name)
+            raise ValueError(f"The name of a sample is a text that is not empty, not {plain(name)!r}.")
+        is_path = isinstance(each, str | os.PathLike)
+        if not (is_path or hasattr(each, "images") or hasattr(each, "obs_names")):
+            raise TypeError(
+                f"Sample {plain(name)!r} is a {type(each).__name__}; it must be a SpatialData, an AnnData, or the path "
+                "of a store."
+            )
+        known = names.setdefault(require_store(each).resolve() if is_path else id(each), plain(name))
         if known != name:
-            raise ValueError(f"Samples {known!r} and {name!r} are one and the same object.")
+            raise ValueError(f"Samples {known!r} and {plain(name)!r} are one and the same object.")
 
 
 def _facts(data: Any) -> dict[str, Any]:

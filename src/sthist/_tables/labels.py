@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample
+from sthist._messages import plain
+from sthist._sample.elements import repaired
 from sthist._settings import logger
 from sthist._tables.rows import Rows, polygons_um, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     import pandas as pd
     from spatialdata import SpatialData
@@ -98,7 +100,7 @@ def labels_of(sdata: SpatialData, rows: Rows, label: str) -> pd.Series:
     """A column of regions, from the shapes or from their table."""
     frame = sdata.shapes[rows.shapes]
     if label in frame.columns and label != "geometry":
-        return frame[label].loc[rows.instances]
+        return frame[label].reindex(rows.instances)
     columns = [str(name) for name in frame.columns if name != "geometry"]
     if rows.table is not None:
         obs = sdata.tables[rows.table].obs
@@ -133,29 +135,6 @@ def read_annotation(sdata: SpatialData, key: str, label: str, overlaps: Overlaps
     return Annotation(parted[left], codes[kept][left], classes)
 
 
-def repaired(polygons: np.ndarray, names: Sequence[Any] | np.ndarray, key: str) -> np.ndarray:
-    """Polygons of which none crosses itself, and whatever is no area (lines, points) is empty."""
-    import shapely
-
-    wrong = ~shapely.is_valid(polygons) & ~shapely.is_missing(polygons)
-    if wrong.any():
-        logger.warning(
-            "%d of the shapes %r cross themselves, such as %r: what their outline encloses counts.",
-            int(wrong.sum()),
-            key,
-            _plain(names[int(wrong.argmax())]),
-        )
-        polygons = polygons.copy()
-        polygons[wrong] = shapely.make_valid(polygons[wrong], method="structure", keep_collapsed=False)
-    flat = ~(shapely.area(polygons) > 0)
-    return np.where(flat, shapely.Polygon(), polygons)
-
-
-def _plain(name: Any) -> Any:
-    """A name as Python's own kind of number or text, as messages show it."""
-    return name.item() if isinstance(name, np.generic) else name
-
-
 def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, overlaps: Overlaps) -> np.ndarray:
     """Polygons without what smaller ones cover; of two of one size, the later one lies on top."""
     import shapely
@@ -171,7 +150,7 @@ def _part(polygons: np.ndarray, codes: np.ndarray, names: np.ndarray, key: str, 
     below, above, shared = below[real], above[real], shared[real]
     other = codes[below] != codes[above]
     if other.any():
-        i, j = (_plain(names[pair[other][0]]) for pair in (below, above))
+        i, j = (plain(names[pair[other][0]]) for pair in (below, above))
         n, total = int(other.sum()), float(shared[other].sum())
         if overlaps == "error":
             raise ValueError(

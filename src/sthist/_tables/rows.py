@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, _store, scale
+from sthist._messages import plain
 from sthist._sample.elements import is_missing, region_geometry
+from sthist._settings import logger
 from sthist._tables.find import require_free
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def rows_of(sdata: SpatialData, name: str, table: str | None = None) -> Rows:
 def _require_own_names(sdata: SpatialData, shapes: str) -> None:
     index = sdata.shapes[shapes].index
     if not index.is_unique:
-        twice = index[index.duplicated()][0]
+        twice = plain(index[index.duplicated()][0])
         first, second = np.flatnonzero(index == twice)[:2]
         raise ValueError(
             f"Shapes {shapes!r} have the name {twice!r} more than once, in rows {first} and {second}, so that it "
@@ -58,6 +60,9 @@ def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
     if table is not None:
         _sample.get(sdata, "tables", table)
         cells = _sample.cell_shapes(sdata, table)
+        rows = _rows_with_shapes(sdata, table) if cells is None else None
+        if rows is not None and name in (table, rows.shapes):
+            return rows
         if cells is None or name not in (table, cells[0]):
             link = (
                 "no shapes of this sample are its rows" if cells is None else f"its rows are {cells[0]!r}, not {name!r}"
@@ -68,8 +73,42 @@ def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
         return Rows(cells[0], table, np.asarray(cells[1]))
     tables = {rows.table: rows for rows in _linked_tables(sdata) if rows.shapes == name and rows.table is not None}
     if not tables:
+        partly = {key: rows for key in sdata.tables if (rows := _rows_with_shapes(sdata, key, name)) is not None}
+        if partly:
+            return partly[_preferred(sdata, name, list(partly))]
         return Rows(name, None, sdata.shapes[name].index.to_numpy())
     return tables[_preferred(sdata, name, list(tables))]
+
+
+def _rows_with_shapes(sdata: SpatialData, table: str, shapes: str | None = None) -> Rows | None:
+    """The rows of a table some of whose shapes are there: others were taken away, and their rows were not."""
+    adata = sdata.tables[table]
+    link = adata.uns.get("spatialdata_attrs", {})
+    regions = [link["region"]] if isinstance(link.get("region"), str) else list(link.get("region") or [])
+    if len(regions) != 1 or regions[0] not in sdata.shapes or regions[0] != (shapes or regions[0]):
+        return None
+    rows = Rows(regions[0], table, adata.obs[link["instance_key"]].to_numpy())
+    there = have_shapes(sdata, rows)
+    if not there.any():
+        return None
+    logger.warning(
+        "%d of the %d rows of table %r, such as %r, have no shape in %r any more: they count as empty. To take them "
+        "away, too: sdata[%r] = sdata[%r][sdata[%r].obs[%r].isin(sdata[%r].index)].copy().",
+        int((~there).sum()),
+        len(there),
+        table,
+        plain(rows.instances[~there][0]),
+        regions[0],
+        *[table] * 3,
+        link["instance_key"],
+        regions[0],
+    )
+    return rows
+
+
+def have_shapes(sdata: SpatialData, rows: Rows) -> np.ndarray:
+    """Which rows have a shape, (n,) bool: those of a table whose shapes were filtered may not."""
+    return np.asarray(sdata.shapes[rows.shapes].index.get_indexer(rows.instances) >= 0)
 
 
 def _raise_missing(sdata: SpatialData, name: str) -> None:
@@ -158,10 +197,11 @@ def polygons_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
     import shapely
 
     frame = sdata.shapes[rows.shapes]
+    places = frame.index.get_indexer(rows.instances)
     geometry = _geometry(sdata, rows)
-    geometry[is_missing(frame.loc[rows.instances])] = None
+    geometry[is_missing(frame)[places]] = None
     if "radius" in frame:
-        geometry = shapely.buffer(geometry, frame["radius"].loc[rows.instances].to_numpy(), quad_segs=16)
+        geometry = shapely.buffer(geometry, frame["radius"].to_numpy()[places], quad_segs=16)
     matrix = scale.matrix_to_um(sdata, "shapes", rows.shapes)
     if np.array_equal(matrix, np.eye(3)):
         return geometry
@@ -169,10 +209,12 @@ def polygons_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
 
 
 def _geometry(sdata: SpatialData, rows: Rows) -> np.ndarray:
-    """A copy of the geometry of each row, as it is stored."""
+    """A copy of the geometry of each row, as it is stored; None where it has none."""
     geometry = _sample.get(sdata, "shapes", rows.shapes).geometry
     places = geometry.index.get_indexer(rows.instances)
-    return np.asarray(geometry.to_numpy())[places]
+    found = np.asarray(geometry.to_numpy(), dtype=object)[places]
+    found[places < 0] = None
+    return found
 
 
 def pairs_inside(polygons: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.samples import samples_of
+from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist._tables.labels import as_classes
 from sthist.benchmark._folds import fold_count
@@ -39,6 +40,7 @@ WEIGHTED = "weighted mean"
 VALIDATION = 0.2
 
 
+@verb
 def annotation_transfer(
     data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sthist._sample.verbs import verb
 from sthist.benchmark._study import BASE, BASELINES, flat_training, run_study
 from sthist.tiles import TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
@@ -30,6 +31,7 @@ STRIDES = {"small": 32, "pix2pix": 64, "sd-turbo": 64}
 """Half tiles are tried where they are multiples of so many px."""
 
 
+@verb
 def ablate_virtual_he(
     data: Any,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
@@ -164,6 +166,7 @@ def _require_distinct(variants: Mapping[str, Mapping[str, Any]]) -> None:
             raise ValueError(f"Variants {other!r} and {name!r} are the same: {dict(arguments)}.")
 
 
+@verb
 def cross_validate_virtual_he(
     data: Any,
     model: Any = "small",

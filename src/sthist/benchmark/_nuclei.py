@@ -10,6 +10,7 @@ import numpy as np
 from sthist import _sample, stains
 from sthist._imaging.nuclei import above_surroundings, contrast_of
 from sthist._sample.samples import naming, samples_of
+from sthist._sample.verbs import verb
 from sthist._settings import settings
 from sthist._tables.rows import polygons_um, rows_of
 from sthist.benchmark._tiles import SharedTiles, on_images, shared_tiles
@@ -32,6 +33,7 @@ SCORES = {"nucleus_f1": "f1", "nucleus_iou": "mean_iou", "nucleus_shift_um": "me
 """Columns of a frame, and the fields of :class:`sthist.metrics.image.NucleusPreservation` that they hold."""
 
 
+@verb
 def nucleus_preservation(
     data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",
@@ -53,7 +55,7 @@ def nucleus_preservation(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     key
         The virtual image.
     reference

@@ -9,6 +9,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.samples import samples_of
+from sthist._sample.verbs import verb
 from sthist._settings import settings
 from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, nucleus_scores, require_fine, truths_of
 from sthist.benchmark._tiles import SharedTiles, find_extractor, shared_tiles
@@ -117,6 +118,7 @@ def _strip(pixels: Any, axis: int, line: int, along: slice) -> np.ndarray:
     return part.transpose(1, 0, 2) if axis == 0 else part
 
 
+@verb
 def virtual_he(
     data: SpatialData | Mapping[str, SpatialData],
     key: str = "virtual_he",

@@ -47,7 +47,7 @@ class NetworkEncoder(Encoder):
         import torch
 
         self.name, self.spec, self.transform, self._dim = name, spec, transform, dim
-        self.device = torch.device(settings.torch_device() if device in (None, "auto") else device)
+        self.device = torch.device(settings.torch_device(device))
         self.precision = chosen_precision(precision, self.device)
         self.network = module.eval().to(self.device, memory_format=torch.channels_last)
         self.module = self.network if trainable else None
@@ -108,13 +108,28 @@ class NetworkEncoder(Encoder):
         with torch.inference_mode(), self._autocast(), evaluating(self.network):
             pixels = _upload(tiles, self.device)
             images = self.transform(pixels if isinstance(self.transform, Transform) else pixels.permute(0, 3, 1, 2))
-            rows = function(images)
+            try:
+                rows = function(images)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise ValueError(self._refusal(tiles.shape[1], error)) from error
             if not isinstance(rows, torch.Tensor):
                 what = type(rows).__name__
                 raise ValueError(
                     f"{self.name!r} gave a {what} in place of a tensor; wrap it in a module that picks one."
                 )
             return rows.float()
+
+    def _refusal(self, px: int, error: Exception) -> str:
+        """What a network says of tiles that it does not take, and which it may take."""
+        made_for = (getattr(self.network, "pretrained_cfg", None) or {}).get("input_size")
+        known = "" if made_for is None else f" It was made for {made_for[-1]} px."
+        why = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        return (
+            f"{self.name!r} does not take tiles of {px} px: {why}.{known} Pass tiles that it takes, "
+            "spec=sthist.tiles.TileSpec(size_um=..., px=...), or lay such with pp.tiles."
+        )
 
     def _autocast(self) -> Any:
         import torch

@@ -11,6 +11,7 @@ import numpy as np
 
 from sthist import _sample, scale
 from sthist._disk import written_whole
+from sthist._sample.verbs import verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ TILE_PX = 512
 SMALLEST_LEVEL_PX = 512
 
 
+@verb
 def export_ome_tiff(
     sdata: SpatialData, image: str, path: str | Path, *, compression: str | None = "deflate", overwrite: bool = False
 ) -> None:
@@ -143,6 +145,7 @@ def _tiles(level: Any, *, rgb: bool) -> Iterator[np.ndarray]:
                 yield np.ascontiguousarray(padded.transpose(1, 2, 0)) if rgb else padded[0]
 
 
+@verb
 def export_geojson(
     sdata: SpatialData,
     regions: str,
@@ -279,6 +282,7 @@ def _column(sdata: SpatialData, shapes: str, frame: GeoDataFrame, name: str) -> 
     raise KeyError(f"There is no column {name!r} on the shapes {shapes!r} or a table of theirs; there are {known}.")
 
 
+@verb
 def export_xenium_explorer(
     sdata: SpatialData, path: str | Path, *, group: str, table: str | None = None, overwrite: bool = False
 ) -> None:
@@ -287,7 +291,7 @@ def export_xenium_explorer(
     Parameters
     ----------
     sdata
-        The sample.
+        The sample, or the path of its store.
     path
         File to write.
     group

@@ -9,6 +9,7 @@ import numpy as np
 from sthist import _sample, stains
 from sthist._imaging.nuclei import segment_nuclei
 from sthist._sample.elements import region_geometry
+from sthist._sample.verbs import verb
 from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, show_image
 from sthist.pl._colours import limit
 from sthist.tiles._images.image import open_image
@@ -29,6 +30,7 @@ MAX_SEGMENTED_MPP = 1.0
 DENSITY_UM, LEVELS = 30.0, 3
 
 
+@verb
 def alignment(
     sdata: SpatialData,
     he: str | None = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._sample.verbs import verb
 from sthist.metrics._compare import PAIRS, by_seed
 from sthist.metrics._regions import by_class, region_tests
 from sthist.pl._base import finish, one_axes, panel_axes
@@ -32,6 +33,7 @@ ROW_INCHES, GAP = 0.3, 0.8
 BASELINE = "baseline"
 
 
+@verb
 def ablation(
     frame: pd.DataFrame,
     metric: str = "ssim",
@@ -190,6 +192,7 @@ def _lines(ax: Axes, lines: dict[str, float]) -> None:
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
 
 
+@verb
 def image_metrics(
     frame: pd.DataFrame,
     *,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._sample.verbs import verb
 from sthist.pl._base import finish, one_axes
 from sthist.pl._colours import class_colours, place_legend
 
@@ -19,6 +20,7 @@ INSIDE = 12
 """Classes that a legend inside of the axes has room for."""
 
 
+@verb
 def roc(
     labels: Any,
     scores: Any = None,
@@ -103,6 +105,7 @@ def roc(
     return finish([ax], save)[0]
 
 
+@verb
 def confusion(
     labels: Any,
     predicted: Any = None,

@@ -10,6 +10,7 @@ import numpy as np
 from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import samples_of
+from sthist._sample.verbs import verb
 from sthist._tables.find import find_column, find_table
 from sthist._tables.genes import closest
 from sthist._tables.rows import Rows, polygons_um, rows_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 SIDE = 5.0
 
 
+@verb
 def embedding(
     data: SpatialData | AnnData,
     basis: str = "umap",
@@ -59,7 +61,7 @@ def embedding(
     Parameters
     ----------
     data
-        One sample, or a table.
+        One sample, or the path of its store; or a table.
     basis
         Key in ``obsm``, with or without ``X_``, whose first two columns are drawn.
     color
@@ -124,6 +126,7 @@ def embedding(
     return finish([ax], save)[0]
 
 
+@verb
 def cells(
     sdata: SpatialData | Mapping[str, SpatialData],
     color: str,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._tables.genes import closest
+from sthist._sample.verbs import verb
+from sthist._tables.find import find_column
 from sthist._tables.labels import class_names
 from sthist.pl._base import finish, one_axes
 from sthist.pl._colours import Classes, class_colours, colours_of, place_legend
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from spatialdata import SpatialData
 
 
+@verb
 def niche_composition(
-    data: AnnData,
+    data: SpatialData | AnnData,
     key: str = "niche",
     groupby: str | None = None,
     *,
+    table: str | None = None,
     ax: Axes | None = None,
     save: str | Path | None = None,
 ) -> Axes:
@@ -34,12 +38,14 @@ def niche_composition(
     Parameters
     ----------
     data
-        A table with niches, as of :func:`sthist.tl.niches`.
+        A table with niches, as of :func:`sthist.tl.niches`, or one sample.
     key
         Column of the niches; ``obsm[key + "_composition"]`` holds what they are made of.
     groupby
         Without it, a bar is a niche, and its parts are the mean shares of the classes. With it, a bar is a value of
         this column, such as a core or a sample, and its parts are the shares of the niches among its cells.
+    table
+        Key of the table; by default the only one that has ``key``.
     ax
         Axes to draw on.
     save
@@ -67,11 +73,10 @@ def niche_composition(
     """
     import matplotlib.pyplot as plt
 
-    for column in (key, groupby):
-        if column is not None and column not in data.obs:
-            there = [str(name) for name in data.obs]
-            raise KeyError(f"The table has no column {column!r}; it has {there}.{closest(column, there)}")
-    shares, part_colours = _of_niches(data, key) if groupby is None else _of_groups(data, key, groupby)
+    where, adata = find_column(data, key, table)
+    if groupby is not None:
+        find_column(adata if where is None else data, groupby, where)
+    shares, part_colours = _of_niches(adata, key) if groupby is None else _of_groups(adata, key, groupby)
     if not len(shares):
         raise ValueError(f"No row has a niche in {key!r}.")
     shares = shares.iloc[_by_likeness(shares.to_numpy())]

@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import region_geometry
+from sthist._sample.verbs import verb
 from sthist.pl._base import add_scale_bar, finish, make_axes, pictures, show_image
 from sthist.pl._colours import colour_legend
 from sthist.tiles import Overlay, TileReader, TileSpec
@@ -27,6 +28,7 @@ PAPER_MPP = 0.2125
 LEGEND_GENES = 12
 
 
+@verb
 def overlay(
     sdata: SpatialData,
     within: Any = None,
@@ -44,7 +46,7 @@ def overlay(
     Parameters
     ----------
     sdata
-        One sample, registered in ``um``.
+        One sample, or the path of its store, registered in ``um``.
     within
         A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; by default 108.8 µm in the
         middle of the section, one tile of ST2HE.
@@ -126,6 +128,7 @@ def _box(sdata: SpatialData, within: Any, kwargs: dict[str, Any]) -> tuple[float
     return middle_x - half, middle_y - half, middle_x + half, middle_y + half
 
 
+@verb
 def tiles(
     sdata: SpatialData,
     regions: str = "tiles",
@@ -144,7 +147,7 @@ def tiles(
     Parameters
     ----------
     sdata
-        One sample.
+        One sample, or the path of its store.
     regions
         Tiles that :func:`sthist.pp.tiles` has laid.
     n

@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import region_geometry
+from sthist._sample.verbs import verb
 from sthist._tables.find import find_table
 from sthist._tables.genes import closest
 from sthist._tables.labels import class_names
@@ -23,7 +24,7 @@ from sthist.pl._base import (
     sample_image,
     show_image,
 )
-from sthist.pl._colours import limit, settle_numbers
+from sthist.pl._colours import is_number, limit, numbers_of, settle_numbers
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_image
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 TILE_PX = 224
 
 
+@verb
 def score_map(
     sdata: SpatialData,
     key: str,
@@ -63,7 +65,7 @@ def score_map(
     Parameters
     ----------
     sdata
-        One sample.
+        One sample, or the path of its store.
     key
         A heat map (:func:`sthist.tl.heatmap`); or scores of regions: a DataFrame in ``obsm``, called so or
         ``<key>_score``, or a column of numbers in ``obs``.
@@ -178,10 +180,11 @@ def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Sc
         rows = rows_of(sdata, str(table_key))
         values = getattr(adata, kind)[name]
         if kind == "obs":
-            return {key: Scores(key, rows=rows, values=values.to_numpy(np.float64))}
+            return {key: Scores(key, rows=rows, values=numbers_of(values))}
         names = class_names(adata, name.removesuffix("_score"), values.columns)
         columns = values.to_numpy(np.float64).T
         return {name: Scores(key, rows=rows, values=column) for name, column in zip(names, columns, strict=True)}
+    _say_what_it_is(sdata, key, table)
     there = [*sdata.images, *(str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.obsm))]
     raise KeyError(
         f"There is neither a heat map {key!r} nor scores of that name in a table: a DataFrame in obsm, or numbers in "
@@ -190,7 +193,29 @@ def _of_regions(sdata: SpatialData, key: str, table: str | None) -> dict[str, Sc
 
 
 def _are_numbers(values: Any) -> bool:
-    return hasattr(values, "columns") or getattr(getattr(values, "dtype", None), "kind", "O") in "fiu"
+    """A DataFrame of them, or a column."""
+    return hasattr(values, "columns") or (hasattr(values, "index") and is_number(values))
+
+
+def _say_what_it_is(sdata: SpatialData, key: str, table: str | None) -> None:
+    """Refuse what is called so, but holds no scores that can be told apart."""
+    tables = {name: adata for name, adata in sdata.tables.items() if table in (None, name)}
+    for where, adata in tables.items():
+        for name in (key, f"{key}_score"):
+            if name in adata.obsm:
+                shape = tuple(map(int, adata.obsm[name].shape))
+                raise ValueError(
+                    f"obsm[{name!r}] of table {where!r} is an array of shape {shape}, whose columns have no names. "
+                    f"Give them: adata.obsm[{name!r}] = pd.DataFrame(adata.obsm[{name!r}], index=adata.obs_names, "
+                    "columns=[...]); or draw embeddings with pl.embedding."
+                )
+        if key in adata.obs:
+            kind = "booleans" if adata.obs[key].dtype.kind == "b" else "categories or text"
+            raise ValueError(
+                f"obs[{key!r}] of table {where!r} holds {kind} ({adata.obs[key].dtype}), and scores are numbers. Draw "
+                f"classes with pl.cells(sdata, {key!r}, table={where!r}, basis=None), or make numbers of them: "
+                f"adata.obs[{key!r}].astype(float)."
+            )
 
 
 def _extent(sdata: SpatialData, scores: dict[str, Scores], image: str | None) -> Extent:
@@ -204,6 +229,7 @@ def _extent(sdata: SpatialData, scores: dict[str, Scores], image: str | None) ->
     return x0, y0, x1, y1
 
 
+@verb
 def top_tiles(
     sdata: SpatialData,
     key: str,
@@ -219,7 +245,7 @@ def top_tiles(
     Parameters
     ----------
     sdata
-        One sample.
+        One sample, or the path of its store.
     key
         Scores of tiles: a DataFrame in ``obsm``, called so or ``<key>_score``, or a column of numbers in ``obs``.
     n

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist._sample.verbs import verb
 from sthist.pl._base import finish, make_axes
 from sthist.training.run_folder import read_history
 
@@ -18,6 +19,7 @@ NOT_DRAWN = ("epoch", "step", "penalty")
 SHAPE = (0.0, 0.0, 4.0, 3.0)
 
 
+@verb
 def training_history(
     model: Any,
     *,

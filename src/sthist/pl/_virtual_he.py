@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import _sample
 from sthist._sample.elements import is_gene, region_geometry
+from sthist._sample.verbs import verb
 from sthist._tables.genes import closest
 from sthist.pl._base import Extent, add_scale_bar, finish, make_axes, panel_mpp, show_image
 from sthist.pl._colours import limit
@@ -29,6 +30,7 @@ Panel = Literal["nuclear", "transcripts", "virtual", "real"]
 TITLES = {"nuclear": "nuclear stain", "transcripts": "transcripts", "virtual": "virtual H&E", "real": "real H&E"}
 
 
+@verb
 def virtual_he(
     sdata: SpatialData,
     *,
@@ -54,7 +56,7 @@ def virtual_he(
     Parameters
     ----------
     sdata
-        One sample, registered in ``um``.
+        One sample, or the path of its store, registered in ``um``.
     panels
         Which of ``"nuclear"``, ``"transcripts"``, ``"virtual"``, ``"real"`` to show; by default all that there are.
     within

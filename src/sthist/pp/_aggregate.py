@@ -58,7 +58,7 @@ def aggregate(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     regions
         Key of shapes: spots, tiles, nuclei, cores, any circles or polygons.
     bin_um

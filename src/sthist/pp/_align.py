@@ -161,7 +161,7 @@ def align(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     image
         Key of the image to register.
     to

@@ -12,6 +12,7 @@ import numpy as np
 
 from sthist import _sample, _store
 from sthist._sample.samples import over_samples
+from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist.pp._embed_source import find_source
 from sthist.tiles._blocks.array import ResumableArray, TileEmbedder
@@ -33,6 +34,7 @@ MEMORY_SHARE = 0.8
 """Of a device's free memory that a batch may take."""
 
 
+@verb
 def embed(
     data: SpatialData | AnnData | Mapping[str, SpatialData | AnnData],
     encoder: str | Encoder | Callable[[Any], Any] | Sequence[Any] = "morphology",

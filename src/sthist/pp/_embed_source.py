@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
+from sthist._messages import plain
 from sthist._scratch import resumable_folder
 from sthist._tables.find import require_free
 from sthist._tables.rows import (
     Rows,
     add_columns,
     centroids_um,
+    have_shapes,
     lie_within,
     require_free_columns,
     rows_of,
@@ -93,7 +95,7 @@ class RegionSource(_Source):
     def lie_within(self, within: Any) -> np.ndarray:
         """Which places lie in a part of the slide, (n,) bool."""
         if within is None:
-            return np.ones(len(self.places), bool)
+            return have_shapes(self.sdata, self._rows)
         return lie_within(self.sdata, self.places, within, self.name)
 
     def require_inside(self, reader: TileReader, outside: Literal["error", "nan"], chosen: np.ndarray) -> np.ndarray:
@@ -113,8 +115,8 @@ class RegionSource(_Source):
         raise ValueError(
             f"{int(missing.sum())} of {int(chosen.sum())} regions of {self.name} lie outside the image {self.image!r} "
             f"(x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as "
-            f"{self._rows.instances[row]!r} at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' to "
-            "leave them without an embedding, or mend the transformation of the image to 'um'."
+            f"{plain(self._rows.instances[row])!r} at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' "
+            "to leave them without an embedding, or mend the transformation of the image to 'um'."
         )
 
     def identity(self, reader: TileReader, inside: np.ndarray) -> dict[str, Any]:

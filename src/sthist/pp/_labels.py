@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, _store
+from sthist._sample.elements import repaired
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
-from sthist._tables.labels import Annotation, Overlaps, as_classes, column_names, labels_of, read_annotation, repaired
+from sthist._tables.labels import Annotation, Overlaps, as_classes, column_names, labels_of, read_annotation
 from sthist._tables.rows import add_columns, centroids_um, pairs_inside, polygons_um, require_free_columns, rows_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def label_regions(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     regions
         Key of the regions that get labels: tiles, spots, cores, any shapes, or their table.
     by

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sthist._sample.verbs import verb
 from sthist._tables.find import find_expression
 from sthist._tables.genes import MIN_OVERLAP, GeneMatch, closest, match_names, names_of_list, names_of_table
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["GeneMatch", "match_genes"]
 
 
+@verb
 def match_genes(
     data: SpatialData | AnnData | Mapping[str, SpatialData | AnnData],
     reference: SpatialData | AnnData | Sequence[str] | None = None,

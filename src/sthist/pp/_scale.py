@@ -28,7 +28,7 @@ def set_scale(
     Parameters
     ----------
     data
-        The sample, or a mapping of name to sample.
+        The sample, or a mapping of name to sample; the path of a store stands for its sample.
     image
         Key of the image whose scale is known.
     mpp

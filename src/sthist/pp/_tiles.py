@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
-from sthist._sample.elements import present
+from sthist._sample.elements import outlines_um, present
 from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
 from sthist._tables.rows import core_columns, lie_within
@@ -47,7 +47,7 @@ def tiles(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     size_um
         Side of a tile in micrometres. A Visium spot is 55 µm wide, and 100 µm lie between two of them.
     px
@@ -132,7 +132,7 @@ def tiles(
     regions = regions or (find_cells(data) if sampling == "fps" else _sample.find_tissue(data))
     shapes = present(sd.transform(_sample.get(data, "shapes", regions), to_coordinate_system=_sample.UM))
     if sampling == "grid":
-        centres, fraction = _grid(shapely.union_all(shapes.geometry), spec, overlap, min_tissue)
+        centres, fraction = _grid(shapely.union_all(outlines_um(data, regions)), spec, overlap, min_tissue)
         if within is not None and len(centres):
             inside = lie_within(data, centres, within, "the tiles")
             centres, fraction = centres[inside], fraction[inside]

@@ -34,7 +34,7 @@ def tissue(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     image
         Key of the image; by default the H&E if there is one, else the nuclear stain. An image of three 8-bit channels
         is taken for H&E.

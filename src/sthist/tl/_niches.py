@@ -11,6 +11,7 @@ import numpy as np
 
 from sthist import _store
 from sthist._sample.samples import samples_of
+from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist._tables.find import find_table, require_free
 from sthist._tables.labels import as_classes, column_names
@@ -49,6 +50,7 @@ DIGITS = 9
 """Compositions that agree to so many digits are one."""
 
 
+@verb
 def niches(
     data: SpatialData | AnnData | Mapping[str, Any],
     label: str,

@@ -48,7 +48,7 @@ def pool_topk(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     key
         Scores of tiles (or cells, or spots): a DataFrame in ``obsm``, called so or ``<key>_score``, with one column per
         class, as :func:`sthist.tl.annotate` writes it; or a column of numbers in ``obs``.

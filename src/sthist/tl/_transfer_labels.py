@@ -53,7 +53,7 @@ def transfer_labels(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     source
         Key of the table of the tiles, or of any regions (labels or ``scores``); of polygons (a column of the shapes
         themselves; shapes without that column stand for their table); or of a heat map registered in ``um``, an image

@@ -61,7 +61,13 @@ def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
 
 def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
     """Embeddings (n, d) float32; a row with NaN is an error that names it."""
-    rows = np.asarray(adata.obsm[key], np.float32)
+    kept = adata.obsm[key]
+    if hasattr(kept, "toarray"):
+        raise ValueError(
+            f"obsm[{key!r}] of {where} is sparse; embeddings are dense: adata.obsm[{key!r}] = "
+            f"adata.obsm[{key!r}].toarray()."
+        )
+    rows = np.asarray(kept, np.float32)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d).")
     finite = np.isfinite(rows).all(axis=1)

@@ -66,7 +66,7 @@ def train(
     Returns the module, on the CPU, in evaluation mode, with the weights that are to be kept; and the history, one row
     per epoch.
     """
-    device = chosen_device(device)
+    device = settings.torch_device(device)
     checkpoint = None if folder is None else folder / CHECKPOINT
     identity = json.loads(json.dumps({**(identity or {}), **options.identity()}))
     start = checkpoint_to_resume(folder, identity, resume=options.resume)
@@ -141,22 +141,6 @@ def _trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def chosen_device(device: str | None) -> str:
-    """The device of torch that is meant.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device on this machine.
-    """
-    name = settings.torch_device() if device in (None, "auto") else str(device)
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name!r} is not on this machine: {str(error).splitlines()[0]}") from None
-    return name
 
 
 def lightning_precision(precision: str, device: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store, scale
+from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist.io._annotations.objects import KINDS, Drawn, core_columns, read_geojson, read_selections
 from sthist.io._files.images import size_px
@@ -28,6 +29,7 @@ Box = tuple[float, float, float, float]
 MARGIN = 0.02  # part of a box that something may reach beyond it and still look as if it lay in it
 
 
+@verb
 def read_annotations(
     sdata: SpatialData,
     path: str | Path,
@@ -50,7 +52,7 @@ def read_annotations(
     Parameters
     ----------
     sdata
-        The sample.
+        The sample, or the path of its store.
     path
         GeoJSON of QuPath (``.geojson`` or ``.json``, plain, ``.gz`` or ``.zip``): annotations, detections, cells, tiles
         and cores of a microarray, also nested in each other. Or the coordinates of selections that Xenium Explorer

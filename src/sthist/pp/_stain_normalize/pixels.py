@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._imaging.tissue import clean, mask_of_he
-from sthist._sample import UM, find_tissue, require_one_sample
-from sthist._sample.elements import present, region_geometry
+from sthist._sample import find_tissue, require_one_sample
+from sthist._sample.elements import outlines_um, region_geometry
 from sthist._settings import settings
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_he, require_he
@@ -80,8 +80,6 @@ def _of_section(
 
 def _overview(sdata: SpatialData, reader: TileReader) -> tuple[np.ndarray, np.ndarray]:
     """Where the tissue is, (h, w) bool, and the pixels, (h, w, 3), on a coarse grid."""
-    import spatialdata as sd
-
     x0, y0, x1, y1 = reader.extent_um
     # Whole cells alone: what lies beyond the image is whiter than glass.
     shape = (max(1, int((y1 - y0) / OVERVIEW_MPP)), max(1, int((x1 - x0) / OVERVIEW_MPP)))
@@ -90,8 +88,7 @@ def _overview(sdata: SpatialData, reader: TileReader) -> tuple[np.ndarray, np.nd
     outlines = find_tissue(sdata)
     if outlines not in sdata.shapes:
         return clean(mask_of_he(pixels, OVERVIEW_MPP), OVERVIEW_MPP, MIN_AREA_UM2, MAX_HOLE_UM2), pixels
-    shapes = present(sd.transform(sdata.shapes[outlines], to_coordinate_system=UM))
-    return rasterize(shapes.geometry, (x0, y0), OVERVIEW_MPP, shape) > 0, pixels
+    return rasterize(outlines_um(sdata, outlines), (x0, y0), OVERVIEW_MPP, shape) > 0, pixels
 
 
 def _sample(tissue: np.ndarray, reader: TileReader, n_tiles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ def stain_normalize(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     image
         Key of the H&E image; found where there is one.
     method

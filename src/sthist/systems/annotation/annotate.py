@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._sample.samples import over_samples
+from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist._tables.find import find_table, require_free
 from sthist._tables.labels import column_names
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@verb
 def annotate(
     data: Any,
     model: Mapping[str, Sequence[str] | str] | Annotator | str | Path,

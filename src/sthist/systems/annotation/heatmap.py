@@ -70,7 +70,7 @@ def heatmap(
     Parameters
     ----------
     data
-        One sample, or a mapping of name to sample.
+        One sample, or a mapping of name to sample; the path of a store stands for its sample.
     model
         What scores an embedding: a mapping of class to phrases, such as ``{"tumour": ["invasive carcinoma"],
         "stroma": ["fibrous stroma", "collagen"]}``, read as :func:`sthist.tl.annotate` reads it (``encoder`` must

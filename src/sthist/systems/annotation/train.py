@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _store
-from sthist._settings import logger
+from sthist._sample.verbs import verb
+from sthist._settings import logger, settings
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
 from sthist.systems.annotation.options import DEFAULTS, AnnotatorTraining
 from sthist.systems.annotation.report import make_report
@@ -35,6 +36,7 @@ SHUFFLE = 7919
 """Added to the seed of the labels' shuffling, so that it is none of the others."""
 
 
+@verb
 def train_annotator(
     data: Any,
     label: str,
@@ -142,9 +144,8 @@ def train_annotator(
     options = as_training(AnnotatorTraining, training, DEFAULTS[method])
     if method != "text" and (prompts is not None or options.templates is not None):
         raise ValueError(f"prompts= and templates go with method='text', not {method!r}.")
-    from sthist.training.trainer import chosen_device  # loads torch
 
-    device = chosen_device(device)
+    device = settings.torch_device(device)
     rows = labelled_rows(data, label, table=table, samples=samples, classes=classes, within=within)
     task: Any
     if method == "linear":

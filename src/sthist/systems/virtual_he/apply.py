@@ -14,6 +14,7 @@ import numpy as np
 from sthist import _sample, _store, scale
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
+from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist.systems.virtual_he.generator import VirtualStainModel
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sthist.tiles import Image, Plan
 
 
+@verb
 def virtual_he(
     data: SpatialData | Mapping[str, SpatialData],
     model: str | Path | VirtualStainModel = "beer-lambert",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
+from sthist._sample.elements import outlines_um
 from sthist.tiles._images.image import open_he, require_he
 from sthist.tiles._images.reader import TileReader, read_box, read_grid
 from sthist.tiles._molecules.density import Grid
@@ -91,13 +92,12 @@ def find_tissue(
 
     Returns part of each cell that is tissue, 0 to 1, and where the cells lie.
     """
-    import spatialdata as sd
     from scipy.ndimage import gaussian_filter
 
     coarse = Grid.over(stain.extent_um, TISSUE_MPP)
     if "tissue" in elements.sdata.shapes:
-        shapes = sd.transform(elements.sdata.shapes["tissue"], to_coordinate_system="um")
-        mask = rasterize(shapes.geometry, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
+        outlines = outlines_um(elements.sdata, "tissue")
+        mask = rasterize(outlines, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
     else:
         image = _read_stain(stain.select([elements.nuclear_channel], z=elements.z), coarse)
         content.update(image.tobytes())

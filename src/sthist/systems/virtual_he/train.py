@@ -10,6 +10,7 @@ import numpy as np
 
 from sthist import _store
 from sthist._sample.samples import patients_of_rows
+from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist._tables.genes import closest
 from sthist._tables.rows import core_columns
@@ -92,6 +93,7 @@ MODELS = ("small", "sd-turbo", "pix2pix")
 SMALL_PX, PAPER_SPEC = 128, TileSpec(size_um=108.8, px=512)
 
 
+@verb
 def train_virtual_he(
     data: SpatialData | Mapping[str, SpatialData],
     model: Literal["small", "sd-turbo", "pix2pix"] | Translator = "small",
