@@ -224,7 +224,7 @@ def test_names_as_numpy_has_them(toy):
         lambda: sthist.tl.pool_topk(toy, u, k=1),
         lambda: sthist.tl.train_annotator(toy, u),
         lambda: sthist.tl.train_annotator(toy, "label", classes=list(np.array(["a", "c"]))),
-        lambda: sthist.tl.train_annotator(toy, "label", encoder=u),
+        lambda: sthist.tl.train_annotator(toy, "label", encoder=np.str_("nothing")),
         lambda: sthist.pl.cells(toy, u),
         lambda: sthist.pl.cells(toy, "cell_type", palette={u: u}, basis=None),
         lambda: sthist.pl.score_map(toy, u),

@@ -155,7 +155,8 @@ def _settled(name: str, value: Any, parameter: inspect.Parameter) -> Any:
     if name == "save" and value is not None:
         _require_file(value)
     if name == "device" and value is not None:
-        settings.torch_device(value)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            settings.torch_device(each)
     return value
 
 
