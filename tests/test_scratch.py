@@ -81,6 +81,16 @@ def test_of_somebody_else(scratch, monkeypatch, link):
         scratch_dir()
 
 
+def test_a_user_without_a_name(monkeypatch):
+    """As in a container that runs as a number."""
+
+    def nameless():
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert type(sthist.settings)().scratch_dir.name == f"sthist-{os.getuid()}"
+
+
 def test_no_folder(scratch):
     scratch.write_text("")
     with pytest.raises(NotADirectoryError, match="is no folder"):

@@ -78,7 +78,11 @@ def _cache_dir() -> Path:
 
 
 def _scratch_dir() -> Path:
-    return Path(tempfile.gettempdir()) / f"sthist-{getpass.getuser()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user may have no name
+        user = str(os.getuid())
+    return Path(tempfile.gettempdir()) / f"sthist-{user}"
 
 
 @dataclass
@@ -98,7 +102,8 @@ class Settings:
     cache_dir
         Downloads and cached results.
     scratch_dir
-        Where images too large for memory lie until the object that they belong to is written.
+        Where images too large for memory lie until the object that they belong to is written, and what a verb needs for
+        a while. It is made for you alone; one that others can write to is refused.
     offline
         Never ask the network.
     verbosity
