@@ -8,7 +8,7 @@ import numpy as np
 
 from sthist import stains
 from sthist._imaging.nuclei import above_surroundings, contrast_of, iter_blocks, segment_nuclei
-from sthist._imaging.tissue import clean, mask_of_he
+from sthist._imaging.tissue import clean, mask_of_he, not_stain
 from sthist._sample import set_role
 from sthist._settings import settings
 from sthist.datasets._toy.section import (
@@ -140,7 +140,9 @@ class _Section:
         self.mask = clean(mask_of_he(coarse, mpp * step), mpp * step, min_area_um2=600.0, max_hole_um2=2500.0)
         if not self.mask.any():
             raise ValueError("This image shows no tissue; is it H&E?")
-        glass = coarse[~self.mask]
+        strange = not_stain(coarse, mpp * step)
+        self.mask &= ~strange
+        glass = coarse[~self.mask & ~strange]
         # Slides differ in the colour of their glass; what it absorbs is not stain.
         self.white = np.median(glass, axis=0) if len(glass) > 1000 else np.full(3, 255.0)
         sample = self._sample()

@@ -10,12 +10,12 @@ import numpy as np
 from sthist import _alignment, _sample, _store, scale, stains
 from sthist._alignment.checks import UNITS
 from sthist._imaging.registration import register, shrink, warp
-from sthist._imaging.tissue import mask_of_he
+from sthist._imaging.tissue import mask_of_he, not_stain
 from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import Image, field_of, open_image, require_he
-from sthist.tiles._images.reader import read_grid
+from sthist.tiles._images.reader import read_grid, seen_grid
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -105,18 +105,19 @@ def _nuclear(stain: Image, corner: np.ndarray, extent: np.ndarray, step: float) 
     shape = (max(1, int(extent[1] / step)), max(1, int(extent[0] / step)))
     reader = TileReader.from_image(stain, TileSpec.from_mpp(step, 256), allow_upsampling=True)
     pixels = read_grid(reader, corner, shape)[..., 0].astype(np.float32)
-    return np.clip(pixels - np.quantile(pixels, 0.2), 0, None)
+    seen = seen_grid(stain, corner, step, shape)
+    return np.where(seen, np.clip(pixels - np.quantile(pixels[seen], 0.2), 0, None), 0).astype(np.float32)
 
 
 def _haematoxylin(he: Image, size: np.ndarray, step: float) -> np.ndarray:
     """Haematoxylin of an H&E in its own frame, (h, w) float32; glass is 0, whatever its colour."""
     reader = TileReader.from_image(he, TileSpec.from_mpp(step, 256), fill=255, allow_upsampling=True)
     rgb = read_grid(reader, (0.0, 0.0), (max(1, int(size[1] / step)), max(1, int(size[0] / step))))
-    tissue = mask_of_he(rgb, step)
-    glass = rgb[~tissue]
+    tissue, strange = mask_of_he(rgb, step), not_stain(rgb, step)
+    glass = rgb[~tissue & ~strange]
     white = np.median(glass, axis=0) if len(glass) > 1000 else np.full(3, 255.0)
     vectors = stains.macenko(rgb[tissue] if tissue.any() else rgb, white=white)
-    amounts = stains.concentrations(rgb, vectors, white=white)[..., 0]
+    amounts = np.where(strange, 0, stains.concentrations(rgb, vectors, white=white)[..., 0])
     return np.clip(amounts - np.quantile(amounts, 0.2), 0, None).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist.tiles._images.image import Image, open_image
-from sthist.tiles._images.reader import read_box
+from sthist.tiles._images.reader import read_box, seen_grid
 from sthist.tiles._regions.raster import polygonize, rasterize
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def tissue(
     mask = tissue_mask(shown, mpp)
     if area is not None:
         mask &= rasterize([area], shown.extent_um[:2], mpp, mask.shape) > 0
-    polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2), shown.extent_um[:2], mpp)
+    seen = seen_grid(shown, shown.extent_um[:2], mpp, mask.shape)
+    polygons = polygonize(clean(mask, mpp, min_area_um2, max_hole_um2, seen), shown.extent_um[:2], mpp)
     if not polygons:
         raise ValueError(
             f"Found no tissue in {keys} of at least {min_area_um2:g} µm²: is the image empty, or min_area_um2 too "
@@ -99,7 +100,8 @@ def tissue_mask(image: Image, mpp: float) -> np.ndarray:
     """Where the tissue is in an H&E, or in a nuclear stain of one channel, (h, w) bool."""
     is_he = len(image.channels) > 1
     pixels = read_box(image, image.extent_um, mpp, fill=255 if is_he else 0)
-    return mask_of_he(pixels, mpp) if is_he else mask_of_nuclear_stain(pixels[..., 0], mpp)
+    seen = seen_grid(image, image.extent_um[:2], mpp, pixels.shape[:2])
+    return mask_of_he(pixels, mpp, seen) if is_he else mask_of_nuclear_stain(pixels[..., 0], mpp, seen=seen)
 
 
 def image_for_tissue(sdata: SpatialData, image: str | None) -> Image:

@@ -365,3 +365,17 @@ def test_spec_is_checked(bad):
     """Sizes are positive, pixels whole."""
     with pytest.raises(ValueError, match="TileSpec"):
         TileSpec(**bad)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.03, 0.7, np.pi / 2])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.37, 0.5)])
+def test_what_is_filled_is_not_seen(angle, scale):
+    """Pixels that hold the image's values, and those that lie on it."""
+    pixels = smooth_image(60, 80, np.random.default_rng(0))
+    sdata = as_sdata(pixels, affine(angle, True, scale, shift=(11.3, 4.1)))
+    reader = TileReader(sdata, "image", TileSpec(10.0, 16), fill=FILL, allow_upsampling=True)
+    x0, y0, x1, y1 = reader.extent_um
+    centres = np.random.default_rng(1).uniform([x0 - 8, y0 - 8], [x1 + 8, y1 + 8], (60, 2))
+    filled, seen = reader.read(centres)[..., 0] == FILL, reader.seen(centres)
+    assert 0.1 < seen.mean() < 0.95
+    np.testing.assert_array_equal(seen, ~filled)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._imaging.tissue import clean, mask_of_he
+from sthist._imaging.tissue import clean, mask_of_he, not_stain
 from sthist._sample import find_tissue, require_one_sample
 from sthist._sample.elements import outlines_um, region_geometry
 from sthist._settings import settings
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_he, require_he
-from sthist.tiles._images.reader import read_grid
+from sthist.tiles._images.reader import read_grid, seen_grid
 from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def _of_section(
     he = open_he(sdata, image)
     spec = TileSpec.from_mpp(max(mpp, he.coarsest_mpp), TILE_PX)
     reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
-    tissue, overview = _overview(sdata, reader)
-    white = _white_of(overview[~tissue]) if white is None else _checked_white(white)
+    tissue, glass = _overview(sdata, reader)
+    white = _white_of(glass) if white is None else _checked_white(white)
     if within is not None:
         tissue &= rasterize([region_geometry(sdata, within)], reader.extent_um[:2], OVERVIEW_MPP, tissue.shape) > 0
     if not tissue.any():
@@ -75,20 +75,24 @@ def _of_section(
         )
     centres, on_tissue = _sample(tissue, reader, n_tiles, seed)
     origin = f"images[{he.key!r}], {len(centres)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
-    return StainPixels(reader.read(centres)[on_tissue], white, origin)
+    return StainPixels(reader.read(centres)[on_tissue & reader.seen(centres)], white, origin)
 
 
 def _overview(sdata: SpatialData, reader: TileReader) -> tuple[np.ndarray, np.ndarray]:
-    """Where the tissue is, (h, w) bool, and the pixels, (h, w, 3), on a coarse grid."""
+    """Where the tissue is on a coarse grid, (h, w) bool, and the pixels of what is beside it, (n, 3)."""
     x0, y0, x1, y1 = reader.extent_um
-    # Whole cells alone: what lies beyond the image is whiter than glass.
     shape = (max(1, int((y1 - y0) / OVERVIEW_MPP)), max(1, int((x1 - x0) / OVERVIEW_MPP)))
     coarse = reader.at(TileSpec.from_mpp(OVERVIEW_MPP, min(256, max(shape))))
     pixels = read_grid(coarse, (x0, y0), shape)
+    seen = seen_grid(reader.image, (x0, y0), OVERVIEW_MPP, shape)
+    strange = not_stain(pixels, OVERVIEW_MPP, seen)
     outlines = find_tissue(sdata)
-    if outlines not in sdata.shapes:
-        return clean(mask_of_he(pixels, OVERVIEW_MPP), OVERVIEW_MPP, MIN_AREA_UM2, MAX_HOLE_UM2), pixels
-    return rasterize(outlines_um(sdata, outlines), (x0, y0), OVERVIEW_MPP, shape) > 0, pixels
+    if outlines in sdata.shapes:
+        tissue = rasterize(outlines_um(sdata, outlines), (x0, y0), OVERVIEW_MPP, shape) > 0
+    else:
+        found = mask_of_he(pixels, OVERVIEW_MPP, seen)
+        tissue = clean(found, OVERVIEW_MPP, MIN_AREA_UM2, MAX_HOLE_UM2, seen)
+    return tissue & ~strange, pixels[~tissue & ~strange]
 
 
 def _sample(tissue: np.ndarray, reader: TileReader, n_tiles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,10 +115,11 @@ def _of_array(array: np.ndarray, white: Any) -> StainPixels:
     step = max(1, int(np.sqrt(array.shape[0] * array.shape[1] / 2e6)))
     pixels = array[::step, ::step]
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
-    tissue = clean(mask_of_he(pixels, step / 2), step / 2, MIN_AREA_UM2, MAX_HOLE_UM2)
+    strange = not_stain(pixels, step / 2)
+    tissue = clean(mask_of_he(pixels, step / 2), step / 2, MIN_AREA_UM2, MAX_HOLE_UM2) & ~strange
     if not tissue.any():
         raise ValueError(f"Found no tissue in the array of shape {array.shape}: its stain cannot be measured.")
-    white = _white_of(pixels[~tissue]) if white is None else _checked_white(white)
+    white = _white_of(pixels[~tissue & ~strange]) if white is None else _checked_white(white)
     return StainPixels(pixels[tissue], white, f"an array of shape {array.shape}")
 
 

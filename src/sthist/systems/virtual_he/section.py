@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
+from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain, not_stain
 from sthist._sample.elements import outlines_um
 from sthist.tiles._images.image import open_he, require_he
-from sthist.tiles._images.reader import TileReader, read_box, read_grid
+from sthist.tiles._images.reader import TileReader, read_box, read_grid, seen_grid
 from sthist.tiles._molecules.density import Grid
 from sthist.tiles._regions.raster import rasterize
 from sthist.tiles._spec import TileSpec
@@ -45,7 +45,7 @@ def _pixels_of_array(array: np.ndarray) -> np.ndarray:
     image = array[::step, ::step]
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.
     mask = clean(mask_of_he(image, step / 2), step / 2, min_area_um2=600.0, max_hole_um2=2500.0)
-    return image[mask]
+    return image[mask & ~not_stain(image, step / 2)]
 
 
 def _pixels_of_image(he: Image, seed: int) -> np.ndarray:
@@ -53,12 +53,14 @@ def _pixels_of_image(he: Image, seed: int) -> np.ndarray:
     reader = TileReader.from_image(he, TileSpec.from_mpp(mpp, SAMPLE_PX), fill=255)
     grid = Grid.over(reader.extent_um, TISSUE_MPP)
     overview = read_box(he, he.extent_um, grid.bin_um, fill=255)
-    mask = clean(mask_of_he(overview, grid.bin_um), grid.bin_um, min_area_um2=600.0, max_hole_um2=2500.0)
+    seen = seen_grid(he, grid.origin_um, grid.bin_um, overview.shape[:2])
+    mask = clean(mask_of_he(overview, grid.bin_um, seen), grid.bin_um, 600.0, 2500.0, seen)
+    mask &= ~not_stain(overview, grid.bin_um, seen)
     centres = sample_tiles(reader.extent_um, reader.spec, mask, grid, seed)
     on_tissue = (
         TileReader.from_array(mask[None].astype(np.float32), grid.to_um, reader.spec).read(centres)[..., 0] > 0.5
     )
-    return reader.read(centres)[on_tissue]
+    return reader.read(centres)[on_tissue & reader.seen(centres)]
 
 
 def sample_tiles(
@@ -99,13 +101,13 @@ def find_tissue(
         outlines = outlines_um(elements.sdata, "tissue")
         mask = rasterize(outlines, coarse.origin_um, coarse.bin_um, coarse.shape) > 0
     else:
-        image = _read_stain(stain.select([elements.nuclear_channel], z=elements.z), coarse)
+        image, seen = _read_stain(stain.select([elements.nuclear_channel], z=elements.z), coarse)
         content.update(image.tobytes())
         density = None
         if molecules is not None:
             density = gaussian_filter(resample(molecules.astype(np.float32), grid, coarse), 6.0 / coarse.bin_um)
-        found = mask_of_nuclear_stain(image, coarse.bin_um, density)
-        mask = clean(found, coarse.bin_um, min_area_um2=500.0, max_hole_um2=2000.0)
+        found = mask_of_nuclear_stain(image, coarse.bin_um, density, seen)
+        mask = clean(found, coarse.bin_um, 500.0, 2000.0, seen)
     if not mask.any():
         raise ValueError(
             f"Found no tissue in the nuclear stain {stain.key!r}, channel {elements.nuclear_channel!r}: it is empty or "
@@ -114,16 +116,18 @@ def find_tissue(
     return gaussian_filter(mask.astype(np.float32), 0.7), coarse
 
 
-def _read_stain(stain: Image, grid: Grid) -> np.ndarray:
-    """The nuclear stain on a coarse grid."""
+def _read_stain(stain: Image, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The nuclear stain on a coarse grid, and where it has been seen."""
     image = read_box(stain, stain.extent_um, grid.bin_um)[..., 0]
+    seen = seen_grid(stain, grid.origin_um, grid.bin_um, grid.shape)
     # The last cells may have their centre beyond the image; they are as their neighbours, not dark.
     x0, y0, x1, y1 = stain.extent_um
-    if image.shape[0] > 1 and (image.shape[0] - 0.5) * grid.bin_um > y1 - y0 - 1e-6:
-        image[-1] = image[-2]
-    if image.shape[1] > 1 and (image.shape[1] - 0.5) * grid.bin_um > x1 - x0 - 1e-6:
-        image[:, -1] = image[:, -2]
-    return image
+    for values in (image, seen):
+        if image.shape[0] > 1 and (image.shape[0] - 0.5) * grid.bin_um > y1 - y0 - 1e-6:
+            values[-1] = values[-2]
+        if image.shape[1] > 1 and (image.shape[1] - 0.5) * grid.bin_um > x1 - x0 - 1e-6:
+            values[:, -1] = values[:, -2]
+    return image, seen
 
 
 def resample(values: np.ndarray, source: Grid, target: Grid, *, out: np.ndarray | None = None) -> np.ndarray:

@@ -56,6 +56,13 @@ class Field:
         corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], np.float64)
         return (corners @ self.to_um.T)[:, :2]
 
+    def holds(self, places: np.ndarray) -> np.ndarray:
+        """Which places, x and y in µm in the last axis, lie on it."""
+        from_um = np.linalg.inv(self.to_um)
+        height, width = self.size
+        x, y = (places[..., 0] * a + places[..., 1] * b + c for a, b, c in from_um[:2])
+        return np.asarray((x >= 0) & (x < width) & (y >= 0) & (y < height))
+
     def level(self, step: tuple[float, float]) -> Level:
         """The coarsest level not coarser than ``step`` level-0 pixels (y, x) per tile pixel.
 
@@ -154,6 +161,10 @@ class Image:
         """x0, y0, x1, y1 of the box around it, in µm."""
         corners = np.concatenate([field.corners_um() for field in self.fields])
         return (*corners.min(0).tolist(), *corners.max(0).tolist())
+
+    def holds(self, places: np.ndarray) -> np.ndarray:
+        """Which places, x and y in µm in the last axis, lie on one of its elements; a reader fills the rest."""
+        return np.logical_or.reduce([field.holds(places) for field in self.fields])
 
     @property
     def is_rgb(self) -> bool:

@@ -239,6 +239,30 @@ class TileReader:
                 list(pool.map(lambda i: self._read_one(i, windows, centres[order[i]], out[order[i]]), group))
         return out
 
+    def seen(self, centres: Any) -> np.ndarray:
+        """Which pixels of tiles lie on the image; the others are filled, and are no measurement.
+
+        Parameters
+        ----------
+        centres
+            (n, 2): x, y of the centres, in µm.
+
+        Returns
+        -------
+        Bool of shape (n, px, px), in the order of ``centres``.
+        """
+        centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        px, half = self.spec.px, self.spec.size_um / 2
+        corners = centres[:, None] + half * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+        # A tile whose corners lie on one element lies there as a whole.
+        whole = np.logical_or.reduce([field.holds(corners).all(axis=1) for field in self.image.fields])
+        out = np.ones((len(centres), px, px), np.bool_)
+        offsets = (np.arange(px) + 0.5) * self.spec.mpp - half
+        grid = np.stack(np.meshgrid(offsets, offsets), -1)
+        for i in np.flatnonzero(~whole):
+            out[i] = self.image.holds(grid + centres[i])
+        return out
+
     def _groups(self, windows: list[Windows]) -> Iterator[tuple[range, list[set[tuple[int, int]]]]]:
         """Runs of tiles, and the chunks that they need of each image: never more than half of the cache holds."""
         needed = [view.chunks(window) for view, window in zip(self._views, windows, strict=True)]
@@ -324,6 +348,12 @@ def read_box(image: Image, extent_um: tuple[float, float, float, float], mpp: fl
     spec = TileSpec.from_mpp(mpp, min(256, max(height, width)))
     reader = TileReader.from_image(image, spec, fill=fill, allow_upsampling=True)
     return read_grid(reader, (x0, y0), (height, width))
+
+
+def seen_grid(image: Image, origin_um: Any, mpp: float, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w) bool: which pixels of a grid, from a corner (x, y) in µm on, lie on an image."""
+    x, y = ((np.arange(n) + 0.5) * mpp + low for n, low in zip(shape[::-1], origin_um, strict=True))
+    return image.holds(np.stack(np.meshgrid(x, y), -1))
 
 
 def read_grid(

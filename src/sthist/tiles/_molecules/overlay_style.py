@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.tiles._images.reader import read_grid
+from sthist.tiles._images.reader import read_grid, seen_grid
 from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ def measured_limits(reader: TileReader) -> tuple[float, float]:
     shape = (max(1, int((y1 - y0) / coarse)), max(1, int((x1 - x0) / coarse)))
     side = min(OVERVIEW_PX, max(shape))
     overview = read_grid(reader.at(TileSpec.from_mpp(coarse, side)), (x0, y0), shape)[..., 0]
-    rows, columns = np.nonzero(overview >= _tissue_level(overview))
+    seen = seen_grid(reader.image, (x0, y0), coarse, shape)
+    rows, columns = np.nonzero(seen & (overview >= _tissue_level(overview[seen])))
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:LIMIT_TILES])
     centres = np.c_[columns[chosen] + 0.5, rows[chosen] + 0.5] * coarse + [x0, y0]
     px = int(np.clip(LIMIT_UM / reader.spec.mpp, 1, LIMIT_PX))
-    pixels = reader.at(TileSpec.from_mpp(reader.spec.mpp, px)).read(centres)
+    close = reader.at(TileSpec.from_mpp(reader.spec.mpp, px))
+    pixels = close.read(centres)[close.seen(centres)]
     low, high = np.quantile(pixels, LIMIT_QUANTILES)
     if low == high:  # a field that is dark but for a few nuclei
         low, high = pixels.min(), pixels.max()

@@ -241,7 +241,8 @@ class BeerLambert(VirtualStainModel):
         tiles = reader.read(chosen)
         content.update(tiles.tobytes())
         tissue = TileReader.from_array(mask[None], mask_grid.to_um, spec).read(chosen)[..., 0]
-        pixels = tiles[tissue > min(0.5, tissue.max() / 2)]  # a speck is nowhere all tissue
+        # A speck is nowhere all tissue.
+        pixels = tiles[(tissue > min(0.5, tissue.max() / 2)) & reader.seen(chosen)]
         quantiles = {stain.channels[0]: np.quantile(pixels[:, 0], self.config.nuclear_quantiles)}
         for index, channel in enumerate(stain.channels[1:], start=1):
             quantiles[channel] = np.quantile(pixels[:, index], (0.05, *EOSIN_LEVELS))
