@@ -206,6 +206,11 @@ def find_he(sdata: SpatialData, image: str | None = None, *, recorded: Mapping[s
     return _only_one(sdata, "H&E image", "images", candidates, "image=")
 
 
+def is_named_he(sdata: SpatialData, image: str) -> bool:
+    """Whether an image is the H&E by what a reader recorded, or named like one."""
+    return image == roles(sdata).get("he", {}).get("image") or HE_NAMES.search(image) is not None
+
+
 def find_tissue(sdata: SpatialData) -> str:
     """Key of the outlines of the tissue: ``"tissue"``, or those of LazySlide where there are no such."""
     return "tissue" if "tissue" in sdata.shapes else roles(sdata).get("tissue", {}).get("shapes", "tissue")

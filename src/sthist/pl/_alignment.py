@@ -10,7 +10,7 @@ from sthist import _sample, stains
 from sthist._imaging.nuclei import segment_nuclei
 from sthist._sample.elements import region_geometry
 from sthist._sample.verbs import verb
-from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, show_image
+from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, read_rgb, show_image
 from sthist.pl._colours import limit
 from sthist.tiles._images.image import open_image
 from sthist.tiles._images.reader import read_box
@@ -92,7 +92,7 @@ def alignment(
     drawn = make_axes(len(panels), len(panels), extent, axes, panels)
     for ax, panel in zip(drawn, panels, strict=True):
         mpp = panel_mpp(ax, extent, saved=save is not None)
-        histology = read_box(real, extent, mpp, fill=255)[..., :3]
+        histology = read_rgb(real, extent, mpp)
         stain = read_box(stained, extent, mpp)[..., 0].astype(np.float32)
         if panel == "checkerboard":
             show_image(ax, _checkerboard(histology, stain, squares), extent, panel)

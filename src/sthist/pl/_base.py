@@ -9,10 +9,11 @@ import numpy as np
 
 from sthist import _sample
 from sthist._disk import written_whole
+from sthist._imaging.colours import displayed
 from sthist._tables.rows import Rows, polygons_um
 from sthist.pl._colours import MADE_HERE
 from sthist.tiles._images.image import open_image, values_at
-from sthist.tiles._images.reader import read_box
+from sthist.tiles._images.reader import read_box, seen_grid
 from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
+
+    from sthist.tiles._images.image import Image
 
 
 def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float) -> np.ndarray | None:
@@ -30,13 +33,20 @@ def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float
         except (KeyError, ValueError):
             return None
     shown = open_image(sdata, image)
-    pixels = read_box(shown, extent, mpp, fill=255 if len(shown.channels) == 3 else 0)
-    if pixels.shape[-1] == 3:
-        return pixels
-    first = pixels[..., 0].astype(np.float64)
-    low, high = np.percentile(first, [1, 99.8])
+    if len(shown.channels) == 3:
+        return read_rgb(shown, extent, mpp)
+    first = read_box(shown, extent, mpp)[..., 0].astype(np.float64)
+    seen = seen_grid(shown, extent[:2], mpp, first.shape)
+    low, high = np.percentile(first[seen], [1, 99.8]) if seen.any() else (0.0, 1.0)
     grey = np.clip((first - low) / max(high - low, 1e-9), 0, 1) * 255
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def read_rgb(image: Image, extent: Extent, mpp: float) -> np.ndarray:
+    """A picture in colour, of pixels of any type, (h, w, 3) uint8; white outside."""
+    pixels = displayed(read_box(image, extent, mpp)[..., :3])
+    pixels[~seen_grid(image, extent[:2], mpp, pixels.shape[:2])] = 255
+    return pixels
 
 
 def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp: float) -> np.ndarray:
@@ -186,7 +196,7 @@ def show_image(ax: Axes, pixels: np.ndarray, extent_um: Extent, title: str, **kw
 def pictures(tiles: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Tiles (n, h, w, c) as matplotlib shows them, and how: grey ones of one channel all have the same limits."""
     if tiles.shape[-1] in {3, 4}:
-        return tiles, {}
+        return displayed(tiles), {}
     grey = tiles[..., 0]
     low, high = (float(np.min(grey)), float(np.max(grey))) if grey.size else (0.0, 1.0)
     return grey, {"cmap": "gray", "vmin": low, "vmax": high}

@@ -10,10 +10,10 @@ from sthist import _sample
 from sthist._sample.elements import is_gene, region_geometry
 from sthist._sample.verbs import verb
 from sthist._tables.genes import closest
-from sthist.pl._base import Extent, add_scale_bar, finish, make_axes, panel_mpp, show_image
+from sthist.pl._base import Extent, add_scale_bar, finish, make_axes, panel_mpp, read_rgb, show_image
 from sthist.pl._colours import limit
 from sthist.tiles._images.image import open_image
-from sthist.tiles._images.reader import read_box
+from sthist.tiles._images.reader import read_box, seen_grid
 from sthist.tiles._molecules.density import iter_points
 from sthist.tiles._molecules.overlay_style import gene_colours
 
@@ -123,14 +123,15 @@ def virtual_he(
         mpp = panel_mpp(ax, extent, saved=save is not None)
         if panel == "nuclear":
             stain = read_box(stained, extent, mpp)[..., 0]
-            limits = {"vmin": limit(vmin, stain, "p1"), "vmax": limit(vmax, stain, "p99.8")}
+            seen = seen_grid(stained, extent[:2], mpp, stain.shape)
+            measured = stain[seen] if seen.any() else stain
+            limits = {"vmin": limit(vmin, measured, "p1"), "vmax": limit(vmax, measured, "p99.8")}
             show_image(ax, stain, extent, TITLES[panel], cmap=cmap, **limits)
         elif panel == "transcripts":
             show_image(ax, _dots(elements, extent, mpp, genes), extent, TITLES[panel])
         else:
             shown_image = open_image(sdata, key if panel == "virtual" else str(he))
-            rgb = read_box(shown_image, extent, mpp, fill=255)
-            show_image(ax, rgb[..., :3], extent, TITLES[panel])
+            show_image(ax, read_rgb(shown_image, extent, mpp), extent, TITLES[panel])
         add_scale_bar(ax, extent, "white" if panel in {"nuclear", "transcripts"} else "black")
     return finish(drawn, save)
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from sthist import _alignment, _sample, _store, scale, stains
 from sthist._alignment.checks import UNITS
+from sthist._imaging.colours import require_rgb8
 from sthist._imaging.registration import register, shrink, warp
 from sthist._imaging.tissue import mask_of_he, not_stain
 from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import Image, field_of, open_image, require_he
+from sthist.tiles._images.image import Image, field_of, open_image
 from sthist.tiles._images.reader import read_grid, seen_grid
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def find_alignment(sdata: SpatialData, image: str, to: str | None, *, seed: int)
     corner = np.array(stain.extent_um[:2])
     own = np.diag([mpp, mpp, 1.0])  # the image's own frame: upright, in µm
     he = Image((field_of(_sample.get(sdata, "images", image), image, own),))
-    require_he(f"Image {image!r}", len(he.channels), he.dtype)
+    require_rgb8(f"Image {image!r}", len(he.channels), he.dtype)
     size = np.array(he.fields[0].size[::-1]) * mpp
     extent = np.array(stain.extent_um[2:]) - corner
     native = max(stain.coarsest_mpp, he.coarsest_mpp)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store
+from sthist._imaging.colours import require_rgb8
 from sthist._messages import plain
 from sthist._scratch import resumable_folder
 from sthist._tables.find import require_free
@@ -90,7 +91,9 @@ class RegionSource(_Source):
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
         """A reader of the tiles."""
         options = {} if normalizer is None else {"normalizer": normalizer}
-        return TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
+        reader = TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
+        require_rgb8(f"Image {self.image!r}", len(reader.channels), reader.dtype)
+        return reader
 
     def lie_within(self, within: Any) -> np.ndarray:
         """Which places lie in a part of the slide, (n,) bool."""

@@ -8,7 +8,7 @@ from sthist import _sample, _store
 from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
-from sthist.tiles._images.image import Image, open_image
+from sthist.tiles._images.image import Image, open_he, open_image
 from sthist.tiles._images.reader import read_box, seen_grid
 from sthist.tiles._regions.raster import polygonize, rasterize
 
@@ -108,9 +108,15 @@ def image_for_tissue(sdata: SpatialData, image: str | None) -> Image:
     """The H&E, or the nuclear channel of another image."""
     if image is None:
         try:
-            return open_image(sdata, _sample.find_he(sdata))
+            image = _sample.find_he(sdata)
         except KeyError:
             keys, channel = _sample.find_nuclear(sdata)
             return open_image(sdata, keys, channels=[channel])
+        return open_he(sdata, image)
     named = open_image(sdata, image)
-    return named if named.is_rgb else named.select([_sample.find_nuclear(sdata, image)[1]])
+    if named.is_rgb:
+        return named
+    in_colour = [name.lower() for name in named.channels[:3]] in (["r", "g", "b"], ["red", "green", "blue"])
+    if in_colour or _sample.is_named_he(sdata, image):
+        return open_he(sdata, image)  # which says what its pixels lack
+    return named.select([_sample.find_nuclear(sdata, image)[1]])

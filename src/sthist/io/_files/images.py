@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff", ".bif"}
 CHUNK_PX = 512
-PICTURE_MODES = {"L", "RGB", "RGBA", "I;16"}
+PICTURE_MODES = {"L", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "F"}
+DEEP = "I"  # 32 bits, in which Pillow also opens 16
 ORIENTATION_TAG = 274
 COARSEST_PX = 1024  # pyramids end where the longer side is at most this
 
@@ -72,9 +73,15 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
             picture = ImageOps.exif_transpose(opened) if turned else opened
             if picture.mode in PICTURE_MODES:
                 return np.asarray(picture)
+            if picture.mode == DEEP:
+                pixels = np.asarray(picture)
+                deep = pixels.size == 0 or pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max
+                return pixels if deep else pixels.astype(np.uint16)
             return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
     except UnidentifiedImageError:
         raise ValueError(f"Image {name!r}: {path} is no picture that Pillow can read.") from None
+    except ValueError as error:
+        raise ValueError(f"Image {name!r}: {path} cannot be shown as RGB: {error}. Save it as RGB of 8 bits.") from None
     except (OSError, SyntaxError) as error:  # Pillow's two ways to say that a known format is broken
         raise ValueError(f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?") from None
 

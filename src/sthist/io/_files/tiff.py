@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger
+from sthist.io._files.colours import conversion_of, converted
 from sthist.io._files.open_tiffs import FILES, MappedPixels
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class TiffLevel:
 
                 pixels = zarr.open_array(file.series[self._series].aszarr(level=level), mode="r")
             axes, extra = stored.axes, stored.keyframe.extrasamples
+            self._conversion = conversion_of(self._path, stored.keyframe)
             self._stored, self._blocks = tuple(pixels.shape), tuple(pixels.chunks)
             self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
         kept = [i for i, (axis, n) in enumerate(zip(axes, self._stored, strict=True)) if n > 1 or axis in "YX"]
@@ -95,7 +97,7 @@ class TiffLevel:
     def __getitem__(self, index: tuple[slice | int, ...]) -> np.ndarray:
         # The smallest box around what is asked for is read; numpy does the rest (single planes, steps).
         box, within = (list(part) for part in zip(*map(_box_and_rest, index, self.shape), strict=True))
-        if self._alpha is not None:
+        if self._alpha is not None or self._conversion == "ycbcr":
             box[0], within[0] = slice(0, self._stored[self._axis["c"]]), index[0]
         stored = [slice(0, 1)] * len(self._stored)
         for dim, part in zip(self.dims, box, strict=True):
@@ -105,6 +107,7 @@ class TiffLevel:
         order = [self._axis[dim] for dim in self.dims if dim in self._axis]
         block = block.transpose([*(i for i in range(block.ndim) if i not in order), *order])
         block = block.reshape(block.shape[block.ndim - len(order) :])
+        block = converted(block, self._conversion)
         if self._alpha is not None:
             block = on_white(block, multiplied=self._alpha)
         return (block if "c" in self._axis else block[None])[tuple(within)]

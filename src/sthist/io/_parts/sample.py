@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _alignment, _sample, _store, scale
+from sthist._imaging.colours import require_rgb8
 from sthist._settings import logger
 from sthist.io._files.checks import files_like, require_argument, require_unique
 from sthist.io._files.images import LooseImage, image_element, read_image
@@ -148,12 +149,10 @@ def attach_he(
 def read_he(source: Any, name: str) -> LooseImage:
     """An image file or array that is three colours of 8 bits."""
     loose = read_image(source, name)
-    if loose.pixels.dtype != np.uint8 or loose.pixels.shape[0] != 3 or "z" in loose.dims:
-        raise ValueError(
-            f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'}) is no H&E: it has "
-            f"{loose.pixels.shape[0]} channels{' and several planes' if 'z' in loose.dims else ''} of "
-            f"{loose.pixels.dtype}; three colours of uint8 are needed."
-        )
+    what = f"Image {name!r} ({source if isinstance(source, str | Path) else 'array'})"
+    if "z" in loose.dims:
+        raise ValueError(f"{what} is no H&E: it has several planes; three colours of uint8 are needed.")
+    require_rgb8(what, loose.pixels.shape[0], loose.pixels.dtype)
     return loose
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._imaging.colours import require_rgb8
 from sthist._imaging.tissue import clean, mask_of_he, not_stain
 from sthist._sample import find_tissue, require_one_sample
 from sthist._sample.elements import outlines_um, region_geometry
 from sthist._settings import settings
 from sthist.tiles import TileReader, TileSpec
-from sthist.tiles._images.image import open_he, require_he
+from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import read_grid, seen_grid
 from sthist.tiles._regions.raster import rasterize
 
@@ -111,7 +112,7 @@ def _sample(tissue: np.ndarray, reader: TileReader, n_tiles: int, seed: int) -> 
 
 
 def _of_array(array: np.ndarray, white: Any) -> StainPixels:
-    require_he(f"The array of shape {array.shape}", array.shape[-1] if array.ndim == 3 else 0, array.dtype)
+    require_rgb8(f"The array of shape {array.shape}", array.shape[-1] if array.ndim == 3 else 0, array.dtype)
     step = max(1, int(np.sqrt(array.shape[0] * array.shape[1] / 2e6)))
     pixels = array[::step, ::step]
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._imaging.colours import require_rgb8
 from sthist._imaging.tissue import clean, mask_of_he, mask_of_nuclear_stain, not_stain
 from sthist._sample.elements import outlines_um
-from sthist.tiles._images.image import open_he, require_he
+from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import TileReader, read_box, read_grid, seen_grid
 from sthist.tiles._molecules.density import Grid
 from sthist.tiles._regions.raster import rasterize
@@ -40,7 +41,7 @@ def reference_pixels(reference: Any, seed: int) -> np.ndarray:
 def _pixels_of_array(array: np.ndarray) -> np.ndarray:
     if array.ndim != 3:
         raise ValueError(f"The reference H&E has shape {array.shape}; it should be (h, w, 3).")
-    require_he("The reference array", array.shape[-1], array.dtype)
+    require_rgb8("The reference array", array.shape[-1], array.dtype)
     step = int(np.clip(np.sqrt(array.shape[0] * array.shape[1] / 1e6), 1, 8))
     image = array[::step, ::step]
     # An array has no scale; 16 of its pixels stand for the grain over which tissue is even, as 8 µm do at 0.5 µm/px.

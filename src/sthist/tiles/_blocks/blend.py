@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._imaging.colours import require_tiles
 from sthist.tiles._blocks.resumable import BlockWorker
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class TileBlender(BlockWorker):
             inputs = [reader.read(centres[batch]) for reader in self.readers]
             with self._device_lock:
                 tiles = self._predict(*inputs)
+            tiles = require_tiles("The model", tiles, (len(inputs[0]), self.grid.px, self.grid.px, 3))
             yield from zip(tiles, map(tuple, corners[batch].tolist()), strict=True)
 
     def _join(self, block: Block) -> np.ndarray:

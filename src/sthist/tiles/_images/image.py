@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._imaging.colours import require_rgb8
 from sthist.tiles._images.planes import Planes, first_last
 
 if TYPE_CHECKING:
@@ -261,16 +262,8 @@ def open_image(
 def open_he(sdata: SpatialData, image: str | None = None) -> Image:
     """The H&E, opened: the one that is named, recorded by the reader, or the only image named like one."""
     he = open_image(sdata, _sample.find_he(sdata, image))
-    require_he(f"Image {he.key!r}", len(he.channels), he.dtype)
+    require_rgb8(f"Image {he.key!r}", len(he.channels), he.dtype)
     return he
-
-
-def require_he(what: str, n_channels: int, dtype: Any) -> None:
-    """Refuse what is not three colours of 8 bits."""
-    if n_channels != 3 or dtype != np.uint8:
-        raise ValueError(
-            f"{what} is no H&E: it has {n_channels} channels of {dtype}; three colours of uint8 are needed."
-        )
 
 
 def field_of(element: Any, key: str, to_um: np.ndarray) -> Field:

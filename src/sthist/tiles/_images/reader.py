@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._imaging.colours import require_tiles
 from sthist._settings import settings
 from sthist.tiles._images.image import image_of_array, open_image
 from sthist.tiles._images.planes import ChunkCache
@@ -300,7 +301,7 @@ class TileReader:
                 "before reading tiles."
             )
         if self.normalizer is not None:
-            tile[:] = self.normalizer(tile[None])[0]
+            tile[:] = require_tiles("The normalizer", self.normalizer(tile[None]), (1, *tile.shape))[0]
 
 
 def read_region(
