@@ -15,7 +15,7 @@ OTHER = {
     "float32": lambda he: (he / 255).astype(np.float32),
     "float64": lambda he: he / 255,
     "uint16": lambda he: he.astype(np.uint16) * 257,
-    "1 channel of uint8": lambda he: he[:1],
+    "1 channels of uint8": lambda he: he[:1],
     "4 channels of uint8": lambda he: np.concatenate([he, he[:1]]),
 }
 VERBS = {

@@ -75,8 +75,8 @@ def test_limits(stained):
 def test_resolution_follows_the_figure(stained, monkeypatch):
     """A small panel reads few pixels, whatever the section's size; a saved one as many as it saves."""
     asked = []
-    read = module.read_box
-    monkeypatch.setattr(module, "read_box", lambda *args, **kwargs: asked.append(args[2]) or read(*args, **kwargs))
+    read = module.read_rgb
+    monkeypatch.setattr(module, "read_rgb", lambda *args, **kwargs: asked.append(args[2]) or read(*args, **kwargs))
     _, small = plt.subplots(figsize=(1, 1), dpi=80)
     sthist.pl.virtual_he(stained, panels=["virtual"], axes=small)
     _, large = plt.subplots(figsize=(8, 8), dpi=100)

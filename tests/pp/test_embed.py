@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import cluster
 import numpy as np
 import pytest
 import spatialdata as sd
+import torch
 from PIL import Image
 from spatialdata.transformations import Affine, set_transformation
 
 import sthist
 from sthist.encoders import Encoder
+from sthist.encoders._encoder import own_content
 from sthist.tiles import TileReader, TileSpec
 
 SPEC = TileSpec(size_um=32, px=64)
@@ -244,3 +247,114 @@ def test_regions_and_tiles_that_are_not_clear(toy):
         sthist.pp.embed(toy, Quantiles(), regions="tile")
     with pytest.raises(ValueError, match="outside is 'drop'"):
         sthist.pp.embed(toy, Quantiles(), regions="tiles", outside="drop")
+
+
+class Scaled:
+    """An object that is called."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, tiles):
+        return tiles.mean((1, 2)) * self.factor
+
+    def method(self, tiles):
+        return tiles.mean((1, 2)) * self.factor
+
+
+class ScaledModule(torch.nn.Module):
+    """A network without weights."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images):
+        return images.mean((2, 3)) * self.factor
+
+
+class ScaledEncoder(Encoder):
+    """An encoder that says nothing of itself."""
+
+    name = "scaled"
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def embed(self, tiles):
+        return np.float32(tiles.mean((1, 2)) * self.factor)
+
+
+def scaled(tiles, factor):
+    return tiles.mean((1, 2)) * factor
+
+
+FACTOR = 1.0
+
+
+def scaled_by_a_global(tiles):
+    return tiles.mean((1, 2)) * FACTOR
+
+
+def by_a_global(factor):
+    globals()["FACTOR"] = factor
+    return scaled_by_a_global
+
+
+OWN = {
+    "closure": lambda k: lambda tiles: tiles.mean((1, 2)) * k,
+    "default": lambda k: lambda tiles, k=k: tiles.mean((1, 2)) * k,
+    "code": lambda k: eval(f"lambda tiles: tiles.mean((1, 2)) * {k}"),
+    "array": lambda k: functools.partial(scaled, factor=np.full(3, k)),
+    "nested": lambda k: lambda tiles: [scaled(tiles, factor) for factor in [k]][0],
+    "global": by_a_global,
+    "partial": lambda k: functools.partial(scaled, factor=k),
+    "object": Scaled,
+    "method": lambda k: Scaled(k).method,
+    "module": ScaledModule,
+    "encoder": ScaledEncoder,
+    "joined": lambda k: [Scaled(k), Scaled(2 * k)],
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_another_function_of_the_same_name_is_another(toy, kind):
+    """Twice the function gives twice the numbers with overwrite=True, and is refused without."""
+    make, found = OWN[kind], []
+    for k in (1.0, 2.0):
+        if found:
+            with pytest.raises(ValueError, match="already"):
+                sthist.pp.embed(toy, make(k), key_added="X", progress=False)
+        sthist.pp.embed(toy, make(k), key_added="X", overwrite=True, progress=False)
+        found.append(toy["tiles_table"].obsm["X"])
+    np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OWN if kind != "global"])
+def test_the_same_function_made_again_is_the_same(kind):
+    first, again = (sthist.encoders.get(OWN[kind](3.0)) for _ in range(2))
+    assert own_content(first) == own_content(again)
+    assert own_content(first) != own_content(sthist.encoders.get(OWN[kind](4.0)))
+
+
+def test_what_cannot_be_told_is_always_another(tmp_path):
+    with open(tmp_path / "x", "w") as file:
+        encoder = sthist.encoders.get(lambda tiles: (tiles.mean((1, 2)), file)[0])
+        assert own_content(encoder) != own_content(encoder)
+
+
+def test_overwriting_computes_anew(toy):
+    sthist.pp.embed(toy, Quantiles(), progress=False)
+    again = Quantiles()
+    sthist.pp.embed(toy, again, overwrite=True, progress=False)
+    assert again.seen == toy["tiles_table"].n_obs
+
+
+def test_another_normalizer_is_another_embedding(toy):
+    for k in (1, 2):
+        sthist.pp.embed(toy, Quantiles(), normalizer=lambda tiles, k=k: tiles // k, overwrite=k > 1, progress=False)
+        if k == 1:
+            before = toy["tiles_table"].obsm["X_quantiles"]
+            with pytest.raises(ValueError, match="already"):
+                sthist.pp.embed(toy, Quantiles(), normalizer=lambda tiles: tiles // 2, progress=False)
+    assert (toy["tiles_table"].obsm["X_quantiles"] < 0.6 * before).all()

@@ -12,7 +12,7 @@ def require_rgb8(what: str, n_channels: int, dtype: Any) -> None:
     if n_channels == 3 and dtype == np.uint8:
         return
     raise ValueError(
-        f"{what} is no H&E: it has {n_channels} channel{'s' if n_channels != 1 else ''} of {np.dtype(dtype).name}; "
+        f"{what} is no H&E: it has {n_channels} channels of {np.dtype(dtype).name}; "
         f"three colours of uint8 are needed.{_mend(n_channels, np.dtype(dtype))}"
     )
 

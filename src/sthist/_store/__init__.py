@@ -1,6 +1,7 @@
 """Results written to a user's store: complete, or not at all."""
 
 from sthist._store.commit import WORK
+from sthist._store.identity import content_of
 from sthist._store.store import (
     add,
     provenance,
@@ -18,6 +19,7 @@ from sthist._store.store import (
 __all__ = [
     "WORK",
     "add",
+    "content_of",
     "provenance",
     "publish",
     "replace_table",

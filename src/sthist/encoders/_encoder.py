@@ -10,6 +10,7 @@ import numpy as np
 from sthist import scale
 from sthist._sample.elements import safe_key
 from sthist._settings import logger
+from sthist._store import content_of
 from sthist.tiles import TileSpec
 
 if TYPE_CHECKING:
@@ -202,6 +203,25 @@ class Encoder(ABC):
     def __repr__(self) -> str:
         spec = "any tile" if self.spec is None else f"{self.spec.size_um:g} µm on {self.spec.px} px"
         return f"{type(self).__name__}({self.name!r}, {spec})"
+
+
+def own_content(encoder: Encoder) -> str | None:
+    """A hash of what is the user's own in an encoder; None for those that a name stands for.
+
+    What a class of the user's states in its ``provenance``, when it is made, is taken for all that varies in it.
+    """
+    given: Any = encoder
+    if isinstance(encoder, Joined):
+        contents = [own_content(part) for part in encoder.encoders]
+        return None if all(content is None for content in contents) else content_of(contents)
+    source = getattr(encoder, "provenance", {}).get("source")
+    if type(encoder).__module__.partition(".")[0] == "sthist":
+        if source == "callable":
+            return content_of(given.function)
+        return content_of([given.network, encoder.transform]) if source == "module" else None
+    stated = "provenance" in vars(encoder)
+    varies = {} if stated else {name: value for name, value in vars(encoder).items() if name != "_dim"}
+    return content_of([type(encoder), varies])
 
 
 def checked_tiles(tiles: Any) -> Any:

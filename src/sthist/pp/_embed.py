@@ -60,7 +60,9 @@ def embed(
 
     Tiles are read once, in the order in which they lie on disk, and normalised on the device; the rows go to disk as
     they are made, so that memory holds a few hundred tiles, however many there are, until the finished embeddings are
-    put into the table. A run that was stopped is continued by the same call, and one that is finished is not repeated.
+    put into the table. A run that was stopped is continued by the same call, and one that is finished is not repeated,
+    unless with ``overwrite=True``. A function or module of your own is known by its content: code, closure, arguments,
+    attributes, weights; where that cannot be told, all is computed anew.
 
     Parameters
     ----------
@@ -97,7 +99,7 @@ def embed(
     key_added
         Key in ``obsm``; by default ``"X_"`` and the encoder's name, such as ``"X_uni"`` or ``"X_conch_uni"``.
     overwrite
-        Replace embeddings of this key that were made from other input or settings.
+        Replace embeddings of this key: they are computed anew.
     progress
         Show a bar.
 
@@ -190,7 +192,7 @@ def _embed_sample(
     facts = {
         "encoder": _identity(first),
         "spec": reader.spec.to_dict(),
-        "normalizer": None if normalizer is None else repr(normalizer),
+        "normalizer": None if normalizer is None else _content(normalizer),
         "source": source.identity(reader, inside),
     }
     if within is not None:
@@ -198,7 +200,7 @@ def _embed_sample(
     facts = json.loads(json.dumps(facts, default=str))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     made = source.made(key)
-    if made is not None and made.get("digest") == digest:
+    if made is not None and made.get("digest") == digest and not overwrite:
         logger.info("obsm[%r] of %s is there already, from the same input and settings.", key, source.name)
         source.discard(key)
         return
@@ -208,24 +210,42 @@ def _embed_sample(
     with source.workspace(key, digest) as folder:
         with source.writing():
             values = work.embed(folder, key, facts, inside)
-        if made is not None and (made.get("encoder"), made.get("spec")) == (first.name, facts["spec"]):
+        if made is not None and _made_by(made, facts):
             values[~chosen] = source.values(key)[~chosen]
         made = _store.provenance(
             "pp.embed",
             encoder=first.name,
-            provenance=first.provenance,
+            provenance=getattr(first, "provenance", {}),
             image=source.image,
             spec=reader.spec.to_dict(),
             batch_size=batch,
             n_outside=int((chosen & ~inside).sum()),
             digest=digest,
+            **{name: value for name, value in facts["encoder"].items() if name == "own"},
         )
         source.add(key, values, first.features, made)
 
 
 def _identity(encoder: Encoder) -> dict[str, Any]:
     """What decides the numbers; where they are computed does so only in the last digits."""
-    return {name: value for name, value in encoder.provenance.items() if name != "device"} | {"name": encoder.name}
+    provenance = getattr(encoder, "provenance", {})
+    facts = {name: value for name, value in provenance.items() if name != "device"} | {"name": encoder.name}
+    from sthist.encoders._encoder import own_content
+
+    own = own_content(encoder)
+    return facts if own is None else facts | {"own": own}
+
+
+def _content(normalizer: Any) -> str:
+    """What a normaliser does: its values, or the content of a function of the user's."""
+    return repr(normalizer) if hasattr(normalizer, "to_dict") else _store.content_of(normalizer)
+
+
+def _made_by(made: dict[str, Any], facts: dict[str, Any]) -> bool:
+    """Whether embeddings that are there are of the same encoder, and of such tiles."""
+    encoder = facts["encoder"]
+    known = (made.get("encoder"), made.get("spec"), made.get("own"))
+    return known == (encoder["name"], facts["spec"], encoder.get("own"))
 
 
 @dataclass(frozen=True)

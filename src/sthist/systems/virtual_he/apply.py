@@ -363,4 +363,6 @@ def _fingerprint(
         "batch_size": batch_size,
         "seed": seed,
     }
+    if type(model).__module__.partition(".")[0] != "sthist":  # a class of the user's, whose config need not say all
+        fingerprint["model"] = _store.content_of(model)
     return dict(json.loads(json.dumps(fingerprint)))
