@@ -110,3 +110,61 @@ def test_the_place_of_a_bad_count(kind):
     values.require_counts("file: X", kind(np.array([[0.5, 0, 2], [0, 3, 0]])), rows, columns, whole=False)
     with pytest.raises(ValueError, match="cell 'a' has inf of 'z'"):
         values.require_counts("file: X", kind(np.array([[1, 0, np.inf], [0, 3, 0]])), rows, columns, whole=False)
+
+
+def edit(name, change):
+    """Damage: another table in place of a csv file."""
+
+    def damage(path):
+        frame = pd.read_csv(path / name)
+        change(frame).to_csv(path / name, index=False)
+
+    return damage
+
+
+def put_in(column, row, value):
+    def change(frame):
+        frame = frame.astype({column: object})
+        frame.loc[frame.index[row], column] = value
+        return frame
+
+    return change
+
+
+def times(column, factor):
+    return lambda frame: frame.assign(**{column: frame[column] * factor + factor})
+
+
+OUTSIDE = r"of \d+ {} \(.*\) lie outside of"
+TABLES = [
+    ("cosmx", "Mini_exprMat_file.csv", put_in("KRT8", 3, -2), "should hold counts, .* cell '.*' has -2 of 'KRT8'"),
+    ("cosmx", "Mini_exprMat_file.csv", lambda frame: frame.rename(columns={"KRT8": " "}), "1 of 2 are empty"),
+    ("cosmx", "Mini_metadata_file.csv", times("CenterX_local_px", 100), OUTSIDE.format("cells")),
+    ("cosmx", "Mini_tx_file.csv", times("y_local_px", 100), OUTSIDE.format("molecules")),
+    ("merscope", "cell_by_gene.csv", put_in("Gad1", 4, -1), "should hold counts, .* has -1 of 'Gad1'"),
+    ("merscope", "cell_metadata.csv", times("center_x", 1e6), OUTSIDE.format("cells")),
+    ("merscope", "detected_transcripts.csv", times("global_y", 0.0), OUTSIDE.format("molecules")),
+]
+
+
+@pytest.mark.parametrize(("reader", "file", "change", "message"), TABLES)
+def test_damaged_tables(tmp_path, reader, file, change, message):
+    """Counts and places of text files are asked the same."""
+    path = tmp_path / "run"
+    if reader == "cosmx":
+        vendor.cosmx_folder(path, **vendor.cosmx_sample(), mpp=0.12)
+    else:
+        vendor.merscope_folder(path)
+    edit(file, change)(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        getattr(sthist.io, reader)(path)
+    assert file in str(caught.value)
+
+
+def test_one_place_beside_the_image(tmp_path, caplog):
+    """The rest is certain: it is said, with the file and the first of them."""
+    path, _ = vendor.merscope_folder(tmp_path / "run")
+    edit("detected_transcripts.csv", put_in("global_x", 7, 99999.0))(path)
+    assert len(sthist.io.merscope(path)["transcripts"]) == 50
+    assert "detected_transcripts.csv: 1 of 50 molecules (global_x, global_y) lie outside of the image" in caplog.text
+    assert "such as (99999, " in caplog.text

@@ -254,12 +254,12 @@ DAMAGES = {
     "cells beside the stain": (
         edit("cells.parquet", lambda frame: frame.assign(x_centroid=frame["x_centroid"] * 1000)),
         ValueError,
-        r"cells.parquet: \d+ of 23 cells \(x_centroid, y_centroid\) lie outside of the stain",
+        r"cells.parquet: \d+ of 23 cells \(x_centroid, y_centroid\) lie outside of the nuclear stain",
     ),
     "molecules beside the stain": (
         edit("transcripts.parquet", lambda frame: frame.assign(y_location=-frame["y_location"])),
         ValueError,
-        r"transcripts.parquet: 1985 of 1985 molecules \(x_location, y_location\) lie outside of the stain",
+        r"transcripts.parquet: 1985 of 1985 molecules \(x_location, y_location\) lie outside of the image",
     ),
     "infinite centre": (
         edit(

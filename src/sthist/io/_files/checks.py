@@ -52,10 +52,10 @@ def require_files(folder: Path, vendor: str, files: Iterable[Needed], arguments:
             require_content(require_file(folder, *names, vendor=vendor), needed)
 
 
-def require_content(path: Path, needed: Needed, *, within: tuple[float, float] | None = None) -> list[str]:
+def require_content(path: Path, needed: Needed, *, within: values.Box | None = None) -> list[str]:
     """Refuse a file that does not hold what is needed of it; the names of its genes, where it is one of molecules.
 
-    Most molecules have to lie in the rectangle ``within``, from (0, 0), where there is one.
+    Most molecules have to lie in the box ``within``, in their unit, where there is one.
     """
     molecules = [needed.gene] if needed.gene else []
     if path.suffix == ".parquet":
@@ -189,7 +189,11 @@ def read_counts(
             genes = [str(column) for column in chunk if column not in (keys or chunk.columns[:1])]
             require_numbers(path, chunk, genes)
             blocks.append(sparse.csr_matrix(chunk[genes].to_numpy()))
-    return sparse.vstack(blocks, format="csr"), names[0].append(names[1:]), genes
+    counts, rows = sparse.vstack(blocks, format="csr"), names[0].append(names[1:])
+    values.require_named(path, "the header", genes)
+    require_unique(path, pd.Index(genes), "gene")
+    values.require_counts(str(path), counts, rows, pd.Index(genes), whole=False)
+    return counts, rows, genes
 
 
 def require_columns(path: Path, there: Iterable[Any], columns: Sequence[str]) -> None:
@@ -246,9 +250,7 @@ def require_parquet(
         require_rows(path, n_rows)
 
 
-def require_molecules(
-    path: Path, gene: str, numeric: Sequence[str], within: tuple[float, float] | None = None
-) -> list[str]:
+def require_molecules(path: Path, gene: str, numeric: Sequence[str], within: values.Box | None = None) -> list[str]:
     """Refuse gaps and text among the coordinates and names of molecules, in one pass that holds none of them.
 
     Returns the names of the genes, sorted.
@@ -270,7 +272,7 @@ def require_molecules(
 
 
 def _require_values(
-    path: Path, batches: Iterable[Any], gene: str, numeric: Sequence[str], within: tuple[float, float] | None
+    path: Path, batches: Iterable[Any], gene: str, numeric: Sequence[str], within: values.Box | None
 ) -> list[str]:
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -295,7 +297,7 @@ def _require_values(
         genes |= set(unique.cast(pa.string()).to_pylist())
         if within is not None:
             x, y = (numbers[name] for name in numeric[:2])
-            outside = (x < 0) | (y < 0) | (x > within[0]) | (y > within[1])
+            outside = (x < within[0]) | (y < within[1]) | (x > within[2]) | (y > within[3])
             if outside.any() and first_outside is None:
                 first_outside = (x[outside][0], y[outside][0])
             n_outside += int(outside.sum())
@@ -304,7 +306,8 @@ def _require_values(
         raise ValueError(f"{path}: column {gene!r} should hold names of genes, but has empty ones. Export it again.")
     if n_outside and within is not None:
         fields = ", ".join(numeric[:2])
-        values.say_outside(path, fields, n_outside, n_before, first_outside, within, "the stain", "molecules", "µm")
+        about: dict[str, Any] = {"what": "molecules", "unit": "in their unit", "most": values.HALF}
+        values.say_outside(path, fields, n_outside, n_before, first_outside, within, "the image", **about)
     return sorted(genes)
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BLOCK = 4_000_000  # entries of an index that are looked at in one go
-MAX_OUTSIDE = 0.05  # share of places that may lie outside of the image
+MAX_OUTSIDE = 0.05  # share of spots that may lie outside of their picture
+HALF = 0.5  # share of cells and molecules that may lie outside of an image, which may be a crop
+Box = tuple[float, float, float, float]
 
 
 def require_sparse(where: str, indptr: Any, indices: Any, n_values: int, shape: tuple[int, int]) -> None:
@@ -134,12 +136,21 @@ def require_places(path: Path, fields: str, xy: np.ndarray, names: Any = None, *
 
 
 def require_within(
-    path: Path, fields: str, xy: np.ndarray, size: tuple[float, float], image: str, *, what: str, unit: str = "px"
+    path: Path,
+    fields: str,
+    xy: np.ndarray,
+    box: Box,
+    image: str,
+    *,
+    what: str,
+    unit: str = "px",
+    most: float = MAX_OUTSIDE,
 ) -> None:
-    """Refuse places of which more than a few lie beside an image that begins at (0, 0); say where a few do."""
-    outside = ((xy < 0) | (xy > size)).any(1)
+    """Refuse places of which more than a share lie beside an image, by its x0, y0, x1 and y1; say where fewer do."""
+    outside = ((xy < box[:2]) | (xy > box[2:])).any(1)
     if outside.any():
-        say_outside(path, fields, int(outside.sum()), len(xy), xy[int(outside.argmax())], size, image, what, unit)
+        first = xy[int(outside.argmax())]
+        say_outside(path, fields, int(outside.sum()), len(xy), first, box, image, what=what, unit=unit, most=most)
 
 
 def say_outside(
@@ -148,16 +159,20 @@ def say_outside(
     n_outside: int,
     n: int,
     first: Any,
-    size: tuple[float, float],
+    box: Box,
     image: str,
+    *,
     what: str,
     unit: str,
+    most: float,
 ) -> None:
     """Refuse, or say, that places lie beside an image."""
+    x0, y0, x1, y1 = box
+    spans = f"spans x {x0:.6g} to {x1:.6g}, y {y0:.6g} to {y1:.6g}" if x0 or y0 else f"has {x1:.6g} x {y1:.6g}"
     said = (
-        f"{path}: {n_outside} of {n} {what} ({fields}) lie outside of {image}, which has {size[0]:.6g} x {size[1]:.6g} "
-        f"{unit}, such as ({first[0]:.6g}, {first[1]:.6g})."
+        f"{path}: {n_outside} of {n} {what} ({fields}) lie outside of {image}, which {spans} {unit}, such as "
+        f"({first[0]:.6g}, {first[1]:.6g})."
     )
-    if n_outside > MAX_OUTSIDE * n:
+    if n_outside > most * n:
         raise ValueError(f"{said} Are both of one sample, and at one scale?")
     logger.warning("%s", said)

@@ -175,6 +175,7 @@ def unique_genes(path: Path, genes: pd.Index) -> pd.Index:
     """The same names, a number behind that of a gene that is there again."""
     from anndata.utils import make_index_unique
 
+    values.require_named(path, "genes", genes)
     again = genes.duplicated()
     if not again.any():
         return genes

@@ -18,7 +18,7 @@ def molecules(
     *,
     further: Mapping[str, str] | None = None,
     kept: Sequence[str] | None = None,
-    within: tuple[float, float] | None = None,
+    within: checks.values.Box | None = None,
 ) -> Any:
     """Molecules as points, whose names are text, and genes categories that are known.
 

@@ -12,7 +12,7 @@ import numpy as np
 from sthist import scale
 from sthist._sample import UM, safe_key, set_role
 from sthist._settings import logger
-from sthist.io._files import checks
+from sthist.io._files import checks, values
 from sthist.io._parts import sample
 from sthist.io._parts.sample import attach_he, require_he
 
@@ -127,8 +127,12 @@ def cosmx(
         "Give it with mpp=."
     )
     size = scale.agreed_mpp(str(folder), sources, mpp, nobody)
+    height, width = next(iter(shapes.values()))[-2:]
+    frame: values.Box = (0, 0, width, height)
+    centres = cells[LOCAL].to_numpy(np.float64)
+    values.require_within(cells_file, ", ".join(LOCAL), centres, frame, "their picture", what="cells", most=values.HALF)
     table = _read_table(_file(folder, name, "exprMat_file"), cells_file, cells)
-    molecules = _read_molecules(_file(folder, name, "tx_file"), layout, size) if transcripts else None
+    molecules = _read_molecules(_file(folder, name, "tx_file"), layout, size, frame) if transcripts else None
 
     sdata = SpatialData()
     flipped = _is_flipped(labels, cells, layout)
@@ -228,7 +232,7 @@ def _unique_keys(columns: Any) -> list[str]:
     return keys
 
 
-def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
+def _read_molecules(path: Path, layout: Layout, mpp: float, picture: values.Box) -> pd.DataFrame:
     """Molecules of all fields, sorted by field, with x and y in µm and the gene as a category."""
     numeric = ["fov", "x_local_px", "y_local_px"]
     # "None" is a compartment here, and no gap.
@@ -249,7 +253,10 @@ def _read_molecules(path: Path, layout: Layout, mpp: float) -> pd.DataFrame:
         )
         frame, fov = frame[placed], fov[placed]
         checks.require_rows(path, len(frame), "molecules in a field of view that has cells")
-    um = layout.to_global(fov, frame[numeric[1:]].to_numpy(np.float64)) * mpp
+    local = frame[numeric[1:]].to_numpy(np.float64)
+    fields = ", ".join(numeric[1:])
+    values.require_within(path, fields, local, picture, "their picture", what="molecules", most=values.HALF)
+    um = layout.to_global(fov, local) * mpp
     # spatialdata takes a column z for a third axis; here it is the number of a plane of images that are projected.
     frame = frame.drop(columns=[name for name in ("x", "y") if name in frame]).rename(columns={"z": "z_raw"})
     frame = frame.assign(x=um[:, 0], y=um[:, 1], target=frame["target"].astype(str).astype("category"))

@@ -12,7 +12,7 @@ from sthist import scale
 from sthist._alignment.read import read_matrix
 from sthist._sample import NUCLEAR_NAMES, set_role
 from sthist._settings import logger
-from sthist.io._files import checks
+from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import LooseImage, image_element
 from sthist.io._parts import sample
@@ -29,7 +29,8 @@ VENDOR = "MERSCOPE"
 MOSAIC = re.compile(r"mosaic_(?P<stain>[\w-]+)_z(?P<z>\d+)\.tiff?$")
 TRANSFORM = "micron_to_mosaic_pixel_transform.csv"
 GLOBAL_XYZ = ("global_x", "global_y", "global_z")
-MOLECULES = Needed("detected_transcripts.csv", numeric=GLOBAL_XYZ, gene="gene", switches=("transcripts",))
+TRANSCRIPTS = "detected_transcripts.csv"
+MOLECULES = Needed(TRANSCRIPTS, numeric=GLOBAL_XYZ, gene="gene")
 OUTLINES = Needed("cell_boundaries.parquet", ("EntityID",), ("ZIndex",))
 VPT_OUTLINES = ("cellpose_micron_space.parquet", "watershed_micron_space.parquet")
 CENTRE = ["center_x", "center_y"]
@@ -103,7 +104,9 @@ def merscope(
     planes = _planes(z_layers)
     mosaics = _mosaics(folder, planes)
     counts, cells, outlines = _cell_files(folder, kwargs.get("vpt_outputs"))
-    checks.require_files(folder, VENDOR, [MOLECULES], kwargs)
+    box = _extent(mosaics, to_px)
+    if kwargs.get("transcripts", True):
+        checks.require_content(checks.require_file(folder, TRANSCRIPTS, vendor=VENDOR), MOLECULES, within=box)
     if kwargs.get("cells_boundaries", True):
         if outlines.exists():
             checks.require_content(outlines, OUTLINES)
@@ -112,6 +115,11 @@ def merscope(
         else:
             logger.warning("There is no file %s; the cells have no outlines.", outlines)
     table = _read_table(counts, cells) if kwargs.get("cells_table", True) else None
+    if table is not None:
+        centres = table.obs[CENTRE].to_numpy(np.float64)
+        values.require_within(
+            cells, ", ".join(CENTRE), centres, box, "the mosaic", what="cells", unit="µm", most=values.HALF
+        )
     with checks.quietly():
         # Its reader of images loads a whole plane, of many gigabytes, for each block of it; that of the table fails
         # where the two files list the cells in different orders, or do not name their first column; that of outlines
@@ -188,6 +196,14 @@ def _mosaics(folder: Path, planes: list[int]) -> dict[tuple[str, int], Path]:
         if other != shape:
             raise ValueError(f"{file} has {other[-1]} x {other[-2]} px, but {first.name} has {width} x {height}.")
     return {key: files[key] for key in chosen}
+
+
+def _extent(mosaics: dict[tuple[str, int], Path], to_px: np.ndarray) -> values.Box:
+    """The box around the mosaic in µm."""
+    *_, height, width = checks.require_picture(next(iter(mosaics.values())))[0]
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]) @ np.linalg.inv(to_px)[:2].T
+    (x0, y0), (x1, y1) = corners.min(0).tolist(), corners.max(0).tolist()
+    return x0, y0, x1, y1
 
 
 def _mosaic(files: dict[tuple[str, int], Path], planes: list[int]) -> Any:

@@ -49,7 +49,7 @@ def require_factors(file: Path, factors: dict[str, Any], pictures: dict[str, Pat
         _, height, width = checks.require_picture(picture)[0]
         factor = float(factors[f"tissue_{kind}_scalef"])
         values.require_within(
-            file, f"tissue_{kind}_scalef {factor:.6g}", xy * factor, (width, height), str(picture), what="spots"
+            file, f"tissue_{kind}_scalef {factor:.6g}", xy * factor, (0, 0, width, height), str(picture), what="spots"
         )
         full[kind] = np.array([width, height]) / factor
     if len(full) == 2:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist import _alignment, scale
 from sthist._sample import HE_NAMES, set_role
-from sthist.io._files import checks
+from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import LooseImage, read_image, size_px
 from sthist.io._parts import sample
@@ -89,7 +89,7 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     ValueError
         If the pixel size of ``experiment.xenium`` is none, or an image's metadata contradict it or the image's
         alignment; if a file is truncated, empty, or has text for coordinates; if counts and cells do not fit, or are
-        no counts; if more than 5 % of cells, outlines or molecules lie outside of the stain; if ``he_alignment`` is
+        no counts; if more than half of cells, outlines or molecules lie outside of the stain; if ``he_alignment`` is
         given alone, or left out where the folder has it.
 
     Examples
@@ -123,7 +123,8 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         for source, value in scale.sensible(loose.mpp, f"image {stain!r}").items():
             scale.record_mpp(sdata, stain, source, value)
     stain = next(iter(stains))
-    size = tuple(float(side) for side in size_px(sdata.images[stain]))
+    width, height = size_px(sdata.images[stain])
+    size = (0.0, 0.0, float(width), float(height))
     if options["transcripts"]:
         sdata.points["transcripts"] = _molecules(folder, pixel_size, size)
     cells = xenium_cells.Cells(checks.require_file(folder, xenium_cells.ZARR, vendor=VENDOR))
@@ -206,13 +207,13 @@ def _image(loose: LooseImage, placed: dict[str, Any], options: Mapping[str, Any]
     return Image2DModel.parse(loose.pixels, dims=loose.dims, transformations=made, c_coords=loose.channels, **options)
 
 
-def _molecules(folder: Path, pixel_size: float, size: tuple[float, ...]) -> Any:
+def _molecules(folder: Path, pixel_size: float, size: values.Box) -> Any:
     """The transcripts, in µm, read when needed."""
     from spatialdata.transformations import Scale
 
     path = checks.require_file(folder, "transcripts.parquet", vendor=VENDOR)
     needed = Needed(path.name, numeric=PLACES, gene="feature_name")
-    within = (size[0] * pixel_size, size[1] * pixel_size)
+    within = (0.0, 0.0, size[2] * pixel_size, size[3] * pixel_size)
     placed = {"global": Scale([1 / pixel_size, 1 / pixel_size], ("x", "y"))}
     return molecules(path, needed, placed, further={"z": "z_location"}, within=within)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MATRIX, CELLS, ZARR = "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip"
+STAIN = "the nuclear stain"
 CENTRE = ["x_centroid", "y_centroid"]
 SUMMARY = ("z_level", "nucleus_count")
 VERTICES = ["vertex_x", "vertex_y"]
@@ -109,7 +110,9 @@ def read_table(folder: Path, cells: Cells, region: str, *, gex_only: bool, pixel
     ids = obs["cell_id"].to_numpy(str)
     values.require_places(folder / CELLS, ", ".join(CENTRE), centres, ids, what="cells")
     if size is not None:
-        values.require_within(folder / CELLS, ", ".join(CENTRE), centres / pixel_size, size, "the stain", what="cells")
+        values.require_within(
+            folder / CELLS, ", ".join(CENTRE), centres / pixel_size, size, STAIN, what="cells", most=values.HALF
+        )
     obs = obs.drop(columns=CENTRE).set_index(table.obs_names)
     for name, facts in cells.summary(ids).items():
         obs[name] = facts
@@ -182,6 +185,6 @@ def read_outlines(folder: Path, key: str, cells: Cells, pixel_size: float, table
         say_lost(path, table.obs["cell_id"].to_numpy(), names)
     if size is not None:
         middles = shapely.get_coordinates(shapely.centroid(polygons)) / pixel_size
-        values.require_within(path, ", ".join(VERTICES), middles, size, "the stain", what="outlines")
+        values.require_within(path, ", ".join(VERTICES), middles, size, STAIN, what="outlines", most=values.HALF)
     placed = {"global": Scale([1 / pixel_size, 1 / pixel_size], ("x", "y"))}
     return ShapesModel.parse(outlines, transformations=placed)

@@ -12,6 +12,7 @@ from sthist import _sample, scale
 from sthist._settings import logger
 from sthist.io._annotations.objects import read_features, read_geometry
 from sthist.io._files import checks
+from sthist.io._files.images import size_px
 from sthist.io._parts import spots
 from sthist.io._parts.matrix import raw_counts, unique_genes
 from sthist.io._parts.outlines import read_geoparquet
@@ -353,5 +354,7 @@ def _add_transcripts(sdata: SpatialData, path: Path) -> None:
     from spatialdata.transformations import Identity
 
     needed = checks.Needed(path.name, numeric=PLACES, gene=GENE)
-    sdata.points["transcripts"] = molecules(path, needed, {"global": Identity()}, kept=KEPT)
+    width, height = size_px(sdata.images["he"]) if "he" in sdata.images else (0, 0)
+    box = (0.0, 0.0, float(width), float(height)) if width else None
+    sdata.points["transcripts"] = molecules(path, needed, {"global": Identity()}, kept=KEPT, within=box)
     _sample.set_role(sdata, "transcripts", {"points": "transcripts", "gene": GENE})
