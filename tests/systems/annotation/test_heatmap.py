@@ -275,7 +275,7 @@ class TestModels:
             (3, {}, TypeError, "model is a int"),
             (two_scores, {}, TypeError, "name what it scores"),
             (two_scores, {"classes": ["a"]}, ValueError, r"scores of shape \(\d+, 2\)"),
-            (two_scores, {"classes": []}, ValueError, "is a list of names"),
+            (two_scores, {"classes": []}, ValueError, "classes is empty"),
             (lambda rows: rows[:, :2] * np.nan, {"classes": CLASSES}, ValueError, "gave NaN"),
             ({"a": "x"}, {"classes": ["b"]}, KeyError, "no class 'b'"),
             ({"a": []}, {}, ValueError, "needs phrases that are not blank"),
