@@ -248,6 +248,36 @@ def test_names_as_numpy_has_them(toy):
         assert "array(" not in said, (i, said)
 
 
+def test_names_in_data_as_numpy_has_them(toy):
+    """Names of rows are numbers of numpy as a rule, and classes can be its texts."""
+    classes = np.array([np.str_("u"), np.str_("v")] * 5, dtype=object)
+    frame = pd.DataFrame({np.str_("class"): classes, "ssim": np.arange(10.0), "method": classes})
+    twice = toy["tiles"].copy()
+    twice.index = [np.int64(7)] * len(twice)
+    toy.shapes["twice"] = twice
+    table = toy["tiles_table"]
+    table.obs["label"] = pd.Series([np.str_("u"), np.str_("v")] * table.n_obs, dtype=object)[: table.n_obs].to_numpy()
+    table.obsm["X_a"] = np.ones((table.n_obs, 2), np.float32)
+    table.obsm["X_a"][3] = np.nan
+    calls = [
+        lambda: sthist.pp.aggregate(toy, "twice"),
+        lambda: sthist.pl.score_map(toy, "x", table="tiles_table"),
+        lambda: sthist.pl.image_metrics(frame, method="w"),
+        lambda: sthist.metrics.image.region_tests(frame, "ssim", method="u"),
+        lambda: sthist.pl.cells(toy, "label", table="tiles_table", basis=None, palette={"u": np.int64(3)}),
+        lambda: sthist.tl.train_annotator(toy, "label", encoder="X_a"),
+        lambda: sthist.tl.train_annotator(toy, "label", classes=["u", "w"], encoder="X_a"),
+        lambda: sthist.pp.genes(toy["table"], genes=np.array(["nothing", "nothing"])),
+        lambda: sthist.pp.match_genes({np.str_("a"): toy["table"], np.str_("b"): ad.AnnData(np.ones((1, 2)))}),
+        lambda: sthist.pl.roc(classes, np.ones((10, 2)), classes=["x", "y"]),
+    ]
+    for i, call in enumerate(calls):
+        with pytest.raises((KeyError, ValueError)) as caught:
+            call()
+        said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+        assert "np." not in said, (i, said)
+
+
 def test_verbs_load_little():
     """What a decorator looks at loads no framework."""
     heavy = "{'torch', 'timm', 'lightning', 'matplotlib.pyplot'}"

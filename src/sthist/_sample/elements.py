@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sthist._messages import plain
+from sthist._messages import listed, plain
 from sthist._sample import other_tools
 from sthist._settings import logger
 
@@ -151,8 +151,7 @@ def get(sdata: SpatialData, kind: Kind, key: str) -> Any:
 def describe(kind: str, keys: Iterable[str]) -> str:
     """One sentence that lists the keys of a kind, a long list shortened."""
     names = sorted(keys)
-    shown = ", ".join(repr(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"It has {kind} {shown}." if names else f"It has no {kind}."
+    return f"It has {kind} {listed(names)}." if names else f"It has no {kind}."
 
 
 def roles(sdata: SpatialData) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def read_sample_table(table: Any, names: Iterable[str]) -> pd.DataFrame:
     table.index = table.index.map(str)
     twice = table.index[table.index.duplicated()]
     if len(twice):
-        raise ValueError(f"{what} has sample {twice[0]!r} more than once.")
+        raise ValueError(f"{what} has sample {plain(twice[0])!r} more than once.")
     missing = [name for name in names if name not in table.index]
     if missing:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sthist import _sample
+from sthist._messages import listed
 from sthist._tables.genes import closest
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def find_table(
     if not candidates:
         columns = [str(name) for adata in data.tables.values() for name in (*adata.obs, *adata.obsm)]
         raise KeyError(f"No table has {what}. {_sample.describe('tables', data.tables)}{closest(near, columns)}")
-    names = ", ".join(map(repr, sorted(candidates)))
-    raise ValueError(f"Several tables have {what}: {names}. Say which one is meant with table=.")
+    raise ValueError(f"Several tables have {what}: {listed(sorted(candidates))}. Say which one is meant with table=.")
 
 
 def find_expression(data: Any, table: str | None) -> tuple[str | None, AnnData]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.elements import is_gene
 from sthist._settings import logger
 
@@ -89,7 +90,7 @@ def closest(key: str, names: Iterable[str]) -> str:
     """`` Did you mean …?`` with the name that comes closest, whatever its case, or nothing."""
     folded = {str(name).casefold(): name for name in names}
     close = difflib.get_close_matches(str(key).casefold(), list(folded), n=1)
-    return f" Did you mean {folded[close[0]]!r}?" if close else ""
+    return f" Did you mean {plain(folded[close[0]])!r}?" if close else ""
 
 
 def names_of_list(genes: Iterable[str] | str) -> dict[str, pd.Series]:
@@ -289,7 +290,7 @@ def reindex(
 
     listed = pd.Index(genes)
     if listed.has_duplicates:
-        raise ValueError(f"The list has gene {listed[listed.duplicated()][0]!r} more than once.")
+        raise ValueError(f"The list has gene {plain(listed[listed.duplicated()][0])!r} more than once.")
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"No layer {layer!r}; there are {list(adata.layers)}.{closest(layer, adata.layers)}")
     matrix = adata.X if layer is None else adata.layers[layer]

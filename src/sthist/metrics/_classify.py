@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sthist._messages import plain
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -277,7 +279,7 @@ def _codes(labels: np.ndarray, names: list[Any]) -> np.ndarray:
     place = {name: i for i, name in enumerate(names)}
     unknown = [label for label in labels if label not in place]
     if unknown:
-        raise ValueError(f"{len(unknown)} labels are none of the classes {names}, such as {unknown[0]!r}.")
+        raise ValueError(f"{len(unknown)} labels are none of the classes {names}, such as {plain(unknown[0])!r}.")
     return np.array([place[label] for label in labels], np.int64)
 
 

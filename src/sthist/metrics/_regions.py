@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist.metrics._compare import check_column
 
 if TYPE_CHECKING:
@@ -85,11 +86,11 @@ def region_tests(frame: pd.DataFrame, metric: str, groupby: str = "class", *, me
 
     values = by_class(frame, metric, groupby, method)
     if len(values) < 2:
-        raise ValueError(f"A test between classes needs at least two; {groupby!r} has {list(values)}.")
+        raise ValueError(f"A test between classes needs at least two; {groupby!r} has {plain(list(values))}.")
     for name, group in values.items():
         if len(group) < 2:
             raise ValueError(
-                f"Class {name!r} has one tile only; each needs at least two. Leave it out of the table, or pass "
+                f"Class {plain(name)!r} has one tile only; each needs at least two. Leave it out of the table, or pass "
                 "tests=False to a plot."
             )
     if all(np.ptp(group) == 0 for group in values.values()):
@@ -113,7 +114,7 @@ def by_class(frame: pd.DataFrame, metric: str, by: str, method: str) -> dict[obj
         raise ValueError(f"The table has no score {metric!r}, but {list(frame.columns)}.")
     if "method" in frame.columns:
         if method not in set(frame["method"]):
-            raise ValueError(f"The table has no method {method!r}, but {list(frame['method'].unique())}.")
+            raise ValueError(f"The table has no method {method!r}, but {plain(list(frame['method'].unique()))}.")
         frame = frame[frame["method"] == method]
     frame = frame[frame[by].notna()]
     finite = np.isfinite(frame[metric].to_numpy(float))

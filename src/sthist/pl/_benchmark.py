@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist.metrics._compare import PAIRS, by_seed
 from sthist.metrics._regions import by_class, region_tests
@@ -95,7 +96,9 @@ def ablation(
     seeds = _scores(frame, metric)
     trained = seeds[(seeds["factor"] != BASELINE) & (seeds["method"] == method)]
     if not len(trained):
-        raise ValueError(f"The table has no variants of the method {method!r}, but {sorted(set(seeds['method']))}.")
+        raise ValueError(
+            f"The table has no variants of the method {method!r}, but {plain(sorted(set(seeds['method'])))}."
+        )
     if not 0 < level < 1:
         raise ValueError(f"level is {level!r}; it lies between 0 and 1.")
     places = _places(trained)

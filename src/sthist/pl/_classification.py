@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist.pl._base import finish, one_axes
 from sthist.pl._colours import class_colours, place_legend
@@ -87,7 +88,8 @@ def roc(
         ax.plot(false_rate, true_rate, label=label, color=colours[name], drawstyle="steps-post")
     if not ax.get_lines():
         raise ValueError(
-            f"No class of {list(frame.columns)} has rows that are of it and rows that are not: {sorted(set(true))}."
+            f"No class of {list(frame.columns)} has rows that are of it and rows that are not: "
+            f"{plain(sorted(set(true)))}."
         )
     ax.plot([0, 1], [0, 1], color="0.7", linestyle=":", zorder=0)
     ax.set(
@@ -220,7 +222,7 @@ def _counts(truth: Any, predicted: Any, classes: Sequence[str] | None) -> tuple[
         raise ValueError(f"There are {len(pair[0])} true and {len(pair[1])} called classes.")
     both = pair[0].notna() & pair[1].notna()
     true, called = (each[both].astype(str) for each in pair)
-    present = sorted({*true, *called})
+    present = plain(sorted({*true, *called}))
     ordered = getattr(getattr(truth, "cat", truth), "categories", None)
     order = [str(name) for name in (classes if classes is not None else ordered if ordered is not None else present)]
     names = order if classes is not None else [*order, *(name for name in present if name not in order)]

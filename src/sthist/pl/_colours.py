@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._settings import logger
 from sthist._tables.labels import class_codes
 
@@ -159,7 +160,9 @@ def class_colours(
     given = {str(name): colour for name, colour in (palette or {}).items()}
     wrong = [name for name, colour in given.items() if not is_color_like(colour)]
     if wrong:
-        raise ValueError(f"palette= gives {wrong[0]!r} the colour {given[wrong[0]]!r}, which matplotlib does not know.")
+        raise ValueError(
+            f"palette= gives {plain(wrong[0])!r} the colour {plain(given[wrong[0]])!r}, which matplotlib does not know."
+        )
     known = {name: to_rgb(colour) for name, colour in (dict(kept or {}) | given).items() if name in names}
     taken = {to_hex(colour) for colour in known.values()}
     free = (colour for colour in _usual_colours(len(names)) if to_hex(colour) not in taken)

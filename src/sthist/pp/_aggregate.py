@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store, scale
+from sthist._messages import plain
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
@@ -220,8 +221,8 @@ def _index(sdata: SpatialData, key: str) -> RegionIndex:
         bad = (shapely.get_type_id(geometry) == shapely.GeometryType.POINT) & ~(np.isfinite(radius) & (radius > 0))
     if bad.any():
         raise ValueError(
-            f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {names[bad][0]!r}: empty, not "
-            "finite, or a circle without a radius. Leave them out."
+            f"{int(bad.sum())} of {len(names)} shapes {key!r} have no geometry, such as {plain(names[bad][0])!r}: "
+            "empty, not finite, or a circle without a radius. Leave them out."
         )
     return RegionIndex(shapes, matrix)
 

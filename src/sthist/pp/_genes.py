@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _store
+from sthist._messages import plain
 from sthist._sample.elements import COUNTS, is_gene
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
@@ -288,13 +289,13 @@ def _say_copies(copies: pd.Index, name: str) -> None:
 
 def _require_genes(adata: AnnData, kept: pd.Index, name: str) -> None:
     if kept.has_duplicates:
-        raise ValueError(f"genes= has {kept[kept.duplicated()][0]!r} more than once.")
+        raise ValueError(f"genes= has {plain(kept[kept.duplicated()][0])!r} more than once.")
     missing = kept[~kept.isin(adata.var_names)]
     if len(missing):
         raise KeyError(
             f"{name} lacks {len(missing)} of {len(kept)} genes, such as "
-            f"{missing[0]!r}.{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, also by "
-            "other columns of var."
+            f"{plain(missing[0])!r}.{closest(missing[0], adata.var_names)} pp.match_genes finds those that it has, "
+            "also by other columns of var."
         )
 
 

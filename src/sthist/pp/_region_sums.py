@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._messages import plain
 from sthist._sample.elements import is_gene
 from sthist.pp._genes import find_raw_counts
 from sthist.tiles._molecules.density import iter_points
@@ -44,7 +45,8 @@ def require_names(key: str, names: pd.Index) -> None:
     twice = names[names.duplicated()]
     if len(twice):
         raise ValueError(
-            f"Shapes {key!r} have {len(twice)} names more than once, such as {twice[0]!r}; a table cannot be linked to "
+            f"Shapes {key!r} have {len(twice)} names more than once, such as {plain(twice[0])!r}; a table cannot be "
+            f"linked to "
             "them. Give them names of their own, such as shapes.reset_index(drop=True)."
         )
 
@@ -182,7 +184,7 @@ def _table_centroids(sdata: SpatialData, key: str) -> np.ndarray:
     if lost.any():
         raise ValueError(
             f"{int(lost.sum())} of {len(lost)} shapes {shapes!r} of table {key!r} have no finite centroid, such as "
-            f"{instances[lost][0]!r}. Leave them out."
+            f"{plain(instances[lost][0])!r}. Leave them out."
         )
     return centres
 

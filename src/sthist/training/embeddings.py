@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample
+from sthist._messages import plain
 from sthist._tables.genes import closest
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._images.image import open_he
@@ -75,7 +76,7 @@ def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
         row = int(finite.argmin())
         raise ValueError(
             f"obsm[{key!r}] of {where} is NaN or infinite in {int((~finite).sum())} of {len(rows)} rows, first row "
-            f"{row} ({adata.obs_names[row]!r}). Leave those rows out, or embed them again."
+            f"{row} ({plain(adata.obs_names[row])!r}). Leave those rows out, or embed them again."
         )
     return rows
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.samples import patients_of_rows, require_one_spelling
 from sthist._settings import logger
 from sthist.training.splits import Grouping, Units, validation_part
@@ -151,7 +152,7 @@ def _parts_of_samples(units: Units, split: Mapping[str, str]) -> np.ndarray:
         raise KeyError(f"split= says nothing of {len(missing)} samples, such as {missing[0]!r}.")
     wrong = [value for value in split.values() if str(value).casefold() not in PARTS]
     if wrong:
-        raise ValueError(f"split= has the part {wrong[0]!r}; the parts are 'train', 'validation' and 'test'.")
+        raise ValueError(f"split= has the part {plain(wrong[0])!r}; the parts are 'train', 'validation' and 'test'.")
     return np.array([PARTS[str(split[sample]).casefold()] for sample in units.sample])
 
 

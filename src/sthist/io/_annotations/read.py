@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _sample, _store, scale
+from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist.io._annotations.objects import KINDS, Drawn, core_columns, read_geojson, read_selections
@@ -348,7 +349,7 @@ def _require_on_image(
     if off.any():
         logger.warning(
             f"{path}: {off.sum()} of {len(off)} outlines lie outside of {on_what}, such as "
-            f"{names[int(off.argmax())]!r}."
+            f"{plain(names[int(off.argmax())])!r}."
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._settings import logger
 from sthist.io._files import checks, values
 
@@ -180,6 +181,7 @@ def unique_genes(path: Path, genes: pd.Index) -> pd.Index:
     if not again.any():
         return genes
     logger.warning(
-        f"{path} has {again.sum()} genes more than once, such as {genes[again][0]!r}; a number is added to their names."
+        f"{path} has {again.sum()} genes more than once, such as {plain(genes[again][0])!r}; a number is added to "
+        "their names."
     )
     return make_index_unique(genes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._messages import plain
 from sthist._sample.samples import safe_names
 from sthist._settings import logger
 from sthist.io._files.checks import require_unique
@@ -134,7 +135,7 @@ def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.nd
     if bad.any():
         raise ValueError(
             f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them "
-            f"{names[bad][0]!r}."
+            f"{plain(names[bad][0])!r}."
         )
     return px
 
@@ -223,7 +224,8 @@ def match_spots(matrix: Matrix, keys: pd.Index, places: pd.DataFrame, file: Path
     n_both = int((rows >= 0).sum())
     if not n_both:
         raise ValueError(
-            f"{matrix.path} and {file} have no spot in common: they are named like {like} and {places.index[0]!r}. Are "
+            f"{matrix.path} and {file} have no spot in common: they are named like {like} and "
+            f"{plain(places.index[0])!r}. Are "
             "both files of one section?"
         )
     message = "%d of %d spots of %s have no counterpart in %s; they are left out."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist.io._files import checks
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _checked(path: Path, frame: pd.DataFrame | None = None) -> pd.DataFrame:
     again = frame["id"].duplicated()
     if again.any():
         raise ValueError(
-            f"{path}: column 'id' has {frame['id'][again].iloc[0]!r} more than once. Remove the wrong row."
+            f"{path}: column 'id' has {plain(frame['id'][again].iloc[0])!r} more than once. Remove the wrong row."
         )
     frame = frame.set_index("id")
     for name in ("pixel_size_um_estimated", "pixel_size_um_embedded"):

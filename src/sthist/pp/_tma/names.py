@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.samples import require_one_spelling, safe_names
 from sthist._settings import logger
 from sthist._tables.genes import closest
@@ -120,7 +121,8 @@ def _places_of_names(names: pd.Series, what: str) -> list[tuple[int, int]]:
     if unread:
         raise ValueError(
             f"{what} has {len(unread)} cores whose name is not a letter and a number, such as "
-            f"{names.iloc[unread[0]]!r} in row {unread[0]}. Call them 'A1', or give the columns 'row' and 'column'."
+            f"{plain(names.iloc[unread[0]])!r} in row {unread[0]}. Call them 'A1', or give the columns 'row' and "
+            f"'column'."
         )
     return [place for place in places if place is not None]
 
@@ -145,7 +147,8 @@ def _whole_numbers(values: pd.Series, column: Any, what: str) -> np.ndarray:
     wrong = np.flatnonzero(~(numbers == np.floor(numbers)) | (numbers < 0))
     if len(wrong):
         raise ValueError(
-            f"{what} has {values.iloc[wrong[0]]!r} in column {str(column)!r}, row {wrong[0]}: it is no number of a row "
+            f"{what} has {plain(values.iloc[wrong[0]])!r} in column {str(column)!r}, row {wrong[0]}: it is no number "
+            f"of a row "
             "or column."
         )
     return numbers.astype(int)

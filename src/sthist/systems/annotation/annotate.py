@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.samples import over_samples
 from sthist._sample.verbs import verb
 from sthist._settings import logger
@@ -166,7 +167,7 @@ def _annotator(model: Any, classes: Sequence[str] | None) -> Annotator:
             f"model is a mapping of class to phrases, an Annotator or the folder of one, not {type(model).__name__}."
         )
     if classes is not None and list(map(str, classes)) != list(model.config.classes):
-        raise ValueError(f"classes= is {list(classes)}; this annotator has {list(model.config.classes)}.")
+        raise ValueError(f"classes= is {plain(list(classes))}; this annotator has {list(model.config.classes)}.")
     return model
 
 
@@ -184,7 +185,8 @@ def _write(
         before = pd.Categorical(adata.obs[key_added]) if key_added in adata.obs else None
         if before is not None and list(before.categories) != result.classes:
             raise ValueError(
-                f"obs[{key_added!r}] has the classes {list(before.categories)}, and within= would put {result.classes} "
+                f"obs[{key_added!r}] has the classes {plain(before.categories)}, and within= would put "
+                f"{result.classes} "
                 "beside them. Pass key_added= for another name."
             )
         codes = _spread(codes, rows, -1 if before is None else before.codes)

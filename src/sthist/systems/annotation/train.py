@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _store
+from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
@@ -191,7 +192,8 @@ def _grouped(
         if one and (units.centres is None or size_um is None):
             lacking = "obsm['spatial'], places in µm" if units.centres is None else "the size of their tiles"
             raise ValueError(
-                f"There is one patient, {units.patient[0]!r}, and rows cannot be split by blocks of tissue without "
+                f"There is one patient, {plain(units.patient[0])!r}, and rows cannot be split by blocks of tissue "
+                f"without "
                 f"{lacking}. Say with split= which rows are tested: a column of obs, or a sthist.models.Split (with "
                 "block_um= and gap_um= for blocks of tiles whose size is not known)."
             )

@@ -308,7 +308,7 @@ class Translator(GeneratorModel):
     @property
     def device_name(self) -> str:
         """Where it runs."""
-        return settings.torch_device(self.device)
+        return settings.torch_device() if self.device in (None, "auto") else str(self.device)
 
     def mpp(self, stain: Image) -> float:
         """µm per pixel that it was trained at."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._sample.elements import is_gene
 from sthist._scratch import own_folder
 from sthist._settings import logger
@@ -225,7 +226,8 @@ def planes_of(recorded: Mapping[str, Any], z: int | tuple[int, int]) -> tuple[in
         return tuple(range(first, last + 1))
     if not 0 <= first <= last < len(numbers):
         raise ValueError(
-            f"z is {z}; the stack has the planes 0 to {len(numbers) - 1}, which the transcripts call {list(numbers)}."
+            f"z is {z}; the stack has the planes 0 to {len(numbers) - 1}, which the transcripts call "
+            f"{plain(list(numbers))}."
         )
     return tuple(int(number) for number in numbers[first : last + 1])
 

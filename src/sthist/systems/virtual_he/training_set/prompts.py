@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist._settings import logger
 from sthist._tables.genes import closest
 from sthist.systems.virtual_he.config import CONDITIONED, UNCONDITIONED, require_prompts
@@ -128,7 +129,8 @@ def _of_column(section: Section, column: str) -> np.ndarray:
     row = next((row for row, value in enumerate(values) if not _is_text(value)), None)
     if row is not None:
         raise ValueError(
-            f"Column {column!r} of the tiles of sample {section.name!r} has {values[row]!r} in row {row}; each tile "
+            f"Column {column!r} of the tiles of sample {section.name!r} has {plain(values[row])!r} in row {row}; "
+            f"each tile "
             "needs a tissue."
         )
     return values
