@@ -11,6 +11,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, Scale
 
 import sthist
+from sthist._imaging.tissue import mask_of_nuclear_stain
 
 MPP, SHAPE = 8.0, (300, 400)
 ROWS, COLUMNS = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -152,3 +153,32 @@ def test_a_rotation_changes_no_background_of_a_nuclear_stain():
         areas.append(sdata["tissue"].area_um2.sum())
     assert np.ptp(areas) < 0.05 * areas[0]
     assert abs(areas[0] / (np.pi * (RADIUS * MPP) ** 2) - 1) < 0.2
+
+
+@pytest.mark.parametrize("size_um", [300, 400])
+def test_a_section_that_ends_near_the_frame_grows_no_horns(size_um):
+    """The virtual H&E is blank where the real one is: at the frame, which the toy's tissue does not reach."""
+    sdata = sthist.datasets.toy(size_um=size_um)
+    sthist.tl.virtual_he(sdata, progress=False)
+    stained = []
+    for key in ("virtual_he", "he"):
+        pixels = sthist.tiles.read_region(sdata, key, (0, 0, size_um, size_um), mpp=1.0, fill=255)
+        stained.append(gaussian_filter(sthist.stains.optical_density(pixels)[..., 1], 4) > 0.1)
+    frame = np.ones_like(stained[0])
+    frame[2:-2, 2:-2] = False
+    virtual, real = stained
+    assert real[frame].mean() == 0
+    assert virtual[frame].mean() < 0.02
+    assert (virtual & ~real).mean() < 0.03
+    assert (real & ~virtual).mean() < 0.05
+
+
+def test_a_section_that_the_frame_cuts_reaches_it():
+    """Molecules up to the border leave no white rim there."""
+    rng = np.random.default_rng(0)
+    shape, counts = (100, 100), np.zeros((100, 100))
+    nuclei = rng.integers(0, 100, (60, 2))
+    counts[tuple(nuclei.T)] = 1
+    stain = gaussian_filter(counts, 1.0) * 4000 + rng.normal(100, 3, shape)
+    density = gaussian_filter(rng.poisson(0.5, shape).astype(np.float32), 1.5)
+    assert mask_of_nuclear_stain(stain, 4.0, density).mean() > 0.99

@@ -212,7 +212,7 @@ class TestNuclei:
     def test_planted_discs(self, radius_um):
         tile, n = discs(radius_um)
         values = of(tile)
-        assert values["nuclei_density_per_mm2"] ** 2 * 0.112**2 == pytest.approx(n, abs=0.5)
+        assert values["sqrt_nuclei_density_per_mm2"] ** 2 * 0.112**2 == pytest.approx(n, abs=0.5)
         assert np.exp(values["nuclei_area_um2_median"]) == pytest.approx(np.pi * radius_um**2, rel=0.2)
         assert values["nuclei_eccentricity_median"] < 0.4
         assert values["nuclei_roundness_median"] > 0.8
@@ -240,7 +240,7 @@ class TestNuclei:
 
         crop = picture(folder("her2st") / "C3.jpg")[:, 4400:5200, 4400:5200].transpose(1, 2, 0)
         tiles = crop.reshape(5, 160, 5, 160, 3).swapaxes(1, 2).reshape(-1, 160, 160, 3)
-        ours = [of(tile, 0.688)["nuclei_density_per_mm2"] ** 2 * 0.11008**2 for tile in tiles]
+        ours = [of(tile, 0.688)["sqrt_nuclei_density_per_mm2"] ** 2 * 0.11008**2 for tile in tiles]
         theirs = [segment_nuclei(stains.concentrations(tile, VECTORS)[..., 0], 0.688).max() for tile in tiles]
         assert np.corrcoef(ours, theirs)[0, 1] > 0.8
         assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=0.35)
@@ -284,7 +284,7 @@ class TestAnyTile:
         tile = noise(px)
         turned = [np.rot90(each, k) for each in (tile, tile[::-1]) for k in range(4)]
         rows = Morphology(mpp=0.5).embed(np.ascontiguousarray(turned))
-        assert rows[0][NAMES.index("nuclei_density_per_mm2")] > 0
+        assert rows[0][NAMES.index("sqrt_nuclei_density_per_mm2")] > 0
         np.testing.assert_allclose(rows, rows[:1].repeat(8, 0), rtol=2e-3, atol=2e-3)
 
     def test_independent_of_the_batch_and_of_threads(self):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sthist.stains import optical_density
@@ -192,7 +194,7 @@ def mask_of_nuclear_stain(
         # The density around a typical molecule; the far tails of the smoothing do not count.
         typical = float((density**2).sum() / density.sum())
         evidence |= density > 0.05 * typical
-    return _close(evidence & seen, 30.0 / mpp) & seen
+    return _close(evidence & seen, 30.0 / mpp, dense=density is not None) & seen
 
 
 def mask_of_points(places: np.ndarray, extent_um: tuple[float, float, float, float], mpp: float) -> np.ndarray:
@@ -232,15 +234,32 @@ def clean(
     return np.asarray(kept | small[holes])
 
 
-def _close(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Morphological closing with a disc, by distances; beyond the border the mask goes on as it ends."""
+def _close(mask: np.ndarray, radius: float, *, dense: bool = False) -> np.ndarray:
+    """Morphological closing with a disc, by distances; beyond the border the mask goes on as it ends.
+
+    A ``dense`` one, of molecules, goes on no farther than its own gaps are wide: what ends near the border, and shows
+    nothing from there on, is not joined to its mirror image.
+    """
     from scipy.ndimage import distance_transform_edt
 
-    if not mask.any():
+    if not mask.any() or mask.all():
         return mask
+    if not dense:
+        return _closed(mask, radius, "symmetric")
+    closed = _closed(mask, radius, "constant")
+    gaps = distance_transform_edt(~mask)[closed & ~mask]
+    reach = min(radius, float(np.percentile(gaps, 99.5))) if len(gaps) else 0.0
+    return closed | _closed(mask, reach, "symmetric") if reach >= 1 else closed
+
+
+def _closed(mask: np.ndarray, radius: float, beyond: str) -> np.ndarray:
+    """Closing of a mask that is padded."""
+    from scipy.ndimage import distance_transform_edt
+
     pad = int(np.ceil(radius)) + 1
-    padded = np.pad(mask, pad, mode="symmetric" if min(mask.shape) >= pad else "edge")
+    mode: Any = beyond if beyond == "constant" or min(mask.shape) >= pad else "edge"
+    padded = np.pad(mask, pad, mode=mode)
     dilated = distance_transform_edt(~padded) <= radius
     if dilated.all():
         return np.ones_like(mask)
-    return (distance_transform_edt(dilated) > radius)[pad:-pad, pad:-pad]
+    return np.asarray((distance_transform_edt(dilated) > radius)[pad:-pad, pad:-pad])

@@ -448,7 +448,7 @@ def test_the_built_in_encoder_measures_in_micrometres():
     """Kernels of 32 px side by side at 1 µm/px: each place has the score of its own kernel."""
     sdata = sthist.datasets.toy(size_um=160)
     names = sthist.encoders.morphology_feature_names()
-    column = names.index("nuclei_density_per_mm2")
+    column = names.index("sqrt_nuclei_density_per_mm2")
     options = {"spec": TileSpec(32, 32), "stride_um": 32, "smooth_um": 0, "tissue": False, "progress": False}
     sthist.tl.heatmap(sdata, lambda rows: rows[:, [column]], encoder="morphology", classes=["density"], **options)
     found = np.asarray(sdata["density_heatmap"])[0]

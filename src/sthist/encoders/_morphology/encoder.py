@@ -47,9 +47,9 @@ FAMILIES = {
     r"texture_\d+um_emptiness": "mean of exp(-density / 0.15) over grid squares: gaps of that size and fat, 0 to 1",
     r"texture_\d+um_pattern_\d": "square root of the share of a local binary pattern of haematoxylin: 0 to 8 are that "
     "many darker neighbours in one run, 9 several runs",
-    r"nuclei_(density|small_round|large|elongated)_per_mm2": "square root of nuclei per mm² of tile; small and round: "
-    "under 45 µm², eccentricity under 0.75; large: over 80 µm²; elongated: eccentricity over 0.9",
-    r"nuclei_density_in_tissue_per_mm2": "square root of nuclei per mm² of tissue",
+    r"sqrt_nuclei_(density|small_round|large|elongated)_per_mm2": "square root of nuclei per mm² of tile; small and "
+    "round: under 45 µm², eccentricity under 0.75; large: over 80 µm²; elongated: eccentricity over 0.9",
+    r"sqrt_nuclei_density_in_tissue_per_mm2": "square root of nuclei per mm² of tissue",
     r"nuclei_(area|small_round|large|elongated)_share": "share of the tile's area, or of its nuclei",
     r"nuclei_area_um2_(q10|median|q90)": "ln of the area in µm²",
     r"nuclei_distance_um_(q10|median|q90)": "ln(1 + µm) from a nucleus to the nearest other",

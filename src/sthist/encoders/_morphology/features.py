@@ -137,12 +137,12 @@ def nuclear_features(planes: np.ndarray, mpp: float) -> dict[str, float]:
     large = column["area_um2"] > LARGE_UM2
     small = (column["area_um2"] < LYMPHOCYTE_UM2) & (column["eccentricity"] < LYMPHOCYTE_ECCENTRICITY)
     out = {
-        "nuclei_density_per_mm2": math.sqrt(n / area_mm2),
-        "nuclei_density_in_tissue_per_mm2": math.sqrt(n / tissue_mm2),
+        "sqrt_nuclei_density_per_mm2": math.sqrt(n / area_mm2),
+        "sqrt_nuclei_density_in_tissue_per_mm2": math.sqrt(n / tissue_mm2),
         "nuclei_area_share": float((labels > 0).mean()),
-        "nuclei_small_round_per_mm2": math.sqrt(small.sum() / area_mm2),
-        "nuclei_large_per_mm2": math.sqrt(large.sum() / area_mm2),
-        "nuclei_elongated_per_mm2": math.sqrt(elongated.sum() / area_mm2),
+        "sqrt_nuclei_small_round_per_mm2": math.sqrt(small.sum() / area_mm2),
+        "sqrt_nuclei_large_per_mm2": math.sqrt(large.sum() / area_mm2),
+        "sqrt_nuclei_elongated_per_mm2": math.sqrt(elongated.sum() / area_mm2),
         "nuclei_small_round_share": share_of(small),
         "nuclei_large_share": share_of(large),
         "nuclei_elongated_share": share_of(elongated),
