@@ -55,10 +55,10 @@ class _Messages(logging.StreamHandler):  # type: ignore[type-arg]
     def stream(self, _: Any) -> None:
         pass
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+    def filter(self, record: logging.LogRecord) -> bool:
         others = [*logger.handlers, *(logging.root.handlers if logger.propagate else ())]
         shown = [each for each in others if each is not self and not isinstance(each, logging.NullHandler)]
-        return not any(record.levelno >= each.level for each in shown) and super().filter(record)
+        return not any(record.levelno >= each.level for each in shown) and bool(super().filter(record))
 
 
 def _verbosity() -> str:

@@ -21,6 +21,7 @@ from sthist.metrics._compare import PAIRS, SETS, shuffled
 from sthist.systems.virtual_he.models.beer_lambert import BeerLambert
 from sthist.systems.virtual_he.training_set.prompts import require_tissues
 from sthist.tiles import TileSpec
+from sthist.training.model import known_name
 from sthist.training.splits import Split, as_split
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Design:
         fields = {field.name: arguments[field.name] for field in dataclasses.fields(cls)}
         for name in ("baselines", "metrics"):
             fields[name] = (fields[name],) if isinstance(fields[name], str) else tuple(fields[name])
+        fields["baselines"] = tuple(known_name(name, BASELINES) for name in fields["baselines"])
         fields["seeds"] = tuple(fields["seeds"])
         fields["seed"] = settings.seed if fields["seed"] is None else int(fields["seed"])
         design = cls(**fields)

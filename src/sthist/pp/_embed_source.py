@@ -26,6 +26,7 @@ from sthist._tables.rows import (
 )
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
+from sthist.tiles._spec import coarser_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.encoders import Encoder
+
+COARSER = "Pass spec={}, or coarser."
 
 PAPER = 255
 """Grey level around an H&E."""
@@ -91,7 +94,8 @@ class RegionSource(_Source):
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
         """A reader of the tiles."""
         options = {} if normalizer is None else {"normalizer": normalizer}
-        reader = TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
+        with coarser_by(COARSER):
+            reader = TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
         require_rgb8(f"Image {self.image!r}", len(reader.channels), reader.dtype)
         return reader
 
@@ -190,7 +194,8 @@ class FolderSource(_Source):
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> FolderReader:
         """A reader of the tiles."""
         options = {} if normalizer is None else {"normalizer": normalizer}
-        return FolderReader(self.tiles, self._spec(encoder), fill=PAPER, **options)
+        with coarser_by(COARSER):
+            return FolderReader(self.tiles, self._spec(encoder), fill=PAPER, **options)
 
     def lie_within(self, within: Any) -> np.ndarray:
         """Which places lie in a part of the slide: a folder has no parts."""

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sthist import scale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class TooFine(ValueError):
+    """Tiles are finer than what an image shows; ``problem`` says so, ``coarser`` is the call of a spec that is not."""
+
+    def __init__(self, problem: str, spec: TileSpec, mpp: float) -> None:
+        self.problem = problem
+        self.coarser = f"sthist.tiles.TileSpec({spec.size_um:g}, {max(1, math.floor(spec.size_um / mpp))})"
+        super().__init__(f"{problem} Ask for {self.coarser}, or pass allow_upsampling=True to go on.")
+
+
+@contextmanager
+def coarser_by(advice: str) -> Iterator[None]:
+    """Say how a verb that does not upsample is asked for coarser tiles; ``{}`` in the advice is their spec."""
+    try:
+        yield
+    except TooFine as error:
+        raise ValueError(f"{error.problem} {advice.format(error.coarser)}") from None
 
 
 def same_spec(one: TileSpec, other: TileSpec) -> bool:

@@ -13,6 +13,7 @@ from sthist._messages import plain
 from sthist._tables.genes import closest
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._images.image import open_he
+from sthist.tiles._spec import coarser_by
 from sthist.training.model import weight_hash
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 NO_EMBEDDINGS = {"X_pca", "X_umap", "X_tsne", "X_diffmap", "X_draw_graph_fa", "X_spatial", "X_pca_harmony", "X_scvi"}
 """What other packages keep under such keys."""
+
+COARSER = 'Pass training={{"spec": {}}}, or coarser.'
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def is_folder(adata: AnnData) -> bool:
 def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where: str) -> tuple[Any, np.ndarray]:
     """A reader of the tiles of a table, and the places of its rows."""
     if is_folder(adata):
-        return FolderReader(adata, spec), np.arange(adata.n_obs)
+        with coarser_by(COARSER):
+            return FolderReader(adata, spec), np.arange(adata.n_obs)
     if not hasattr(data, "images"):
         raise ValueError(
             f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of "
@@ -116,7 +120,8 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
         )
     if "spatial" not in adata.obsm:
         raise KeyError(f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles.")
-    reader = TileReader.from_image(open_he(data, image), spec, fill=255)
+    with coarser_by(COARSER):
+        reader = TileReader.from_image(open_he(data, image), spec, fill=255)
     return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,16 @@ SYSTEMS = {
 
 PUBLISHED = ("st2he-small",)
 """Models that come with the package, by name."""
+
+
+BUILT_IN = ("beer-lambert",)
+"""Systems whose models need no weights, so that a name is enough."""
+
+
+def known_name(name: Any, known: Iterable[str]) -> Any:
+    """The one of some names that is meant, in whatever case and with ``_`` for ``-``; or the name as it is."""
+    alike = {each.casefold().replace("_", "-"): each for each in known}
+    return alike.get(name.casefold().replace("_", "-"), name) if isinstance(name, str) else name
 
 
 class Model(ABC):
@@ -99,7 +109,8 @@ def load(folder: str | Path, **changes: Any) -> Model:
     Parameters
     ----------
     folder
-        Made by a model's ``save``; or the name of a model that comes with the package, ``"st2he-small"``.
+        Made by a model's ``save``; or the name of a model that comes with the package, ``"beer-lambert"`` or
+        ``"st2he-small"``.
     **changes
         Fields of its config that have changed since, such as where a backbone lies.
 
@@ -122,12 +133,18 @@ def load(folder: str | Path, **changes: Any) -> Model:
     >>> sthist.models.load(folder).system
     'beer-lambert'
     """
-    if str(folder) in PUBLISHED and not Path(folder).exists():
-        folder = Path(__file__).parents[1] / "systems" / "virtual_he" / "published" / str(folder)
+    name = known_name(str(folder), (*BUILT_IN, *PUBLISHED))
+    if name in BUILT_IN and not Path(folder).exists():
+        module, model = SYSTEMS[name]
+        built_in = getattr(import_module(module), model)
+        return built_in(built_in.config_class(**changes))  # type: ignore[no-any-return]
+    if name in PUBLISHED and not Path(folder).exists():
+        folder = Path(__file__).parents[1] / "systems" / "virtual_he" / "published" / name
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"No model in {folder}: it has no config.json. Models that come with the package are {list(PUBLISHED)}."
+            f"No model in {folder}: it has no config.json. Models that come with the package are "
+            f"{[*BUILT_IN, *PUBLISHED]}."
         )
     content = json.loads(path.read_text())
     if content.get("system") not in SYSTEMS:

@@ -24,7 +24,7 @@ from sthist.tiles._blocks.canvas import Layout
 from sthist.tiles._blocks.estimate import plan_tiles
 from sthist.tiles._images.image import open_image
 from sthist.tiles._images.reader import MAX_UPSAMPLING
-from sthist.training.model import Model, load
+from sthist.training.model import BUILT_IN, Model, known_name, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -299,7 +299,7 @@ def _tissues(data: Any, tissue: str | Mapping[str, str] | None) -> dict[int, str
 
 def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any, seed: int | None) -> VirtualStainModel:
     """The model, made ready for a stain where it knows of such."""
-    if isinstance(model, str) and model == BeerLambert.system:
+    if known_name(model, BUILT_IN) == BeerLambert.system:
         model = BeerLambert()
     loaded: Model = model if isinstance(model, Model) else load(model)
     if not isinstance(loaded, VirtualStainModel):

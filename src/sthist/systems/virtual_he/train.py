@@ -24,6 +24,8 @@ from sthist.systems.virtual_he.training_set.sections import common_spec, find_se
 from sthist.systems.virtual_he.training_set.split import split_tiles
 from sthist.systems.virtual_he.translator import Translator
 from sthist.tiles import TileSpec
+from sthist.tiles._spec import coarser_by
+from sthist.training.model import known_name
 from sthist.training.options import as_training
 from sthist.training.run_folder import TILES, read_tiles, require_resumable, write_tiles
 from sthist.training.split_groups import group_rows
@@ -193,6 +195,7 @@ def train_virtual_he(
     (TileSpec(size_um=32.0, px=32), ['train', 'validation'])
     """
     split = as_split(split)
+    model = known_name(model, MODELS)
     if not isinstance(model, Translator) and model not in MODELS:
         raise ValueError(
             f"model is {model!r}; it is one of {list(MODELS)}, or a model, such as sthist.models.load(folder) gives."
@@ -226,10 +229,11 @@ def train_virtual_he(
     require_batch(n_most, options.batch_size)
     network.require_trainable(options)
 
-    readers = [
-        open_section(section, config, dots_s=options.dot_sizes[1:], allow_upsampling=options.allow_upsampling)
-        for section in sections
-    ]
+    with coarser_by('Pass training={{"spec": {}}}, or training={{"allow_upsampling": True}}.'):
+        readers = [
+            open_section(section, config, dots_s=options.dot_sizes[1:], allow_upsampling=options.allow_upsampling)
+            for section in sections
+        ]
     frame, obs = choose_tiles(sections, spec, n_tiles=options.n_tiles, max_shift_um=options.max_shift_um, within=within)
     _say_tissue(frame, sections, prompts)
     leaks, validated_by = split_tiles(frame, obs, spec.size_um, split=split, seed=options.seed)

@@ -11,6 +11,7 @@ import numpy as np
 from sthist._settings import settings
 from sthist.io._parts.sample import read_he
 from sthist.tiles._images.reader import MAX_UPSAMPLING, TileReader
+from sthist.tiles._spec import TooFine
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -101,11 +102,11 @@ class FolderReader:
         coarse = self._mpp > MAX_UPSAMPLING * spec.mpp
         if coarse.any() and not allow_upsampling:
             row = int(coarse.argmax())
-            raise ValueError(
+            problem = (
                 f"{int(coarse.sum())} of {len(self)} images are coarser than tiles of {spec.mpp:.4g} µm/px, such as "
-                f"{self._files[row]!r} of {self._mpp[row]:.4g} µm/px: more than {MAX_UPSAMPLING} times. Pass "
-                "allow_upsampling=True to go on."
+                f"{self._files[row]!r} of {self._mpp[row]:.4g} µm/px: more than {MAX_UPSAMPLING} times."
             )
+            raise TooFine(problem, spec, float(self._mpp.max()))
 
     def __len__(self) -> int:
         """Number of images."""

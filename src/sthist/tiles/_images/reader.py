@@ -13,7 +13,7 @@ from sthist._settings import settings
 from sthist.tiles._images.image import image_of_array, open_image
 from sthist.tiles._images.planes import ChunkCache
 from sthist.tiles._images.window import View
-from sthist.tiles._spec import TileSpec
+from sthist.tiles._spec import TileSpec, TooFine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -187,10 +187,11 @@ class TileReader:
                 f"{self.dtype}."
             )
         if image.coarsest_mpp > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:
-            raise ValueError(
+            problem = (
                 f"Image {image.key!r} has {image.coarsest_mpp:.4g} µm/px, but tiles of {spec.mpp:.4g} µm/px are asked "
-                f"for: more than {MAX_UPSAMPLING} times finer than what it shows. Pass allow_upsampling=True to go on."
+                f"for: more than {MAX_UPSAMPLING} times finer than what it shows."
             )
+            raise TooFine(problem, spec, image.coarsest_mpp)
         self._cache = ChunkCache(cache_bytes)
         self._views = [View(field, spec) for field in image.fields]
         self._group_bytes = cache_bytes // 2
