@@ -110,6 +110,9 @@ class Settings:
         What is said on stderr, as in scanpy: ``"error"``, ``"warning"``, ``"info"`` (what long verbs found, and each
         epoch of a training; the default), ``"hint"`` or ``"debug"``, or their number from 0 to 4. It is the level of
         the logger ``"sthist"`` of :mod:`logging`, whose messages a handler of your own gets in place of stderr.
+    max_read_gb
+        Largest part of a file, in GB as it is unpacked, that is read into memory at once. By default what is free, and
+        1 GB of what is packed more than a hundredfold, as no slide and no table is.
 
     Examples
     --------
@@ -128,6 +131,7 @@ class Settings:
     cache_dir: Path = field(default_factory=_cache_dir)
     scratch_dir: Path = field(default_factory=_scratch_dir)
     offline: bool = field(default_factory=lambda: os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"})
+    max_read_gb: float | None = None
 
     verbosity: str = field(default_factory=_verbosity)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist._reading import read_object
 from sthist._weights import hub
 
 if TYPE_CHECKING:
@@ -71,13 +71,7 @@ class Files:
         path = None if self.folder is None else self.folder / name
         if path is None or not path.is_file():
             return {}
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r} is no JSON: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{str(path)!r} is no description of a network: an object is expected.")
-        return content
+        return read_object(path)
 
     def provenance(self) -> dict[str, Any]:
         """File, commit and SHA-256 of the weights."""
@@ -191,6 +185,10 @@ def load_into(module: Any, state: dict[str, Any], source: Path | str, *, leave: 
     ]
     if wrong:
         raise ValueError(f"{str(source)!r} holds the weights of another network: {'. '.join(wrong)}.")
+    for name, _ in module.named_parameters():
+        # A sum takes a pass over the memory, and shows whether a single number is none.
+        if state[name].is_floating_point() and not state[name].double().sum().isfinite():
+            raise ValueError(f"{str(source)!r}: {name!r} holds NaN or infinite numbers. Is it damaged? Get it again.")
     module.load_state_dict({name: state[name] for name in own})
 
 

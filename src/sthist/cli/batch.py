@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist._disk import written_whole
+from sthist._reading import available_memory
 from sthist._sample.sample_csv import read_sample_csv
 from sthist._sample.samples import require_one_spelling, safe_names
 from sthist._settings import logger, recorded, settings
@@ -333,19 +334,6 @@ def fits(running: list[Running], peak: int) -> bool:
         with suppress(psutil.NoSuchProcess):
             to_come += max(0.0, expected - psutil.Process(each.process.pid).memory_info().rss)
     return available_memory() - to_come >= expected
-
-
-def available_memory() -> int:
-    """Bytes that are free on this machine, or in the control group that this process runs in."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text(), (group / "memory.current").read_text()
-    except OSError:
-        return free
-    return free if limit.strip() == "max" else min(free, int(limit) - int(used))
 
 
 def run_one(job: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _alignment, _sample, scale
+from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._files.images import LooseImage, dims_of, finest, image_element, read_image, size_px
@@ -33,6 +34,7 @@ STAINS = "stains"
 PX_COLUMNS = (("pixel_x", "pixel_y"), ("x_px", "y_px"), ("col", "row"))
 
 
+@reader
 def assemble(
     images: Mapping[str, Any] | None = None,
     *,
@@ -368,7 +370,7 @@ def _outlines(cells: Any) -> gpd.GeoDataFrame:
     polygons, rows = rings(where, ids, _numbers(frame, ("x_um", "y_um"), where), "x_um, y_um")
     facts = {} if plane is None else {plane: frame[plane].to_numpy()[rows]}
     index = pd.Index(frame["cell_id"].to_numpy()[rows], name="cell_id")
-    outlines = gpd.GeoDataFrame(facts, geometry=mended(polygons), index=index)
+    outlines = gpd.GeoDataFrame(facts, geometry=mended(polygons, where), index=index)
     flat = outlines.geometry.is_empty
     if flat.any():
         logger.warning("%d outlines have no area and are left out.", int(flat.sum()))
@@ -440,9 +442,9 @@ def _frame(source: Any, argument: str) -> pd.DataFrame:
     if not isinstance(source, pd.DataFrame):
         if not Path(source).exists():
             raise FileNotFoundError(f"{argument}: there is no file {source}.")
-        frame = pd.read_parquet(source)
+        frame = checks.read_parquet(source)
     if frame.empty:
-        raise ValueError(f"{argument} has no rows.")
+        raise ValueError(f"{argument} has no rows{f' in {source}' if frame is not source else ''}.")
     return frame
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from abc import ABC
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from sthist._disk import written_whole
+from sthist._reading import read_object, reader, reading
 
 
 def weight_hash(provenance: Any) -> str | None:
@@ -103,6 +106,7 @@ class Model(ABC):
         return cls(cls.config_class(**config))
 
 
+@reader
 def load(folder: str | Path, **changes: Any) -> Model:
     """Read a model of any system from the folder that it was saved to.
 
@@ -123,7 +127,7 @@ def load(folder: str | Path, **changes: Any) -> Model:
     FileNotFoundError
         If there is no ``config.json``.
     ValueError
-        If its system is unknown, or its config does not fit.
+        If its system is unknown, its config does not fit, or one of its files is damaged; the message names the file.
 
     Examples
     --------
@@ -146,9 +150,14 @@ def load(folder: str | Path, **changes: Any) -> Model:
             f"No model in {folder}: it has no config.json. Models that come with the package are "
             f"{[*BUILT_IN, *PUBLISHED]}."
         )
-    content = json.loads(path.read_text())
-    if content.get("system") not in SYSTEMS:
+    content = read_object(path)
+    if not isinstance(content.get("system"), str) or content["system"] not in SYSTEMS:
         raise ValueError(f"{path} names the system {content.get('system')!r}; known are {sorted(SYSTEMS)}.")
+    if not isinstance(content.get("config"), dict):
+        raise ValueError(
+            f"{path}: 'config' is {content.get('config')!r:.80}; it should be an object with the model's settings. "
+            "Copy the folder of the model again."
+        )
     module, name = SYSTEMS[content["system"]]
     model_class = getattr(import_module(module), name)
     content["config"] |= changes
@@ -158,4 +167,41 @@ def load(folder: str | Path, **changes: Any) -> Model:
         raise ValueError(f"{path} has settings that this version of sthist does not know: {unknown}.")
     # JSON has no tuples.
     config = {name: tuple(value) if isinstance(value, list) else value for name, value in content["config"].items()}
+    require_types(path, model_class.config_class, config)
+    with reading(path):
+        model_class.config_class(**config)  # its own checks, which name no file
     return model_class._from_folder(Path(folder), config)
+
+
+def require_types(path: Path, config_class: type, config: Mapping[str, Any]) -> None:
+    """Refuse values of a config that are of another type than its fields."""
+    hints = get_type_hints(config_class)
+    for name, value in config.items():
+        if not _fits(value, hints[name]):
+            wanted = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
+            raise ValueError(
+                f"{path}: {name!r} is {value!r:.80}; it should be {wanted}. Copy the model's folder again."
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of a type; numbers are finite."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if kind is Literal:
+        return value in inner
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is tuple:
+        items = inner[:1] * len(value) if inner[1:] == (...,) and isinstance(value, tuple) else inner
+        return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
+    if kind is dict or hint is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1] if inner else Any) for each in value.values())
+    if dataclasses.is_dataclass(hint):  # made of an object by its owner
+        return isinstance(value, dict | hint)
+    return not isinstance(hint, type) or isinstance(value, hint)

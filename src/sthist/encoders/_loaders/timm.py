@@ -149,6 +149,8 @@ def load(card: Card, files: Files) -> Loaded:
 
     described = files.config()
     architecture = described.get("architecture", card.architecture)
+    if not isinstance(architecture, str):
+        raise ValueError(f"{files.folder}/config.json: 'architecture' is {architecture!r}; it should be a name.")
     if not architecture:
         raise ValueError(
             f"Nothing says what the architecture of {card.hub_id!r} is: it needs the config.json of its page, or "
@@ -156,8 +158,8 @@ def load(card: Card, files: Files) -> Loaded:
         )
     if not timm.is_model(architecture):
         raise KeyError(
-            f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which {files.folder} "
-            "asks for."
+            f"This version of timm ({timm.__version__}) has no architecture {architecture!r}, which "
+            f"{files.folder}/config.json asks for."
         )
     arguments = with_layers(card.arguments | described.get("model_args", {})) | {"num_classes": 0}
     trunk = timm.create_model(architecture, pretrained=False, **arguments)

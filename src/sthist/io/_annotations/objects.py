@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import re
-import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import open_text, parse_json, read_content
 from sthist._settings import logger
 from sthist.io._files import checks
+from sthist.io._files.values import FARTHEST
 
 if TYPE_CHECKING:
+    import zipfile
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -74,25 +74,19 @@ def read_geojson(path: Path) -> list[Drawn]:
 
 def read_features(path: Path) -> list[dict[str, Any]]:
     """The features of a file, plain, ``.gz`` or ``.zip``, whatever it wraps them in."""
+    document = parse_json(path, read_content(path, lambda archive: _only_member(path, archive)))
     with checks.reading(path):
-        content = path.read_bytes()
-        if content.startswith(b"PK\x03\x04"):
-            content = _only_member(path, content)
-        elif content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        document = json.loads(content.decode("utf-8-sig"))
-    return list(_features(path, document))
+        return list(_features(path, document))
 
 
-def _only_member(path: Path, content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = [
-            name
-            for name in archive.namelist()
-            if name.lower().endswith((".geojson", ".json")) and not name.rpartition("/")[2].startswith(".")
-        ]
-        if len(names) == 1:
-            return archive.read(names[0])
+def _only_member(path: Path, archive: zipfile.ZipFile) -> str:
+    names = [
+        name
+        for name in archive.namelist()
+        if name.lower().endswith((".geojson", ".json")) and not name.rpartition("/")[2].startswith(".")
+    ]
+    if len(names) == 1:
+        return names[0]
     held = f"{len(names)} GeoJSON files, such as {names[:3]}" if names else "no file that ends in .geojson or .json"
     raise ValueError(f"{path} holds {held}; one is needed. Unpack it, and name the one that is meant.")
 
@@ -240,8 +234,8 @@ def read_geometry(path: Path, what: str, stated: Any) -> BaseGeometry:
         raise ValueError(
             f"{path}: {what} ({kind}) cannot be read: {error}. Are its 'coordinates' complete, and numbers?"
         ) from None
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise ValueError(f"{path}: {what} has 'coordinates' that are NaN or infinite.")
+    if not (np.abs(shapely.get_coordinates(geometry)) <= FARTHEST).all():
+        raise ValueError(f"{path}: {what} has 'coordinates' that are NaN or infinite, or above {FARTHEST:g}.")
     return geometry
 
 
@@ -320,9 +314,8 @@ def _spread(centres: np.ndarray, row: np.ndarray, column: np.ndarray) -> float:
 
 def read_selections(path: Path) -> list[Drawn]:
     """The outlines of a csv file, in its order."""
-    with checks.reading(path):
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")
+    with checks.reading(path), open_text(path) as file:
+        text = file.read()
     drawn: list[Drawn] = []
     for names, areas, rows in _blocks(text):
         drawn += _outlines(path, _table(path, rows), names, areas)

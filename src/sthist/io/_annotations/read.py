@@ -10,10 +10,12 @@ import numpy as np
 
 from sthist import _sample, _store, scale
 from sthist._messages import plain
+from sthist._reading import reader
 from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist.io._annotations.objects import KINDS, Drawn, core_columns, read_geojson, read_selections
 from sthist.io._files.images import size_px
+from sthist.io._files.values import require_few_crossings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ MARGIN = 0.02  # part of a box that something may reach beyond it and still look
 
 
 @verb
+@reader
 def read_annotations(
     sdata: SpatialData,
     path: str | Path,
@@ -132,7 +135,7 @@ def read_annotations(
     drawn = _areas(path, drawn, frame.circle(point_diameter_um))
     _require_on_image(sdata, path, [each.geometry for each in drawn], _names(drawn), frame)
     table = _table(drawn, label)
-    nuclei = _nuclei(drawn, table)
+    nuclei = _nuclei(path, drawn, table)
     nuclei_key = f"{key_added}_nuclei"
     if len(nuclei):
         _store.require_free(sdata, nuclei_key, "shapes", overwrite=overwrite)
@@ -175,6 +178,7 @@ def _areas(path: Path, drawn: list[Drawn], circle: Any) -> list[Drawn]:
     wrong = ~shapely.is_valid(geometry) & ~is_line
     if wrong.any():
         logger.warning("%s: %d outlines cross themselves; all that they enclose counts.", path, int(wrong.sum()))
+        require_few_crossings(path, geometry[wrong])
         geometry[wrong] = shapely.make_valid(geometry[wrong], method="structure", keep_collapsed=False)
     kept, n_empty = [], 0
     for each, shape, point in zip(drawn, geometry, is_point, strict=True):
@@ -241,14 +245,14 @@ def _table(drawn: list[Drawn], label: str) -> GeoDataFrame:
     return gpd.GeoDataFrame(frame, geometry=[each.geometry for each in drawn], index=index)
 
 
-def _nuclei(drawn: list[Drawn], cells: GeoDataFrame) -> GeoDataFrame:
+def _nuclei(path: Path, drawn: list[Drawn], cells: GeoDataFrame) -> GeoDataFrame:
     """The nuclei of cells that have one, indexed as the cells."""
     import geopandas as gpd
     import shapely
 
-    geometry = shapely.make_valid(
-        np.array([each.nucleus for each in drawn], dtype=object), method="structure", keep_collapsed=False
-    )
+    geometry = np.array([each.nucleus for each in drawn], dtype=object)
+    require_few_crossings(path, geometry[~shapely.is_valid(geometry) & ~shapely.is_missing(geometry)])
+    geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
     nuclei = gpd.GeoDataFrame({"name": cells["name"]}, geometry=geometry, index=cells.index)
     return nuclei[nuclei.geometry.area > 0]
 

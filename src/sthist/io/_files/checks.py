@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import json
 import warnings
 import zipfile
-import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import open_bytes, require_memory
+from sthist._reading import read_object as read_json
+from sthist._reading import reading as reading
+from sthist._reading import require_file as require_readable
 from sthist.io._files import values
-from sthist.io._files.images import TIFF_SUFFIXES, any_size, orientation, read_image
+from sthist.io._files.images import TIFF_SUFFIXES, any_size, orientation, read_image, require_fitting
 from sthist.io._files.tiff import open_tiff
+from sthist.io._files.values import FARTHEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,7 +61,8 @@ def require_content(path: Path, needed: Needed, *, within: values.Box | None = N
     """
     molecules = [needed.gene] if needed.gene else []
     if path.suffix == ".parquet":
-        require_parquet(path, [*needed.columns, *needed.numeric, *molecules], numeric=needed.numeric)
+        columns = [*needed.columns, *needed.numeric, *molecules]
+        require_parquet(path, columns, numeric=needed.numeric, in_parts=needed.gene is not None)
     elif path.suffix == ".csv":
         read_csv(path, [*needed.columns, *needed.numeric, *molecules], numeric=needed.numeric, nrows=HEAD_ROWS)
     elif path.suffix == ".json":
@@ -72,32 +75,6 @@ def require_content(path: Path, needed: Needed, *, within: values.Box | None = N
     elif path.suffix in {".png", ".tif"}:
         require_picture(path)
     return require_molecules(path, needed.gene, needed.numeric, within) if needed.gene else []
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what parsers raise at a broken file into one ValueError that names the file."""
-    import tifffile
-    from pandas.errors import EmptyDataError, ParserError
-    from pyarrow import ArrowInvalid
-
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        EOFError,
-        OSError,
-        zlib.error,
-        zipfile.BadZipFile,
-        tifffile.TiffFileError,
-        EmptyDataError,
-        ParserError,
-        ArrowInvalid,
-    ) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Is it truncated, or of another format?") from None
 
 
 @contextlib.contextmanager
@@ -123,28 +100,33 @@ def require_file(folder: str | Path, *names: str, vendor: str) -> Path:
 
 def require_argument(path: str | Path, argument: str) -> Path:
     """A file that an argument names."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{argument}=: there is no file {path}.")
+    require_readable(path, f"{argument}=")
     return Path(path)
 
 
 def find_file(folder: str | Path, *names: str) -> Path | None:
     """The first of these files that a folder has; None where it has none of them."""
-    return next((file for name in names for file in files_like(folder, name)), None)
+    found = next((file for name in names for file in files_like(folder, name)), None)
+    if found is None:  # what is there by name, but leads nowhere, is missed otherwise
+        for name in names:
+            if (Path(folder) / name).is_symlink():
+                require_readable(Path(folder) / name)
+    elif not found.is_dir():
+        require_readable(found)
+    return found
+
+
+def is_there(path: Path) -> bool:
+    """Whether a folder has a file that it may lack; what lies in its place, or a link to nowhere, is refused."""
+    if path.exists() or path.is_symlink():
+        require_readable(path)
+        return True
+    return False
 
 
 def files_like(folder: str | Path, pattern: str) -> list[Path]:
     """Files of a folder by their names, without hidden ones: macOS leaves a ``._name`` beside each on other drives."""
     return [file for file in sorted(Path(folder).glob(pattern)) if not file.name.startswith(".")]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file."""
-    with reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object with names and values, but {type(content).__name__}.")
-    return content
 
 
 def require_number(path: Path, content: dict[str, Any], key: str) -> float:
@@ -161,8 +143,8 @@ def read_csv(path: Path, columns: Sequence[str], *, numeric: Sequence[str] = (),
     """A csv file, plain or compressed, whose columns are as they should be."""
     import pandas as pd
 
-    with reading(path):
-        frame = pd.read_csv(path, **kwargs)
+    with reading(path), open_bytes(path) as file:
+        frame = pd.read_csv(file, **kwargs)
     require_columns(path, frame.columns, columns)
     require_rows(path, len(frame))
     require_numbers(path, frame, numeric)
@@ -182,7 +164,7 @@ def read_counts(
 
     genes: list[str] = []
     blocks, names = [], []
-    with reading(path), pd.read_csv(path, chunksize=CHUNK_ROWS) as chunks:
+    with reading(path), open_bytes(path) as file, pd.read_csv(file, chunksize=CHUNK_ROWS) as chunks:
         for chunk in chunks:
             require_rows(path, len(chunk))
             names.append(pd.Index(chunk.iloc[:, 0].astype(str)) if name is None else name(chunk))
@@ -214,7 +196,7 @@ def require_rows(path: Path, n: int, what: str = "rows") -> None:
         raise ValueError(f"{path} has no {what}. Export it again.")
 
 
-def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+def require_numbers(path: str | Path, frame: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse text, gaps and infinities where numbers should be."""
     import pandas as pd
 
@@ -231,9 +213,14 @@ def require_numbers(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> 
 
 
 def require_parquet(
-    path: Path, columns: Sequence[str], *, numeric: Sequence[str] = (), may_be_empty: bool = False
+    path: Path,
+    columns: Sequence[str],
+    *,
+    numeric: Sequence[str] = (),
+    may_be_empty: bool = False,
+    in_parts: bool = False,
 ) -> None:
-    """Check a parquet file by its footer, without reading its rows."""
+    """Check a parquet file by its footer, without reading its rows, and that they fit into memory but for parts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -248,6 +235,19 @@ def require_parquet(
             raise ValueError(f"{path}: column {name!r} holds {kind}; it should hold numbers.")
     if not may_be_empty:
         require_rows(path, n_rows)
+    if not in_parts:
+        require_memory(path, 8 * n_rows * len(schema.names), f"{n_rows} rows of {len(schema.names)} columns")
+
+
+def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A parquet file, which is whole and fits into memory."""
+    import pandas as pd
+
+    path = Path(path)
+    require_readable(path)
+    require_parquet(path, columns or [])
+    with reading(path):
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
 
 
 def require_molecules(path: Path, gene: str, numeric: Sequence[str], within: values.Box | None = None) -> list[str]:
@@ -284,7 +284,8 @@ def _require_values(
         for name in (gene, *numeric):
             column = batch.column(name)
             is_name = name == gene
-            bad = column.is_null().to_numpy(zero_copy_only=False) if is_name else ~np.isfinite(numbers[name])
+            empty = column.is_null().to_numpy(zero_copy_only=False)
+            bad = empty if is_name else ~(np.abs(numbers[name]) <= FARTHEST)
             if bad.any():
                 row = int(bad.argmax())
                 raise ValueError(
@@ -325,7 +326,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 def require_last_line(path: Path) -> None:
     """Refuse a csv file that ends in the middle of a line, whose last value may be cut."""
-    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with reading(path), open_bytes(path) as file:
         first = file.readline()
         if path.suffix == ".gz":
             tail = b"".join([first, *deque(iter(lambda: file.read(BLOCK_BYTES), b""), maxlen=2)])
@@ -349,11 +350,29 @@ def require_unique(path: Path, names: Any, what: str, by: str = "") -> None:
         )
 
 
+def require_hdf5(path: Path) -> None:
+    """Refuse an HDF5 file whose datasets would fill the memory."""
+    import h5py
+
+    sizes: dict[str, int] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.nbytes:
+            sizes[name] = int(item.nbytes)
+
+    with reading(path), h5py.File(path) as file:
+        file.visititems(add)
+        if sizes:
+            largest = max(sizes, key=sizes.__getitem__)
+            require_memory(path, sizes[largest], f"{file[largest].size} values in {largest!r}")
+
+
 def require_matrix(path: Path) -> np.ndarray:
     """Check a 10x matrix file but for its counts, and give its barcodes."""
     import h5py
     import pandas as pd
 
+    require_hdf5(path)
     with reading(path), h5py.File(path) as file:
         needed = ["barcodes", "data", "indices", "indptr", "shape", "features"]
         matrix = file.get("matrix", {})
@@ -385,11 +404,12 @@ def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:
     """Check a picture without decoding it, and give its shape, (c, y, x), and the type of its pixels."""
     from PIL import Image
 
+    require_readable(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
-        with reading(path):
-            pixels = open_tiff(path, read=False)[0][0]
+        pixels = open_tiff(path, read=False)[0][0]
         return (pixels.shape[0], pixels.shape[-2], pixels.shape[-1]), pixels.dtype
     with reading(path), any_size(), Image.open(path) as picture:
+        require_fitting(path, picture)
         mode, (width, height) = picture.mode, picture.size
         if orientation(picture) > 4:  # it lies on its side
             width, height = height, width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import reading, require_file, require_memory
 from sthist.io._files.tiff import on_white, open_tiff
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qpt
 CHUNK_PX = 512
 PICTURE_MODES = {"L", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "F"}
 DEEP = "I"  # 32 bits, in which Pillow also opens 16
+BLOCK_BYTES = 2**20
 ORIENTATION_TAG = 274
 COARSEST_PX = 1024  # pyramids end where the longer side is at most this
 
@@ -39,8 +42,7 @@ def read_image(source: Any, name: str) -> LooseImage:
     if not isinstance(source, str | Path):
         return _from_array(source if hasattr(source, "shape") else np.asarray(source), name)
     path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"Image {name!r}: there is no file {path}.")
+    require_file(path, f"Image {name!r}")
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return _from_array(_read_picture(path, name), name)
     try:
@@ -68,7 +70,10 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with any_size(), Image.open(path) as opened:
+        with reading(path), any_size(), Image.open(path) as opened:
+            require_fitting(path, opened)
+            if opened.format == "PNG":
+                _require_checksums(path)
             turned = orientation(opened) != 1
             picture = ImageOps.exif_transpose(opened) if turned else opened
             if picture.mode in PICTURE_MODES:
@@ -77,13 +82,41 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
                 pixels = np.asarray(picture)
                 deep = pixels.size == 0 or pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max
                 return pixels if deep else pixels.astype(np.uint16)
-            return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
-    except UnidentifiedImageError:
-        raise ValueError(f"Image {name!r}: {path} is no picture that Pillow can read.") from None
+            try:
+                return np.asarray(picture.convert("RGBA" if picture.has_transparency_data else "RGB"))
+            except ValueError as error:
+                msg = f"{path} cannot be shown as RGB: {error}. Save it as RGB of 8 bits."
+                raise ValueError(msg) from None
     except ValueError as error:
-        raise ValueError(f"Image {name!r}: {path} cannot be shown as RGB: {error}. Save it as RGB of 8 bits.") from None
-    except (OSError, SyntaxError) as error:  # Pillow's two ways to say that a known format is broken
-        raise ValueError(f"Image {name!r}: {path} cannot be read: {error}. Is it truncated?") from None
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise ValueError(f"Image {name!r}: {path} is no picture that Pillow can read.") from None
+        raise ValueError(f"Image {name!r}: {error}") from None
+
+
+def _require_checksums(path: Path) -> None:
+    """Refuse a PNG of which a part is not what was written: Pillow shows what it can, and fills up with black."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, place = int.from_bytes(head[:4], "big"), file.tell()
+            total = zlib.crc32(head[4:])
+            while length:
+                block = file.read(min(length, BLOCK_BYTES))
+                if not block:
+                    return  # Pillow says that it is truncated
+                total, length = zlib.crc32(block, total), length - len(block)
+            if file.read(4) != total.to_bytes(4, "big"):
+                raise ValueError(
+                    f"{path} is damaged: the checksum of the part at byte {place} is wrong. Copy it again."
+                )
+            if head[4:] == b"IEND":
+                return
+
+
+def require_fitting(path: Path, picture: Any) -> None:
+    """Refuse an opened picture that would fill the memory: it is unpacked as a whole."""
+    width, height = picture.size
+    require_memory(path, width * height * len(picture.getbands()), f"{width} x {height} px in one piece")
 
 
 _guards = threading.Lock()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import reading, require_memory
 from sthist._settings import logger
 from sthist.io._files.colours import conversion_of, converted
 from sthist.io._files.open_tiffs import FILES, MappedPixels
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 TIFF_AXES = {"C": "c", "S": "c", "Q": "c", "I": "c", "Z": "z", "Y": "y", "X": "x"}
 MAX_CHUNK_BYTES = 256 * 2**20  # a page that is one larger block can only be read whole
 CHUNK_PX = 512
+BYTES_OF_A_BLOCK = 4000  # in the lists of dask, with those of a pyramid
 
 UPRIGHT = 1
 ORIENTATIONS = range(1, 9)
@@ -61,6 +63,8 @@ class TiffLevel:
             self._conversion = conversion_of(self._path, stored.keyframe)
             self._stored, self._blocks = tuple(pixels.shape), tuple(pixels.chunks)
             self.dtype = np.dtype(pixels.dtype).newbyteorder("=")
+        if 0 in (*self._stored, *self._blocks):
+            raise ValueError(f"{path} has {axes} {self._stored} in blocks of {self._blocks}: nothing. Is it damaged?")
         kept = [i for i, (axis, n) in enumerate(zip(axes, self._stored, strict=True)) if n > 1 or axis in "YX"]
         names = [TIFF_AXES.get(axes[i], axes[i]) for i in kept]
         if len(set(names)) < len(names) or not {"y", "x"} <= set(names) <= {"c", "z", "y", "x"}:
@@ -156,7 +160,8 @@ def open_tiff(
     """The levels of a TIFF's largest image, lazily, its axes, its µm/px by source, and its channels' names."""
     import tifffile
 
-    try:
+    with reading(path):
+        require_ending(path)
         with tifffile.TiffFile(path) as file:
             number = main_series(file)
             series = file.series[number]
@@ -166,12 +171,54 @@ def open_tiff(
             _require_upright(path, series.keyframe)
             mpp, channels = stated_scale(file, number), ome_scale_and_channels(file, number)[1]
             n_levels = len(series.levels)
-    except (tifffile.TiffFileError, IndexError, struct.error) as error:
-        raise ValueError(f"{path} is no TIFF file that can be read: {error}. Is it truncated?") from None
-    levels = [TiffLevel(path, level, number) for level in range(n_levels)]
+        levels = [TiffLevel(path, level, number) for level in range(n_levels)]
+        for level in levels:
+            _require_fitting(path, level, read)
     arrays = list(_arrays(levels, read))
     same = [array for array in arrays if array.shape[:-2] == arrays[0].shape[:-2]]
     return same, levels[0].dims, mpp, channels
+
+
+def _require_fitting(path: Path, level: TiffLevel, read: bool) -> None:
+    """Refuse a level that takes all memory: one that can only be read whole, or of more blocks than can be listed."""
+    size = " x ".join(map(str, level.shape[:-3:-1]))
+    if level.block_bytes > MAX_CHUNK_BYTES:
+        if read:
+            require_memory(path, float(np.prod(level.shape)) * level.dtype.itemsize, f"{size} px in one piece")
+    else:
+        n_blocks = float(np.prod([np.ceil(n / side) for n, side in zip(level.shape, level.chunks, strict=True)]))
+        require_memory(path, n_blocks * BYTES_OF_A_BLOCK, f"{size} px, in lists of {n_blocks:.0f} blocks")
+
+
+def require_ending(path: Path) -> None:
+    """Refuse a TIFF whose directories, which form a chain, lead back to an earlier one: reading it takes for ever."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(head[:2])
+        if order is None or len(head) < 16 or path.suffix.lower() == ".ndpi":  # which has offsets of its own kind
+            return
+        big = struct.unpack(order + "H", head[2:4])[0] == 43
+        place, number = ("Q", "Q") if big else ("I", "H")
+        entry, size = (20, 8) if big else (12, 4)
+        offset = struct.unpack(order + place, head[8:16] if big else head[4:8])[0]
+        seen: set[int] = set()
+        while offset:
+            if offset in seen:
+                raise ValueError(
+                    f"{path} is damaged: its directory {len(seen)} points back to one before it, so that it has no "
+                    "end. Copy or export it again."
+                )
+            seen.add(offset)
+            file.seek(offset)
+            width = struct.calcsize(number)
+            content = file.read(width)
+            if len(content) < width:
+                return
+            file.seek(entry * struct.unpack(order + number, content)[0], 1)
+            content = file.read(size)
+            if len(content) < size:
+                return
+            offset = struct.unpack(order + place, content)[0]
 
 
 def _arrays(levels: list[TiffLevel], read: bool) -> Iterator[Any]:
@@ -217,7 +264,10 @@ def _require_whole(path: Path, series: Any) -> None:
     """Refuse a file whose pixels end before its directory says; tiles lie in any order."""
     for level in series.levels:
         for page in level.pages:
-            if page is None or not page.dataoffsets:
+            if page is None:
+                continue
+            _require_parts(path, page)
+            if not page.dataoffsets:
                 continue
             end = int((np.array(page.dataoffsets, np.int64) + np.array(page.databytecounts, np.int64)).max())
             if len(level.pages) == 1 and level.dataoffset is not None:
@@ -228,6 +278,32 @@ def _require_whole(path: Path, series: Any) -> None:
                 raise ValueError(
                     f"{where} is truncated: it has {stored.size} bytes, but its pixels should end at {end}."
                 )
+
+
+def _require_parts(path: Path, page: Any) -> None:
+    """Refuse a page without its strips, or without all of its tiles; say where single tiles are left out.
+
+    Some scanners leave out tiles without tissue; what is read there is black.
+    """
+    page = page if hasattr(page, "tags") else page.keyframe
+    stored = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    n = min(map(len, stored))
+    n_lacking = int(((stored[0][:n] == 0) | (stored[1][:n] == 0)).sum()) + max(0, _n_parts(page) - n)
+    if not n_lacking:
+        return
+    n_all = max(n, _n_parts(page))
+    what = f"{path} lacks {n_lacking} of the {n_all} {'tiles' if page.is_tiled else 'strips'} that its header states"
+    if n_lacking == n_all or not page.is_tiled:
+        raise ValueError(f"{what}. Is it damaged, or copied in part? Copy or export it again.")
+    message = f"{what}; they are read as black. Is it damaged, or were they left out as they show no tissue?"
+    logger.warning("%s", message)
+
+
+def _n_parts(page: Any) -> int:
+    """Number of strips or tiles that a page of its size has; 0 where it cannot be told."""
+    if page.is_contiguous or 0 in page.chunks:
+        return 0
+    return int(np.prod(page.chunked))
 
 
 def _require_upright(path: Path, page: Any) -> None:
@@ -258,7 +334,7 @@ def ome_mpp(path: Path) -> dict[str, float]:
     """µm/px by source that the OME metadata of a file state; nothing where it has none."""
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
+    with reading(path), tifffile.TiffFile(path) as file:
         return ome_scale_and_channels(file, main_series(file))[0]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import require_memory
 from sthist._settings import logger
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ BLOCK = 4_000_000  # entries of an index that are looked at in one go
 MAX_OUTSIDE = 0.05  # share of spots that may lie outside of their picture
 HALF = 0.5  # share of cells and molecules that may lie outside of an image, which may be a crop
 Box = tuple[float, float, float, float]
+FARTHEST = 1e8  # px or µm; a slide has some 1e5
+LONG_OUTLINE = 2000  # vertices from which on it is looked at how often an outline crosses itself
+BYTES_OF_A_CROSSING = 2000
 
 
 def require_sparse(where: str, indptr: Any, indices: Any, n_values: int, shape: tuple[int, int]) -> None:
@@ -123,15 +127,37 @@ def require_named(path: Path | str, field: str, names: Any) -> None:
         )
 
 
+def require_few_crossings(path: Any, geometry: np.ndarray) -> None:
+    """Refuse an outline that crosses itself beyond all measure: to repair it would take all memory."""
+    import shapely
+
+    for outline in geometry[shapely.get_num_coordinates(geometry) > LONG_OUTLINE]:
+        n_crossings = _crossings(outline)
+        require_memory(
+            path, n_crossings * BYTES_OF_A_CROSSING, f"an outline that crosses itself {n_crossings:.0f} times"
+        )
+
+
+def _crossings(outline: Any) -> float:
+    """About how often an outline crosses itself, from some of its edges."""
+    import shapely
+
+    xy = shapely.get_coordinates(outline)
+    edges = shapely.linestrings(np.stack([xy[:-1], xy[1:]], axis=1))
+    some = edges[:: max(1, len(edges) // 200)]
+    met = shapely.STRtree(edges).query(some, predicate="intersects").shape[1] / len(some)
+    return max(0.0, met - 3) * len(edges) / 2  # each edge meets itself and its neighbours
+
+
 def require_places(path: Path, fields: str, xy: np.ndarray, names: Any = None, *, what: str = "rows") -> None:
-    """Refuse coordinates, (n, 2), that are NaN or infinite."""
-    bad = ~np.isfinite(xy).all(1)
+    """Refuse coordinates, (n, 2), that are NaN, infinite, or farther out than any slide."""
+    bad = ~(np.abs(xy) <= FARTHEST).all(1)
     if bad.any():
         first = int(bad.argmax())
         shown = f"row {first}" if names is None else repr(str(np.asarray(names)[first]))
         raise ValueError(
-            f"{path}: {fields} are NaN or infinite for {int(bad.sum())} of {len(xy)} {what}, the first of them "
-            f"{shown}. Correct them, or leave them out."
+            f"{path}: {fields} are NaN or infinite for {int(bad.sum())} of {len(xy)} {what}, the "
+            f"first of them {shown}. Correct them, or leave them out; none is above {FARTHEST:g}."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import plain
+from sthist._reading import open_text as open_text
 from sthist._settings import logger
 from sthist.io._files import checks, values
 
@@ -63,7 +63,8 @@ def read_matrix(path: Path) -> Matrix:
     import pandas as pd
 
     sep = separator(path)
-    header, first = [*csv.reader(_first_lines(path, 2), delimiter=sep), []][:2]
+    with checks.reading(path):
+        header, first = [*csv.reader(_first_lines(path, 2), delimiter=sep), []][:2]
     checks.require_rows(path, len(first))
     names = pd.Index(header if len(header) == len(first) - 1 else header[1:])
     checks.require_rows(path, len(names), "columns beside the names of its rows")
@@ -118,7 +119,7 @@ def _read_any(path: Path, sep: str, names: pd.Index) -> tuple[Any, pd.Index]:
     blocks, rows = [], []
     options: dict[str, Any] = {"sep": sep, "header": None, "skiprows": 1, "index_col": 0, "dtype": {0: str}}
     chunk = max(1, VALUES_PER_PART // len(names))
-    with checks.reading(path), pd.read_csv(path, chunksize=chunk, **options) as parts:
+    with checks.reading(path), open_text(path) as file, pd.read_csv(file, chunksize=chunk, **options) as parts:
         for part in parts:
             if part.shape[1] != len(names):
                 raise ValueError(
@@ -131,11 +132,6 @@ def _read_any(path: Path, sep: str, names: pd.Index) -> tuple[Any, pd.Index]:
             blocks.append(sparse.csr_matrix(part.to_numpy()))
             rows.append(part.index.astype(str).rename(None))
     return sparse.vstack(blocks, format="csr"), rows[0].append(rows[1:])
-
-
-def open_text(path: Path) -> Any:
-    """A text file to be read, plain or ``.gz``."""
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def raw_counts(path: Path, matrix: Any, rows: pd.Index, columns: pd.Index, what: str) -> Any:

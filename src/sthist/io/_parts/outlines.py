@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist._settings import logger
 from sthist.io._files import checks
+from sthist.io._files.values import require_few_crossings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,17 +22,15 @@ SHOWN = 3  # names that a message lists
 def read_geoparquet(path: Path) -> gpd.GeoDataFrame:
     """Polygons of a parquet file, with their coordinates as they are."""
     import geopandas as gpd
-    from shapely.errors import ShapelyError
 
-    try:
-        with checks.reading(path):
+    checks.require_parquet(path, [], may_be_empty=True)
+    with checks.reading(path):
+        try:
             frame = gpd.read_parquet(path)
-    except (ShapelyError, TypeError, KeyError) as error:  # of geometries that are none
-        raise ValueError(f"{path}: its column of geometries cannot be read: {error}.") from None
-    except ValueError as error:
-        if "geo metadata" not in str(error):
-            raise
-        raise ValueError(f"{path} has no column 'geometry' that geopandas can read ({error}).") from None
+        except ValueError as error:
+            if "geo metadata" not in str(error) and "geometry columns" not in str(error):
+                raise
+            raise ValueError(f"{path} has no column 'geometry' that geopandas can read ({error}).") from None
     frame = frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
     if any(isinstance(value, bytes) for value in frame.index[:1]):
         frame.index = frame.index.map(bytes.decode)
@@ -94,10 +93,11 @@ def rings(where: Path | str, ids: Any, xy: np.ndarray, fields: str, *, cell: str
     return polygons, order[starts][~short]
 
 
-def mended(polygons: Any) -> Any:
+def mended(polygons: Any, where: Path | str = "cells") -> Any:
     """Polygons that do not cross themselves; what has no area is empty."""
     import shapely
 
+    require_few_crossings(where, polygons[~shapely.is_valid(polygons)])
     valid = shapely.make_valid(polygons)
     # A ring that touches itself leaves lines behind; an outline is what has an area.
     mixed = ~np.isin(shapely.get_type_id(valid), [3, 6])

@@ -9,6 +9,7 @@ import numpy as np
 
 from sthist import _alignment, _sample, _store, scale
 from sthist._imaging.colours import require_rgb8
+from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._files.checks import files_like, require_argument, require_unique
 from sthist.io._files.images import LooseImage, image_element, read_image
@@ -24,6 +25,7 @@ LINK = ("region", "instance_id")  # columns of a table: the shapes, and the name
 CELL_RADIUS_UM = 5.0  # of a cell that has neither outline nor area
 
 
+@reader
 def slide(path: str | Path, mpp: float | None = None, *, key_added: str = "he") -> SpatialData:
     """An H&E slide alone, as a SpatialData in micrometres.
 

@@ -15,6 +15,7 @@ from sthist._sample.samples import safe_names
 from sthist._settings import logger
 from sthist.io._files.checks import require_unique
 from sthist.io._files.images import LooseImage, image_element
+from sthist.io._files.values import FARTHEST
 from sthist.io._parts.matrix import POSITION, Matrix
 from sthist.io._parts.sample import circles, link_table, read_he
 
@@ -131,7 +132,7 @@ def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.nd
             f"{path}: {field} is {px.dtype} of shape {px.shape}; it should hold x and y of each spot in pixels."
         )
     px = px[:, :2].astype(np.float64)
-    bad = ~np.isfinite(px).all(1)
+    bad = ~(np.abs(px) <= FARTHEST).all(1)
     if bad.any():
         raise ValueError(
             f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them "

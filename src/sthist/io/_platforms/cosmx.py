@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
+from sthist._reading import reader
 from sthist._sample import UM, safe_key, set_role
 from sthist._settings import logger
 from sthist.io._files import checks, values
@@ -41,6 +42,7 @@ COLOURS = ("red", "green", "blue")
 # it holds the counts densely. Names of elements and of coordinate systems are those that it gives.
 
 
+@reader
 def cosmx(
     path: str | Path,
     *,

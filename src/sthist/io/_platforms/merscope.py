@@ -10,6 +10,7 @@ import numpy as np
 
 from sthist import scale
 from sthist._alignment.read import read_matrix
+from sthist._reading import reader
 from sthist._sample import NUCLEAR_NAMES, set_role
 from sthist._settings import logger
 from sthist.io._files import checks, values
@@ -36,6 +37,7 @@ VPT_OUTLINES = ("cellpose_micron_space.parquet", "watershed_micron_space.parquet
 CENTRE = ["center_x", "center_y"]
 
 
+@reader
 def merscope(
     path: str | Path,
     *,

@@ -38,7 +38,9 @@ def pictures_of(spatial: Path, prefix: str) -> dict[str, Path]:
     """The small pictures that lie beside the scale factors, which are whole, by their kind."""
     begins = dict.fromkeys((prefix, ""))
     names = {kind: [f"{begin}tissue_{kind}_image.png" for begin in begins] for kind in ("hires", "lowres")}
-    there = {kind: next((spatial / name for name in names[kind] if (spatial / name).is_file()), None) for kind in names}
+    there = {
+        kind: next((spatial / name for name in names[kind] if checks.is_there(spatial / name)), None) for kind in names
+    }
     return {kind: file for kind, file in there.items() if file is not None}
 
 

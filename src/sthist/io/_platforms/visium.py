@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
+from sthist._reading import reader
 from sthist._sample import safe_key, set_role
 from sthist.io._files import checks
 from sthist.io._files.checks import Needed
@@ -51,6 +52,7 @@ METADATA = ("chemistry_description", "software_version")
 COLOURS = {3: ["r", "g", "b"], 4: ["r", "g", "b", "a"]}
 
 
+@reader
 def visium(
     path: str | Path,
     *,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
+from sthist._reading import reader
 from sthist._sample import set_role
 from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
@@ -48,6 +49,7 @@ GRID_BINS = 20_000  # that tell how far apart all are
 BIN_FOLDER = re.compile(r"square_(\d{3})um$")
 
 
+@reader
 def visium_hd(
     path: str | Path,
     *,
@@ -199,7 +201,7 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     matrix = checks.require_file(folder, MATRIX if filtered else "raw_feature_bc_matrix.h5", vendor=VENDOR)
     positions = folder / "spatial" / "tissue_positions.parquet"
     with checks.reading(positions):
-        frame = pd.read_parquet(positions, columns=["barcode", *NUMERIC])
+        frame = checks.read_parquet(positions, ["barcode", *NUMERIC])
     barcodes = pd.Index(frame["barcode"])
     values.require_named(positions, "column 'barcode'", barcodes)
     checks.require_unique(positions, barcodes, "barcode")

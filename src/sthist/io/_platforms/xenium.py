@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _alignment, scale
+from sthist._reading import reader
 from sthist._sample import HE_NAMES, set_role
 from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
@@ -52,6 +53,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+@reader
 def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any = None, **kwargs: Any) -> SpatialData:
     """Read the output folder of a Xenium run, in micrometres.
 
@@ -293,11 +295,9 @@ def _add_aligned(sdata: SpatialData, name: str, file: Path, options: Mapping[str
 
 def _require_same_cells(cells: Path, matrix: Path) -> None:
     """The counts are those of the cells, in their order: they are put together row by row."""
-    import pandas as pd
-
     barcodes = checks.require_matrix(matrix)
     with checks.reading(cells):
-        names = pd.read_parquet(cells, columns=["cell_id"])["cell_id"]
+        names = checks.read_parquet(cells, ["cell_id"])["cell_id"]
     ids = np.array([name.decode() if isinstance(name, bytes) else str(name) for name in names])
     if len(ids) != len(barcodes):
         raise ValueError(

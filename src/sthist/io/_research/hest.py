@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._annotations.objects import read_features, read_geometry
 from sthist.io._files import checks
@@ -63,6 +64,7 @@ KEPT = ["cell_id", "overlaps_nucleus", "qv"]
 ESTIMATED, EMBEDDED = "pixel_size_um_estimated", "pixel_size_um_embedded"
 
 
+@reader
 def hest(
     path: str | Path,
     ids: str | Sequence[str] | None = None,
@@ -181,7 +183,7 @@ def _samples(path: Path) -> tuple[Path, list[str], bool]:
 def _find(root: Path, name: str, places: tuple[str, ...]) -> Path | None:
     saved = (root / SAVED).is_file()
     names = SAVED_NAMES[places] if saved else [place.format(id=name) for place in places]
-    return next((root / place for place in names if (root / place).is_file()), None)
+    return next((root / place for place in names if checks.is_there(root / place)), None)
 
 
 def _read_sample(root: Path, name: str, mpp: float | None, image: bool, parts: Collection[str] | None) -> SpatialData:
@@ -248,6 +250,7 @@ def _read_table(path: Path) -> tuple[AnnData, np.ndarray]:
         warnings.filterwarnings("ignore", "(Observation|Variable) names are not unique", UserWarning)
         warnings.filterwarnings("ignore", category=ad.OldFormatWarning)
         try:
+            checks.require_hdf5(path)
             stored = ad.read_h5ad(path)
         except (KeyError, TypeError, AttributeError) as error:  # of another HDF5 file, or one that lacks a part
             raise ValueError(

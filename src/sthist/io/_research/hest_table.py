@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import plain
+from sthist._reading import reader
 from sthist.io._files import checks
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ FACTS = [name for name in FIRST if name not in {"patient", "batch", "mpp", "mpp_
 CSV = re.compile(r"HEST_v(\d+)_(\d+)_(\d+)\.csv$")
 
 
+@reader
 def hest_table(path: str | Path) -> pd.DataFrame:
     r"""Patient, organ, technology and more of each sample of HEST-1k, to choose from.
 

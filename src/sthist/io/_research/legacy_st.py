@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
+from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._files.checks import require_argument
@@ -27,6 +28,7 @@ NAMED = ["X", "Y"]  # columns of pixels beside spots that are named like 10x13, 
 ENDINGS = re.compile(r"(_stdata)?\.(tsv|csv|txt)(\.gz)?$")
 
 
+@reader
 def legacy_st(
     counts: str | Path,
     *,
@@ -144,8 +146,8 @@ def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
     """
     import pandas as pd
 
-    with checks.reading(path):
-        frame = pd.read_csv(path, sep=separator(path))
+    with checks.reading(path), open_text(path) as file:
+        frame = pd.read_csv(file, sep=separator(path))
     checks.require_rows(path, len(frame))
     if set(NAMED) <= set(frame) and not set(SELECTION) <= set(frame):
         checks.require_numbers(path, frame, NAMED)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
+from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._parts import spots
@@ -30,6 +31,7 @@ FACTS = ("species", "tissue", "pmid")
 UNSURE = re.compile(r"^(|nan)$", re.IGNORECASE)
 
 
+@reader
 def stimage(
     path: str | Path,
     ids: str | Sequence[str] | None = None,

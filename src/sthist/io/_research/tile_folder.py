@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _store
+from sthist._reading import parse_json, reader
 from sthist._sample.samples import require_one_spelling
 from sthist._settings import logger, settings
 from sthist.io._files import checks
@@ -39,6 +39,7 @@ SPELLINGS = {
 }
 
 
+@reader
 def tile_folder(
     path: str | Path,
     *,
@@ -241,8 +242,7 @@ def _read_table(table: Any) -> tuple[pd.DataFrame, str]:
         if not path.is_file():
             raise FileNotFoundError(f"There is no table of labels {path}.")
         if path.suffix.lower() == ".json":
-            with checks.reading(path):
-                records = json.loads(path.read_text(encoding="utf-8-sig"))
+            records = parse_json(path)
             if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
                 raise ValueError(f"{path} should be a list of objects, one for each image.")
             frame = pd.DataFrame.from_records(records)

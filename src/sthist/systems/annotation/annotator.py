@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist._disk import written_whole
+from sthist._reading import reading, require_file
 from sthist.systems.annotation.prompts import normalised, softmax
 from sthist.systems.annotation.report import AnnotatorReport
 from sthist.tiles._spec import TileSpec, same_scale
@@ -279,9 +280,40 @@ class Annotator(Model):
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Model:
         from safetensors.numpy import load_file
 
-        if not (folder / WEIGHTS).exists():
+        path = folder / WEIGHTS
+        if not path.exists() and not path.is_symlink():
             raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the annotator was not saved completely.")
-        return cls(AnnotatorConfig(**config), load_file(folder / WEIGHTS))
+        with reading(path):
+            require_file(path)
+            weights = load_file(path)
+            made = AnnotatorConfig(**config)
+            _require_weights(path, made, weights)
+        annotator = cls(made, weights)
+        with reading(folder / "config.json"):
+            annotator.report  # noqa: B018  # its checks, and those of the tiles
+            annotator.spec  # noqa: B018
+        return annotator
+
+
+def _require_weights(path: Path, config: AnnotatorConfig, weights: Mapping[str, np.ndarray]) -> None:
+    """Refuse weights that lack a part, are of other shapes than the config says, or are no finite numbers."""
+    n, dim = len(config.classes), config.dim
+    shapes: dict[str, tuple[int, ...]] = {"mean": (dim,), "scale": (dim,), "weight": (n, dim), "bias": (n,)}
+    if config.mode == "text":
+        shapes = {"texts": (n, dim), "logit_scale": ()}
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise ValueError(
+                f"{path} has no {name!r}; it has {sorted(weights)[:8]}. Copy the folder of the model again."
+            )
+        if weights[name].shape not in (shape, (1,) if shape == () else shape):
+            raise ValueError(
+                f"{path}: {name!r} has the shape {weights[name].shape}; with {n} classes and embeddings of {dim}, as "
+                f"config.json says, it should be {shape}. Do both files belong together?"
+            )
+    for name, values in weights.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers. Is it damaged? Copy it again.")
 
 
 def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:
