@@ -2,12 +2,12 @@
 
 Run ``python bench/fuzz.py [--cases 10000] [--first 0] [--only TARGET ...] [--json FILE] [--rows FILE]``; shards are
 runs with other ``--first``, and ``--merge FILE ...`` puts their rows together. Each case is a miniature of what a
-reader takes, of which one file is damaged (``tests/fuzz/mutators.py``; truncated, flipped and zeroed bytes, exchanged,
+reader takes, of which one file is damaged (``tests/fuzz/mutators.py``: truncated, flipped and zeroed bytes, exchanged,
 empty and missing files, links to nowhere, wrong values and types in HDF5, Parquet, JSON, csv, zip, safetensors and
-TIFF, small files that unpack to gigabytes), and which is read in a child process with 3 GB above
-what Python itself has and 20 s. The classes, and what a format cannot show, stand in ``tests/fuzz/engine.py``. The exit status says whether no
-process died, hung or took too much memory, no change went unsaid, and 99.5 % of the errors are sthist's own and name a
-file.
+TIFF, small files that unpack to gigabytes), and which is read in a child process with 3 GB above what Python itself has
+and 20 s. The classes, and what a format cannot show, stand in ``tests/fuzz/engine.py``. The exit status says whether
+no process died, hung or took too much memory, no change went unsaid, and 99.5 % of the errors are sthist's own and
+name a file.
 """
 
 from __future__ import annotations

@@ -238,7 +238,8 @@ def _add_points(
             f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
             f"{list(frame.columns)}; name it with gene=."
         )
-    um = _in_um(_numbers(frame, columns, "points"), unit, px_to_um, "points")
+    what = f"points ({points})" if isinstance(points, str | Path) else "points"
+    um = _in_um(_numbers(frame, columns, what), unit, px_to_um, what)
     require_named(str(points) if isinstance(points, str | Path) else "points", f"column {gene!r}", frame[gene])
     kept = extent.inside(um, "molecules")
     frame, um = frame[kept].reset_index(drop=True), um[kept]
