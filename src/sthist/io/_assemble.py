@@ -359,11 +359,12 @@ def _outlines(cells: Any) -> gpd.GeoDataFrame:
     if isinstance(cells, gpd.GeoDataFrame):
         require_finite(where, cells)
         return _one_each(where, cells)
+    what = "cells" if where == "cells" else f"cells ({where})"
     frame = _frame(cells, "cells")
     missing = [name for name in ("cell_id", "x_um", "y_um") if name not in frame]
     if missing:
         raise KeyError(
-            f"cells have no column {missing}; one row per vertex needs cell_id, x_um and y_um, and has "
+            f"{what} have no column {missing}; one row per vertex needs cell_id, x_um and y_um, and has "
             f"{list(frame.columns)}."
         )
     plane = next((name for name in PLANES if name in frame), None)
