@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spatialdata.models import Image2DModel
 
+import sthist
 from sthist import _sample
 
 
@@ -85,3 +86,26 @@ def test_long_lists_are_cut():
     sdata = sd.SpatialData(images={f"fov_{i:03d}": image() for i in range(20)})
     with pytest.raises(KeyError, match=r"'fov_007' and 12 more\."):
         _sample.get(sdata, "images", "dapi")
+
+
+def test_an_outline_that_crosses_itself_encloses_what_its_parts_do(caplog):
+    """A bow tie of another tool is the two triangles that it is drawn of, for tiles and for within=."""
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    sdata = sthist.datasets.toy(size_um=300)
+    bow = [shapely.Polygon([(50, 50), (250, 250), (250, 50), (50, 250)])]
+    parts = [shapely.Polygon([(50, 50), (150, 150), (50, 250)]), shapely.Polygon([(250, 50), (150, 150), (250, 250)])]
+    for name, outlines in (("tissue", bow), ("parts", parts)):
+        frame = gpd.GeoDataFrame(geometry=outlines)
+        sdata[name] = ShapesModel.parse(frame, transformations={"um": Identity()})
+    for name in ("tissue", "parts"):
+        sthist.pp.tiles(sdata, size_um=16, px=16, regions=name, key_added=f"of_{name}")
+    found, expected = (sdata[f"of_{name}_table"] for name in ("tissue", "parts"))
+    np.testing.assert_allclose(found.obsm["spatial"], expected.obsm["spatial"])
+    np.testing.assert_allclose(found.obs["tissue_fraction"], expected.obs["tissue_fraction"])
+    assert _sample.elements.region_geometry(sdata, "tissue").area == pytest.approx(2 * 100 * 200 / 2)
+    assert "cross themselves" in caplog.text
+    sthist.pp.stain_normalize(sdata)

@@ -96,6 +96,18 @@ class TestScoreMap:
         with pytest.raises(ValueError, match="need as many axes"):
             sthist.pl.score_map(tiled, "kind", axes=plt.subplots()[1])
 
+    @pytest.mark.parametrize("draw", ["score_map", "top_tiles"])
+    def test_what_holds_no_scores_is_said(self, tiled, draw):
+        table = tiled["tiles_table"]
+        table.obs["flag"] = table.obs["x"] > 200
+        for key, why in (
+            ("X_pca", "array of shape .* columns have no names"),
+            ("flag", "holds booleans .* pl.cells"),
+            ("region", "holds categories"),
+        ):
+            with pytest.raises(ValueError, match=why):
+                getattr(sthist.pl, draw)(tiled, key, table="tiles_table")
+
 
 class TestTopTiles:
     def test_they_are_the_best(self, tiled):

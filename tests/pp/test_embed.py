@@ -358,3 +358,22 @@ def test_another_normalizer_is_another_embedding(toy):
             with pytest.raises(ValueError, match="already"):
                 sthist.pp.embed(toy, Quantiles(), normalizer=lambda tiles: tiles // 2, progress=False)
     assert (toy["tiles_table"].obsm["X_quantiles"] < 0.6 * before).all()
+
+
+def test_rows_whose_shape_was_taken_away_have_no_embedding(caplog):
+    """The others keep theirs, as if the rows were not there."""
+    sdata = sthist.datasets.toy(size_um=200)
+    sthist.pp.tissue(sdata)
+    sthist.pp.tiles(sdata, size_um=32, px=32)
+    sthist.pp.embed(sdata, "morphology", key_added="X_all", progress=False)
+    sdata["tiles"] = sdata["tiles"].iloc[5:]
+    sthist.pp.embed(sdata, "morphology", key_added="X_rest", progress=False)
+    assert "5 of the" in caplog.text
+    table = sdata["tiles_table"]
+    kept = table.obs["instance_id"].isin(sdata["tiles"].index).to_numpy()
+    assert (~kept).sum() == 5
+    assert np.isnan(table.obsm["X_rest"][~kept]).all()
+    np.testing.assert_allclose(table.obsm["X_rest"][kept], table.obsm["X_all"][kept], rtol=1e-5)
+    table.obs["n"] = np.arange(table.n_obs, dtype=float)
+    (ax,) = sthist.pl.score_map(sdata, "n")
+    assert ax.get_images()[-1].get_clim()[0] == 5
