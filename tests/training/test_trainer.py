@@ -16,6 +16,7 @@ from training.tiny import Line, weights
 
 import sthist
 from sthist.models import Training
+from sthist.training import trainer
 from sthist.training.callbacks import NotFinite
 from sthist.training.run_folder import read_history, read_tiles
 from sthist.training.trainer import train
@@ -265,3 +266,22 @@ def test_what_lies_beside_a_model_may_be_damaged(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is damaged: .* The model does not need it"):
         (read_history if name == "metrics.csv" else read_tiles)(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("px", "batch_size", "environment", "expected"),
+    [(64, 4, {}, 1), (None, 1024, {}, 6), (64, 32, {}, 6), (256, 4, {}, 6), (64, 4, {"OMP_NUM_THREADS": "6"}, 6)],
+)
+def test_small_batches_take_one_thread(monkeypatch, px, batch_size, environment, expected):
+    """As many as the batch is worth, unless they were set; never by what else the machine does."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(trainer.torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(trainer, "DEFAULT_THREADS", 6)
+    module = Line(Training(batch_size=batch_size))
+    module.px = px
+    assert trainer.threads_of(module, module.options) == expected
+    monkeypatch.setattr(trainer, "DEFAULT_THREADS", 8)  # torch.set_num_threads(6), by a user
+    assert trainer.threads_of(module, module.options) == 6
