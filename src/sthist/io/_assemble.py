@@ -278,7 +278,8 @@ def _add_table(
         if len(missing):
             raise ValueError(
                 f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them "
-                f"{str(missing[0])!r}; outlines are named like {str(outlines.index[0])!r}."
+                f"{str(missing[0])!r}; outlines are named like {str(outlines.index[0])!r}"
+                f"{f' in {cells}' if isinstance(cells, str | Path) else ''}."
             )
         outlines = outlines.loc[ids]
         centres = _centroids(outlines)

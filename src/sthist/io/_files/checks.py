@@ -281,6 +281,8 @@ def _require_values(
     for batch in batches:
         numbers = {name: _numbers(batch.column(name)) for name in numeric}
         names = batch.column(gene)
+        if pa.types.is_nested(names.type):
+            raise ValueError(f"{path}: column {gene!r} holds {names.type}; it should hold names of genes.")
         for name in (gene, *numeric):
             column = batch.column(name)
             is_name = name == gene
