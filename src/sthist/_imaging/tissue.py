@@ -223,7 +223,8 @@ def clean(
     labels, _ = label(mask)
     sizes = np.bincount(labels.ravel())
     sizes[0] = -1  # the background is no piece, also where all pieces are wanted
-    kept = (sizes * mpp**2 >= min_area_um2)[labels]
+    # What fills half of a picture is no speck, however small that is.
+    kept = (sizes >= min(min_area_um2 / mpp**2, mask.size / 2))[labels]
     holes, _ = label(~kept)
     sizes = np.bincount(holes.ravel())
     small = sizes * mpp**2 < max_hole_um2
