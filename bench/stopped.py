@@ -246,5 +246,5 @@ def check_end(row: Row, setting: Setting, store: Path, stopped: str) -> None:
     )
     extra = {f for f in files(store) if not f.startswith(("shapes/outline/", "shapes/square/"))} ^ setting.files
     row.check(not extra, f"({stopped}) files left or missing, such as {min(extra, default='').split('/')[-1][-8:]}")
-    left = sorted(path.name for path in (store / WORK).iterdir() if path.name != "lock")
+    left = sorted(path.name for path in (store / WORK).iterdir() if path.name != ".lock")
     row.check(not left, f"({stopped}) left under {WORK}: {left}")

@@ -34,7 +34,7 @@ def test_add_and_read_back(backed):
         _store.add(again, "shapes", "square", square(), made)
     _store.add(again, "shapes", "square", square(20.0), made, overwrite=True)
     assert sd.read_zarr(backed.path)["square"].geometry.area.tolist() == [400.0]
-    assert sorted(path.name for path in (backed.path / ".sthist").iterdir()) == ["lock"]
+    assert sorted(path.name for path in (backed.path / ".sthist").iterdir()) == [".lock"]
 
 
 @pytest.mark.parametrize("exchange", [True, False])

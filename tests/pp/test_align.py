@@ -121,11 +121,11 @@ class TestVerb:
             msg = "no space left"
             raise OSError(msg)
 
-        monkeypatch.setattr("sthist._store.write_transformations", full)
+        monkeypatch.setattr("sthist._store.store.commit", full)
         with pytest.raises(OSError, match="no space left"):
             sthist.pp.align(backed, "he", to="um", matrix=np.diag([0.5, 0.5, 1]))
         np.testing.assert_allclose(sthist.scale.matrix_to(backed["he"]), right)
-        assert "he" not in backed.attrs["sthist"]["alignment"]
+        assert "alignment" not in backed.attrs["sthist"]
 
     def test_a_squeezed_image(self, toy):
         sthist.scale.record_mpp(toy, "he", "OME PhysicalSizeX", 0.5)

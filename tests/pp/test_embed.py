@@ -115,7 +115,7 @@ def test_a_run_that_was_stopped_is_continued(toy, tmp_path, backed):
     assert n - 40 <= again.seen <= n - 16  # two runs of eight may be under way
     np.testing.assert_array_equal(toy["tiles_table"].obsm["X_quantiles"], expected(toy))
     if backed:
-        assert {path.name for path in (tmp_path / "toy.zarr" / ".sthist").iterdir()} <= {"lock"}
+        assert {path.name for path in (tmp_path / "toy.zarr" / ".sthist").iterdir()} <= {".lock"}
 
 
 def test_the_second_call_is_free(stored):

@@ -91,7 +91,7 @@ def test_what_is_written(toy_tma):
 def test_written_and_read_back(toy_tma, tmp_path):
     """Shapes, tables, the column of the cells, and the role."""
     del toy_tma.images["he"], toy_tma.images["morphology_focus"], toy_tma.points["transcripts"]
-    toy_tma.write(tmp_path / "tma.zarr")
+    sd.deepcopy(toy_tma).write(tmp_path / "tma.zarr")
     backed = sd.read_zarr(tmp_path / "tma.zarr")
     known = pd.DataFrame({"core": ["A1", "B2"], "patient": ["007", "008"], "score": [1.5, 2.0], "label": ["a/b", None]})
     for sample in (toy_tma, backed):

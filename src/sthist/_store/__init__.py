@@ -2,8 +2,10 @@
 
 from sthist._store.commit import WORK
 from sthist._store.identity import content_of
+from sthist._store.names import check_name, inside
 from sthist._store.store import (
     add,
+    changing,
     provenance,
     publish,
     replace_table,
@@ -11,15 +13,16 @@ from sthist._store.store import (
     store_path,
     working_folder,
     workspace,
-    write_attributes,
-    write_transformations,
     writing,
 )
 
 __all__ = [
     "WORK",
     "add",
+    "changing",
+    "check_name",
     "content_of",
+    "inside",
     "provenance",
     "publish",
     "replace_table",
@@ -27,7 +30,5 @@ __all__ = [
     "store_path",
     "working_folder",
     "workspace",
-    "write_attributes",
-    "write_transformations",
     "writing",
 ]

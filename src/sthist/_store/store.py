@@ -1,31 +1,39 @@
 """The one place that writes to a user's zarr store.
 
-An element is built under ``<store>/.sthist/<name>/``, checked to be readable, moved into place with one rename, and
-then entered in the store's attributes and consolidated metadata. A kill at any moment leaves the elements of before or
-the complete result; the next writing verb finishes what was moved but not entered.
+Elements are built under ``<store>/.sthist/<name>/``, checked to be readable, and then put into their places and
+entered in the store's attributes and consolidated metadata, all in one step. A kill at any moment leaves the elements
+of before or the complete result.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
 import errno
 import json
+import logging
 import os
 import shutil
 import uuid
 import warnings
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist._scratch import own_folder, resumable_folder
 from sthist._settings import logger, recorded, settings
-from sthist._store.commit import KINDS, WORK, commit, repair
+from sthist._store.commit import KINDS, LOCK, ROOT, WORK, commit, repair
+from sthist._store.merge import merged
+from sthist._store.names import check_name, inside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from spatialdata import SpatialData
+
+Facts = dict[tuple[str, ...], Any]
+"""What is entered in ``attrs["sthist"]``, by the keys that lead there."""
 
 
 def store_path(sdata: SpatialData) -> Path | None:
@@ -54,17 +62,22 @@ def provenance(call: str, **facts: Any) -> dict[str, Any]:
 
 
 def require_free(sdata: SpatialData, name: str, kind: str, *, overwrite: bool) -> None:
-    """Refuse a name that is taken, also by an element of another kind or in other case."""
-    for other in KINDS:
-        for taken in getattr(sdata, other):
-            if taken.lower() != name.lower():
-                continue
-            if taken != name or other != kind:
-                raise ValueError(f"The name {name!r} is taken by {other}[{taken!r}]; choose another with key_added=.")
-            if not overwrite:
-                raise ValueError(
-                    f"{kind}[{name!r}] exists. Pass overwrite=True to replace it, or key_added= for another name."
-                )
+    """Refuse a name that is none, or that is taken, also by an element of another kind or in other case."""
+    check_name(name)
+    taken = {(other, each) for other in KINDS for each in getattr(sdata, other)}
+    _require_free_among(taken, name, kind, overwrite=overwrite)
+
+
+def _require_free_among(taken: set[tuple[str, str]], name: str, kind: str, *, overwrite: bool, where: str = "") -> None:
+    for other, each in sorted(taken):
+        if each.lower() != name.lower():
+            continue
+        if each != name or other != kind:
+            raise ValueError(f"The name {name!r} is taken by {other}[{each!r}]{where}; choose another with key_added=.")
+        if not overwrite:
+            raise ValueError(
+                f"{kind}[{name!r}] exists{where}. Pass overwrite=True to replace it, or key_added= for another name."
+            )
 
 
 def working_folder(sdata: SpatialData) -> Path:
@@ -110,8 +123,8 @@ def _locked(path: Path | None) -> Iterator[None]:
         raise PermissionError(
             f"The store {path} is read-only: nothing was written. Copy it, or change its permissions."
         )
-    (path / WORK).mkdir(exist_ok=True)
-    lock = FileLock(path / WORK / "lock", thread_local=False)
+    inside(path, WORK).mkdir(exist_ok=True)
+    lock = FileLock(inside(path, WORK, LOCK), thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -137,7 +150,8 @@ def workspace(sdata: SpatialData, name: str, digest: str) -> Iterator[Path]:
         with resumable_folder(name, digest) as folder:
             yield folder
     else:
-        yield path / WORK / name
+        check_name(name, "The name of an element")
+        yield inside(path, WORK, name)
         shutil.rmtree(path / WORK / name)
 
 
@@ -148,30 +162,125 @@ def add(
     require_free(sdata, name, kind, overwrite=overwrite)
     if kind == "tables":
         element.uns.setdefault("sthist", {})[name] = made
-    _put(sdata, kind, name, element, made)
+    with changing(sdata) as change:
+        change.put(kind, name, element, overwrite=overwrite)
+        _record(sdata, _recorded([(kind, name)], made))
 
 
-def replace_table(sdata: SpatialData, name: str, table: Any, made: dict[str, Any]) -> None:
-    """Put a changed table in place of the one of this name, also in the store; it says itself what was done to it."""
-    _put(sdata, "tables", name, table, made)
+def replace_table(sdata: SpatialData, name: str, table: Any) -> None:
+    """Put a changed table in place of the one of this name, also in the store; it says itself what was done to it.
+
+    What another process has added to the table since it was read stays; where both have changed the same, an error says
+    so, and nothing is written.
+    """
+    with changing(sdata) as change:
+        change.put("tables", name, table, overwrite=True, merge=True)
 
 
-def _put(sdata: SpatialData, kind: str, name: str, element: Any, made: dict[str, Any]) -> None:
-    import spatialdata as sd
+@contextmanager
+def changing(sdata: SpatialData, *transformed: str) -> Iterator[Change]:
+    """Write what is done to an object within, all in one step, to its store: readers see all of it or nothing.
 
-    if store_path(sdata) is None:
-        _set(sdata, kind, name, element)
-        _record(sdata, kind, name, made)
+    That is elements that are added and tables that are replaced, what changes in ``attrs["sthist"]``, and the
+    transformations of the elements ``transformed``. If it fails, the object is as it was, too. Within another one of
+    the same object, all is left to that.
+    """
+    outer = _open_change.get()
+    if outer is not None and outer.sdata is sdata:
+        yield outer
         return
-    with writing(sdata), workspace(sdata, name, "") as work:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        built = work / "built.zarr"
-        with warnings.catch_warnings():
-            # A table whose regions are elements of the real store has them nowhere in this one.
-            warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
-            sd.SpatialData.init_from_elements({name: element}).write(built)
-        publish(sdata, kind, name, built, made)
+    change = Change(sdata, transformed)
+    token = _open_change.set(change)
+    try:
+        yield change
+        change.write()
+    except BaseException:
+        change.undo()
+        raise
+    finally:
+        _open_change.reset(token)
+
+
+class Change:
+    """What is done to an object, and to its store, in one step."""
+
+    def __init__(self, sdata: SpatialData, transformed: tuple[str, ...] = ()) -> None:
+        from spatialdata.transformations import get_transformation
+
+        self.sdata, self.path = sdata, store_path(sdata)
+        self._elements: dict[tuple[str, str], Any] = {}
+        self._before: dict[tuple[str, str], Any] = {}
+        self._overwrite: dict[tuple[str, str], bool] = {}
+        self._merge: set[tuple[str, str]] = set()
+        self._attributes = copy.deepcopy(sdata.attrs.get("sthist"))
+        self._systems = {name: dict(get_transformation(sdata[name], get_all=True)) for name in transformed}
+
+    def put(self, kind: str, name: str, element: Any, *, overwrite: bool, merge: bool = False) -> None:
+        """Put an element into the object, and later into its store; ``merge`` it with what the store has by then."""
+        at = kind, name
+        self._before.setdefault(at, getattr(self.sdata, kind).get(name))
+        self._overwrite.setdefault(at, overwrite)
+        self._elements[at] = element
+        if merge:
+            self._merge.add(at)
+        _set(self.sdata, kind, name, element)
+
+    def write(self) -> None:
+        """Write all of it to the store, and read it back from there."""
+        facts = _differences(self._attributes or {}, self.sdata.attrs.get("sthist", {}))
+        if self.path is None or not (self._elements or facts or self._systems):
+            return
+        name = next(iter(self._elements), ("", "changed-metadata"))[1]
+        with writing(self.sdata), workspace(self.sdata, name, "") as work:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            built = self._build(self.path, work / "built.zarr")
+            read = {at: read_element(built, *at) for at in self._elements}  # it reads, or nothing is published
+            for kind, _ in self._elements:
+                _ensure_group(self.path, kind)
+            files = _changed_metadata(self.sdata, self.path, list(self._systems), work / "copy.zarr")
+            commit(self.path, {f"{kind}/{name}": built / kind / name for kind, name in self._elements}, files, facts)
+        for (kind, name), element in read.items():
+            in_memory = kind in {"shapes", "tables"}  # the others are read from their place when they are needed
+            _set(self.sdata, kind, name, element if in_memory else read_element(self.path, kind, name))
+
+    def _build(self, path: Path, built: Path) -> Path:
+        """Write the elements to a store of their own, after a look at what the object's has by now."""
+        import spatialdata as sd
+
+        in_store = {(place.parent.name, place.name) for kind in KINDS for place in path.glob(f"{kind}/*/")}
+        elements = {}
+        for at, element in self._elements.items():
+            kind, name = at
+            where = f" in the store {path}, where another process has put it"
+            known = {at} if self._overwrite[at] else set()
+            _require_free_among(in_store - known, name, kind, overwrite=False, where=where)
+            merge = at in self._merge and at in in_store
+            elements[name] = merged(path, name, self._before[at], element) if merge else element
+        if elements:
+            with warnings.catch_warnings():
+                # A table whose regions are elements of the real store has them nowhere in this one.
+                warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
+                sd.SpatialData.init_from_elements(elements).write(built)
+        return built
+
+    def undo(self) -> None:
+        """Give the object back what it had."""
+        from spatialdata.transformations import set_transformation
+
+        for (kind, name), element in self._before.items():
+            if element is None:
+                getattr(self.sdata, kind).pop(name, None)
+            else:
+                _set(self.sdata, kind, name, element)
+        for name, transformations in self._systems.items():
+            set_transformation(self.sdata[name], transformations, set_all=True)
+        self.sdata.attrs.pop("sthist", None)
+        if self._attributes is not None:
+            self.sdata.attrs["sthist"] = self._attributes
+
+
+_open_change: ContextVar[Change | None] = ContextVar("_open_change", default=None)
 
 
 def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[str, Any]) -> None:
@@ -180,21 +289,17 @@ def publish(sdata: SpatialData, kind: str, name: str, built: Path, made: dict[st
     For an object in memory it goes to a folder of this process's own in the scratch folder, which is there until the
     process ends, and the object reads it from there. The caller holds :func:`writing`.
     """
-    element = read_element(built, kind, name)  # it reads, or nothing is published
-    path = store_path(sdata)
+    read_element(built, kind, name)  # it reads, or nothing is published
+    path, facts = store_path(sdata), _recorded([(kind, name)], made)
     if path is None:
-        own = own_folder() / f"{name}-{uuid.uuid4().hex[:8]}.zarr"
-        os.rename(built, own)
-        logger.info("%s %r lies in %s until the object is written.", kind[:-1], name, own)
-        _set(sdata, kind, name, read_element(own, kind, name))
-        _record(sdata, kind, name, made)
-        return
-    _write_own_provenance(built / kind / name, kind, made)
-    _ensure_group(path, kind)
-    commit(path, kind, name, built / kind / name)
-    _record(sdata, kind, name, made)
-    in_memory = kind in {"shapes", "tables"}  # the others are read from their place when they are needed
-    _set(sdata, kind, name, element if in_memory else read_element(path, kind, name))
+        path = own_folder() / f"{name}-{uuid.uuid4().hex[:8]}.zarr"
+        os.rename(built, path)
+        logger.info("%s %r lies in %s until the object is written.", kind[:-1], name, path)
+    else:
+        _ensure_group(path, kind)
+        commit(path, {f"{kind}/{name}": built / kind / name}, facts=facts)
+    _record(sdata, facts)
+    _set(sdata, kind, name, read_element(path, kind, name))
 
 
 def read_element(store: Path, kind: str, name: str) -> Any:
@@ -206,21 +311,45 @@ def read_element(store: Path, kind: str, name: str) -> Any:
         return getattr(sd.read_zarr(store, selection=(kind,)), kind)[name]
 
 
-def write_transformations(sdata: SpatialData, names: list[str]) -> None:
-    """Write the transformations of elements to the object's store, and its attributes; nothing in memory."""
-    if store_path(sdata) is None:
-        return
-    with writing(sdata):
-        for name in names:
-            sdata.write_transformations(name)
-        sdata.write_attrs()
-        if sdata.has_consolidated_metadata():
-            sdata.write_consolidated_metadata()
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Facts:
+    """What differs, by section (``"alignment"``, ``"mpp"``) and, where that is a mapping, by element."""
+    facts: Facts = {}
+    for section, value in after.items():
+        old = before.get(section, {})
+        if isinstance(value, dict) and isinstance(old, dict):
+            facts |= {(section, key): each for key, each in value.items() if key not in old or old[key] != each}
+        elif value != old:
+            facts[section,] = value
+    return {keys: json.loads(json.dumps(value)) for keys, value in facts.items()}
 
 
-def write_attributes(sdata: SpatialData) -> None:
-    """Write an object's attributes to its store; nothing in memory."""
-    write_transformations(sdata, [])
+def _changed_metadata(sdata: SpatialData, path: Path, names: list[str], skeleton: Path) -> dict[str, Path]:
+    """Metadata of elements with their transformations as the object has them, by their places.
+
+    SpatialData writes them, into a copy of the store that has metadata alone.
+    """
+    places = [path / kind / name for kind in KINDS for name in names if (path / kind / name / ROOT).exists()]
+    for folder in {path, *(place.parent for place in places), *places}:
+        target = skeleton / folder.relative_to(path)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / ROOT, target / ROOT)
+    changed: dict[str, Path] = {}
+    if not places:
+        return changed
+    log = logging.getLogger("spatialdata._logging")  # would say that the data lie outside of the copy
+    level = log.level
+    log.setLevel(logging.WARNING)
+    sdata.path = skeleton
+    try:
+        for place in places:
+            sdata.write_transformations(place.name)
+            file = f"{place.relative_to(path).as_posix()}/{ROOT}"
+            if (skeleton / file).read_bytes() != (path / file).read_bytes():
+                changed[file] = skeleton / file
+    finally:
+        sdata.path = path
+        log.setLevel(level)
+    return changed
 
 
 def _set(sdata: SpatialData, kind: str, name: str, element: Any) -> None:
@@ -230,17 +359,17 @@ def _set(sdata: SpatialData, kind: str, name: str, element: Any) -> None:
     elements[name] = element
 
 
-def _record(sdata: SpatialData, kind: str, name: str, made: dict[str, Any]) -> None:
-    if kind != "tables":
-        sdata.attrs.setdefault("sthist", {}).setdefault("results", {})[name] = made
+def _recorded(elements: Iterable[tuple[str, str]], made: dict[str, Any]) -> Facts:
+    """What made elements, as ``attrs["sthist"]`` holds it; tables say it themselves."""
+    return {("results", name): made for kind, name in elements if kind != "tables"}
 
 
-def _write_own_provenance(element: Path, kind: str, made: dict[str, Any]) -> None:
-    # Kept with the element itself, so that a repair can enter it in the store's attributes.
-    import zarr
-
-    group = zarr.open_group(element, mode="r+", use_consolidated=False)
-    group.attrs["sthist_provenance"] = made
+def _record(sdata: SpatialData, facts: Facts) -> None:
+    for keys, value in facts.items():
+        inner = sdata.attrs.setdefault("sthist", {})
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = value
 
 
 def _ensure_group(path: Path, kind: str) -> None:

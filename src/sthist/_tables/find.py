@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sthist import _sample
+from sthist import _sample, _store
 from sthist._messages import listed
 from sthist._tables.genes import closest
 
@@ -66,8 +66,7 @@ def require_free(
 ) -> None:
     """Refuse names of columns that are taken, also in other case, or that SpatialData does not take."""
     for name in (*obs, *obsm):
-        if name != _sample.safe_key(name):
-            raise ValueError(f"key_added gives the name {name!r}; letters, digits and _ . - alone can be stored.")
+        _store.check_name(name)
     if adata is None:  # there is no table yet
         return
     link = adata.uns.get("spatialdata_attrs", {})

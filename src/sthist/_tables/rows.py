@@ -313,7 +313,7 @@ def write_columns(
     # The object keeps its own until the store has the new one: writing can fail.
     changed = adata.copy()
     _fill(changed, key, made, obs, obsm or {}, uns or {})
-    _store.replace_table(data, table, changed, made)
+    _store.replace_table(data, table, changed)
 
 
 def new_table(sdata: SpatialData, rows: Rows) -> AnnData:
@@ -348,4 +348,4 @@ def _fill(
                 is_frame = kind == "obsm" and hasattr(values, "set_axis")
                 there[name] = values.set_axis(adata.obs_names) if is_frame else values
     adata.uns.update(uns)
-    adata.uns.setdefault("sthist", {})[key] = made
+    adata.uns["sthist"] = {**adata.uns.get("sthist", {}), key: made}  # a copy of a table shares the mapping

@@ -41,8 +41,8 @@ def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] 
         sdata = read_input(store, "spatialdata")
     known = sdata.attrs.setdefault("sthist", {}).setdefault("sample", {})
     if facts and known | facts != known:
-        known.update(facts)
-        _store.write_attributes(sdata)
+        with _store.changing(sdata):
+            known.update(facts)
     return sdata
 
 

@@ -146,16 +146,17 @@ def aggregate(
         controls=None if controls is None else list(controls),
         **sums.facts,
     )
-    if isinstance(finder, SquareGrid):
-        columns, rows = finder.places(sums.rows)
-        extra = {"array_row": rows, "array_col": columns}
-        squares = _squares(finder.side_um, columns, rows)
-        _store.add(data, "shapes", region_key, squares, made, overwrite=overwrite)
-        centres = (np.stack([columns, rows], axis=1) + 0.5) * finder.side_um
-    else:
-        extra, centres = {}, finder.centroids()
-    obs = {f"n_{kind}": sums.n} | extra
-    _add_table(data, key_added, region_key, sums, obs, centres, made, overwrite)
+    with _store.changing(data):
+        if isinstance(finder, SquareGrid):
+            columns, rows = finder.places(sums.rows)
+            extra = {"array_row": rows, "array_col": columns}
+            squares = _squares(finder.side_um, columns, rows)
+            _store.add(data, "shapes", region_key, squares, made, overwrite=overwrite)
+            centres = (np.stack([columns, rows], axis=1) + 0.5) * finder.side_um
+        else:
+            extra, centres = {}, finder.centroids()
+        obs = {f"n_{kind}": sums.n} | extra
+        _add_table(data, key_added, region_key, sums, obs, centres, made, overwrite)
 
 
 def _require_one_kind(regions: str | None, bin_um: float | None, within: Any) -> None:

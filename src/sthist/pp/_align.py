@@ -218,13 +218,11 @@ def align(
     >>> sthist.scale.matrix_to(sdata["he"])[:2, 2]
     array([12., -8.])
     """
-    from spatialdata.transformations import get_transformation, set_transformation
-
     if (matrix is None) == (landmarks is None):
         raise ValueError("Give either matrix= or landmarks=.")
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is none of {list(UNITS)}: pixels or micrometres of the image {image!r}.")
-    element = _sample.get(data, "images", image)
+    _sample.get(data, "images", image)
     _sample.require_one_sample(data)
     record = data.attrs.get("sthist", {}).get("alignment", {}).get(image)
     if not overwrite and record is not None and record.get("call") == "pp.align":
@@ -241,18 +239,10 @@ def align(
         alignment = _alignment.from_matrix(matrix)
     else:
         alignment = _alignment.from_landmarks(*_alignment.read_landmarks(landmarks))
-    previous = dict(get_transformation(element, get_all=True))
-    records = data.attrs.setdefault("sthist", {}).setdefault("alignment", {})
-    facts = _alignment.align(data, image, alignment, to, unit)
-    records[image] = _store.provenance("pp.align", **facts, **estimate)
-    written = False
-    try:
-        _store.write_transformations(data, [image])
-        written = True
-    finally:
-        if not written:  # the object goes on to say what its store says
-            set_transformation(element, previous, set_all=True)
-            records.pop(image) if record is None else records.update({image: record})
+    with _store.changing(data, image):
+        facts = _alignment.align(data, image, alignment, to, unit)
+        records = data.attrs.setdefault("sthist", {}).setdefault("alignment", {})
+        records[image] = _store.provenance("pp.align", **facts, **estimate)
     if estimate:
         before = "" if estimate["score_before"] is None else f"from {estimate['score_before']:.2f} "
         logger.info(

@@ -150,7 +150,7 @@ def genes(
         # The object keeps its own until the store has the new one: writing can fail.
         changed = adata[:, _columns(adata, kept)].copy()
         _write(changed, counts, normalised, made)
-        _store.replace_table(data, key, changed, made)
+        _store.replace_table(data, key, changed)
     else:
         columns = _columns(adata, kept)
         if adata.is_view or not np.array_equal(columns, np.arange(adata.n_vars)):  # a view becomes a table of its own
@@ -357,4 +357,4 @@ def _write(adata: AnnData, counts: csr_matrix, normalised: AnnData, made: dict[s
     adata.X = normalised.X.toarray() if isinstance(adata.X, np.ndarray) else normalised.X
     adata.uns.pop("log1p", None)
     adata.uns.update(normalised.uns)
-    adata.uns.setdefault("sthist", {})["genes"] = made
+    adata.uns["sthist"] = {**adata.uns.get("sthist", {}), "genes": made}  # a copy of a table shares the mapping

@@ -61,5 +61,5 @@ def set_scale(
     >>> sthist.scale.resolve_mpp(sdata, "dapi")
     (0.5, 0.5)
     """
-    changed = scale.register(data, image, mpp, coordinate_system=coordinate_system, overwrite=overwrite)
-    _store.write_transformations(data, changed)
+    with _store.changing(data, *(name for _, name, _ in data.gen_spatial_elements())):
+        scale.register(data, image, mpp, coordinate_system=coordinate_system, overwrite=overwrite)

@@ -163,8 +163,9 @@ def tiles(
     table = ad.AnnData(obs=obs, obsm={"spatial": centres}, uns={"tile_spec": spec.to_dict()})
     table = TableModel.parse(table, region=key_added, region_key="region", instance_key="instance_id")
     element = ShapesModel.parse(frame, transformations={_sample.UM: Identity()})
-    _store.add(data, "shapes", key_added, element, made, overwrite=overwrite)
-    _store.add(data, "tables", table_key, table, made, overwrite=overwrite)
+    with _store.changing(data):
+        _store.add(data, "shapes", key_added, element, made, overwrite=overwrite)
+        _store.add(data, "tables", table_key, table, made, overwrite=overwrite)
 
 
 FPS_BATCH = 64

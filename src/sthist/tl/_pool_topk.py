@@ -271,6 +271,7 @@ def _require_own_table(sdata: SpatialData, groupby: str, obs: list[str], obsm: l
     key = _own_table(groupby)
     if key not in sdata.tables:
         _store.require_free(sdata, key, "tables", overwrite=False)
+        require_free(None, called(key), obs, obsm, overwrite=overwrite)
         return
     adata = sdata.tables[key]
     if "tl.pool_topk" not in {_call_of(adata, each) for each in adata.uns.get("sthist", {})}:
@@ -303,8 +304,8 @@ def _write_own_table(
         table.obs[name] = values
     for name, frame in obsm.items():
         table.obsm[name] = frame.set_axis(table.obs_names)
-    table.uns.setdefault("sthist", {})[key] = made
+    table.uns["sthist"] = {**table.uns.get("sthist", {}), key: made}  # a copy of a table shares the mapping
     if before is None:
         _store.add(sdata, "tables", _own_table(groupby), table, made)
     else:
-        _store.replace_table(sdata, _own_table(groupby), table, made)
+        _store.replace_table(sdata, _own_table(groupby), table)

@@ -77,7 +77,7 @@ def test_backed_object_has_it_on_disk(backed):
     before["images"] = sorted([*before["images"], "virtual_he"])
     assert {kind: sorted(getattr(again, kind)) for kind in before} == before
     assert again.has_consolidated_metadata()
-    assert [path.name for path in (backed.path / ".sthist").iterdir()] == ["lock"]
+    assert [path.name for path in (backed.path / ".sthist").iterdir()] == [".lock"]
 
 
 def test_in_memory_object_has_it_and_can_be_written(toy, tmp_path, caplog):

@@ -226,7 +226,7 @@ def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken,
         assert after.has_consolidated_metadata() == consolidated
         assert set(after.attrs["sthist"]["results"]) == {"outline", "virtual_he"}
         assert_equal(pyramid(after), stored[1])
-        assert {path.name for path in (store / ".sthist").iterdir()} <= {"lock"}
+        assert {path.name for path in (store / ".sthist").iterdir()} <= {".lock"}
         shutil.rmtree(store)
         if not died:
             break

@@ -142,13 +142,13 @@ def read_annotations(
     made = _store.provenance(
         "io.read_annotations", path=str(path), image=image, unit=frame.unit, kind=kind, n_shapes=len(table), label=label
     )
-    for key, part in {key_added: table, nuclei_key: nuclei}.items():
-        if len(part):
-            element = ShapesModel.parse(part, transformations=dict(frame.transformations))
-            _store.add(sdata, "shapes", key, element, made, overwrite=overwrite)
-    if "row" in table and table["row"].notna().all():
-        _sample.set_role(sdata, "cores", {"shapes": key_added})
-        _store.write_attributes(sdata)
+    with _store.changing(sdata):
+        for key, part in {key_added: table, nuclei_key: nuclei}.items():
+            if len(part):
+                element = ShapesModel.parse(part, transformations=dict(frame.transformations))
+                _store.add(sdata, "shapes", key, element, made, overwrite=overwrite)
+        if "row" in table and table["row"].notna().all():
+            _sample.set_role(sdata, "cores", {"shapes": key_added})
 
 
 def _require_arguments(path: Path, unit: Any, kind: Any, label: str, diameter: float | None) -> None:

@@ -183,8 +183,9 @@ def tma(
         columns=[str(name) for name in obs.columns],
         renamed=renamed,
     )
-    _write(data, key_added, frame, obs, made, overwrite=overwrite)
-    _annotate(data, annotated, key_added, made)
+    with _store.changing(data):
+        _write(data, key_added, frame, obs, made, overwrite=overwrite)
+        _annotate(data, annotated, key_added, made)
 
 
 def _require_arguments(
@@ -329,7 +330,6 @@ def _write(
     _store.add(sdata, "shapes", key, element, made, overwrite=overwrite)
     _store.add(sdata, "tables", f"{key}_table", table, made, overwrite=overwrite)
     _sample.set_role(sdata, "cores", {"shapes": key, "table": f"{key}_table"})
-    _store.write_attributes(sdata)
 
 
 def _annotate(sdata: SpatialData, annotated: list[Rows], key: str, made: dict[str, Any]) -> None:

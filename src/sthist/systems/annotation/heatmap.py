@@ -159,8 +159,6 @@ def heatmap(
     if len(channels) != len(scorer.classes):
         raise ValueError(f"A class is there twice: {scorer.classes}.")
     key = key_added or (f"{next(iter(channels.values()))}_heatmap" if len(channels) == 1 else "heatmap")
-    if key != _sample.safe_key(key):
-        raise ValueError(f"key_added is {key!r}; letters, digits and _ . - alone can be stored.")
     _store.require_free(data, key, "images", overwrite=overwrite)
     sizes = kernel_sizes(he, scorer.spec, spec, stride_um)
     grid = KernelGrid.over(box_of(data, he, within), *sizes)

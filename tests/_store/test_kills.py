@@ -1,0 +1,52 @@
+"""Every verb that writes, killed before each step that changes the store: it is as before, or complete, and goes on.
+
+All verbs, with and without consolidated metadata, exchange of folders and an earlier result: ``bench/kills.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import killed
+import pytest
+from writing import VERBS
+
+import sthist
+from sthist._store import store
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite", "exchange"),
+    [
+        ("pp.tiles", False, True),
+        ("pp.align", False, True),
+        ("pp.align", True, False),
+        ("io.read_annotations", False, False),
+        ("io.read_annotations", True, True),
+        ("pp.tissue", True, False),
+        ("pp.tissue", False, True),
+        *(pytest.param(name, False, True, marks=pytest.mark.slow) for name in VERBS),
+    ],
+)
+def test_killed_at_each_step(name, overwrite, exchange, tmp_path, monkeypatch):
+    """``read_zarr`` gives the elements and attributes of before or the complete result; the same call completes it."""
+    monkeypatch.setattr(store.datetime, "datetime", killed.SameTime)
+    verb = VERBS[name]
+    start = verb.write(tmp_path / "start.zarr")
+    if overwrite:
+        killed.run(verb, start, False)
+    wrong = dict(killed.kills(verb, start, tmp_path, overwrite=overwrite, exchange=exchange))
+    assert len(wrong) > 10
+    assert {step: what for step, what in wrong.items() if what} == {}
+
+
+def test_all_verbs_that_take_a_name_are_covered():
+    """A new one is covered by standing in the registry."""
+    public = {
+        f"{room.__name__.rpartition('.')[2]}.{name}"
+        for room in (sthist.pp, sthist.tl, sthist.io)
+        for name in dir(room)
+        if not name.startswith("_") and callable(getattr(room, name))
+        if {"key_added", "overwrite"} <= set(inspect.signature(getattr(room, name)).parameters)
+    }
+    assert public <= set(VERBS)

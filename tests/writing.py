@@ -1,0 +1,181 @@
+"""Every verb that writes to a store, in one place, for the tests and benchmarks of what is left when one is stopped.
+
+A new verb is covered by standing in :data:`VERBS`; a test holds them to the public functions that have ``key_added=``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from annotating import Planted
+
+import sthist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spatialdata import SpatialData
+
+SIZE_UM = 200.0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb that writes.
+
+    Attributes
+    ----------
+    call
+        Runs it, with a name for its result and with ``overwrite``.
+    prepare
+        What has to be there before.
+    kind
+        Of the toy sample.
+    names
+        Whether it takes a name for its result.
+    reads
+        The elements that it needs, where it is to be quick.
+    """
+
+    call: Callable[[SpatialData, str | None, bool], None]
+    prepare: Callable[[SpatialData], None] = lambda sdata: None
+    kind: str = "xenium"
+    names: bool = True
+    reads: tuple[str, ...] = ()
+
+    def write(self, store: Path) -> Path:
+        """Write the sample that the verb is called on."""
+        sdata = sthist.datasets.toy(self.kind, size_um=900 if self.kind == "tma" else SIZE_UM)
+        self.prepare(sdata)
+        if self.reads:
+            sdata = sdata.subset(list(self.reads))
+        sdata.write(store)
+        return store
+
+
+def _tiles(sdata: SpatialData) -> None:
+    sthist.pp.tissue(sdata)
+    sthist.pp.tiles(sdata, size_um=64, px=32)
+
+
+def _embedded(sdata: SpatialData) -> None:
+    _tiles(sdata)
+    sdata["tiles_table"].obsm["X_planted"] = np.random.default_rng(0).normal(size=(len(sdata["tiles"]), 4))
+
+
+def _scored(sdata: SpatialData) -> None:
+    _embedded(sdata)
+    sthist.tl.annotate(sdata, PROMPTS, encoder=Planted(), key_added="kind")
+    sthist.pp.label_regions(sdata, "tiles", "regions", key_added="part")
+
+
+def _drawn(sdata: SpatialData, key: str | None, overwrite: bool) -> None:
+    square = [[5, 5], [60, 5], [60, 60], [5, 60], [5, 5]]
+    feature = {
+        "type": "Feature",
+        "properties": {"objectType": "annotation", "classification": {"name": "a"}},
+        "geometry": {"type": "Polygon", "coordinates": [square]},
+    }
+    path = Path(tempfile.gettempdir()) / f"drawn-{os.getuid()}.geojson"  # the result says where it is from
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    sthist.io.read_annotations(sdata, path, image="he", overwrite=overwrite, **_named(key))
+
+
+class Means:
+    """An encoder of a slide: mean colours."""
+
+    name, key, spec, module, provenance = "means", "X_means", None, None, {"sha256": "aa"}
+
+    def embed(self, tiles):
+        return tiles.mean((1, 2), dtype=np.float32)
+
+
+def _darkness(embeddings: np.ndarray) -> np.ndarray:
+    return 255 - embeddings.mean(1, keepdims=True)
+
+
+def _named(key: str | None) -> dict[str, Any]:
+    return {} if key is None else {"key_added": key}
+
+
+PROMPTS = {"tumour": "tumour", "stroma": "stroma"}
+SHIFT = np.array([[0.5, 0, 3.0], [0, 0.5, 4.0], [0, 0, 1]])
+VERBS = {
+    "tl.virtual_he": Verb(lambda s, k, o: sthist.tl.virtual_he(s, overwrite=o, progress=False, **_named(k))),
+    "pp.tissue": Verb(lambda s, k, o: sthist.pp.tissue(s, overwrite=o, **_named(k)), reads=("he",)),
+    "pp.tiles": Verb(
+        lambda s, k, o: sthist.pp.tiles(s, size_um=64, px=32, overwrite=o, **_named(k)),
+        lambda s: sthist.pp.tissue(s),
+        reads=("he", "tissue"),
+    ),
+    "pp.tma": Verb(lambda s, k, o: sthist.pp.tma(s, overwrite=o, **_named(k)), kind="tma"),
+    "pp.aggregate": Verb(
+        lambda s, k, o: sthist.pp.aggregate(s, bin_um=50, overwrite=o, **_named(k)), reads=("transcripts",)
+    ),
+    "pp.stain_normalize": Verb(
+        lambda s, k, o: sthist.pp.stain_normalize(s, progress=False, overwrite=o, key_added=k or "normalised")
+    ),
+    "pp.embed": Verb(
+        lambda s, k, o: sthist.pp.embed(
+            s, "morphology", image="he", outside="nan", progress=False, overwrite=o, **_named(k)
+        ),
+        _tiles,
+    ),
+    "pp.label_regions": Verb(
+        lambda s, k, o: sthist.pp.label_regions(s, "tiles", "regions", overwrite=o, **_named(k)), _tiles
+    ),
+    "pp.genes": Verb(lambda s, k, o: sthist.pp.genes(s, table="table", overwrite=o), names=False),
+    "pp.align": Verb(
+        lambda s, k, o: sthist.pp.align(s, "he", to="um", matrix=SHIFT, overwrite=o), names=False, reads=("he",)
+    ),
+    "pp.set_scale": Verb(
+        lambda s, k, o: sthist.pp.set_scale(s, "morphology_focus", mpp=0.6, overwrite=True), names=False
+    ),
+    "io.read_annotations": Verb(_drawn, reads=("he",)),
+    "tl.annotate": Verb(
+        lambda s, k, o: sthist.tl.annotate(s, PROMPTS, encoder=Planted(), overwrite=o, **_named(k)), _embedded
+    ),
+    "tl.heatmap": Verb(
+        lambda s, k, o: sthist.tl.heatmap(
+            s,
+            _darkness,
+            encoder=Means(),
+            classes=["dark"],
+            spec=sthist.tiles.TileSpec(32, 32),
+            stride_um=16,
+            tissue=False,
+            progress=False,
+            overwrite=o,
+            **_named(k),
+        )
+    ),
+    "tl.pool_topk": Verb(
+        lambda s, k, o: sthist.tl.pool_topk(s, "kind", groupby="part", k=2, overwrite=o, **_named(k)), _scored
+    ),
+    "tl.niches": Verb(
+        lambda s, k, o: sthist.tl.niches(s, "cell_type", method="kmeans", n_niches=2, overwrite=o, **_named(k))
+    ),
+    "tl.transfer_labels": Verb(
+        lambda s, k, o: sthist.tl.transfer_labels(s, "tiles_table", "table", label="part", overwrite=o, **_named(k)),
+        _scored,
+    ),
+}
+
+
+def files_under(folder: Path, *, follow: bool = False) -> dict[str, str]:
+    """Files and folders by their path, with a digest of what they hold; links by where they lead, or followed."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink() and not follow:
+            found[name] = f"-> {path.readlink()}"
+        else:
+            found[name] = hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return found
