@@ -87,8 +87,8 @@ class Steps:
         publish = _store.publish
 
         def watched(*args: Any, **kwargs: Any) -> None:
-            for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (commit, "_exchange")):
-                setattr(module, name, self._before(name.strip("_"), getattr(module, name)))
+            for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (commit, "exchange")):
+                setattr(module, name, self._before(name, getattr(module, name)))
             shutil.rmtree = self._deleting(shutil.rmtree)
             publish(*args, **kwargs)
 
@@ -141,7 +141,7 @@ def main() -> None:
     if arguments.warm_up:
         warm_up()
     if arguments.no_exchange:
-        commit._exchange = lambda *_: False
+        commit.exchange = lambda *_: False
     if arguments.fill_at is None:
         steps = Steps(arguments.store, arguments.die_at, kill_this_process)
     else:

@@ -54,7 +54,7 @@ def killed_at(verb: Verb, path: Path, overwrite: bool, step: int, *, exchange: b
         try:
             _die_at(path, step)
             if not exchange:
-                commit._exchange = lambda *_: False
+                commit.exchange = lambda *_: False
             run(verb, path, overwrite)
             os._exit(DONE)
         except BaseException:  # noqa: BLE001  the parent has to know, whatever it is
@@ -93,7 +93,7 @@ def _die_at(path: Path, step: int) -> None:
         (os, "rename", 1),
         (os, "replace", 1),
         (os, "symlink", 1),
-        (commit, "_exchange", 1),
+        (commit, "exchange", 1),
         (shutil, "rmtree", 0),
     ):
         setattr(module, name, before(getattr(module, name), at))

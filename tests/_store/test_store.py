@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import geopandas as gpd
+import numpy as np
 import pytest
 import shapely
 import spatialdata as sd
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
+from writing import files_under
 
 import sthist
 from sthist import _store
@@ -41,7 +43,7 @@ def test_add_and_read_back(backed):
 def test_replacing_with_and_without_the_kernels_help(backed, monkeypatch, exchange):
     """Where folders cannot be exchanged, the old one is put aside first."""
     if not exchange:
-        monkeypatch.setattr("sthist._store.commit._exchange", lambda *_: False)
+        monkeypatch.setattr("sthist._store.commit.exchange", lambda *_: False)
     for side in (10.0, 30.0):
         _store.add(backed, "shapes", "square", square(side), _store.provenance("test"), overwrite=True)
     assert sd.read_zarr(backed.path)["square"].geometry.area.tolist() == [900.0]
@@ -108,3 +110,51 @@ def test_transformations_are_persisted(backed):
     last = sd.read_zarr(backed.path)
     assert sorted(last.coordinate_systems) == ["global", "um"]
     assert sthist.scale.resolve_mpp(last, "he") == pytest.approx((0.5, 0.5))
+
+
+class TestLostUpdate:
+    """Two objects of one store: what one of them has written is not undone by the other, which has read it before."""
+
+    @pytest.fixture
+    def two(self, toy, tmp_path):
+        sthist.pp.tissue(toy)
+        sthist.pp.tiles(toy, size_um=64, px=32)
+        toy.write(tmp_path / "s.zarr")
+        return sd.read_zarr(tmp_path / "s.zarr"), sd.read_zarr(tmp_path / "s.zarr")
+
+    def test_results_of_both_are_kept(self, two):
+        """In the store, and in the object that has written last; also what it holds that nobody has saved."""
+        first, second = two
+        sthist.pp.embed(first, "morphology", image="he", outside="nan", progress=False)
+        second["tiles_table"].obs["my_own"] = 1.5
+        sthist.pp.label_regions(second, "tiles", "regions", key_added="part")
+        for sdata in (second, sd.read_zarr(second.path)):
+            table = sdata["tiles_table"]
+            assert {"part", "my_own"} <= set(table.obs)
+            np.testing.assert_array_equal(table.obsm["X_morphology"], first["tiles_table"].obsm["X_morphology"])
+            assert {"X_morphology", "part"} <= set(table.uns["sthist"])
+
+    def test_the_same_result_of_both_is_refused(self, two):
+        first, second = two
+        sthist.pp.label_regions(first, "tiles", "regions", key_added="part")
+        first["tiles_table"].obs["part"] = "by hand"
+        sthist.pp.label_regions(first, "tiles", "regions", key_added="other")
+        before = files_under(first.path)
+        with pytest.raises(ValueError, match=r"Another process has changed the table 'tiles_table'.*obs\['part'\]"):
+            sthist.pp.label_regions(second, "tiles", "regions", key_added="part", min_fraction=0.1)
+        assert files_under(first.path) == before
+        assert "part" not in second["tiles_table"].obs
+
+    def test_an_element_of_the_same_name_is_refused(self, two):
+        first, second = two
+        sthist.pp.aggregate(first, bin_um=50, key_added="grid")
+        with pytest.raises(ValueError, match="exists in the store"):
+            sthist.pp.aggregate(second, bin_um=20, key_added="grid")
+        sthist.pp.aggregate(second, bin_um=20, key_added="grid", overwrite=True)
+        assert sd.read_zarr(first.path)["grid"].n_obs > first["grid"].n_obs
+
+    def test_without_another_writer_all_changes_are_saved(self, two):
+        _, alone = two
+        alone["tiles_table"].obs["tissue_fraction"] = 0.25
+        sthist.pp.label_regions(alone, "tiles", "regions", key_added="part")
+        assert (sd.read_zarr(alone.path)["tiles_table"].obs["tissue_fraction"] == 0.25).all()

@@ -14,14 +14,13 @@ moment, and after a kill until the next call.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import os
 import shutil
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from sthist._disk import FULL, exchange
 from sthist._settings import logger
 from sthist._store.names import inside
 
@@ -39,7 +38,6 @@ UNFINISHED = "*.partial"
 """Files that zarr was writing: it renames them when they are whole."""
 
 _PLAN = "plan.json"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def commit(
@@ -136,7 +134,7 @@ def _switch(path: Path) -> bool:
         os.symlink("old", switch / "current")
         os.symlink(_shown(ROOT), switch / "link")
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in FULL:
             raise
         return False
     os.replace(switch / "link", path / ROOT)
@@ -144,7 +142,7 @@ def _switch(path: Path) -> bool:
         up = "../" * (place.count("/") + 3)  # from new/<kind>/<name> to the store
         os.symlink(up + source, switch / "new" / place)
         os.symlink(_shown(place), switch / "old" / place)
-        if not _exchange(switch / "old" / place, path / place):
+        if not exchange(switch / "old" / place, path / place):
             (switch / "old" / place).unlink()
             _take_back(path)
             return False
@@ -184,7 +182,7 @@ def _finish(path: Path) -> None:
             _copy_over(switch, switch / "new" / place, path / place)
         for place, source in plan["replaced"].items():
             if (path / place).is_symlink():
-                _exchange(path / source, path / place)
+                exchange(path / source, path / place)
                 (path / source).unlink()
     (switch / _PLAN).unlink()  # from here on there is nothing to repair
     shutil.rmtree(switch)
@@ -203,7 +201,7 @@ def _take_back(path: Path) -> None:
         if old.is_symlink() or not old.exists():
             continue
         if (path / place).is_symlink():
-            _exchange(old, path / place)
+            exchange(old, path / place)
         else:
             if (path / place).exists():
                 os.rename(path / place, path / source)
@@ -307,15 +305,3 @@ def _canvas(element: Path) -> str | None:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a file."""
     return dict(json.loads(file.read_text()))
-
-
-def _exchange(source: Path, target: Path) -> bool:
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if renameat2 is None:
-        return False
-    if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:  # an old kernel, or a file system without it
-        return False
-    raise OSError(code, os.strerror(code), str(target))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import errno
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist._disk import full_disk_explained
 from sthist._scratch import own_folder, resumable_folder
 from sthist._settings import logger, recorded, settings
 from sthist._store.commit import KINDS, LOCK, ROOT, WORK, commit, repair
@@ -88,23 +88,9 @@ def working_folder(sdata: SpatialData) -> Path:
 @contextmanager
 def writing(sdata: SpatialData) -> Iterator[None]:
     """Hold the store's lock, after repairing what a kill left; for an object in memory, no lock is needed."""
-    with _full_disk_explained(working_folder(sdata)), _locked(store_path(sdata)):
+    state = "The elements are as they were, and what was done is continued."
+    with full_disk_explained(working_folder(sdata), state), _locked(store_path(sdata)):
         yield
-
-
-@contextmanager
-def _full_disk_explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        free = shutil.disk_usage(folder).free if folder.exists() else 0
-        msg = (
-            f"The disk of {folder} is full ({free / 1e6:.0f} MB are free, or a quota is used up): {error.strerror}. "
-            "The elements are as they were. Make room and call again: what was done is continued."
-        )
-        raise OSError(error.errno, msg) from error
 
 
 @contextmanager
@@ -227,14 +213,22 @@ class Change:
 
     def write(self) -> None:
         """Write all of it to the store, and read it back from there."""
+        import spatialdata as sd
+
         facts = _differences(self._attributes or {}, self.sdata.attrs.get("sthist", {}))
         if self.path is None or not (self._elements or facts or self._systems):
             return
         name = next(iter(self._elements), ("", "changed-metadata"))[1]
         with writing(self.sdata), workspace(self.sdata, name, "") as work:
+            elements = self._elements_with_the_stores(self.path)
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-            built = self._build(self.path, work / "built.zarr")
+            built = work / "built.zarr"
+            if elements:
+                with warnings.catch_warnings():
+                    # A table whose regions are elements of the real store has them nowhere in this one.
+                    warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
+                    sd.SpatialData.init_from_elements(elements).write(built)
             read = {at: read_element(built, *at) for at in self._elements}  # it reads, or nothing is published
             for kind, _ in self._elements:
                 _ensure_group(self.path, kind)
@@ -244,10 +238,8 @@ class Change:
             in_memory = kind in {"shapes", "tables"}  # the others are read from their place when they are needed
             _set(self.sdata, kind, name, element if in_memory else read_element(self.path, kind, name))
 
-    def _build(self, path: Path, built: Path) -> Path:
-        """Write the elements to a store of their own, after a look at what the object's has by now."""
-        import spatialdata as sd
-
+    def _elements_with_the_stores(self, path: Path) -> dict[str, Any]:
+        """The elements by name, after a look at what the store has by now: other processes write, too."""
         in_store = {(place.parent.name, place.name) for kind in KINDS for place in path.glob(f"{kind}/*/")}
         elements = {}
         for at, element in self._elements.items():
@@ -257,12 +249,7 @@ class Change:
             _require_free_among(in_store - known, name, kind, overwrite=False, where=where)
             merge = at in self._merge and at in in_store
             elements[name] = merged(path, name, self._before[at], element) if merge else element
-        if elements:
-            with warnings.catch_warnings():
-                # A table whose regions are elements of the real store has them nowhere in this one.
-                warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
-                sd.SpatialData.init_from_elements(elements).write(built)
-        return built
+        return elements
 
     def undo(self) -> None:
         """Give the object back what it had."""

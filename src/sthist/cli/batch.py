@@ -23,6 +23,7 @@ from sthist._reading import available_memory
 from sthist._sample.sample_csv import read_sample_csv
 from sthist._sample.samples import require_one_spelling, safe_names
 from sthist._settings import logger, recorded, settings
+from sthist._store import check_name
 from sthist._tables.genes import closest
 from sthist.cli.inputs import PLATFORMS, has_result_of, open_sample
 
@@ -117,6 +118,7 @@ def read_tasks(
             wrong.append(f"a folder of {platform} needs a store to be worked on; give a folder with --out.")
         if wrong:
             raise ValueError(f"{samples}, line {line}: {wrong[0]}")
+        check_name(safe[row["sample"]], f"{samples}, line {line}: the name of the sample")
         path = (samples.parent / row["path"]).resolve()
         store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
         own = {name: parse_value(value) for name, value in row.items() if name in known and value}

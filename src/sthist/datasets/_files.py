@@ -10,6 +10,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from sthist._disk import full_disk_explained
+from sthist._store import check_name
 from sthist.datasets._download import HUB_PAGES, fetch, fetch_from_hub
 from sthist.datasets._sources import HUB
 
@@ -75,7 +76,7 @@ def _leads_outside(archive: Path, what: str) -> str:
 
 def from_hub(name: str, ids: str | Sequence[str], patterns: Sequence[str], shared: str) -> Path:
     """The folder with those files of some samples, and with the files of all."""
-    samples = [ids] if isinstance(ids, str) else list(ids)
+    samples = [check_name(sample, "The id of a sample") for sample in ([ids] if isinstance(ids, str) else ids)]
     files = [pattern.format(id=sample) for sample in samples for pattern in patterns]
     return fetch_from_hub(HUB[name].homepage.removeprefix(HUB_PAGES), [*files, shared], HUB[name])
 

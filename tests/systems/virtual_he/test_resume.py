@@ -162,7 +162,7 @@ def publish_until(patch, last):
     publish = _store.publish
 
     def watched(*args):
-        for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (commit, "_exchange")):
+        for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (commit, "exchange")):
             patch.setattr(module, name, stepping(getattr(module, name)))
         publish(*args)
 
@@ -189,7 +189,7 @@ def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken,
         root.pop("consolidated_metadata")
         (first / "zarr.json").write_text(json.dumps(root))
     if "no exchange" in taken:
-        monkeypatch.setattr("sthist._store.commit._exchange", lambda *_: False)
+        monkeypatch.setattr("sthist._store.commit.exchange", lambda *_: False)
     before = sd.read_zarr(first)
     with monkeypatch.context() as patch:  # all blocks are done: what follows does nothing but publish
         publish_until(patch, 0)

@@ -104,7 +104,7 @@ def test_full_in_the_middle(backed, monkeypatch, code):
 
     with monkeypatch.context() as patch:
         patch.setattr(Canvas, "write", full)
-        with pytest.raises(OSError, match=r"The disk of .*toy.zarr is full .* Make room and call again") as caught:
+        with pytest.raises(OSError, match=r"The disk of .*toy.zarr is full .* Make room there") as caught:
             sthist.tl.virtual_he(backed)
     assert caught.value.errno == code
     assert Canvas.write is write
@@ -117,7 +117,7 @@ def test_full_disk_while_a_table_is_written(backed, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sthist._store.store.publish", full)
+    monkeypatch.setattr("sthist._store.store.commit", full)
     with pytest.raises(OSError, match="is full"):
         sthist.pp.tissue(backed)
     assert "tissue" not in backed.shapes
