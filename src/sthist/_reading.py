@@ -39,6 +39,18 @@ def reading(path: str | Path) -> Iterator[None]:
         raise _of_file(Path(path), error) from error
 
 
+class FileArray:
+    """An array of a file that is read part by part, when needed, each within :func:`reading`."""
+
+    def __init__(self, path: Path, stored: Any) -> None:
+        self._path, self._stored = path, stored
+        self.shape, self.dtype, self.ndim, self.chunks = stored.shape, stored.dtype, stored.ndim, stored.chunks
+
+    def __getitem__(self, index: Any) -> Any:
+        with reading(self._path):
+            return self._stored[index]
+
+
 def reader(function: Callable[P, R]) -> Callable[P, R]:
     """A function that reads what others wrote, and names the file in whatever error another library raises at it.
 
@@ -65,6 +77,8 @@ def _is_ours(error: Exception, path: Path | None = None) -> bool:
     """Whether an error was raised by sthist and names the file, if one is given, or is none of a file's."""
     if isinstance(error, Warning | ImportError | ConnectionError | TimeoutError):
         return True
+    if isinstance(error, OSError) and error.errno is not None:  # of the system, whoever has asked it
+        return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -71,6 +71,15 @@ def test_tiles_that_cannot_be_decoded(tmp_path, compression):
         TiffLevel(path)[:, 5:9, 3:7]
 
 
+def test_a_file_that_is_gone_when_it_is_needed(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, PIXELS, tile=(64, 64), photometric="rgb")
+    image = sthist.io.slide(path, mpp=1)["he"]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"^There is no file .*x.tif"):
+        np.asarray(image.data)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_few_files_are_open_at_a_time(tmp_path, compression):
     pixels = RNG.integers(0, 255, (8, 9), np.uint8)

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import spatialdata_io
 import tifffile
@@ -316,6 +317,32 @@ def test_damaged_folder(tmp_path, damage):
     break_it(path)
     with pytest.raises(error, match=message):
         sthist.io.xenium(path)
+
+
+def test_damage_that_is_met_later_is_said_with_the_file(tmp_path):
+    """Pages of molecules and pieces of label images are read when they are needed."""
+    path = linked(tmp_path)
+    molecules, labels = path / "transcripts.parquet", path / "cells.zarr.zip"
+    column = next(
+        column
+        for column in map(pq.read_metadata(molecules).row_group(0).column, range(20))
+        if column.path_in_schema == "qv"
+    )
+    with zipfile.ZipFile(labels) as archive:
+        piece = max((i for i in archive.infolist() if i.filename.startswith("masks/1/")), key=lambda i: i.file_size)
+    for file, start, n in (
+        (molecules, column.dictionary_page_offset or column.data_page_offset, column.total_compressed_size),
+        (labels, piece.header_offset + 30 + len(piece.filename), piece.compress_size),
+    ):
+        content = bytearray(file.read_bytes())
+        content[start : start + n] = b"\x55" * n
+        file.unlink()
+        file.write_bytes(content)
+    sdata = sthist.io.xenium(path)
+    with pytest.raises(ValueError, match=r"transcripts.parquet cannot be read"):
+        sdata["transcripts"].compute()
+    with pytest.raises(ValueError, match=r"cells.zarr.zip cannot be read"):
+        sdata["cell_labels"]["scale0"].image.to_numpy()
 
 
 def test_he_is_laid_on_the_stain(tmp_path):

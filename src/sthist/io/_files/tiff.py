@@ -118,15 +118,22 @@ class TiffLevel:
 
     def _read(self, box: tuple[slice, ...]) -> np.ndarray:
         """A box of what is stored; what decoders raise at damaged tiles names the file and the place."""
-        try:
-            with FILES.pixels(self._path, self._series, self._level, self._mapped) as pixels:
-                if tuple(pixels.shape) == self._stored:
-                    return np.array(pixels[box], self.dtype)
-        except (ValueError, RuntimeError, zlib.error, struct.error) as error:  # imagecodecs' errors are RuntimeErrors
-            y, x = (box[self._axis[dim]].start for dim in "yx")
-            raise ValueError(
-                f"{self._path} cannot be decoded at (x, y) = ({x}, {y}) of level {self._level}: {error}. Is it damaged?"
-            ) from None
+        with reading(self._path):
+            try:
+                with FILES.pixels(self._path, self._series, self._level, self._mapped) as pixels:
+                    if tuple(pixels.shape) == self._stored:
+                        return np.array(pixels[box], self.dtype)
+            except (
+                ValueError,
+                RuntimeError,
+                zlib.error,
+                struct.error,
+            ) as error:  # imagecodecs' errors are RuntimeErrors
+                y, x = (box[self._axis[dim]].start for dim in "yx")
+                raise ValueError(
+                    f"{self._path} cannot be decoded at (x, y) = ({x}, {y}) of level {self._level}: {error}. Is it "
+                    "damaged?"
+                ) from None
         raise ValueError(
             f"{self._path} has been replaced by an image of another size since it was opened; read it again."
         )

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+PART_ROWS = 3_000_000  # molecules of a partition, which take some 256 MB
+
 
 def molecules(
     path: Path,
@@ -27,16 +29,21 @@ def molecules(
     """
     import dask.dataframe as dd
     import pyarrow.parquet as pq
+    from dask.dataframe.utils import clear_known_categories
     from spatialdata.models import PointsModel
 
     gene, axes = str(needed.gene), dict(zip("xy", needed.numeric, strict=True))
     genes = checks.require_content(path, needed, within=within)
-    there = pq.read_schema(path).names
+    metadata = pq.read_metadata(path)
+    schema = metadata.schema.to_arrow_schema()
+    there = schema.names
     axes |= {axis: name for axis, name in (further or {}).items() if name in there}
     columns = there if kept is None else [*axes.values(), gene, *(name for name in kept if name in there)]
     columns = [name for name in columns if not name.startswith("__index_level_")]
-    frame = dd.read_parquet(path, columns=columns, index=False, split_row_groups="adaptive")
-    frame = frame.map_partitions(_plain, gene, genes, meta=_plain(frame._meta, gene, genes))
+    empty = clear_known_categories(_as_frame(schema.empty_table().select(columns)))
+    # As dd.read_parquet does, which names no file where a page of it is damaged.
+    options = {"path": path.absolute(), "columns": columns, "gene": gene, "genes": genes}
+    frame = dd.from_map(_read_part, _parts(metadata), meta=_plain(empty, gene, genes), **options)
     return PointsModel.parse(
         frame,
         coordinates=axes,
@@ -45,6 +52,38 @@ def molecules(
         transformations=dict(transformations),
         sort=True,
     )
+
+
+def _parts(metadata: Any) -> list[list[int]]:
+    """Numbers of row groups that make a partition together."""
+    parts: list[list[int]] = []
+    n_rows = PART_ROWS + 1
+    for number in range(metadata.num_row_groups):
+        n = metadata.row_group(number).num_rows
+        if n_rows + n > PART_ROWS:
+            parts.append([])
+            n_rows = 0
+        parts[-1].append(number)
+        n_rows += n
+    return parts
+
+
+def _read_part(groups: list[int], path: Path, columns: list[str], gene: str, genes: list[str]) -> Any:
+    """Molecules of some row groups; what is wrong with their pages is said with the name of the file."""
+    import pyarrow.parquet as pq
+
+    with checks.reading(path), pq.ParquetFile(path) as file:
+        return _plain(_as_frame(file.read_row_groups(groups, columns)), gene, genes)
+
+
+def _as_frame(table: Any) -> Any:
+    """A table of Arrow with all of its columns as columns, none of them as the index."""
+    import pandas as pd
+    import pyarrow as pa
+
+    text = pd.StringDtype("pyarrow")
+    frame = table.to_pandas(types_mapper={pa.string(): text, pa.large_string(): text}.get)
+    return frame.reset_index(drop=not set(frame.index.names) & set(table.column_names))[table.column_names]
 
 
 def _plain(frame: Any, gene: str, genes: list[str]) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import FileArray
 from sthist._settings import logger
 from sthist.io._files import checks, values
 from sthist.io._parts import sample
@@ -59,7 +60,7 @@ class Cells:
         if LABELS[key] not in self._masks:
             return None
         options = {"chunks": (4096, 4096), "scale_factors": [2, 2, 2, 2]} | dict(options)
-        pixels = da.from_array(self._masks[LABELS[key]])
+        pixels = da.from_array(FileArray(self.path, self._masks[LABELS[key]]))
         return Labels2DModel.parse(pixels, dims=("y", "x"), transformations={"global": Identity()}, **options)
 
     def values_of(self, cells: np.ndarray) -> np.ndarray | None:
