@@ -309,6 +309,73 @@ def test_hd_image_that_states_its_scale(hd):
         visium_hd(hd)
 
 
+def emptied(hd):
+    """Where the folder of the full-resolution image was."""
+    shutil.rmtree(hd / "microscope_image")
+    return hd / "microscope_image"
+
+
+def in_place_of(make):
+    """Something else where the full-resolution image of Visium HD lies."""
+
+    def damage(hd):
+        file = hd / "microscope_image" / "tissue.tif"
+        content = file.read_bytes()
+        file.unlink()
+        make(file, content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (
+            in_place_of(lambda file, _: file.mkdir()),
+            IsADirectoryError,
+            r"full-resolution image: .*tif is a folder",
+        ),
+        (
+            in_place_of(lambda file, _: file.symlink_to("nowhere")),
+            FileNotFoundError,
+            r"tissue.tif is a link",
+        ),
+        (in_place_of(lambda file, all_: file.write_bytes(all_[:900])), ValueError, r"tissue.tif is truncated"),
+        (
+            in_place_of(lambda file, _: file.write_bytes(b"II*\0no")),
+            ValueError,
+            r"tissue.tif is no TIFF|tissue.tif cannot",
+        ),
+        (in_place_of(lambda file, _: file.write_text("")), ValueError, r"tissue.tif"),
+        (
+            lambda hd: (shutil.rmtree(hd / "microscope_image"), (hd / "microscope_image").touch()),
+            ValueError,
+            r"no folder",
+        ),
+    ],
+    ids=["folder", "link", "truncated", "no directory", "empty", "no folder"],
+)
+def test_hd_image_that_is_none(hd, damage, error, message):
+    """It is refused with its name, not passed over."""
+    damage(hd)
+    with pytest.raises(error, match=message):
+        visium_hd(hd)
+
+
+def test_hd_image_that_breaks_later(hd):
+    """Its pixels are read when needed."""
+    file = hd / "microscope_image" / "tissue.tif"
+    tifffile.imwrite(file, tifffile.imread(file), photometric="rgb", tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(file) as opened:
+        start, n = opened.pages[0].dataoffsets[0], opened.pages[0].databytecounts[0]
+    content = bytearray(file.read_bytes())
+    content[start : start + n] = b"\x55" * n
+    file.write_bytes(content)
+    image = visium_hd(hd)["visium_hd_full_image"]
+    with pytest.raises(ValueError, match=r"tissue.tif cannot be decoded at \(x, y\) = \(0, 0\) of level 0"):
+        image["scale0"].image.to_numpy()
+
+
 BIN = "binned_outputs/square_008um"
 HD_DAMAGES = {
     "no slice": (remove("feature_slice.h5"), FileNotFoundError, "no Visium HD folder: it has no feature_slice.h5"),

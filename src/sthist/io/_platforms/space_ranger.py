@@ -11,16 +11,19 @@ from sthist import scale
 from sthist._sample import set_role
 from sthist._settings import logger
 from sthist.io._files import checks, values
-from sthist.io._files.images import size_px
+from sthist.io._files.images import read_image, size_px
 from sthist.io._parts.sample import attach_he, require_he
 from sthist.io._parts.spots import MAX_OUTSIDE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from spatialdata import SpatialData
 
 ARRAY = ["array_col", "array_row"]
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 NUMERIC = ("in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+COLOURS = {3: ["r", "g", "b"], 4: ["r", "g", "b", "a"]}
 FACTORS, MATRIX = "scalefactors_json.json", "filtered_feature_bc_matrix.h5"
 SCALE_FACTORS = ("tissue_hires_scalef", "tissue_lowres_scalef", "spot_diameter_fullres")
 
@@ -42,6 +45,16 @@ def pictures_of(spatial: Path, prefix: str) -> dict[str, Path]:
         kind: next((spatial / name for name in names[kind] if checks.is_there(spatial / name)), None) for kind in names
     }
     return {kind: file for kind, file in there.items() if file is not None}
+
+
+def full_image(file: Path, dataset_id: str, options: Mapping[str, Any]) -> Any:
+    """The full-resolution image, read when needed; ``options`` are those of spatialdata's model of images."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    pixels = read_image(file, file.name).pixels
+    options = {"scale_factors": [2, 2, 2, 2], "c_coords": COLOURS.get(len(pixels))} | dict(options)
+    return Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations={dataset_id: Identity()}, **options)
 
 
 def require_factors(file: Path, factors: dict[str, Any], pictures: dict[str, Path], xy: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from sthist.io._parts.matrix import open_text
 from sthist.io._parts.spots import SPOTS_UM, fit_lattice
 from sthist.io._platforms.space_ranger import (
     ARRAY,
+    COLOURS,
     FACTORS,
     MATRIX,
     NUMERIC,
@@ -26,6 +27,7 @@ from sthist.io._platforms.space_ranger import (
     SCALE_FACTORS,
     add_he,
     finish,
+    full_image,
     pictures_of,
     require_counts,
     require_factors,
@@ -49,7 +51,6 @@ OFF_LATTICE_UM = 10.0
 COLUMNS = ["barcode", *NUMERIC]
 POSITIONS = tuple(f"tissue_positions{kind}.csv{packed}" for packed in ("", ".gz") for kind in ("_list", ""))
 METADATA = ("chemistry_description", "software_version")
-COLOURS = {3: ["r", "g", "b"], 4: ["r", "g", "b", "a"]}
 
 
 @reader
@@ -258,11 +259,7 @@ def _add_pictures(
         )
         set_transformation(sdata.shapes[dataset_id], Scale(factor, axes=("x", "y")), system)
     if full is not None:
-        pixels = read_image(full, full.name).pixels
-        options = {"scale_factors": [2, 2, 2, 2], "c_coords": COLOURS.get(len(pixels))} | dict(options)
-        sdata.images[f"{dataset_id}_full_image"] = Image2DModel.parse(
-            pixels, dims=("c", "y", "x"), transformations={dataset_id: Identity()}, **options
-        )
+        sdata.images[f"{dataset_id}_full_image"] = full_image(full, dataset_id, options)
 
 
 def _lattice_mpp(path: Path, positions: pd.DataFrame) -> float:

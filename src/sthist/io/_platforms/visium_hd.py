@@ -13,6 +13,7 @@ import numpy as np
 from sthist import scale
 from sthist._reading import reader
 from sthist._sample import set_role
+from sthist._settings import logger
 from sthist.io._files import checks, values
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import TIFF_SUFFIXES
@@ -27,6 +28,7 @@ from sthist.io._platforms.space_ranger import (
     SCALE_FACTORS,
     add_he,
     finish,
+    full_image,
     pictures_of,
     require_counts,
     require_factors,
@@ -118,13 +120,20 @@ def visium_hd(
     size = scale.agreed_mpp(str(folder), sources, mpp, "")
     _require_same_factors(folder, bins)
     file = _full_image(folder, prefix, kwargs.get("fullres_image_file"))
-    if file is not None:  # a hidden file beside it does not count
-        kwargs["fullres_image_file"] = file
+    if file is not None:
+        checks.require_picture(file)
+        kwargs["fullres_image_file"] = folder / "read below"  # spatialdata-io passes over what is not there
     with checks.quietly(), warnings.catch_warnings():
         if image is not None or he is not None:  # then it is no loss that the folder has none
             warnings.filterwarnings("ignore", "No full resolution image found", UserWarning)
+        warnings.filterwarnings("ignore", "File .*read below does not exist", UserWarning)
         options = {"load_segmentations_only": False} | kwargs
         sdata = spatialdata_io.visium_hd(folder, dataset_id=dataset_id, bin_size=list(bins), **options)
+    for element in sdata.images.values():  # small ones, of which a damaged one is said now, with its name
+        element.data = element.data.persist()
+    full = f"{dataset_id}_full_image"
+    if file is not None:
+        sdata.images[full] = full_image(file, dataset_id, kwargs.get("image_models_kwargs", {}))
     for name, table in sdata.tables.items():
         require_counts(folder / name, table, "bin")
     shapes_of = {name: table.uns["spatialdata_attrs"]["region"] for name, table in sdata.tables.items()}
@@ -134,8 +143,7 @@ def visium_hd(
         set_role(sdata, "spots", {"table": finest, "shapes": shapes_of[finest]})
     if "cell_segmentations" in sdata.tables:
         set_role(sdata, "cells", {"table": "cell_segmentations"})
-    full = f"{dataset_id}_full_image"
-    if image is None and he is None and file and full in sdata.images and file.suffix.lower() in TIFF_SUFFIXES:
+    if image is None and he is None and file and file.suffix.lower() in TIFF_SUFFIXES:
         stated_mpp = scale.trusted(open_tiff(file, read=False)[2], mpp)
         for stated, value in scale.sensible(stated_mpp, file.name).items():  # which has to agree with the bins
             scale.record_mpp(sdata, full, f"{stated} of {file.name}", value)
@@ -246,10 +254,24 @@ def _require_grid(path: Path, frame: pd.DataFrame, side_um: float, mpp: float) -
 
 
 def _full_image(folder: Path, prefix: str, file: Any) -> Path | None:
-    """The full-resolution image that spatialdata-io takes; None where there is none, or several to choose from."""
+    """The full-resolution image that an argument names, or that the folder has; None where it has none."""
     if file is not None:
-        return Path(file)
+        return checks.require_argument(file, "fullres_image_file")
     directory = folder / "microscope_image"
-    pattern = "*" if directory.is_dir() else f"{prefix}tissue_image.*"
-    files = [file for file in checks.files_like(directory if directory.is_dir() else folder, pattern) if file.is_file()]
-    return files[0] if len(files) == 1 else None
+    if directory.is_symlink() or directory.exists():
+        if not directory.is_dir():
+            checks.require_readable(directory)  # a link to nowhere
+            raise ValueError(f"{directory} is no folder; it should be one, which has the full-resolution image.")
+        there = checks.files_like(directory, "*")
+        files = [file for file in there if not file.is_dir()] or there
+    else:
+        files = checks.files_like(folder, f"{prefix}tissue_image.*")
+    if not files:
+        return None
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        logger.warning(
+            "%s has several files: %s. The first is taken; choose with fullres_image_file=.", directory, names
+        )
+    checks.require_readable(files[0], "The full-resolution image")
+    return files[0]
