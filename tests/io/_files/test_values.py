@@ -101,13 +101,15 @@ def test_damaged_matrix_of_xenium(folders, damage):
 
 
 @pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
-def test_the_place_of_a_bad_count(kind):
+def test_the_place_of_a_bad_count(kind, caplog):
     """Row and column are named, however the matrix is stored; fractions are said where they are allowed."""
     rows, columns = pd.Index(["a", "b"]), pd.Index(["x", "y", "z"])
     values.require_counts("file: X", kind(np.array([[1, 0, 2], [0, 3, 0]])), rows, columns)
     with pytest.raises(ValueError, match="1 values are none; cell 'b' has -3 of 'y'"):
         values.require_counts("file: X", kind(np.array([[1, 0, 2], [0, -3, 0]])), rows, columns)
-    values.require_counts("file: X", kind(np.array([[0.5, 0, 2], [0, 3, 0]])), rows, columns, whole=False)
+    values.require_counts("file: X", kind(np.array([[1, 0, 2], [0, 0.5, 0]])), rows, columns, whole=False)
+    assert "file: X: 1 of" in caplog.text
+    assert "such as: cell 'b' has 0.5 of 'y'" in caplog.text
     with pytest.raises(ValueError, match="cell 'a' has inf of 'z'"):
         values.require_counts("file: X", kind(np.array([[1, 0, np.inf], [0, 3, 0]])), rows, columns, whole=False)
 
@@ -135,6 +137,7 @@ def times(column, factor):
     return lambda frame: frame.assign(**{column: frame[column] * factor + factor})
 
 
+FRACTIONS = [("cosmx", "Mini_exprMat_file.csv", "KRT8"), ("merscope", "cell_by_gene.csv", "Gad1")]
 OUTSIDE = r"of \d+ {} \(.*\) lie outside of"
 TABLES = [
     ("cosmx", "Mini_exprMat_file.csv", put_in("KRT8", 3, -2), "should hold counts, .* cell '.*' has -2 of 'KRT8'"),
@@ -159,6 +162,22 @@ def test_damaged_tables(tmp_path, reader, file, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         getattr(sthist.io, reader)(path)
     assert file in str(caught.value)
+
+
+@pytest.mark.parametrize(("reader", "file", "gene"), FRACTIONS)
+def test_fractions_are_said_with_the_file(tmp_path, caplog, reader, file, gene):
+    """They may be what is wanted; the first cell that has one is named."""
+    path = tmp_path / "run"
+    if reader == "cosmx":
+        vendor.cosmx_folder(path, **vendor.cosmx_sample(), mpp=0.12)
+    else:
+        vendor.merscope_folder(path)
+    edit(file, put_in(gene, 3, 1.25))(path)
+    getattr(sthist.io, reader)(path)
+    said = [text for text in caplog.messages if "no whole numbers" in text]
+    assert len(said) == 1
+    assert str(path / file) in said[0]
+    assert f"has 1.25 of '{gene}'" in said[0]
 
 
 def test_one_place_beside_the_image(tmp_path, caplog):

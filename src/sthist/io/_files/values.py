@@ -91,25 +91,24 @@ def require_counts(
     low, high = stored.min(), stored.max()
     if low >= 0 and high <= highest and np.isfinite(high) and not fractions:  # NaN is none of it
         return
-    bad = ~np.isfinite(stored) | (stored < 0) | (stored > highest)
-    if whole:
-        bad |= stored != np.rint(stored)
-    if not bad.any():
-        logger.warning("%s: some counts are no whole numbers; were they normalised already?", where)
-        return
+    fractional = stored != np.rint(stored)
+    bad = ~np.isfinite(stored) | (stored < 0) | (stored > highest) | (whole & fractional)
+    only_fractions = not bad.any()
+    place = int((fractional if only_fractions else bad).argmax())
     if hasattr(matrix, "indptr"):
-        place = int(bad.argmax())
         major, minor = int(np.searchsorted(matrix.indptr, place, side="right")) - 1, int(matrix.indices[place])
         row, column = (minor, major) if matrix.format == "csc" else (major, minor)
-        value = stored[place]
     else:
-        row, column = (int(number) for number in np.unravel_index(int(bad.argmax()), bad.shape))
-        value = stored[row, column]
+        row, column = (int(number) for number in np.unravel_index(place, stored.shape))
+    shown = f"{what} {str(rows[row])!r} has {stored.flat[place]:.6g} of {str(columns[column])!r}"
+    if only_fractions:
+        message = "%s: %d of %d counts are no whole numbers, such as: %s. Were they normalised already?"
+        logger.warning(message, where, fractional.sum(), stored.size, shown)
+        return
     needed = f"{'whole ' if whole else ''}numbers from 0" + (f" to {highest:.0f}" if np.isfinite(highest) else "")
     raise ValueError(
         f"{where} should hold {'raw ' if whole else ''}counts, {needed}, but {int(bad.sum())} values are none; "
-        f"{what} {str(rows[row])!r} has {value:.6g} of {str(columns[column])!r}. Give the file from before "
-        "normalisation."
+        f"{shown}. Give the file from before normalisation."
     )
 
 

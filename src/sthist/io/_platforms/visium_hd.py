@@ -46,6 +46,7 @@ VENDOR = "Visium HD"
 BIN_FACTORS = ("microns_per_pixel", "bin_size_um", *SCALE_FACTORS)
 BIN_FILES = (Needed(FACTORS, numeric=BIN_FACTORS), Needed("tissue_positions.parquet", ("barcode",), NUMERIC))
 SLICE = "feature_slice.h5"
+RAW_MATRIX = "raw_feature_bc_matrix.h5"
 SAME_FACTOR = 1e-3  # relative difference between two files of one sample
 GRID_BINS = 20_000  # that tell how far apart all are
 BIN_FOLDER = re.compile(r"square_(\d{3})um$")
@@ -134,8 +135,9 @@ def visium_hd(
     full = f"{dataset_id}_full_image"
     if file is not None:
         sdata.images[full] = full_image(file, dataset_id, kwargs.get("image_models_kwargs", {}))
+    matrices = {kind.name: kind / (MATRIX if filtered else RAW_MATRIX) for kind in bins.values()}
     for name, table in sdata.tables.items():
-        require_counts(folder / name, table, "bin")
+        require_counts(matrices.get(name, folder / "segmented_outputs"), table, "bin")
     shapes_of = {name: table.uns["spatialdata_attrs"]["region"] for name, table in sdata.tables.items()}
     finish(sdata, dataset_id, size, "microns_per_pixel of scalefactors_json.json", shapes_of)
     finest = next((bins[side].name for side in sorted(bins) if bins[side].name in sdata.tables), None)
@@ -206,7 +208,7 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
             f"{side / diameter:.4g} µm per pixel; in {folder.name}, with microns_per_pixel {mpp:g}, they should be "
             f"{bin_um} and {bin_um / mpp:.6g}."
         )
-    matrix = checks.require_file(folder, MATRIX if filtered else "raw_feature_bc_matrix.h5", vendor=VENDOR)
+    matrix = checks.require_file(folder, MATRIX if filtered else RAW_MATRIX, vendor=VENDOR)
     positions = folder / "spatial" / "tissue_positions.parquet"
     with checks.reading(positions):
         frame = checks.read_parquet(positions, ["barcode", *NUMERIC])
