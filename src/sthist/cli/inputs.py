@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sthist import _store
 from sthist._disk import full_disk_explained
-from sthist._store.commit import KINDS
+from sthist._store.commit import KINDS, LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ def open_sample(source: Path, platform: str, store: Path, facts: dict[str, str] 
                 f"{store} was not made from {source}, but from {made_from or 'something else'}; name another --out."
             )
     sdata = read_input(store, "spatialdata")
-    if {path.name for path in (store / _store.WORK).glob("*")} - {"lock"}:  # an earlier run was killed
+    if {path.name for path in (store / _store.WORK).glob("*")} - {LOCK}:  # an earlier run was killed
         with _store.writing(sdata):  # puts away what it left
             pass
         sdata = read_input(store, "spatialdata")
