@@ -100,7 +100,9 @@ def test_no_folder(scratch):
 def test_verbs_refuse_it_before_they_compute(toy, scratch, monkeypatch):
     scratch.mkdir()
     scratch.chmod(0o777)
-    monkeypatch.setattr("sthist.systems.annotation.heatmap.crop_scores", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(
+        "sthist.systems.annotation.heat_maps.verb.crop_scores", lambda *_, **__: pytest.fail("computed")
+    )
     with pytest.raises(PermissionError, match="can be written to by others"):
         sthist.tl.heatmap(toy, lambda rows: rows[:, 0], encoder="morphology", classes=["a"], progress=False)
 

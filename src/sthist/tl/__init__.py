@@ -6,7 +6,7 @@ from sthist._front_door import front_door as _front_door
 __getattr__, __dir__, __all__ = _front_door(
     {
         "systems.annotation.annotate": ["annotate"],
-        "systems.annotation.heatmap": ["heatmap"],
+        "systems.annotation.heat_maps.verb": ["heatmap"],
         "systems.annotation.train": ["train_annotator"],
         "systems.virtual_he.apply": ["virtual_he"],
         "systems.virtual_he.train": ["train_virtual_he"],

@@ -104,7 +104,7 @@ class TestCrop:
         np.testing.assert_allclose(written(sdata), expected, atol=1e-5)
 
     def test_many_blocks_and_bands_are_one(self, monkeypatch):
-        import sthist.systems.annotation.sliding_windows as engine
+        import sthist.systems.annotation.heat_maps.sliding_windows as engine
 
         monkeypatch.setattr(engine, "BLOCK_PX", 70)
         monkeypatch.setattr(engine, "BAND_ROWS", 3)
