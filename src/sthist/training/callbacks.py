@@ -151,7 +151,7 @@ class CSVHistory(lightning.Callback):
             row |= self.evaluate(pl_module, epoch) if self.evaluate is not None else {}
             row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows.append(row)
-        if self.folder is not None or self.evaluate is not None:  # not the hundreds of epochs of a linear layer
+        if self.folder is not None or self.evaluate is not None:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
             logger.info("Epoch %d of %d: %s.", epoch, trainer.max_epochs, numbers)
         for each in trainer.loggers:
