@@ -311,7 +311,7 @@ HEST: list[Case] = [
         "hest: a position is NaN",
         hest(table(nan_position)),
         ValueError,
-        r"TENX1.h5ad: obsm\['spatial'\] is NaN or infinite for 1 of 48 spots, the first of them '000x008'",
+        r"TENX1.h5ad: obsm\['spatial'\] are NaN or infinite for 1 of 48 spots, the first of them '000x008'",
     ),
     (
         "hest: positions of one column",

@@ -64,9 +64,10 @@ def reader(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if _is_ours(error):
                 raise
-            source = next((each for each in args if isinstance(each, str | Path)), None)
+            by_name = (each for each in kwargs.values() if isinstance(each, str | Path) and os.path.exists(each))
+            source = next((each for each in args if isinstance(each, str | Path)), next(by_name, None))
             file = _file_in_hand(error.__traceback__) or (None if source is None else Path(source))
-            if file is None or isinstance(error, TypeError) and error.__traceback__.tb_next is None:  # type: ignore[union-attr]
+            if file is None:
                 raise
             raise _of_file(file, error) from error
 
@@ -75,7 +76,7 @@ def reader(function: Callable[P, R]) -> Callable[P, R]:
 
 def _is_ours(error: Exception, path: Path | None = None) -> bool:
     """Whether an error was raised by sthist and names the file, if one is given, or is none of a file's."""
-    if isinstance(error, Warning | ImportError | ConnectionError | TimeoutError):
+    if isinstance(error, Warning | ImportError | NameError | ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno is not None:  # of the system, whoever has asked it
         return False

@@ -28,8 +28,8 @@ from sthist._sample.elements import (
 )
 
 __all__ = [
-    "CYTOPLASM_NAMES",
     "CONTROL_PREFIXES",
+    "CYTOPLASM_NAMES",
     "HE_NAMES",
     "HighResElements",
     "NUCLEAR_NAMES",
@@ -44,9 +44,9 @@ __all__ = [
     "find_high_res",
     "find_nuclear",
     "find_tissue",
-    "is_named_he",
     "find_transcripts",
     "get",
+    "is_named_he",
     "raw_counts",
     "require_one_sample",
     "roles",

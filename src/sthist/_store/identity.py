@@ -23,6 +23,7 @@ NOT_OF_THE_CLASS = {
 """What stands among the attributes of a class, and has no part in what it computes."""
 
 IN_C = (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType, types.WrapperDescriptorType)
+"""What is compiled, and known by its name alone."""
 
 
 def content_of(thing: Any) -> str:
@@ -142,9 +143,7 @@ class _Reader:
 
     def _object(self, thing: Any) -> None:
         """By its class and what copying it would take along."""
-        if isinstance(
-            thing, types.BuiltinFunctionType | np.ufunc | types.MethodDescriptorType | types.WrapperDescriptorType
-        ):
+        if isinstance(thing, IN_C):
             owner = getattr(thing, "__self__", None)
             if owner is not None and not isinstance(owner, types.ModuleType | type):
                 self.read(owner)

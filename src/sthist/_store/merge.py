@@ -49,13 +49,13 @@ def merged(store: Path, name: str, before: AnnData, changed: AnnData) -> AnnData
 
 
 def _settled(disk: dict[str, Any], before: dict[str, Any], changed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What holds where one side alone has changed it, and the keys that both have changed, each in its own way."""
+    """What holds: our changes, and what another process has added; and the keys that it has changed otherwise."""
     settled, differing = {}, []
     for key in dict.fromkeys([*changed, *disk, *before]):
         theirs, ours, new = (each.get(key, _ABSENT) for each in (disk, before, changed))
         if theirs is _ABSENT or _same(theirs, ours) or _same(theirs, new):
             value = new
-        elif _same(ours, new) and ours is _ABSENT:
+        elif ours is _ABSENT and new is _ABSENT:
             value = theirs
         else:
             value = new

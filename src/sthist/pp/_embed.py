@@ -228,10 +228,10 @@ def _embed_sample(
 
 def _identity(encoder: Encoder) -> dict[str, Any]:
     """What decides the numbers; where they are computed does so only in the last digits."""
-    provenance = getattr(encoder, "provenance", {})
-    facts = {name: value for name, value in provenance.items() if name != "device"} | {"name": encoder.name}
     from sthist.encoders._encoder import own_content
 
+    provenance = getattr(encoder, "provenance", {})
+    facts = {name: value for name, value in provenance.items() if name != "device"} | {"name": encoder.name}
     own = own_content(encoder)
     return facts if own is None else facts | {"own": own}
 

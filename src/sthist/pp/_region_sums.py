@@ -46,8 +46,7 @@ def require_names(key: str, names: pd.Index) -> None:
     if len(twice):
         raise ValueError(
             f"Shapes {key!r} have {len(twice)} names more than once, such as {plain(twice[0])!r}; a table cannot be "
-            f"linked to "
-            "them. Give them names of their own, such as shapes.reset_index(drop=True)."
+            "linked to them. Give them names of their own, such as shapes.reset_index(drop=True)."
         )
 
 

@@ -337,14 +337,6 @@ def main_series(file: Any) -> int:
     return best
 
 
-def ome_mpp(path: Path) -> dict[str, float]:
-    """µm/px by source that the OME metadata of a file state; nothing where it has none."""
-    import tifffile
-
-    with reading(path), tifffile.TiffFile(path) as file:
-        return ome_scale_and_channels(file, main_series(file))[0]
-
-
 def stated_scale(file: Any, series: int) -> dict[str, float]:
     """µm/px of a TIFF by source: OME, else the vendor's text, else the resolution tags."""
     stated = ome_scale_and_channels(file, series)[0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._reading import reading
 from sthist.io._files.images import TIFF_SUFFIXES, read_image
 
 if TYPE_CHECKING:
@@ -31,10 +32,8 @@ def read_labels(source: Any, argument: str = "labels") -> Any:
     elif not Path(source).is_file():
         raise FileNotFoundError(f"{argument}=: there is no file {source}.")
     elif Path(source).suffix.lower() == ".npy":
-        try:
+        with reading(source):
             pixels = np.load(source, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{source} cannot be read: {error}. Is it truncated, or of another format?") from None
     else:
         pixels = read_image(source, argument).pixels
     pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels

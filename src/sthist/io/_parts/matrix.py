@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import plain
-from sthist._reading import open_text as open_text
+from sthist._reading import open_text
 from sthist._settings import logger
 from sthist.io._files import checks, values
 

@@ -15,7 +15,7 @@ from sthist._sample.samples import safe_names
 from sthist._settings import logger
 from sthist.io._files.checks import require_unique
 from sthist.io._files.images import LooseImage, image_element
-from sthist.io._files.values import FARTHEST
+from sthist.io._files.values import MAX_OUTSIDE, require_places
 from sthist.io._parts.matrix import POSITION, Matrix
 from sthist.io._parts.sample import circles, link_table, read_he
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-MAX_OUTSIDE = 0.05  # share of spots that may lie outside of the image
 # Diameter of the spots and distance between neighbours, by technology.
 SPOTS_UM = {"Visium": (55.0, 100.0), "Spatial Transcriptomics": (100.0, 200.0)}
 # Of the distance between spots of a legacy array: their median may lie this far from where they should be.
@@ -132,12 +131,7 @@ def require_positions(path: Path, field: str, px: Any, names: pd.Index) -> np.nd
             f"{path}: {field} is {px.dtype} of shape {px.shape}; it should hold x and y of each spot in pixels."
         )
     px = px[:, :2].astype(np.float64)
-    bad = ~(np.abs(px) <= FARTHEST).all(1)
-    if bad.any():
-        raise ValueError(
-            f"{path}: {field} is NaN or infinite for {int(bad.sum())} of {len(px)} spots, the first of them "
-            f"{plain(names[bad][0])!r}."
-        )
+    require_places(path, field, px, names, what="spots")
     return px
 
 
@@ -226,8 +220,7 @@ def match_spots(matrix: Matrix, keys: pd.Index, places: pd.DataFrame, file: Path
     if not n_both:
         raise ValueError(
             f"{matrix.path} and {file} have no spot in common: they are named like {like} and "
-            f"{plain(places.index[0])!r}. Are "
-            "both files of one section?"
+            f"{plain(places.index[0])!r}. Are both files of one section?"
         )
     message = "%d of %d spots of %s have no counterpart in %s; they are left out."
     if len(rows) > n_both:

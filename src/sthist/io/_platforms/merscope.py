@@ -49,8 +49,7 @@ def merscope(
 ) -> SpatialData:
     """Read a region of a MERSCOPE run, in micrometres.
 
-    :func:`spatialdata_io.merscope` reads the molecules; ``um`` is the vendor's own frame of
-    micrometres.
+    :func:`spatialdata_io.merscope` reads the molecules; ``um`` is the vendor's own frame of micrometres.
 
     Parameters
     ----------
@@ -65,8 +64,7 @@ def merscope(
         An H&E of the same section: TIFF, OME-TIFF, SVS, PNG or JPEG.
     he_alignment
         Where it lies: a 3 x 3 matrix from its pixels to those of the mosaic, or landmarks; a file or arrays (see
-        :func:`sthist.pp.align`). Without it, ``pp.align`` lays it
-        on the section later.
+        :func:`sthist.pp.align`). Without it, ``pp.align`` lays it on the section later.
     kwargs
         Passed on to :func:`spatialdata_io.merscope`: ``transcripts``, ``cells_boundaries``, ``cells_table``,
         ``vpt_outputs``, ``region_name``, ``slide_name``.

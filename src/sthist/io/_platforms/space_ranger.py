@@ -13,7 +13,6 @@ from sthist._settings import logger
 from sthist.io._files import checks, values
 from sthist.io._files.images import read_image, size_px
 from sthist.io._parts.sample import attach_he, require_he
-from sthist.io._parts.spots import MAX_OUTSIDE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +83,7 @@ def require_positions(matrix: Path, rows: str, path: Path, known: Any) -> None:
 
 
 def require_known(matrix: Path, barcodes: Any, rows: str, path: Path, known: Any) -> None:
+    """Refuse barcodes that are not among those with a position."""
     missing = barcodes[~np.isin(np.asarray(barcodes, str), known.astype(str))]
     if len(missing):
         raise ValueError(
@@ -162,7 +162,7 @@ def _require_spots_on(sdata: SpatialData, image: Any) -> None:
     for table in sdata.tables.values():
         x, y = to_px[:2, :2] @ table.obsm["spatial"].T + to_px[:2, 2:]
         outside = float(np.mean((x < 0) | (y < 0) | (x > width) | (y > height)))
-        if outside > MAX_OUTSIDE:
+        if outside > values.MAX_OUTSIDE:
             shown = image if isinstance(image, str | Path) else "the array"
             raise ValueError(
                 f"image=: {outside:.0%} of the spots lie outside of {shown}, which has {width} x {height} px; they "

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
-from sthist._reading import reader
+from sthist._reading import open_text, reader
 from sthist._sample import safe_key, set_role
 from sthist.io._files import checks
 from sthist.io._files.checks import Needed
 from sthist.io._files.images import read_image
 from sthist.io._parts import sample
-from sthist.io._parts.matrix import open_text
 from sthist.io._parts.spots import SPOTS_UM, fit_lattice
 from sthist.io._platforms.space_ranger import (
     ARRAY,

@@ -70,8 +70,8 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         An H&E of the same section, made later: TIFF, OME-TIFF, SVS, PNG or JPEG.
     he_alignment
         Where it lies: a 3 x 3 matrix from its pixels to those of the nuclear stain, or landmarks; a file or arrays (see
-        :func:`sthist.pp.align`). What Xenium Explorer exports fits. Without it, ``pp.align`` lays it
-        on the section later.
+        :func:`sthist.pp.align`). What Xenium Explorer exports fits. Without it, ``pp.align`` lays it on the section
+        later.
     kwargs
         As of :func:`spatialdata_io.xenium`: ``transcripts``, ``cells_table``, ``cells_boundaries``,
         ``nucleus_boundaries``, ``cells_labels``, ``nucleus_labels``, ``cells_as_circles``, ``morphology_focus``,
@@ -296,9 +296,7 @@ def _add_aligned(sdata: SpatialData, name: str, file: Path, options: Mapping[str
 def _require_same_cells(cells: Path, matrix: Path) -> None:
     """The counts are those of the cells, in their order: they are put together row by row."""
     barcodes = checks.require_matrix(matrix)
-    with checks.reading(cells):
-        names = checks.read_parquet(cells, ["cell_id"])["cell_id"]
-    ids = np.array([name.decode() if isinstance(name, bytes) else str(name) for name in names])
+    ids = xenium_cells.names_of(checks.read_parquet(cells, ["cell_id"])["cell_id"]).to_numpy(str)
     if len(ids) != len(barcodes):
         raise ValueError(
             f"{cells} has {len(ids)} rows, but {matrix.name} has counts of {len(barcodes)} cells. Export both again."

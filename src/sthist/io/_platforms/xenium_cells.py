@@ -104,8 +104,7 @@ def read_table(folder: Path, cells: Cells, region: str, *, gex_only: bool, pixel
     values.require_counts(where, table.X, table.obs_names, table.var_names, whole=not protein.any())
     if factor is not None and protein.any():  # they are stored as whole numbers
         table.X[:, protein] /= factor
-    with checks.reading(folder / CELLS):
-        obs = checks.read_parquet(folder / CELLS)
+    obs = checks.read_parquet(folder / CELLS)
     centres = obs[CENTRE].to_numpy(np.float64)
     obs["cell_id"] = names_of(obs["cell_id"])
     ids = obs["cell_id"].to_numpy(str)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import scale
-from sthist._reading import reader
+from sthist._reading import open_text, reader
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._files.checks import require_argument
-from sthist.io._parts.matrix import count_table, open_text, position_key, read_matrix, separator
+from sthist.io._parts.matrix import count_table, position_key, read_matrix, separator
 from sthist.io._parts.spots import OFF_LATTICE, add_labels, build_sample, fit_lattice, match_spots, read_slide_image
 
 if TYPE_CHECKING:

@@ -122,7 +122,7 @@ def _places_of_names(names: pd.Series, what: str) -> list[tuple[int, int]]:
         raise ValueError(
             f"{what} has {len(unread)} cores whose name is not a letter and a number, such as "
             f"{plain(names.iloc[unread[0]])!r} in row {unread[0]}. Call them 'A1', or give the columns 'row' and "
-            f"'column'."
+            "'column'."
         )
     return [place for place in places if place is not None]
 
@@ -148,8 +148,7 @@ def _whole_numbers(values: pd.Series, column: Any, what: str) -> np.ndarray:
     if len(wrong):
         raise ValueError(
             f"{what} has {plain(values.iloc[wrong[0]])!r} in column {str(column)!r}, row {wrong[0]}: it is no number "
-            f"of a row "
-            "or column."
+            "of a row or column."
         )
     return numbers.astype(int)
 

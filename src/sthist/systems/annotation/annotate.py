@@ -186,8 +186,7 @@ def _write(
         if before is not None and list(before.categories) != result.classes:
             raise ValueError(
                 f"obs[{key_added!r}] has the classes {plain(before.categories)}, and within= would put "
-                f"{result.classes} "
-                "beside them. Pass key_added= for another name."
+                f"{result.classes} beside them. Pass key_added= for another name."
             )
         codes = _spread(codes, rows, -1 if before is None else before.codes)
         for name, scores in values.items():

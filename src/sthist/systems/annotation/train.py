@@ -193,9 +193,8 @@ def _grouped(
             lacking = "obsm['spatial'], places in µm" if units.centres is None else "the size of their tiles"
             raise ValueError(
                 f"There is one patient, {plain(units.patient[0])!r}, and rows cannot be split by blocks of tissue "
-                f"without "
-                f"{lacking}. Say with split= which rows are tested: a column of obs, or a sthist.models.Split (with "
-                "block_um= and gap_um= for blocks of tiles whose size is not known)."
+                f"without {lacking}. Say with split= which rows are tested: a column of obs, or a sthist.models.Split "
+                "(with block_um= and gap_um= for blocks of tiles whose size is not known)."
             )
         if one:
             logger.warning(

@@ -130,8 +130,7 @@ def _of_column(section: Section, column: str) -> np.ndarray:
     if row is not None:
         raise ValueError(
             f"Column {column!r} of the tiles of sample {section.name!r} has {plain(values[row])!r} in row {row}; "
-            f"each tile "
-            "needs a tissue."
+            "each tile needs a tissue."
         )
     return values
 
