@@ -23,6 +23,8 @@ R = TypeVar("R")
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 PACKED = 100  # no slide and no table is packed to less than one part in so many; what unpacks to gigabytes is
 PACKED_BYTES = 2**30
+UNCHECKED_BYTES = 2**24
+BLOCK_BYTES = 2**22
 
 
 @contextlib.contextmanager
@@ -188,8 +190,9 @@ class _Unpacked(io.RawIOBase):
     """What a packed file holds, refused where it grows beyond all bounds."""
 
     def __init__(self, path: Path, stream: Any, file: Any) -> None:
-        self._path, self._stream, self._file, self._n = path, stream, file, 0
-        self._checked = PACKED_BYTES if settings.max_read_gb is None else settings.max_read_gb * 1e9
+        self._path, self._stream, self._file = path, stream, file
+        self._n, self._has_looked = 0, False
+        self._checked = min(UNCHECKED_BYTES, _limit(1))
 
     def readable(self) -> bool:
         return True
@@ -198,9 +201,22 @@ class _Unpacked(io.RawIOBase):
         n = self._stream.readinto(buffer)
         self._n += n
         if self._n > self._checked:
+            if not self._has_looked:
+                self._look_ahead()
             require_memory(self._path, self._n, "contents", self._file.tell())
-            self._checked = self._n + PACKED_BYTES
+            self._checked = self._n + UNCHECKED_BYTES
         return int(n)
+
+    def _look_ahead(self) -> None:
+        """Refuse a file that is packed too tightly before all that may be read of it fills the memory."""
+        self._has_looked = True
+        with self._path.open("rb") as file, gzip.GzipFile(fileobj=file) as stream:
+            n = 0
+            while block := stream.read(BLOCK_BYTES):
+                n += len(block)
+                if n <= PACKED * file.tell():
+                    return
+                require_memory(self._path, n, "contents", file.tell())
 
     def close(self) -> None:
         self._stream.close()

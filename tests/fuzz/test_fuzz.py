@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
+import research
 import tifffile
 from fuzz.engine import Fuzzer
 from fuzz.targets import TARGETS
@@ -39,6 +44,24 @@ def test_what_unpacks_beyond_the_limit_is_refused_and_can_be_insisted_on(tmp_pat
         sthist.io.slide(tmp_path / "he.png", mpp=0.5)
     monkeypatch.setattr(sthist.settings, "max_read_gb", 0.004)
     assert sthist.io.slide(tmp_path / "he.png", mpp=0.5)["he"].shape == (3, 1000, 1000)
+
+
+def test_what_is_packed_tightly_is_measured_before_it_fills_the_memory(tmp_path, monkeypatch):
+    """Spaces: 80 MB of them are read where 90 are allowed, and none are kept where 75 are."""
+    feature = research.qupath_features({"tumour": research.squares([(40, 30)])}, objectType="annotation")[0]
+    path = tmp_path / "drawn.geojson.gz"
+    path.write_bytes(gzip.compress(b" " * 80_000_000 + json.dumps(feature).encode(), 1))
+    sdata = sthist.io.slide(np.full((80, 120, 3), 200, np.uint8), mpp=0.5)
+    monkeypatch.setattr(sthist.settings, "max_read_gb", 0.075)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"drawn.geojson.gz has contents, .* up to 0.075 GB are read"):
+        sthist.io.read_annotations(sdata, path, image="he")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 75e6
+    monkeypatch.setattr(sthist.settings, "max_read_gb", 0.09)
+    sthist.io.read_annotations(sdata, path, image="he")
+    assert len(sdata["annotations"]) == 1
 
 
 def test_a_slide_without_its_strips_is_refused_and_lacking_tiles_are_said(tmp_path, caplog):
