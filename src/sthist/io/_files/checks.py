@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pandas as pd
+    from anndata import AnnData
 
 # The last bytes of a whole picture: JPEG's end marker, PNG's last chunk.
 PICTURE_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
@@ -369,8 +370,28 @@ def require_hdf5(path: Path) -> None:
             require_memory(path, sizes[largest], f"{file[largest].size} values in {largest!r}")
 
 
-def require_matrix(path: Path) -> np.ndarray:
-    """Check a 10x matrix file but for its counts, and give its barcodes."""
+def read_matrix(path: Path, *, genome: str | None = None, gex_only: bool = True, **options: Any) -> AnnData:
+    """Counts of a 10x matrix file, as :func:`scanpy.read_10x_h5` reads them, after :func:`require_matrix`."""
+    import scanpy as sc
+
+    table = sc.read_10x_h5(path, gex_only=False, **options)
+    values.require_sparse_matrix(f"{path}: matrix", table.X)  # before compiled code follows its indices
+    kept = np.ones(table.n_vars, bool)
+    if genome:
+        kept &= (table.var["genome"] == genome).to_numpy()
+        if not kept.any():
+            there = ", ".join(map(repr, table.var["genome"].unique()))
+            raise ValueError(f"{path} has no genes of genome {genome!r}; it has those of {there}.")
+    if gex_only:
+        kept &= (table.var["feature_types"] == "Gene Expression").to_numpy()
+    return table if kept.all() else table[:, kept].copy()
+
+
+def require_matrix(path: Path, *, indices: bool = True) -> np.ndarray:
+    """Check a 10x matrix file but for its counts, and give its barcodes.
+
+    Its indices take long to read; :func:`read_matrix` looks at them, too.
+    """
     import h5py
     import pandas as pd
 
@@ -390,8 +411,9 @@ def require_matrix(path: Path) -> np.ndarray:
         barcodes = matrix["barcodes"][()].astype(str)
         require_rows(path, n_barcodes, "barcodes")
         require_rows(path, n_features, "features")
+        shape = (n_barcodes, n_features)
         values.require_sparse(
-            f"{path}: matrix", matrix["indptr"], matrix["indices"], len(matrix["data"]), (n_barcodes, n_features)
+            f"{path}: matrix", matrix["indptr"], matrix["indices"], len(matrix["data"]), shape, within=indices
         )
         names = matrix["features"]["name"][()].astype(str)
     for what, there, n in (("barcodes", barcodes, n_barcodes), ("features/name", names, n_features)):

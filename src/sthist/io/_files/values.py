@@ -23,11 +23,14 @@ LONG_OUTLINE = 2000  # vertices from which on it is looked at how often an outli
 BYTES_OF_A_CROSSING = 2000
 
 
-def require_sparse(where: str, indptr: Any, indices: Any, n_values: int, shape: tuple[int, int]) -> None:
+def require_sparse(
+    where: str, indptr: Any, indices: Any, n_values: int, shape: tuple[int, int], *, within: bool = True
+) -> None:
     """Refuse a compressed matrix, by (major, minor) shape, whose parts point outside of each other.
 
     Compiled code trusts them: a wrong one ends the process, or gives foreign memory as counts. ``indptr`` and
-    ``indices`` may be datasets of a file, which are read in blocks.
+    ``indices`` may be datasets of a file, which are read in blocks. Without ``within``, the values of ``indices`` are
+    not looked at.
     """
     n_major, n_minor = shape
     for name, part in (("indptr", indptr), ("indices", indices)):
@@ -51,7 +54,7 @@ def require_sparse(where: str, indptr: Any, indices: Any, n_values: int, shape: 
         fault = f"indptr ends at {ends[-1]}, but there are {indices.shape[0]} indices and {n_values} values"
     if fault is not None:
         raise ValueError(f"{where}: {fault}. Is the file damaged? Copy it again.")
-    for start in range(0, indices.shape[0], BLOCK):
+    for start in range(0, indices.shape[0] if within else 0, BLOCK):
         part = indices[start : start + BLOCK]
         if part.min() < 0 or part.max() >= n_minor:
             place = start + int(((part < 0) | (part >= n_minor)).argmax())

@@ -77,11 +77,6 @@ def require_factors(file: Path, factors: dict[str, Any], pictures: dict[str, Pat
             )
 
 
-def require_positions(matrix: Path, rows: str, path: Path, known: Any) -> None:
-    """Refuse counts of which a spot or a bin has no position."""
-    require_known(matrix, checks.require_matrix(matrix), rows, path, known)
-
-
 def require_known(matrix: Path, barcodes: Any, rows: str, path: Path, known: Any) -> None:
     """Refuse barcodes that are not among those with a position."""
     missing = barcodes[~np.isin(np.asarray(barcodes, str), known.astype(str))]

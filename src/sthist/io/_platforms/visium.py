@@ -32,7 +32,6 @@ from sthist.io._platforms.space_ranger import (
     require_factors,
     require_known,
     require_one_he,
-    require_positions,
 )
 
 if TYPE_CHECKING:
@@ -132,7 +131,8 @@ def visium(
     size = scale.agreed_mpp(str(folder), {"lattice of the spots": _lattice_mpp(positions_file, positions)}, mpp, "")
     require_factors(factors_file, factors, pictures, positions.loc[positions["in_tissue"] == 1, PIXELS].to_numpy())
     if matrix.suffix == ".h5":
-        require_positions(matrix, "spots", positions_file, positions.index)
+        barcodes = checks.require_matrix(matrix, indices=False)
+        require_known(matrix, barcodes, "spots", positions_file, positions.index)
     table = _read_table(matrix, dataset_id, kwargs)
     require_counts(matrix, table, "spot")
     require_known(matrix, table.obs_names, "spots", positions_file, positions.index)
@@ -207,7 +207,7 @@ def _read_table(path: Path, dataset_id: str, options: dict[str, Any]) -> AnnData
     with checks.quietly(), checks.reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Variable names are not unique", UserWarning)  # seen to below
         if path.suffix == ".h5":
-            table = sc.read_10x_h5(path, **options)
+            table = checks.read_matrix(path, **options)
             with h5py.File(path) as file:
                 stated = {name: file.attrs[name] for name in METADATA if name in file.attrs}
             facts = {name: text.decode() if isinstance(text, bytes) else text for name, text in stated.items()}

@@ -32,8 +32,8 @@ from sthist.io._platforms.space_ranger import (
     pictures_of,
     require_counts,
     require_factors,
+    require_known,
     require_one_he,
-    require_positions,
 )
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _check_bins(folder: Path, bin_um: int, filtered: bool) -> float:
     barcodes = pd.Index(frame["barcode"])
     values.require_named(positions, "column 'barcode'", barcodes)
     checks.require_unique(positions, barcodes, "barcode")
-    require_positions(matrix, "bins", positions, barcodes)
+    require_known(matrix, checks.require_matrix(matrix), "bins", positions, barcodes)
     for fields in (PIXELS, ARRAY):
         values.require_places(positions, ", ".join(fields), frame[fields].to_numpy(np.float64), barcodes, what="bins")
     _require_grid(positions, frame, side, mpp)

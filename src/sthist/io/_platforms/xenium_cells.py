@@ -91,12 +91,11 @@ def read_table(folder: Path, cells: Cells, region: str, *, gex_only: bool, pixel
     """Counts and facts of the cells, linked to labels, circles or outlines."""
     import h5py
     import pandas as pd
-    import scanpy as sc
     from spatialdata.models import TableModel
 
     path = folder / MATRIX
     with checks.quietly(), checks.reading(path):
-        table = sc.read_10x_h5(path, gex_only=gex_only)
+        table = checks.read_matrix(path, gex_only=gex_only)
         with h5py.File(path) as file:
             factor = file.attrs.get("protein_scaling_factor")
     protein = (table.var["feature_types"] == "Protein Expression").to_numpy()
