@@ -42,6 +42,8 @@ class SlowTiles:
 
 
 class SlowStain(BeerLambert):
+    __module__ = BeerLambert.__module__  # as the package's own, which is known by its config: it may be continued
+
     def __init__(self, log, seconds=0.1):
         super().__init__()
         self.log, self.seconds = log, seconds

@@ -89,7 +89,7 @@ def test_resolution_tags_give_way_to_an_argument(tmp_path, caplog):
     )
     sdata = sthist.io.slide(tmp_path / "x.tif", mpp=0.5)
     assert sthist.scale.resolve_mpp(sdata, "he") == (0.5, 0.5)
-    assert "says 10.58 µm/px; mpp=0.5 is taken" in caplog.text
+    assert "says 10.58 µm/px; 0.5 is taken" in caplog.text
 
 
 def test_one_side_cannot_make_up_for_the_other():

@@ -102,7 +102,7 @@ def test_several_samples(laid):
     with pytest.raises(KeyError, match="No image 'he'") as raised:
         nucleus_preservation(samples, "he")
     assert raised.value.__notes__ == ["In sample 'b'."]
-    with pytest.raises(TypeError, match="'b' is a AnnData without images"):
+    with pytest.raises(TypeError, match="Pass the whole sample, not its table"):
         nucleus_preservation({"a": laid, "b": laid["tiles_table"]}, "he")
 
 

@@ -196,7 +196,7 @@ def test_samples_that_do_not_go_together(several):
     with pytest.raises(KeyError, match="no H&E image") as raised:
         sthist.benchmark.virtual_he(several)
     assert raised.value.__notes__ == ["In sample 'b'."]
-    with pytest.raises(TypeError, match="AnnData without images"):
+    with pytest.raises(TypeError, match="Pass the whole sample, not its table"):
         sthist.benchmark.virtual_he(several["a"]["tiles_table"])
 
 

@@ -380,10 +380,11 @@ def test_walled(seen, tmp_path, name, mpp):
 
 def test_what_is_read_of_a_folder_is_unpacked(seen, tmp_path):
     """No file that the reader checks for is left in the archive."""
-    from sthist.io._platforms import xenium
+    from sthist.io._platforms import xenium, xenium_cells
 
     stains = ["morphology_focus.ome.tif", "morphology_focus/ch0000_dapi.ome.tif", "morphology_mip.ome.tif"]
-    names = {*(needed.name for needed in xenium.FILES), "experiment.xenium", *stains}
+    tables = [*(needed.name for needed in xenium.CELLS), *xenium_cells.OUTLINES.values(), "transcripts.parquet"]
+    names = {*tables, xenium_cells.ZARR, "experiment.xenium", *stains}
     for name in (*names, "morphology.ome.tif"):
         (tmp_path / "outs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "outs" / name).touch()

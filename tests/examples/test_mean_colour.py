@@ -12,7 +12,7 @@ from examples.mean_colour.train import train_mean_colour
 
 import sthist
 
-OPTIONS = {"epochs": 40, "seed": 3}
+OPTIONS = {"epochs": 60, "seed": 3}
 
 
 @pytest.fixture(scope="module")

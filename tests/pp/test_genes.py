@@ -378,7 +378,7 @@ def test_tables_that_cannot_be_had(tmp_path):
     on_disk.file.close()
     with pytest.raises(ValueError, match=r"X is a Array, not in memory \(adata.to_memory\(\) reads it\)"):
         sthist.pp.genes(table(da.ones((3, 4))))
-    with pytest.raises(TypeError, match="an AnnData or a mapping of name to such is needed, not ndarray"):
+    with pytest.raises(TypeError, match="or a mapping of name to such is needed, not ndarray"):
         sthist.pp.genes(np.ones((3, 4)))
 
 

@@ -330,7 +330,7 @@ def test_cores_and_tiles_of_a_microarray():
         ),
         ({"min_fraction": 1.5}, ValueError, "min_fraction is 1.5"),
         ({"overlaps": "top"}, ValueError, "overlaps is 'top'"),
-        ({"key_added": "a/b"}, ValueError, "'a/b'; letters, digits"),
+        ({"key_added": "a/b"}, ValueError, "'a/b'; a name holds letters, digits"),
         ({"key_added": "region"}, ValueError, r"obs\['region'\] already. Pass key_added="),
     ],
 )

@@ -237,7 +237,7 @@ def test_wrong_arguments(toy):
         sthist.pp.match_genes(one, SYMBOLS, min_overlap=10)
     with pytest.raises(KeyError, match="No table 'tabel' in this object.*Did you mean 'table'"):
         sthist.pp.match_genes(toy, SYMBOLS, table="tabel")
-    with pytest.raises(TypeError, match="'data' is a list; it must be a SpatialData or an AnnData"):
+    with pytest.raises(TypeError, match="or a mapping of name to such is needed, not list"):
         sthist.pp.match_genes(SYMBOLS, one)
     with pytest.raises(
         TypeError, match="'reference' is a int; it must be a SpatialData or an AnnData or a list of genes"

@@ -167,7 +167,7 @@ def test_groups_validate_in_turn():
     assert np.array_equal(pairs[0][1], rows[rows >= 40])
 
 
-@pytest.mark.parametrize(("size_um", "px"), [(112.0, 35), (224.0, 70)])
+@pytest.mark.parametrize(("size_um", "px"), [pytest.param(112.0, 35, marks=pytest.mark.slow), (224.0, 70)])
 def test_her2st_at_least_as_good_as_plain_logistic_regression(size_um, px):
     """Held out, on the spots of a real section: four classes, of which three are rare."""
     data = folder("her2st")

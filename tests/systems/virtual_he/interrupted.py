@@ -19,6 +19,8 @@ BLOCK_PX = 512
 class Slow(BeerLambert):
     """The built-in model, each block of which takes a tenth of a second longer."""
 
+    __module__ = BeerLambert.__module__  # as the package's own, which is known by its config: it may be continued
+
     def prepare(self, *args, **kwargs):
         stainer = super().prepare(*args, **kwargs)
 

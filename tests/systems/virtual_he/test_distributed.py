@@ -101,6 +101,8 @@ def test_resumed_on_a_cluster(client, stored, store, tmp_path):
     """What a local run has left is what the cluster computes."""
 
     class Stops(BeerLambert):
+        __module__ = BeerLambert.__module__  # known by its config alone
+
         def prepare(self, *args, **kwargs):
             stainer = super().prepare(*args, **kwargs)
             calls = []

@@ -22,6 +22,9 @@ CASES = {
 }
 
 
+pytestmark = pytest.mark.slow  # real disks and processes; every step of every verb: tests/_store/test_kills.py
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """What the script says of each case."""

@@ -25,6 +25,8 @@ from sthist.systems.virtual_he.generator import PreparedSection
 class Counting(BeerLambert):
     """The built-in model, which counts its batches and fails at one of them."""
 
+    __module__ = BeerLambert.__module__  # as the package's own, which is known by its config: it may be continued
+
     def __init__(self, fail_at=None):
         super().__init__()
         self.calls, self.fail_at = 0, fail_at

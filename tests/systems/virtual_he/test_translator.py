@@ -165,6 +165,7 @@ def resuming(training):
     return dataclasses.replace(training, resume=True)
 
 
+@pytest.mark.slow  # that a training fits is seen in test_train.py, too
 def test_overfits_one_batch():
     """Two pairs of the toy section: the squared error falls to a twentieth of the mean colour's."""
     sdata = sthist.datasets.toy(size_um=400)

@@ -364,5 +364,5 @@ def _fingerprint(
         "seed": seed,
     }
     if type(model).__module__.partition(".")[0] != "sthist":  # a class of the user's, whose config need not say all
-        fingerprint["model"] = _store.content_of(model)
+        fingerprint["content"] = _store.content_of(model)
     return dict(json.loads(json.dumps(fingerprint)))
