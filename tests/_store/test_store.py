@@ -153,6 +153,15 @@ class TestLostUpdate:
         sthist.pp.aggregate(second, bin_um=20, key_added="grid", overwrite=True)
         assert sd.read_zarr(first.path)["grid"].n_obs > first["grid"].n_obs
 
+    def test_an_image_of_a_name_that_another_has_taken_is_refused(self, two):
+        """Before it is computed: it would stand beside the other, or in its place."""
+        first, second = two
+        sthist.pp.tissue(first, key_added="section")
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"taken by shapes\['section'\] in the store"):
+                sthist.tl.virtual_he(second, key_added="section", overwrite=overwrite, progress=False)
+        assert set(sd.read_zarr(first.path).images) == set(first.images)
+
     def test_without_another_writer_all_changes_are_saved(self, two):
         _, alone = two
         alone["tiles_table"].obs["tissue_fraction"] = 0.25

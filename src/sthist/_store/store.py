@@ -68,6 +68,20 @@ def require_free(sdata: SpatialData, name: str, kind: str, *, overwrite: bool) -
     _require_free_among(taken, name, kind, overwrite=overwrite)
 
 
+def require_free_in_store(path: Path | None, name: str, kind: str, *, overwrite: bool) -> None:
+    """Refuse a name that another process has taken in a store by now; the caller holds :func:`writing`."""
+    if path is None:
+        return
+    where = f" in the store {path}, where another process has put it"
+    known = {(kind, name)} if overwrite else set()
+    _require_free_among(_elements_in(path) - known, name, kind, overwrite=False, where=where)
+
+
+def _elements_in(path: Path) -> set[tuple[str, str]]:
+    """Kind and name of what a store has by now."""
+    return {(place.parent.name, place.name) for kind in KINDS for place in path.glob(f"{kind}/*/")}
+
+
 def _require_free_among(taken: set[tuple[str, str]], name: str, kind: str, *, overwrite: bool, where: str = "") -> None:
     for other, each in sorted(taken):
         if each.lower() != name.lower():
@@ -240,13 +254,11 @@ class Change:
 
     def _elements_with_the_stores(self, path: Path) -> dict[str, Any]:
         """The elements by name, after a look at what the store has by now: other processes write, too."""
-        in_store = {(place.parent.name, place.name) for kind in KINDS for place in path.glob(f"{kind}/*/")}
+        in_store = _elements_in(path)
         elements = {}
         for at, element in self._elements.items():
             kind, name = at
-            where = f" in the store {path}, where another process has put it"
-            known = {at} if self._overwrite[at] else set()
-            _require_free_among(in_store - known, name, kind, overwrite=False, where=where)
+            require_free_in_store(path, name, kind, overwrite=self._overwrite[at])
             merge = at in self._merge and at in in_store
             elements[name] = merged(path, name, self._before[at], element) if merge else element
         return elements

@@ -119,7 +119,7 @@ def stain_normalize(
     source = StainReference.fit(data, he.key, within=within, white=white, **how)
     normalizer = StainNormalizer(source, target)
     if key_added is not None:
-        _write(data, he, normalizer, key_added, progress)
+        _write(data, he, normalizer, key_added, overwrite, progress)
     return normalizer
 
 
@@ -131,7 +131,9 @@ def _resolve(reference: Any, how: dict[str, Any]) -> StainReference:
     return reference if isinstance(reference, StainReference) else StainReference.fit(reference, **how)
 
 
-def _write(sdata: SpatialData, he: Image, normalizer: StainNormalizer, key_added: str, progress: bool | None) -> None:
+def _write(
+    sdata: SpatialData, he: Image, normalizer: StainNormalizer, key_added: str, overwrite: bool, progress: bool | None
+) -> None:
     """Write the normalised image, block by block."""
     mpp = he.finest_mpp
     reader = TileReader.from_image(he, TileSpec.from_mpp(mpp, WRITE_PX), fill=255, allow_upsampling=True)
@@ -145,6 +147,7 @@ def _write(sdata: SpatialData, he: Image, normalizer: StainNormalizer, key_added
     }
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
     with _store.writing(sdata), _store.workspace(sdata, key_added, digest) as folder:
+        _store.require_free_in_store(_store.store_path(sdata), key_added, "images", overwrite=overwrite)
         canvas = Canvas(
             folder, key_added, extent_um=reader.extent_um, mpp=mpp, fingerprint=fingerprint, transformations=systems
         )

@@ -227,6 +227,7 @@ def _of_sample(
             **options,
         )
     with _store.writing(sdata):
+        _store.require_free_in_store(_store.store_path(sdata), key_added, "images", overwrite=overwrite)
         stainer = model.prepare(elements, stain, mpp, allow_upsampling=True, seed=seed)
         systems = scale.other_systems([sdata.images[key] for key in stain.keys])
         fingerprint = _fingerprint(stain, model, stainer, systems, region, batch_size, seed)
