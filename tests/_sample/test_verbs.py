@@ -195,7 +195,7 @@ def test_one_text_is_a_list_of_one(toy):
         lambda: sthist.pl.alignment(toy, panels=()),
         lambda: sthist.pl.tiles(toy, show=[]),
     ):
-        with pytest.raises(ValueError, match="is empty: name what is to be drawn"):
+        with pytest.raises(ValueError, match="is empty: name what is meant"):
             call()
 
 

@@ -26,7 +26,7 @@ COUNTS = ("n", "n_tiles", "ncols", "squares", "px", "batch_size")
 """Arguments that are whole numbers from 1 on, in every verb."""
 
 SHOWN = ("panels", "classes", "show", "metrics")
-"""Arguments of figures that name what is drawn: at least one thing."""
+"""Arguments that name what is drawn or scored: at least one thing."""
 
 STORE_FILES = ("zarr.json", ".zgroup", ".zattrs")
 ELEMENTS = {"images", "labels", "points", "shapes", "tables", "table"}
@@ -149,7 +149,7 @@ def _settled(name: str, value: Any, parameter: inspect.Parameter) -> Any:
     if isinstance(value, str) and _takes_lists(str(parameter.annotation)):
         value = [value]
     if name in SHOWN and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 0:
-        raise ValueError(f"{name} is empty: name what is to be drawn, or leave {name}= out.")
+        raise ValueError(f"{name} is empty: name what is meant, or leave {name}= out.")
     if name in COUNTS and value is not None and value != "auto":
         value = _as_count(name, value)
     if name == "save" and value is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sthist import _store
 from sthist._disk import full_disk_explained
+from sthist._sample.verbs import opened
 from sthist._store.commit import KINDS, LOCK
 
 if TYPE_CHECKING:
@@ -111,12 +112,6 @@ def _mentions(recorded: Any, run: str) -> bool:
 
 def read_input(source: Path, platform: str) -> SpatialData:
     """The object of a folder, in memory as far as its reader puts it there."""
-    import spatialdata as sd
-
     import sthist
 
-    if platform != "spatialdata":
-        return getattr(sthist.io, platform)(source)
-    if not any((source / name).exists() for name in ("zarr.json", ".zgroup")):
-        raise FileNotFoundError(f"{source} is no SpatialData store: it has neither zarr.json nor .zgroup.")
-    return sd.read_zarr(source)
+    return opened(source) if platform == "spatialdata" else getattr(sthist.io, platform)(source)
