@@ -32,14 +32,16 @@ def summary(rows: list[dict], facts: dict) -> dict:
     for row in rows:
         table.setdefault(row["target"], Counter())[row["kind"]] += 1
     total = sum(table.values(), Counter())
+    own = [row for row in rows if row["kind"] == "own"]
+    of_field = [row for row in own if row["fields"]]
     failing = sum(total[kind] for kind in ("own", "no file", "foreign", "memory"))
     return facts | {
         "cases": len(rows),
         "total": dict(total),
         "own_share_of_failing": round(total["own"] / max(1, failing), 4),
-        "names_the_damaged_file": round(
-            sum(row["names_it"] for row in rows if row["kind"] == "own") / max(1, total["own"]), 4
-        ),
+        "names_the_damaged_file": round(sum(row["names_it"] for row in own) / max(1, len(own)), 4),
+        "refused_with_a_known_field": len(of_field),
+        "names_the_damaged_field": round(sum(row["names_field"] for row in of_field) / max(1, len(of_field)), 4),
         "slowest_s": max(row["seconds"] for row in rows),
         "targets": {name: dict(sorted(counts.items())) for name, counts in sorted(table.items())},
         "bad": [
@@ -96,6 +98,7 @@ def main() -> int:
     for name, counts in {**result["targets"], "total": result["total"]}.items():
         print(f"{name:14}" + "".join(f"{counts.get(kind, 0):9}" for kind in kinds))
     print(f"own of failing: {result['own_share_of_failing']:.2%}")
+    print(f"naming the damaged field, where it is known: {result['names_the_damaged_field']:.2%}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if holds(result) else 1

@@ -72,6 +72,8 @@ class Outcome:
     seconds: float = 0.0
     megabytes: int = 0
     names_it: bool = False  # whether the message names the file that was damaged
+    fields: tuple[str, ...] = ()  # columns, keys or datasets that were damaged, where the mutator knows them
+    names_field: bool = False  # whether the message names one of them
 
 
 class Fuzzer:
@@ -111,23 +113,23 @@ class Fuzzer:
         weights = [TARGETS[name].weight for name in self.names]
         return random.Random(seed).choices(self.names, weights)[0]
 
-    def prepare(self, seed: int, name: str | None = None) -> tuple[str, Path, str, str]:
-        """Target, folder, damaged file and damage of a case."""
+    def prepare(self, seed: int, name: str | None = None) -> tuple[str, Path, str, str, tuple[str, ...]]:
+        """Target, folder, damaged file, damage and damaged fields of a case."""
         name = self.draw(seed) if name is None else name
         folder = self._mutant(name)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self._folder(name), folder)
-        file, damage = mutate(folder, random.Random(seed + 1), huge=self.huge)
-        return name, folder, file, damage
+        return name, folder, *mutate(folder, random.Random(seed + 1), huge=self.huge)
 
     def case(self, seed: int, name: str | None = None) -> Outcome:
         """Damage an input, read it in a child, and tell how it ended."""
-        name, folder, file, damage = self.prepare(seed, name)
+        name, folder, file, damage, fields = self.prepare(seed, name)
         names = {path.name for path in (*files_of(self._folder(name)), *files_of(folder))}
         start = time.monotonic()
-        answer, peak = _in_child(lambda: _attempt(name, folder, self.whole[name], file, damage, names))
+        answer, peak = _in_child(lambda: _attempt(name, folder, self.whole[name], file, damage, names, fields))
         seconds = time.monotonic() - start
-        return Outcome(name, seed, file, damage, **answer, seconds=round(seconds, 2), megabytes=peak)
+        measured = {"seconds": round(seconds, 2), "megabytes": peak}
+        return Outcome(name, seed, file, damage, **answer, **measured, fields=fields)
 
 
 def _in_child(work: Any) -> tuple[dict[str, Any], int]:
@@ -163,7 +165,9 @@ def _in_child(work: Any) -> tuple[dict[str, Any], int]:
     return pickle.loads(content), peak
 
 
-def _attempt(name: str, folder: Path, whole: Any, file: str, damage: str, names: set[str]) -> dict[str, Any]:
+def _attempt(
+    name: str, folder: Path, whole: Any, file: str, damage: str, names: set[str], fields: tuple[str, ...]
+) -> dict[str, Any]:
     said = _Said()
     logging.getLogger("sthist").addHandler(said)
     try:
@@ -172,7 +176,7 @@ def _attempt(name: str, folder: Path, whole: Any, file: str, damage: str, names:
             found = TARGETS[name].read(folder)
         said.texts += [str(each.message) for each in warned if "sthist" in str(each.filename)]
     except BaseException as error:  # noqa: BLE001
-        return _told(error, file, names)
+        return _told(error, file, names, fields)
     return _compare(found, whole, file, damage, said.texts)
 
 
@@ -185,7 +189,7 @@ class _Said(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _told(error: BaseException, file: str, names: set[str]) -> dict[str, Any]:
+def _told(error: BaseException, file: str, names: set[str], fields: tuple[str, ...]) -> dict[str, Any]:
     frames = traceback.extract_tb(error.__traceback__)
     inner = error.__traceback__
     while inner is not None and inner.tb_next is not None:
@@ -202,8 +206,11 @@ def _told(error: BaseException, file: str, names: set[str]) -> dict[str, Any]:
     mine = next((frame for frame in reversed(frames) if "/sthist/" in frame.filename), None)
     where = f"{module}:{last.lineno}" if last else ""
     where += f" < {Path(mine.filename).name}:{mine.lineno}" if mine is not None and not own else ""
-    names_it = Path(file).name in message
-    return {"kind": kind, "error": type(error).__name__, "message": message[:400], "where": where, "names_it": names_it}
+    named = {
+        "names_it": Path(file).name in message,
+        "names_field": any(re.search(rf"(?<!\w){re.escape(field)}(?!\w)", message) for field in fields),
+    }
+    return {"kind": kind, "error": type(error).__name__, "message": message[:400], "where": where} | named
 
 
 def _compare(found: Any, whole: Any, file: str, damage: str, said: list[str]) -> dict[str, Any]:

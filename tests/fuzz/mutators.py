@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
 
+    Damage = str | tuple[str, tuple[str, ...]]  # what was done; and to which columns, keys or datasets, where it tells
+
 TEXT = (".csv", ".tsv", ".json", ".geojson", ".xenium", ".txt")
 JSON = (".json", ".geojson", ".xenium")
 TIFF = (".tif", ".tiff")
@@ -137,12 +139,14 @@ def swap(path: Path, rng: Random) -> str:
 # By format ----------------------------------------------------------------------------------------------------------
 
 
-def text_edit(path: Path, rng: Random) -> str:
+def text_edit(path: Path, rng: Random) -> Damage:
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     tokens = [match.span() for match in re.finditer(r"[^,\t\n\r]+" if path.suffix not in JSON else r"[\w.+-]+", text)]
     kind = rng.choice(["token", "token", "token", "line", "twice", "quote", "column", "bom"])
+    fields: tuple[str, ...] = ()
     if kind == "token" and tokens:
         start, end = rng.choice(tokens)
+        fields = _column_at(path, text, start)
         text = text[:start] + rng.choice(ODD) + text[end:]
     lines = text.split("\n")
     at = rng.randrange(len(lines))
@@ -161,20 +165,31 @@ def text_edit(path: Path, rng: Random) -> str:
         if kind != "bom"
         else rng.choice([b"\xef\xbb\xbf" + content, text.encode("utf-16", "ignore") if text < "\udc80" else content])
     )
-    return f"text {kind}"
+    return f"text {kind}", fields
 
 
-def json_edit(path: Path, rng: Random) -> str:
+def _column_at(path: Path, text: str, place: int) -> tuple[str, ...]:
+    """The column of a table in which a character lies; none where the table has no names."""
+    header, line = text.partition("\n")[0], text[text.rfind("\n", 0, place) + 1 : place]
+    separator = "\t" if "\t" in header else ","
+    names, number = header.rstrip("\r").split(separator), line.count(separator)
+    is_table = path.suffix in {".csv", ".tsv", ""} and len(names) > 1 and not any(re.match(r"[-\d#]", n) for n in names)
+    return (names[number],) if is_table and number < len(names) and names[number] else ()
+
+
+def json_edit(path: Path, rng: Random) -> Damage:
     content = json.loads(path.read_text())
-    places: list[tuple[Any, Any]] = []
+    places: list[tuple[Any, Any, str]] = []
 
-    def walk(node: Any) -> None:
+    def walk(node: Any, name: str) -> None:
         items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
         for key, value in items:
-            places.append((node, key))
-            walk(value)
+            named = key if isinstance(key, str) else name
+            places.append((node, key, named))
+            walk(value, named)
 
-    walk(content)
+    walk(content, "")
+    fields = []
     values = [
         None,
         [],
@@ -194,7 +209,8 @@ def json_edit(path: Path, rng: Random) -> str:
         [1, "a"],
     ]
     for _ in range(rng.choice([1, 1, 2])):
-        node, key = rng.choice(places)
+        node, key, name = rng.choice(places)
+        fields.append(name)
         if rng.random() < 0.2 and isinstance(node, dict):
             node.pop(key, None)
         else:
@@ -206,10 +222,10 @@ def json_edit(path: Path, rng: Random) -> str:
     if rng.random() < 0.05:
         text = json.dumps([content])
     path.write_text(text)
-    return "json edit"
+    return "json edit", tuple(name for name in fields if name)
 
 
-def h5_edit(path: Path, rng: Random) -> str:
+def h5_edit(path: Path, rng: Random) -> Damage:
     import h5py
 
     kind = rng.choice(
@@ -223,6 +239,7 @@ def h5_edit(path: Path, rng: Random) -> str:
             return "h5 attribute"
         ours = [name for name in names if re.search(r"indptr|indices|data$|shape|barcodes|index|spatial", name)]
         name = rng.choice(ours if ours and rng.random() < 0.7 else names)
+        fields = (name.rpartition("/")[2],)
         data = file[name][()]
         options = dict(file[name].attrs)
 
@@ -237,6 +254,7 @@ def h5_edit(path: Path, rng: Random) -> str:
             keys = sorted(node.attrs)
             if keys:
                 key = rng.choice(keys)
+                fields = (key,)
                 if rng.random() < 0.5:
                     del node.attrs[key]
                 else:
@@ -273,10 +291,10 @@ def h5_edit(path: Path, rng: Random) -> str:
             data = data.copy()
             data.flat[rng.randrange(data.size)] = rng.choice([b"", b"\xff\xfe", data.flat[0]])
             put(data)
-    return f"h5 {kind}"
+    return f"h5 {kind}", fields
 
 
-def parquet_edit(path: Path, rng: Random) -> str:
+def parquet_edit(path: Path, rng: Random) -> Damage:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -322,7 +340,8 @@ def parquet_edit(path: Path, rng: Random) -> str:
     if kind == "checks":
         return flip(path, rng)
     del pd
-    return f"parquet {kind}"
+    of_column = kind in {"value", "null", "drop", "text", "bytes", "nested"}
+    return f"parquet {kind}", (name,) if of_column else ()
 
 
 TAGS = {
@@ -392,7 +411,7 @@ def tiff_edit(path: Path, rng: Random) -> str:
     return f"tiff {kind}"
 
 
-def zip_edit(path: Path, rng: Random) -> str:
+def zip_edit(path: Path, rng: Random) -> Damage:
     kind = rng.choice(["encrypted", "names", "drop", "member", "method", "twice"])
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -424,22 +443,22 @@ def zip_edit(path: Path, rng: Random) -> str:
                     content[place + at + 2] = 99
                 place = content.find(signature, place + 4)
     path.write_bytes(content)
-    return f"zip {kind}"
+    return f"zip {kind}", (name,) if kind in {"names", "drop", "member"} else ()
 
 
-def gz_edit(path: Path, rng: Random) -> str:
+def gz_edit(path: Path, rng: Random) -> Damage:
     """Damage inside of what is compressed."""
     import gzip
 
     inner = path.with_suffix("")
     inner.write_bytes(gzip.decompress(path.read_bytes()))
-    what = (text_edit if is_text(inner) else flip)(inner, rng)
+    what, fields = _with_fields((text_edit if is_text(inner) else flip)(inner, rng))
     path.write_bytes(gzip.compress(inner.read_bytes()))
     inner.unlink()
-    return f"gz {what}"
+    return f"gz {what}", fields
 
 
-def safetensors_edit(path: Path, rng: Random) -> str:
+def safetensors_edit(path: Path, rng: Random) -> Damage:
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -451,7 +470,7 @@ def safetensors_edit(path: Path, rng: Random) -> str:
         tensors = load(content)
         del tensors[name]
         path.write_bytes(save(tensors))
-        return "safetensors drop"
+        return "safetensors drop", (name,)
     if kind in {"nan", "squeeze", "wide"}:
         from safetensors.numpy import load, save
 
@@ -464,7 +483,7 @@ def safetensors_edit(path: Path, rng: Random) -> str:
         else:
             array = array[None].astype(rng.choice(["f8", "i4", "f2"]))
         path.write_bytes(save(tensors | {name: array}))
-        return f"safetensors {kind}"
+        return f"safetensors {kind}", (name,)
     if kind == "name":
         header[rng.choice(["other", "", "weight", "a" * 5000])] = header.pop(name)
     elif kind == "shape":
@@ -476,7 +495,7 @@ def safetensors_edit(path: Path, rng: Random) -> str:
     text = json.dumps(header).encode()
     size = len(text) if kind != "length" else rng.choice([0, 2**63, len(text) - 5])
     path.write_bytes(struct.pack("<Q", size) + text + body)
-    return f"safetensors {kind}"
+    return f"safetensors {kind}", () if kind == "length" else (name,)
 
 
 def oversize(path: Path, rng: Random) -> str:
@@ -488,7 +507,7 @@ def oversize(path: Path, rng: Random) -> str:
     return f"oversize {suffix}"
 
 
-GENERIC: list[Callable[[Path, Random], str]] = [
+GENERIC: list[Callable[[Path, Random], Damage]] = [
     truncate,
     truncate,
     flip,
@@ -503,8 +522,12 @@ GENERIC: list[Callable[[Path, Random], str]] = [
 GENERIC += [folder_instead, garbage, garbage, append, swap]
 
 
-def mutate(folder: Path, rng: Random, *, huge: bool) -> tuple[str, str]:
-    """Damage one file of a folder; its name and the kind of damage."""
+def _with_fields(damage: Damage) -> tuple[str, tuple[str, ...]]:
+    return (damage, ()) if isinstance(damage, str) else damage
+
+
+def mutate(folder: Path, rng: Random, *, huge: bool) -> tuple[str, str, tuple[str, ...]]:
+    """Damage one file of a folder; its name, the kind of damage, and what of the file was damaged, if it is known."""
     # A folder may hold many files of one kind (pictures): kinds are drawn first.
     by_kind: dict[str, list[Path]] = {}
     for file in files_of(folder):
@@ -515,7 +538,7 @@ def mutate(folder: Path, rng: Random, *, huge: bool) -> tuple[str, str]:
     edits = [own[path.suffix]] if path.suffix in own else []
     edits += [text_edit] if is_text(path) else []
     if huge and rng.random() < 0.03:
-        what = oversize(path, rng)
+        damage: Damage = oversize(path, rng)
     else:
-        what = rng.choice(edits if edits and rng.random() < 0.6 else GENERIC)(path, rng)
-    return os.path.relpath(path, folder), what
+        damage = rng.choice(edits if edits and rng.random() < 0.6 else GENERIC)(path, rng)
+    return os.path.relpath(path, folder), *_with_fields(damage)
