@@ -197,6 +197,16 @@ def bad(dapi, molecules, table, **changes):
             ValueError,
             "1 of 2 coordinates of points are NaN or infinite, the first in row 1",
         ),
+        (
+            {"points": pd.DataFrame({"x_um": [1.0, 1e300], "y_um": [1.0, 2], "gene": ["A", "B"]})},
+            ValueError,
+            r"1 of 2 coordinates of points are .* the first in row 1.*none is above 1e\+08",
+        ),
+        (
+            {"cells": pd.DataFrame({"cell_id": ["a"] * 3, "x_um": [0, 1e300, 1], "y_um": [0.0, 0, 1]})},
+            ValueError,
+            r"cells: 1 vertices have no x_um, y_um .* in row 1.*none is above 1e\+08",
+        ),
         ({"unit": "mm", "xy": ("pixel_x", "pixel_y")}, ValueError, 'unit is \'mm\'; it is "px" or "um"'),
         ({"images": {}, "mpp": None}, ValueError, "there is no image to tell their size"),
         ({"cells": pd.DataFrame({"cell": [1]})}, KeyError, r"cells have no column \['cell_id', 'x_um', 'y_um'\]"),

@@ -14,7 +14,7 @@ from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._files import checks
 from sthist.io._files.images import LooseImage, dims_of, finest, image_element, read_image, size_px
-from sthist.io._files.values import require_named, require_sparse_matrix
+from sthist.io._files.values import FARTHEST, no_places, require_named, require_sparse_matrix
 from sthist.io._parts.label_outlines import is_label_image, outlines_of_labels, read_labels
 from sthist.io._parts.outlines import mended, one_plane, read_geoparquet, require_finite, rings
 from sthist.io._parts.sample import CELL_RADIUS_UM, circles, link_table, record_nuclear
@@ -484,11 +484,11 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], argument: str) -> np.n
 
 
 def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str) -> np.ndarray:
-    bad = ~np.isfinite(xy).all(1)
+    bad = no_places(xy)
     if bad.any():
         raise ValueError(
             f"{int(bad.sum())} of {len(xy)} coordinates of {argument} are NaN or infinite, the first in row "
-            f"{int(bad.argmax())}."
+            f"{int(bad.argmax())}. Correct them, or leave them out; none is above {FARTHEST:g}."
         )
     if unit == "um":
         return xy

@@ -151,9 +151,14 @@ def _crossings(outline: Any) -> float:
     return max(0.0, met - 3) * len(edges) / 2  # each edge meets itself and its neighbours
 
 
+def no_places(xy: np.ndarray) -> np.ndarray:
+    """Which coordinates, (n, 2), are NaN, infinite, or farther out than any slide."""
+    return np.asarray(~(np.abs(xy) <= FARTHEST).all(1))
+
+
 def require_places(path: Path, fields: str, xy: np.ndarray, names: Any = None, *, what: str = "rows") -> None:
     """Refuse coordinates, (n, 2), that are NaN, infinite, or farther out than any slide."""
-    bad = ~(np.abs(xy) <= FARTHEST).all(1)
+    bad = no_places(xy)
     if bad.any():
         first = int(bad.argmax())
         shown = f"row {first}" if names is None else repr(str(np.asarray(names)[first]))

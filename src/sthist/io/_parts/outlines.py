@@ -8,7 +8,7 @@ import numpy as np
 
 from sthist._settings import logger
 from sthist.io._files import checks
-from sthist.io._files.values import require_few_crossings
+from sthist.io._files.values import FARTHEST, no_places, require_few_crossings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,16 +39,17 @@ def read_geoparquet(path: Path) -> gpd.GeoDataFrame:
 
 
 def require_finite(path: Path | str, frame: gpd.GeoDataFrame) -> None:
-    """Refuse outlines with vertices that are NaN or infinite."""
+    """Refuse outlines with vertices that are NaN, infinite, or farther out than any slide."""
     import shapely
 
     xy, rows = shapely.get_coordinates(frame.geometry.to_numpy(), return_index=True)
-    bad = ~np.isfinite(xy).all(1)
+    bad = no_places(xy)
     if bad.any():
         first = int(bad.argmax())
         raise ValueError(
             f"{path}: {int(bad.sum())} vertices are NaN or infinite, the first of outline "
-            f"{str(frame.index[rows[first]])!r} (row {rows[first]}). Correct them, or leave the outlines out."
+            f"{str(frame.index[rows[first]])!r} (row {rows[first]}). Correct them, or leave the outlines out; none is "
+            f"above {FARTHEST:g}."
         )
 
 
@@ -57,13 +58,13 @@ def rings(where: Path | str, ids: Any, xy: np.ndarray, fields: str, *, cell: str
     import pandas as pd
     import shapely
 
-    bad = ~np.isfinite(xy).all(1)
+    bad = no_places(xy)
     codes, names = pd.factorize(ids)
     if bad.any() or (codes < 0).any():
         first = int((bad | (codes < 0)).argmax())
         raise ValueError(
             f"{where}: {int((bad | (codes < 0)).sum())} vertices have no {fields} or no {cell}, the first of them in "
-            f"row {first}. Correct them, or leave them out."
+            f"row {first}. Correct them, or leave them out; none is above {FARTHEST:g}."
         )
     order = np.argsort(codes, kind="stable")
     xy, codes = xy[order], codes[order]
