@@ -448,7 +448,7 @@ def test_bad_arguments(stained, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no JSON file"),
+        ("{", "cannot be read"),
         ("[1, 2]", "does not say what it is"),
         ('{"white": [255, 255, 255]}', "does not say what it is"),
         ('{"sthist": "stain normaliser", "version": 1}', "it is a stain normaliser"),

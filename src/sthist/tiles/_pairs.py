@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._disk import written_whole
+from sthist._reading import parse_json, read_object
 from sthist._settings import logger, settings
 from sthist.tiles._images.image import open_he
 from sthist.tiles._images.reader import TileReader
@@ -182,7 +183,7 @@ def export_pairs(
                     with written_whole(path / f"{subset}_{side}" / names[i]) as partial:
                         Image.fromarray(tile).save(partial)
         prompt_file = path / f"{subset}_prompts.json"
-        known = json.loads(prompt_file.read_text("utf-8")) if prompt_file.exists() else {}
+        known = read_object(prompt_file) if prompt_file.exists() else {}
         _write_json(prompt_file, known | {names[i]: prompts[i] for i in chosen})
     left = begun - set(names)
     _write_json(path / UNFINISHED, sorted(left)) if left else (path / UNFINISHED).unlink()
@@ -193,7 +194,7 @@ UNFINISHED = ".unfinished.json"
 
 
 def _names_in(file: Path) -> set[str]:
-    return set(json.loads(file.read_text("utf-8"))) if file.exists() else set()
+    return set(parse_json(file)) if file.exists() else set()
 
 
 def _write_json(file: Path, content: Any) -> None:

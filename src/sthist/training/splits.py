@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import listed
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -183,10 +185,9 @@ def assign(groups: np.ndarray, codes: np.ndarray, folds: int, seed: int) -> np.n
     if folds < 2 or folds != int(folds):
         raise ValueError(f"folds is {folds!r}; it is a whole number from 2 on.")
     if len(names) < folds:
-        shown = ", ".join(map(repr, names[:8].tolist()))
         raise ValueError(
-            f"There are {len(names)} groups ({shown}) and {folds} folds: each fold needs a group of its own. Lower "
-            "folds=, split by something finer, such as split='block', or add samples."
+            f"There are {len(names)} groups ({listed(names)}) and {folds} folds: each fold needs a group of its own. "
+            "Lower folds=, split by something finer, such as split='block', or add samples."
         )
     counts = np.zeros((len(names), int(codes.max()) + 1))
     np.add.at(counts, (group, codes), 1)

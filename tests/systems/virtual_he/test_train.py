@@ -415,7 +415,7 @@ class TestPrompts:
         assert not fits
 
     def test_refused_files_and_columns(self, sdata, unread, tmp_path):
-        for content, said in (("{", "is no JSON"), ("[1]", "holds list"), ("{}", "may not be empty")):
+        for content, said in (("{", "cannot be read"), ("[1]", "holds list"), ("{}", "may not be empty")):
             (tmp_path / "p.json").write_text(content)
             with pytest.raises(ValueError, match=said):
                 train_virtual_he(sdata, tissue="lung", prompts=tmp_path / "p.json", **SMALL, **QUICK)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sthist import stains
 from sthist._disk import written_whole
+from sthist._reading import parse_json
 from sthist.pp._stain_normalize.pixels import StainPixels, pixels_of
 
 if TYPE_CHECKING:
@@ -235,10 +236,7 @@ def write_json(path: str | Path, kind: str, values: dict[str, Any]) -> None:
 
 def read_json(path: str | Path, kind: str) -> dict[str, Any]:
     """The values of a file of :func:`write_json`."""
-    try:
-        values = json.loads(Path(path).read_text("utf-8"))
-    except ValueError as error:  # also of bytes that are no text
-        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    values = parse_json(path)
     found = values.pop("sthist", None) if isinstance(values, dict) else None
     if found != kind:
         raise ValueError(

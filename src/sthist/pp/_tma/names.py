@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._messages import plain
+from sthist._messages import listed, plain
 from sthist._sample.samples import require_one_spelling, safe_names
 from sthist._settings import logger
 from sthist._tables.genes import closest
@@ -178,8 +178,8 @@ def _require_on_array(places: list[tuple[int, int]], names: list[str], grid: tup
     if off:
         raise ValueError(
             f"{what} has {len(off)} cores that are not on the array of {grid[0]} x {grid[1]} (rows A to "
-            f"{core_name(grid[0] - 1, 0)[:-1]}): {_few(off)}. If a whole row or column is empty on the slide, give the "
-            "size of the array with grid=."
+            f"{core_name(grid[0] - 1, 0)[:-1]}): {listed(off)}. If a whole row or column is empty on the slide, give "
+            "the size of the array with grid=."
         )
 
 
@@ -236,15 +236,13 @@ def _say_unmatched(facts: pd.DataFrame, present: Sequence[str], what: str) -> No
     """Cores that one side has alone, and cores of nobody."""
     unknown = [name for name in present if name not in facts.index]
     if unknown:
-        logger.warning("%s says nothing of %d cores that were found: %s.", what, len(unknown), _few(unknown))
+        logger.warning("%s says nothing of %d cores that were found: %s.", what, len(unknown), listed(unknown))
     missing = [name for name in facts.index if name not in set(present)]
     if missing:
-        logger.info("%d cores of %s are missing on the slide: %s.", len(missing), what, _few(missing))
+        logger.info("%d cores of %s are missing on the slide: %s.", len(missing), what, listed(missing))
     if "patient" in facts:
         nobody = [name for name in facts.index[facts["patient"].isna()] if name in set(present)]
         if nobody:
-            logger.warning("%s names no patient for %d cores: %s. It stays NaN there.", what, len(nobody), _few(nobody))
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            logger.warning(
+                "%s names no patient for %d cores: %s. It stays NaN there.", what, len(nobody), listed(nobody)
+            )

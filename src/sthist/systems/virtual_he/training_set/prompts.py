@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import plain
+from sthist._reading import parse_json
 from sthist._settings import logger
 from sthist._tables.genes import closest
 from sthist.systems.virtual_he.config import CONDITIONED, UNCONDITIONED, require_prompts
@@ -59,10 +59,7 @@ def _read(prompts: Any) -> str | dict[str, Any] | None:
     path = Path(prompts)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of prompts {path}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    content = parse_json(path)
     if not isinstance(content, dict) or not content:
         raise ValueError(
             f"{path} holds {type(content).__name__}; a mapping of tissue, or of tile file, to prompt is needed, and it "
