@@ -7,6 +7,8 @@ import json
 import tracemalloc
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import research
 import tifffile
@@ -62,6 +64,72 @@ def test_what_is_packed_tightly_is_measured_before_it_fills_the_memory(tmp_path,
     monkeypatch.setattr(sthist.settings, "max_read_gb", 0.09)
     sthist.io.read_annotations(sdata, path, image="he")
     assert len(sdata["annotations"]) == 1
+
+
+def rewritten(column, values):
+    """Damage: another column in place of one of a parquet file."""
+
+    def change(path):
+        table = pq.read_table(path)
+        array = pa.array(values(table.num_rows))
+        pq.write_table(table.set_column(table.column_names.index(column), column, array), path)
+
+    return change
+
+
+COLUMNS = [
+    (
+        "xenium",
+        "cells.parquet",
+        rewritten("nucleus_area", lambda n: [[1, 2]] * n),
+        "cells.parquet: column 'nucleus_area'",
+    ),
+    (
+        "xenium",
+        "cells.parquet",
+        rewritten("cell_id", lambda n: [[1, 2]] * n),
+        "cells.parquet: column 'cell_id' holds lis",
+    ),
+    (
+        "xenium",
+        "nucleus_boundaries.parquet",
+        rewritten("label_id", lambda n: [b"\xff"] * n),
+        "column 'label_id' holds by",
+    ),
+    (
+        "xenium",
+        "cell_boundaries.parquet",
+        rewritten("label_id", lambda n: [None, *[1] * (n - 1)]),
+        "'label_id' should hold",
+    ),
+    ("xenium", "transcripts.parquet", rewritten("cell_id", lambda n: [b"\xff"] * n), "'cell_id' holds bytes"),
+    ("assemble", "points.parquet", rewritten("x_um", lambda n: [1e30] * n), "points.parquet.* above 1e.08"),
+    (
+        "assemble",
+        "points.parquet",
+        lambda path: pq.write_table(pq.read_table(path).drop(["y_um"]), path),
+        "points.parquet",
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # in the zip of the miniature
+@pytest.mark.parametrize(("target", "file", "damage", "message"), COLUMNS)
+def test_what_is_wrong_with_a_column_is_said_with_its_name(tmp_path, target, file, damage, message):
+    TARGETS[target].make(tmp_path / "x")
+    damage(tmp_path / "x" / file)
+    with pytest.raises((ValueError, KeyError), match=message) as caught:
+        TARGETS[target].read(tmp_path / "x")
+    assert file in str(caught.value)
+
+
+def test_a_scale_beyond_all_numbers(tmp_path):
+    """Python's whole numbers have no end."""
+    TARGETS["visium"].make(tmp_path / "x")
+    path = tmp_path / "x" / "spatial" / "scalefactors_json.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tissue_hires_scalef": 10**400}))
+    with pytest.raises(ValueError, match=r"scalefactors_json.json: 'tissue_hires_scalef' is 1000"):
+        TARGETS["visium"].read(tmp_path / "x")
 
 
 def test_a_slide_without_its_strips_is_refused_and_lacking_tiles_are_said(tmp_path, caplog):

@@ -231,14 +231,14 @@ def _add_points(
     from spatialdata.transformations import Identity
 
     frame = _frame(points, "points").reset_index(drop=True)
-    columns, unit = _find_xy(frame.columns, xy, unit, "points")
+    what = f"points ({points})" if isinstance(points, str | Path) else "points"
+    columns, unit = _find_xy(frame.columns, xy, unit, what)
     gene = gene if gene is not None else next((name for name in ("gene", "feature_name") if name in frame), None)
     if gene is None or gene not in frame:
         raise KeyError(
-            f"points have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
+            f"{what} have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
             f"{list(frame.columns)}; name it with gene=."
         )
-    what = f"points ({points})" if isinstance(points, str | Path) else "points"
     um = _in_um(_numbers(frame, columns, what), unit, px_to_um, what)
     require_named(str(points) if isinstance(points, str | Path) else "points", f"column {gene!r}", frame[gene])
     kept = extent.inside(um, "molecules")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PICTURE_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 CHUNK_ROWS = 20_000
 HEAD_ROWS = 1000
+MOST = 1e300  # of which Python tells whether a whole number, of any length, is less
 TAIL_BYTES = 4096
 BLOCK_BYTES = 16 * 2**20
 
@@ -135,7 +136,7 @@ def require_number(path: Path, content: dict[str, Any], key: str) -> float:
     if key not in content:
         raise KeyError(f"{path} has no {key!r}; it has {sorted(content)}.")
     value = content[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (np.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MOST:
         raise ValueError(f"{path}: {key!r} is {value!r}; it should be a positive number.")
     return float(value)
 
@@ -240,15 +241,41 @@ def require_parquet(
         require_memory(path, 8 * n_rows * len(schema.names), f"{n_rows} rows of {len(schema.names)} columns")
 
 
+def decoded(path: Path, table: Any) -> Any:
+    """A table of Arrow with text where the file has bytes, as instruments write names."""
+    import pyarrow as pa
+
+    for number, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            try:
+                column = table.column(number).cast(pa.string())
+            except pa.ArrowInvalid:
+                raise ValueError(
+                    f"{path}: column {field.name!r} holds bytes that are no text (UTF-8). Is the file damaged? Export "
+                    "it again."
+                ) from None
+            table = table.set_column(number, field.name, column)
+    return table
+
+
 def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A parquet file, which is whole and fits into memory."""
-    import pandas as pd
+    import pyarrow.parquet as pq
 
     path = Path(path)
     require_readable(path)
     require_parquet(path, columns or [])
     with reading(path):
-        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+        table = pq.read_table(path, columns=None if columns is None else list(columns), use_pandas_metadata=True)
+        return decoded(path, table).to_pandas()
+
+
+def require_flat(path: Path, frame: pd.DataFrame) -> None:
+    """Refuse a table with lists in a column."""
+    for name in frame:
+        first = frame[name].iloc[0] if len(frame) and frame[name].dtype == object else None
+        if isinstance(first, list | dict | np.ndarray):
+            raise ValueError(f"{path}: column {name!r} holds lists; it should hold one value a row. Export it again.")
 
 
 def require_molecules(path: Path, gene: str, numeric: Sequence[str], within: values.Box | None = None) -> list[str]:

@@ -40,7 +40,7 @@ def molecules(
     axes |= {axis: name for axis, name in (further or {}).items() if name in there}
     columns = there if kept is None else [*axes.values(), gene, *(name for name in kept if name in there)]
     columns = [name for name in columns if not name.startswith("__index_level_")]
-    empty = clear_known_categories(_as_frame(schema.empty_table().select(columns)))
+    empty = clear_known_categories(_as_frame(checks.decoded(path, schema.empty_table().select(columns))))
     # As dd.read_parquet does, which names no file where a page of it is damaged.
     options = {"path": path.absolute(), "columns": columns, "gene": gene, "genes": genes}
     frame = dd.from_map(_read_part, _parts(metadata), meta=_plain(empty, gene, genes), **options)
@@ -73,7 +73,7 @@ def _read_part(groups: list[int], path: Path, columns: list[str], gene: str, gen
     import pyarrow.parquet as pq
 
     with checks.reading(path), pq.ParquetFile(path) as file:
-        return _plain(_as_frame(file.read_row_groups(groups, columns)), gene, genes)
+        return _plain(_as_frame(checks.decoded(path, file.read_row_groups(groups, columns))), gene, genes)
 
 
 def _as_frame(table: Any) -> Any:

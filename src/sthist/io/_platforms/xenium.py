@@ -296,7 +296,9 @@ def _add_aligned(sdata: SpatialData, name: str, file: Path, options: Mapping[str
 def _require_same_cells(cells: Path, matrix: Path) -> None:
     """The counts are those of the cells, in their order: they are put together row by row."""
     barcodes = checks.require_matrix(matrix, indices=False)
-    ids = xenium_cells.names_of(checks.read_parquet(cells, ["cell_id"])["cell_id"]).to_numpy(str)
+    names = checks.read_parquet(cells, ["cell_id"])
+    checks.require_flat(cells, names)
+    ids = xenium_cells.names_of(names["cell_id"]).to_numpy(str)
     if len(ids) != len(barcodes):
         raise ValueError(
             f"{cells} has {len(ids)} rows, but {matrix.name} has counts of {len(barcodes)} cells. Export both again."

@@ -104,6 +104,7 @@ def read_table(folder: Path, cells: Cells, region: str, *, gex_only: bool, pixel
     if factor is not None and protein.any():  # they are stored as whole numbers
         table.X[:, protein] /= factor
     obs = checks.read_parquet(folder / CELLS)
+    checks.require_flat(folder / CELLS, obs)
     centres = obs[CENTRE].to_numpy(np.float64)
     obs["cell_id"] = names_of(obs["cell_id"])
     ids = obs["cell_id"].to_numpy(str)
@@ -144,6 +145,7 @@ def read_outlines(folder: Path, key: str, cells: Cells, pixel_size: float, table
     """Outlines of cells, by cell, or of nuclei, by their number; None where they cannot be told apart."""
     import geopandas as gpd
     import pandas as pd
+    import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely
     from spatialdata.models import ShapesModel
@@ -153,6 +155,10 @@ def read_outlines(folder: Path, key: str, cells: Cells, pixel_size: float, table
     with checks.reading(path):
         numbered = "label_id" in pq.read_schema(path).names
         frame = pq.read_table(path, columns=["cell_id", *VERTICES, *(["label_id"] if numbered else [])])
+        frame = checks.decoded(path, frame)
+    if numbered and (not pa.types.is_integer(frame["label_id"].type) or frame["label_id"].null_count):
+        kind, n = frame["label_id"].type, frame["label_id"].null_count
+        raise ValueError(f"{path}: column 'label_id' should hold whole numbers; it holds {kind}, and {n} gaps.")
     if is_nucleus and (not len(frame) or not cells.has_both):
         logger.warning("%s: the segmentation has no nuclei; they have no outlines.", path)
         return None
