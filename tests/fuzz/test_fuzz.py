@@ -123,6 +123,15 @@ def test_what_is_wrong_with_a_column_is_said_with_its_name(tmp_path, target, fil
     assert file in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # in the zip of the miniature
+def test_scales_that_disagree_are_said_with_their_file(tmp_path):
+    TARGETS["xenium"].make(tmp_path / "x")
+    path = tmp_path / "x" / "experiment.xenium"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pixel_size": 0.425}))
+    with pytest.raises(ValueError, match=r"disagree by 100.0%: .* 0.425 µm/px \(pixel_size of experiment.xenium\)"):
+        TARGETS["xenium"].read(tmp_path / "x")
+
+
 def test_a_scale_beyond_all_numbers(tmp_path):
     """Python's whole numbers have no end."""
     TARGETS["visium"].make(tmp_path / "x")

@@ -135,6 +135,7 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
         _add_aligned(sdata, name, file, options["image_models_kwargs"])
     for name in stains:
         scale.record_mpp(sdata, name, "pixel_size of experiment.xenium", pixel_size)
+    scale.resolve_mpp(sdata, stain)  # says which files disagree
     scale.register(sdata, stain, pixel_size)
     for name in aligned:  # what its metadata state agrees with where its alignment puts it
         scale.resolve_mpp(sdata, name)
