@@ -21,7 +21,13 @@ ROOMS = (
 
 OF_OTHERS = {
     *("region", "region_key", "instance_key", "feature_key"),  # spatialdata's models
-    *("aligned_images", "cells_table", "counts_file", "vpt_outputs"),  # spatialdata-io's readers, through ours
+    *(
+        "aligned_images",
+        "cells_table",
+        "counts_file",
+        "fullres_image_file",
+        "vpt_outputs",
+    ),  # spatialdata-io's readers, through ours
     *("text_tower", "x", "y"),  # of open_clip; and places
     *("use_raw", "drop", "weights_only", "bytes"),  # scanpy, pandas, torch, the header of a download
 }

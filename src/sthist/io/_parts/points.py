@@ -96,8 +96,9 @@ def _plain(frame: Any, gene: str, genes: list[str]) -> Any:
         return pa.array(values.to_numpy(object), from_pandas=True).cast(pa.string())
 
     frame = frame.copy()
-    codes = pc.index_in(text(frame[gene]), pa.array(genes, pa.string())).to_numpy(zero_copy_only=False)
-    frame[gene] = pd.Categorical.from_codes(codes, categories=pd.Index(genes))
+    if gene in frame:  # dask asks for those columns alone that are used
+        codes = pc.index_in(text(frame[gene]), pa.array(genes, pa.string())).to_numpy(zero_copy_only=False)
+        frame[gene] = pd.Categorical.from_codes(codes, categories=pd.Index(genes))
     if "cell_id" in frame and not pd.api.types.is_numeric_dtype(frame["cell_id"]):
         frame["cell_id"] = pd.array(text(frame["cell_id"]), dtype="string[pyarrow]")
     return frame
