@@ -171,9 +171,17 @@ def publish_until(patch, last):
     patch.setattr(_store, "publish", watched)
 
 
-@pytest.mark.parametrize("consolidated", [True, False])
 @pytest.mark.parametrize(
-    "taken", ["fresh", "overwrite", pytest.param("overwrite, no exchange", marks=pytest.mark.slow)]
+    ("taken", "consolidated"),
+    [
+        ("overwrite", True),
+        *(
+            pytest.param(taken, consolidated, marks=pytest.mark.slow)
+            for taken in ("fresh", "overwrite", "overwrite, no exchange")
+            for consolidated in (True, False)
+            if (taken, consolidated) != ("overwrite", True)
+        ),
+    ],
 )
 def test_killed_at_each_step_of_publishing(stored, tmp_path, monkeypatch, taken, consolidated):
     """Elements and attributes are those of before or the complete result.
