@@ -41,9 +41,9 @@ def merged(store: Path, name: str, before: AnnData, changed: AnnData) -> AnnData
             _fill(result, part, settled)
     if collisions:
         raise ValueError(
-            f"Another process has changed the table {name!r} of {store} since this object was read, and this call "
-            f"would undo that: {', '.join(collisions)}. Nothing was written. Read the store again "
-            "(spatialdata.read_zarr), and repeat the call."
+            f"Another process has changed the table {name!r} of {store} since this object was read; they differ in "
+            f"{', '.join(collisions)}. Nothing was written. Read the store again (spatialdata.read_zarr), and repeat "
+            "the call."
         )
     return result
 
