@@ -5,5 +5,8 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["image"],
-    submod_attrs={"_classify": ["Interval", "auc_ovr", "bootstrap_interval", "confusion", "weighted_auc"]},
+    submod_attrs={
+        "_classify": ["Interval", "auc_ovr", "bootstrap_interval", "confusion", "weighted_auc"],
+        "_correlation": ["gene_pearson"],
+    },
 )

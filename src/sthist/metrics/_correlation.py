@@ -1,0 +1,133 @@
+"""Correlation of truth and prediction along one axis, with what was not measured left out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sthist.metrics._blocks import Pair, group_rows, rounding
+
+MIN_SPOTS = 2
+"""In fewer, nothing can be correlated."""
+
+
+class Moments(NamedTuple):
+    """Of each gene, over the spots in which it was measured: number, means, sums of squares and of products."""
+
+    n: np.ndarray
+    truth_mean: np.ndarray
+    prediction_mean: np.ndarray
+    truth_squares: np.ndarray
+    prediction_squares: np.ndarray
+    products: np.ndarray
+
+
+def gene_pearson(truth: Any, prediction: Any, *, mask: Any = None, groups: Any = None) -> np.ndarray:
+    """Pearson correlation of each gene across spots.
+
+    Parameters
+    ----------
+    truth, prediction
+        (spots, genes): arrays, sparse matrices, frames, or arrays on disk, which are read in blocks.
+    mask
+        Bool, (spots, genes) or (genes,): True where a gene was measured; elsewhere neither side counts.
+    groups
+        (spots,) slide, patient or block of each spot: the correlation is then taken within each group, and averaged
+        with the groups' numbers of measured spots as weights, over the groups in which it is defined.
+
+    Returns
+    -------
+    (genes,) float64. NaN for a gene that does not vary in the truth or in the prediction, beyond the rounding of
+    their type, or was measured in fewer than two spots.
+
+    Raises
+    ------
+    TypeError
+        If a matrix holds no numbers, or the mask no bool.
+    ValueError
+        If shapes or genes differ, values are NaN or infinite where they were measured, or there is only one spot.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sthist import metrics
+    >>> truth = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> metrics.gene_pearson(truth, 3 - truth)
+    array([-1., nan])
+    """
+    pair = Pair(truth, prediction, mask)
+    rows = group_rows(groups, pair.shape[0])
+    require_spots(pair)
+    tolerance = rounding(pair.truth), rounding(pair.prediction)
+    result = np.empty(pair.shape[1])
+    for part, first, second, measured in pair.by_genes():
+        result[part] = over_groups(first, second, measured, rows, tolerance)
+    return result
+
+
+def over_groups(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    mask: np.ndarray | None,
+    rows: list[np.ndarray],
+    tolerance: tuple[float, float],
+) -> np.ndarray:
+    """Pearson of each column within groups of rows, their mean weighted by measured rows; NaN where none has one."""
+    total, weight = np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
+    for index in rows:
+        part = slice(None) if len(rows) == 1 else index
+        value, n = correlate(truth[part], prediction[part], None if mask is None else mask[part], 0, tolerance)
+        known = np.isfinite(value)
+        total += np.where(known, value * n, 0.0)
+        weight += np.where(known, n, 0)
+    return np.divide(total, weight, out=np.full(len(total), np.nan), where=weight > 0)
+
+
+def correlate(
+    truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None, axis: int, tolerance: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pearson along an axis, NaN where a side does not vary, and of how many values it is."""
+    moments = moments_of(truth, prediction, mask, axis)
+    varies = [
+        spread(values, mask, axis) > limit * np.abs(values).max(axis=axis, initial=0)
+        for values, limit in ((truth, tolerance[0]), (prediction, tolerance[1]))
+    ]
+    scale = np.sqrt(moments.truth_squares) * np.sqrt(moments.prediction_squares)
+    defined = varies[0] & varies[1] & (scale > 0) & (moments.n >= MIN_SPOTS)
+    value = np.divide(moments.products, scale, out=np.full(len(scale), np.nan), where=defined)
+    return np.clip(value, -1, 1), moments.n
+
+
+def moments_of(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None, axis: int) -> Moments:
+    """Sums around the means, in two passes, so that a large mean costs no digits."""
+    n = np.full(truth.shape[1 - axis], truth.shape[axis]) if mask is None else mask.sum(axis=axis)
+    count = np.maximum(n, 1)
+    means, centred = [], []
+    for values in (truth, prediction):
+        mean = values.sum(axis=axis) / count  # what was not measured is 0
+        apart = values - np.expand_dims(mean, axis)
+        means.append(mean)
+        centred.append(apart if mask is None else apart * mask)
+    along = "ij,ij->j" if axis == 0 else "ij,ij->i"
+    first, second = centred
+    squares = [np.einsum(along, *sides) for sides in ((first, first), (second, second), (first, second))]
+    return Moments(n, *means, *squares)
+
+
+def spread(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
+    """Largest minus smallest of what was measured; 0 where nothing was."""
+    if mask is None:
+        return values.max(axis=axis) - values.min(axis=axis)
+    top = np.where(mask, values, -np.inf).max(axis=axis)
+    low = np.where(mask, values, np.inf).min(axis=axis)
+    return np.where(mask.any(axis=axis), top, 0) - np.where(mask.any(axis=axis), low, 0)
+
+
+def require_spots(pair: Pair) -> None:
+    """Refuse what has no second spot."""
+    if pair.shape[0] < MIN_SPOTS:
+        raise ValueError(
+            "There is one spot: a gene has no correlation across spots. Score several spots, of several slides if need "
+            "be."
+        )
