@@ -5,6 +5,8 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "_expression.augmentation": ["augment_tiles"],
+        "_expression.genst": ["CLIP", "GenST"],
         "_translation.discriminator": ["ClipFeatures", "MultilevelDiscriminator", "PatchDiscriminator", "augment"],
         "_translation.lora": ["add_lora", "merge_lora", "plain_name"],
         "_translation.losses": ["ImageTextLoss", "PerceptualLoss", "StructuralLoss", "l2_loss", "ssim"],

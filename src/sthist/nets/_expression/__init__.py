@@ -1,0 +1,1 @@
+"""Gene expression from tiles and embeddings: networks and their losses."""
