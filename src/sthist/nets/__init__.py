@@ -6,7 +6,12 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_expression.augmentation": ["augment_tiles"],
+        "_expression.contrastive": ["BLEEP", "McLSTExp"],
+        "_expression.deepspot": ["DeepSpot"],
         "_expression.genst": ["CLIP", "GenST"],
+        "_expression.losses": ["info_nce", "soft_target_loss", "soft_targets"],
+        "_expression.regression": ["EmbeddingMLP", "ResNetRegressor", "STNet"],
+        "_expression.retrieval": ["Retrieval"],
         "_translation.discriminator": ["ClipFeatures", "MultilevelDiscriminator", "PatchDiscriminator", "augment"],
         "_translation.lora": ["add_lora", "merge_lora", "plain_name"],
         "_translation.losses": ["ImageTextLoss", "PerceptualLoss", "StructuralLoss", "l2_loss", "ssim"],

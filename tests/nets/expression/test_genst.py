@@ -10,7 +10,7 @@ from torch import nn
 
 from sthist.nets import CLIP, GenST
 from sthist.nets._expression.autoencoders import AttentionPooling, Codebook
-from sthist.nets._expression.genst import cosine_distance, info_nce, mean_square
+from sthist.nets._expression.losses import cosine_distance, info_nce, mean_square
 
 SMALL = {
     "n_atoms": 12,

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sthist.nets._expression.losses import NORM_EPS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,9 +19,6 @@ Activation = Literal["none", "relu", "softmax", "unit"]
 
 STRIDE = 32
 """Pixels of a tile's side to one of the map that a trunk gives."""
-
-NORM_EPS = 1e-6
-"""Shortest length that a vector is divided by."""
 
 
 def activated(coefficients: torch.Tensor, activation: Activation) -> torch.Tensor:

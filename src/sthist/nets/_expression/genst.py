@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional
 
 from sthist.nets._expression.autoencoders import (
-    NORM_EPS,
     Activation,
     AttentionPooling,
     Codebook,
@@ -20,6 +19,7 @@ from sthist.nets._expression.autoencoders import (
     TileAutoencoder,
     activated,
 )
+from sthist.nets._expression.losses import NORM_EPS, cosine_distance, filled, info_nce, mean_square
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ class _TwoAutoencoders(nn.Module, ABC):
 
     def gene2gene(self, targets: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Expression (b, n_genes) as the gene branch has it: no tile is looked at, so that it is an upper reference."""
-        return self.genes(_filled(targets, mask))  # type: ignore[no-any-return]
+        return self.genes(filled(targets, mask))  # type: ignore[no-any-return]
 
     def gene_programs(self) -> torch.Tensor:
         """What a coefficient of 1 of each atom adds to the expression where nothing else is, (n_atoms, n_genes)."""
@@ -128,7 +128,7 @@ class _TwoAutoencoders(nn.Module, ABC):
         terms = {}
         if self.loss_weights["image"]:
             terms["image"] = mean_square(self.tiles.decode(features), batch["tiles"])
-        of_genes, of_tiles = self.genes.encode(_filled(targets, mask)), self.tiles.encode(features)
+        of_genes, of_tiles = self.genes.encode(filled(targets, mask)), self.tiles.encode(features)
         latent = self.genes.codebook(of_genes)
         terms["genes"] = mean_square(self.genes.decoder(latent), targets, mask)
         terms |= self._ties(of_tiles, of_genes, latent, targets, mask)
@@ -259,7 +259,7 @@ class CLIP(_TwoAutoencoders):
         self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Coefficients of expression, of unit length, (b, n_atoms); nothing of the batch is looked at."""
-        return _unit(self.genes.encode(_filled(targets, mask)))
+        return _unit(self.genes.encode(filled(targets, mask)))
 
     def _ties(
         self,
@@ -273,30 +273,5 @@ class CLIP(_TwoAutoencoders):
         return {"contrast": info_nce(_unit(of_tiles), _unit(of_genes), scale)}
 
 
-def mean_square(one: torch.Tensor, other: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared difference over all elements, or over those where ``mask`` is True."""
-    if mask is None:
-        return functional.mse_loss(one, other)
-    squares = torch.where(mask, one.float() - other.float(), 0.0).square()
-    return squares.sum() / mask.expand_as(squares).sum().clamp(min=1)
-
-
-def cosine_distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of 1 - cosine: 0 of vectors of one direction, 2 of opposite ones, 1 where one is zero."""
-    return 1 - functional.cosine_similarity(one.float(), other.float(), dim=1, eps=NORM_EPS).mean()
-
-
-def info_nce(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-    """Cross-entropy of finding each row's partner among all, both ways (Radford et al. 2021)."""
-    logits = scale * one @ other.T
-    partners = torch.arange(len(one), device=one.device)
-    return (functional.cross_entropy(logits, partners) + functional.cross_entropy(logits.T, partners)) / 2
-
-
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return functional.normalize(vectors.float(), dim=1, eps=NORM_EPS)
-
-
-def _filled(targets: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Targets with zeros where nothing was measured."""
-    return targets if mask is None else torch.where(mask, targets, 0.0)
