@@ -8,5 +8,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_classify": ["Interval", "auc_ovr", "bootstrap_interval", "confusion", "weighted_auc"],
         "_correlation": ["gene_pearson"],
+        "_expression": ["ExpressionScores", "expression"],
+        "_maps": ["morans_i"],
+        "_noise_ceiling": ["noise_ceiling"],
     },
 )

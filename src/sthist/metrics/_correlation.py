@@ -34,7 +34,8 @@ def gene_pearson(truth: Any, prediction: Any, *, mask: Any = None, groups: Any =
         Bool, (spots, genes) or (genes,): True where a gene was measured; elsewhere neither side counts.
     groups
         (spots,) slide, patient or block of each spot: the correlation is then taken within each group, and averaged
-        with the groups' numbers of measured spots as weights, over the groups in which it is defined.
+        with the groups' numbers of measured spots as weights, over the groups in which the truth varies. A prediction
+        that is constant in some of these groups, but not in all, counts as 0 there.
 
     Returns
     -------
@@ -62,7 +63,7 @@ def gene_pearson(truth: Any, prediction: Any, *, mask: Any = None, groups: Any =
     tolerance = rounding(pair.truth), rounding(pair.prediction)
     result = np.empty(pair.shape[1])
     for part, first, second, measured in pair.by_genes():
-        result[part] = over_groups(first, second, measured, rows, tolerance)
+        result[part] = over_groups(first, second, measured, rows, tolerance)[0]
     return result
 
 
@@ -72,31 +73,49 @@ def over_groups(
     mask: np.ndarray | None,
     rows: list[np.ndarray],
     tolerance: tuple[float, float],
-) -> np.ndarray:
-    """Pearson of each column within groups of rows, their mean weighted by measured rows; NaN where none has one."""
-    total, weight = np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
+    *,
+    ranks: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation of each column within groups of rows, and which columns have a group in which the truth varies.
+
+    The mean is weighted by measured rows, over groups in which the truth varies; in those, a constant prediction counts
+    as 0, unless it is constant in all.
+    """
+    total, weight, known = (np.zeros(truth.shape[1]) for _ in range(3))
     for index in rows:
         part = slice(None) if len(rows) == 1 else index
-        value, n = correlate(truth[part], prediction[part], None if mask is None else mask[part], 0, tolerance)
-        known = np.isfinite(value)
-        total += np.where(known, value * n, 0.0)
-        weight += np.where(known, n, 0)
-    return np.divide(total, weight, out=np.full(len(total), np.nan), where=weight > 0)
+        measured = None if mask is None else mask[part]
+        value, n, varies = correlate(truth[part], prediction[part], measured, 0, tolerance, ranks=ranks)
+        defined = np.isfinite(value)
+        total += np.where(defined, value * n, 0.0)
+        weight += np.where(varies, n, 0)
+        known += defined
+    mean = np.divide(total, weight, out=np.full(len(total), np.nan), where=known > 0)
+    return mean, weight > 0
 
 
 def correlate(
-    truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None, axis: int, tolerance: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pearson along an axis, NaN where a side does not vary, and of how many values it is."""
-    moments = moments_of(truth, prediction, mask, axis)
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    mask: np.ndarray | None,
+    axis: int,
+    tolerance: tuple[float, float],
+    *,
+    ranks: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pearson or Spearman, NaN where a side does not vary; of how many values; whether the truth varies."""
+    n = np.full(truth.shape[1 - axis], truth.shape[axis]) if mask is None else mask.sum(axis=axis)
     varies = [
-        spread(values, mask, axis) > limit * np.abs(values).max(axis=axis, initial=0)
+        (_spread(values, mask, axis) > limit * np.abs(values).max(axis=axis, initial=0)) & (n >= MIN_SPOTS)
         for values, limit in ((truth, tolerance[0]), (prediction, tolerance[1]))
     ]
+    if ranks:
+        truth, prediction = _ranks(truth, mask, axis), _ranks(prediction, mask, axis)
+    moments = moments_of(truth, prediction, mask, axis)
     scale = np.sqrt(moments.truth_squares) * np.sqrt(moments.prediction_squares)
-    defined = varies[0] & varies[1] & (scale > 0) & (moments.n >= MIN_SPOTS)
+    defined = varies[0] & varies[1] & (scale > 0)
     value = np.divide(moments.products, scale, out=np.full(len(scale), np.nan), where=defined)
-    return np.clip(value, -1, 1), moments.n
+    return np.clip(value, -1, 1), n, varies[0]
 
 
 def moments_of(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None, axis: int) -> Moments:
@@ -115,7 +134,16 @@ def moments_of(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | Non
     return Moments(n, *means, *squares)
 
 
-def spread(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
+def _ranks(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
+    """Ranks among what was measured, equal values sharing their mean rank, and 0 for the rest."""
+    from scipy.stats import rankdata
+
+    if mask is None:
+        return rankdata(values, axis=axis)
+    return np.nan_to_num(rankdata(np.where(mask, values, np.nan), axis=axis, nan_policy="omit"))
+
+
+def _spread(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
     """Largest minus smallest of what was measured; 0 where nothing was."""
     if mask is None:
         return values.max(axis=axis) - values.min(axis=axis)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sthist import _store
 from sthist._messages import plain
+from sthist._sample.counts import fault_of_counts
 from sthist._sample.elements import COUNTS, is_gene
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 GENE_TYPE = "Gene Expression"
 """What 10x calls genes in ``var["feature_types"]``; the rest are antibodies, guides and controls."""
-
-LARGEST_LOG = 25.0
-"""No log1p of a count is larger: e^25 are 7e10 molecules."""
 
 
 @over_samples
@@ -227,33 +225,12 @@ def _read_counts(matrix: Any, rows: pd.Index, features: pd.Index) -> tuple[csr_m
     values = counts.data
     if values.dtype.kind not in "biuf":
         return None, f"is of dtype {values.dtype}"
-    wrong, what = _first_fault(values)
-    if wrong is None:
+    fault = fault_of_counts(values)
+    if fault is None:
         return counts, ""
-    at = int(wrong.argmax())
-    row = int(np.searchsorted(counts.indptr, at, side="right")) - 1
-    shown = f"{values[at]:.6g} of gene {features[counts.indices[at]]!r} in {rows[row]!r}"
-    return None, f"has {int(wrong.sum())} values that are {what}, such as {shown}" + (
-        _looks_like(values) if what == "not whole" else ""
-    )
-
-
-def _first_fault(values: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """Values that are no counts, and what they are instead."""
-    is_float = values.dtype.kind == "f"
-    if is_float and not np.isfinite(values).all():
-        return ~np.isfinite(values), "NaN or infinite"
-    if len(values) and values.min() < 0:
-        return values < 0, "negative"
-    if is_float and (wrong := values != np.floor(values)).any():
-        return wrong, "not whole"
-    return None, ""
-
-
-def _looks_like(values: np.ndarray) -> str:
-    top = float(values.max())
-    kind = "logarithms of normalised counts" if top <= LARGEST_LOG else "normalised counts"
-    return f", and looks like {kind} (its largest value is {top:.4g})"
+    row = int(np.searchsorted(counts.indptr, fault.first, side="right")) - 1
+    shown = f"{values[fault.first]:.6g} of gene {features[counts.indices[fault.first]]!r} in {rows[row]!r}"
+    return None, f"has {fault.n} values that are {fault.what}, such as {shown}{fault.looks}"
 
 
 def _chosen_genes(
