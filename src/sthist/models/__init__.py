@@ -8,6 +8,9 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.annotator": ["Annotator", "AnnotatorConfig"],
         "systems.annotation.options": ["AnnotatorTraining"],
         "systems.annotation.report": ["AnnotatorReport"],
+        "systems.expression.model": ["ExpressionModel"],
+        "systems.expression.models.mlp": ["EmbeddingMLP", "EmbeddingMLPConfig"],
+        "systems.expression.models.ridge": ["Ridge", "RidgeConfig"],
         "systems.virtual_he.config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
         "systems.virtual_he.models.beer_lambert": ["BeerLambert", "BeerLambertConfig"],
         "systems.virtual_he.models.pix2pix": ["Pix2Pix", "Pix2PixConfig"],
@@ -16,6 +19,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.virtual_he.translator": ["Translator"],
         "training.model": ["Model", "load"],
         "training.options": ["Training"],
+        "training.regression.module": ["RegressionTraining"],
         "training.splits": ["Split"],
     }
 )

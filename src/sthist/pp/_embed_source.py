@@ -86,7 +86,7 @@ class RegionSource(_Source):
         self.sdata, self.spec, self.spec_given = sdata, spec, spec is not None
         self.store = _store.store_path(sdata)
         self.image = _find_image(sdata, image)
-        self._rows = rows_of(sdata, _find_regions(sdata) if regions is None else regions)
+        self._rows = rows_of(sdata, find_regions(sdata) if regions is None else regions)
         self.name = repr(self._rows.table or self._rows.shapes)
         self.places = centroids_um(sdata, self._rows)
         self.spec = spec or _laid_spec(sdata, self._rows)
@@ -260,7 +260,7 @@ def _find_image(sdata: SpatialData, image: str | None) -> str:
         return virtual[0]
 
 
-def _find_regions(sdata: SpatialData) -> str:
+def find_regions(sdata: SpatialData) -> str:
     """Tiles or spots, if there is exactly one kind of them."""
     laid = [key.removesuffix("_table") for key, table in sdata.tables.items() if "tile_spec" in table.uns]
     spots = _sample.roles(sdata).get("spots", {}).get("shapes")

@@ -127,7 +127,7 @@ def genes(
     counts = collect_columns(counts, kept.get_indexer(features), len(kept))
     counts, kept = _apply_thresholds(counts, kept, min_cells, min_counts, name)
     n_empty = _say_empty_rows(adata, counts, name)
-    normalised, total = _normalised(counts, target_sum, log)
+    normal, total = normalised(counts, target_sum, log)
     made = _store.provenance(
         "pp.genes",
         table=key,
@@ -147,13 +147,13 @@ def genes(
     if key is not None and _store.store_path(data) is not None:
         # The object keeps its own until the store has the new one: writing can fail.
         changed = adata[:, _columns(adata, kept)].copy()
-        _write(changed, counts, normalised, made)
+        _write(changed, counts, normal, made)
         _store.replace_table(data, key, changed)
     else:
         columns = _columns(adata, kept)
         if adata.is_view or not np.array_equal(columns, np.arange(adata.n_vars)):  # a view becomes a table of its own
             adata._inplace_subset_var(columns)
-        _write(adata, counts, normalised, made)
+        _write(adata, counts, normal, made)
 
 
 def _require_numbers(min_cells: int, min_counts: int, target_sum: Any) -> None:
@@ -304,7 +304,7 @@ def _say_empty_rows(adata: AnnData, counts: csr_matrix, name: str) -> int:
     return int(empty.sum())
 
 
-def _normalised(counts: csr_matrix, target_sum: Any, log: bool) -> tuple[AnnData, float | None]:
+def normalised(counts: csr_matrix, target_sum: Any, log: bool) -> tuple[AnnData, float | None]:
     """A table of normalised expression alone, and the total that its rows have."""
     import anndata as ad
     import scanpy as sc

@@ -33,7 +33,9 @@ def weight_hash(provenance: Any) -> str | None:
 SYSTEMS = {
     "annotator": ("sthist.systems.annotation.annotator", "Annotator"),
     "beer-lambert": ("sthist.systems.virtual_he.models.beer_lambert", "BeerLambert"),
+    "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
     "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),
+    "ridge": ("sthist.systems.expression.models.ridge", "Ridge"),
     "st2he": ("sthist.systems.virtual_he.models.st2he", "ST2HE"),
 }
 """Module and class of each system, by the name in its ``config.json``; one from elsewhere adds itself."""

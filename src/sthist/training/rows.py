@@ -1,4 +1,4 @@
-"""Rows with a label, of one sample or several, as one list."""
+"""Rows of one sample or several as one list, with a label or without."""
 
 from __future__ import annotations
 
@@ -39,20 +39,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
-    """Rows with a label."""
+class SampleRows:
+    """Rows of the tables of one sample or several, as one list."""
 
     samples: list[Sample]  # the samples, their tables, and what to call these
     tables: list[AnnData]
     names: list[str]
     sample: np.ndarray  # (n,) which sample, and which row of its table, each of the rows is
     row: np.ndarray
-    codes: np.ndarray  # (n,) class of each, and the names of the classes
-    classes: list[str]
-    n_unlabelled: int  # rows that have none
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.row)
 
     def units(self, size_um: float | None) -> Units:
         """By what the rows can be split."""
@@ -61,6 +58,15 @@ class Labelled:
         centres = [adata.obsm["spatial"] for adata in self.tables] if placed else None
         frames = [adata.obs for adata in self.tables]
         return units_of(self.samples, frames, centres, size_um, starts[self.sample] + self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled(SampleRows):
+    """Rows with a label."""
+
+    codes: np.ndarray  # (n,) class of each, and the names of the classes
+    classes: list[str]
+    n_unlabelled: int  # rows that have none
 
 
 def labelled_rows(
@@ -124,7 +130,7 @@ def _inside(data: Any, adata: Any, within: Any, name: str) -> np.ndarray:
     return shapely.contains_xy(region_geometry(data, within), *np.asarray(adata.obsm["spatial"])[:, :2].T)
 
 
-def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str, Origin]:
+def features_of(rows: SampleRows, embedding: str | None) -> tuple[np.ndarray, str, Origin]:
     """Embeddings of the rows, (n, d), their key, and what made them."""
     keys = [find_embedding(adata, embedding, name) for adata, name in zip(rows.tables, rows.names, strict=True)]
     if len(set(keys)) > 1:
@@ -148,7 +154,7 @@ def features_of(rows: Labelled, embedding: str | None) -> tuple[np.ndarray, str,
     return np.concatenate(parts), keys[0], origins[0]
 
 
-def pixels_of(rows: Labelled, encoder: Any, spec: TileSpec | None, image: str | None) -> tuple[Tiles, TileSpec]:
+def pixels_of(rows: SampleRows, encoder: Any, spec: TileSpec | None, image: str | None) -> tuple[Tiles, TileSpec]:
     """Tiles of the rows, and their spec: given, that of the tables, or the encoder's own."""
     chosen = spec or _common_spec(rows) or encoder.spec
     if chosen is None:
@@ -213,7 +219,7 @@ def _require_alike(first: Origin, other: Origin, name: str, other_name: str) -> 
         raise ValueError(f"The embeddings of {name} are of {first.spec}, those of {other_name} of {other.spec}.")
 
 
-def _common_spec(rows: Labelled) -> TileSpec | None:
+def _common_spec(rows: SampleRows) -> TileSpec | None:
     specs = [
         (table_spec(adata), name) for adata, name in zip(rows.tables, rows.names, strict=True) if not is_folder(adata)
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from sthist._messages import plain
 from sthist._sample.samples import patients_of_rows, require_one_spelling
 from sthist._settings import logger
-from sthist.training.splits import Grouping, Units, validation_part
+from sthist.training.splits import Grouping, Split, Units, as_split, validation_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +80,30 @@ def group_rows(units: Units, split: Any, *, block_um: float | None = None, gap_u
         groups = np.arange(len(units)).astype(str)
         return Grouping(split, groups, units.sample, leaks="rows were split at random")
     return _column(units, split)
+
+
+def grouped(
+    units: Units, split: str | Mapping[str, str] | Split | None, size_um: float | None, validation: float
+) -> tuple[Split, Grouping]:
+    """The split that is meant, and the rows in its groups: by default patients or, of a single one, blocks."""
+    if split is None:
+        one = len(set(units.patient.tolist())) == 1
+        if one and (units.centres is None or size_um is None):
+            lacking = "obsm['spatial'], places in µm" if units.centres is None else "the size of their tiles"
+            raise ValueError(
+                f"There is one patient, {plain(units.patient[0])!r}, and rows cannot be split by blocks of tissue "
+                f"without {lacking}. Say with split= which rows are tested: a column of obs, or a sthist.models.Split "
+                "(with block_um= and gap_um= for blocks of tiles whose size is not known)."
+            )
+        if one:
+            logger.warning(
+                "There is one patient, %r: rows are split by blocks of tissue (split='block'), so that scores say how "
+                "well the rest of this tissue is predicted, not how well a new patient is.",
+                units.patient[0],
+            )
+        split = "block" if one else "patient"
+    found = as_split(split, validation=validation)
+    return found, group_rows(units, found.by, block_um=found.block_um, gap_um=found.gap_um)
 
 
 def kinds_of(grouping: Grouping, tissue: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist import _store
-from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist.systems.annotation.annotator import Annotator, AnnotatorConfig
@@ -17,8 +16,8 @@ from sthist.systems.annotation.report import make_report
 from sthist.systems.annotation.tasks import linear_task, loaded_encoder, task_with_tiles
 from sthist.training.options import as_training
 from sthist.training.rows import labelled_rows
-from sthist.training.split_groups import group_rows
-from sthist.training.splits import Split, as_split, folds_of
+from sthist.training.split_groups import grouped
+from sthist.training.splits import folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from sthist.systems.annotation.linear import Fitted
     from sthist.systems.annotation.report import AnnotatorReport
     from sthist.training.rows import Labelled
-    from sthist.training.splits import Grouping
+    from sthist.training.splits import Grouping, Split
 
 VALIDATION = 0.2
 """Part of the training rows that says when to stop, where the split does not say."""
@@ -156,7 +155,7 @@ def train_annotator(
         encoder = loaded_encoder(encoder, method, device)
         task, facts = task_with_tiles(rows, encoder, method, prompts, image, options, device, progress=progress)
     size_um = None if facts["spec"] is None else facts["spec"]["size_um"]
-    split, grouping = _grouped(rows, split, size_um)
+    split, grouping = grouped(rows.units(size_um), split, size_um, VALIDATION)
     folds = split.folds or max(2, min(FOLDS, len(np.unique(grouping.groups))))
     pairs = folds_of(grouping, rows.codes, test=split.test, folds=folds, seed=options.seed)
     _require_classes(rows, pairs, grouping)
@@ -180,31 +179,6 @@ def train_annotator(
     annotator.history = fitted.history
     annotator.encoder = None if isinstance(encoder, str | list | tuple) else encoder
     return annotator
-
-
-def _grouped(
-    rows: Labelled, split: str | Mapping[str, str] | Split | None, size_um: float | None
-) -> tuple[Split, Grouping]:
-    """The split that is meant, and the rows in its groups: by default patients or, of a single one, blocks."""
-    units = rows.units(size_um)
-    if split is None:
-        one = len(set(units.patient.tolist())) == 1
-        if one and (units.centres is None or size_um is None):
-            lacking = "obsm['spatial'], places in µm" if units.centres is None else "the size of their tiles"
-            raise ValueError(
-                f"There is one patient, {plain(units.patient[0])!r}, and rows cannot be split by blocks of tissue "
-                f"without {lacking}. Say with split= which rows are tested: a column of obs, or a sthist.models.Split "
-                "(with block_um= and gap_um= for blocks of tiles whose size is not known)."
-            )
-        if one:
-            logger.warning(
-                "There is one patient, %r: rows are split by blocks of tissue (split='block'), so that scores say how "
-                "well the rest of this tissue is annotated, not how well a new patient is.",
-                units.patient[0],
-            )
-        split = "block" if one else "patient"
-    found = as_split(split, validation=VALIDATION)
-    return found, group_rows(units, found.by, block_um=found.block_um, gap_um=found.gap_um)
 
 
 def _require_learned(annotator: Annotator, codes: np.ndarray, embeddings: np.ndarray) -> None:

@@ -1,0 +1,48 @@
+"""A network whose embeddings are standardised before it, by numbers that it keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Standardized(nn.Module):
+    """Standardise the embeddings of a batch, and hand it to a network.
+
+    Parameters
+    ----------
+    net
+        Takes a batch with ``"spot"``, and has ``losses``.
+    mean, scale
+        (d,) of the embeddings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sthist.nets import EmbeddingMLP, Standardized
+    >>> net = Standardized(EmbeddingMLP(3, 2), torch.zeros(3), torch.ones(3))
+    >>> net({"spot": torch.zeros(4, 3)}).shape
+    torch.Size([4, 2])
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, net: nn.Module, mean: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, batch: dict[str, Any]) -> Any:
+        """What the network gives for the standardised batch."""
+        return self.net(self._standard(batch))
+
+    def losses(self, batch: dict[str, Any], targets: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, Any]:
+        """The network's losses of the standardised batch."""
+        return self.net.losses(self._standard(batch), targets, mask)  # type: ignore[operator,no-any-return]
+
+    def _standard(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "spot": (batch["spot"] - self.mean) / self.scale}

@@ -1,0 +1,1 @@
+"""Expression of genes from histology: nine published models and baselines behind one verb."""

@@ -1,0 +1,185 @@
+"""Predict the expression of regions, with what is known of how far each gene can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _store
+from sthist._sample.samples import Sample, over_samples
+from sthist._sample.verbs import verb
+from sthist._settings import settings
+from sthist._tables.rows import lie_within, new_table, rows_of
+from sthist.pp._embed_source import find_regions
+from sthist.systems.expression.model import ExpressionModel
+from sthist.training.model import load
+from sthist.training.regression.features import centres_of
+from sthist.training.regression.model import plain_config
+from sthist.training.regression.write import Place, Prediction
+from sthist.training.rows import SampleRows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@verb
+def expression(
+    data: Any,
+    model: ExpressionModel | str | Path,
+    *,
+    regions: str | None = None,
+    image: str | None = None,
+    within: Any = None,
+    key_added: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Predict the expression of genes in regions of a slide: spots, tiles between spots, nuclei, any shapes.
+
+    Where the table of the regions has all genes of the model, predictions stand beside what was measured, as a layer;
+    elsewhere they are a table of their own, with the regions' places and link, ready for scanpy and squidpy.
+
+    Parameters
+    ----------
+    data
+        A SpatialData, an AnnData with the model's embeddings, or a mapping of sample name to such.
+    model
+        A model of :func:`sthist.tl.train_expression`, or the folder that it was saved to.
+    regions
+        Key of the shapes, or of their table; by default the table that has the model's embeddings, else the tiles, or
+        the spots. Regions that are not embedded yet are embedded first.
+    image
+        Key of the H&E.
+    within
+        Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. A table of their own has the
+        regions whose centre lies there alone; of a layer, the rows of others are NaN.
+    key_added
+        Name of the layer, or of the new table; by default the model's name, ``"ridge"``, or that after the name of the
+        regions' table, ``"tiles_table_ridge"``.
+    batch_size
+        Regions at a time.
+    device
+        Of torch; ``settings.device`` by default.
+    overwrite
+        Replace what has this name.
+    progress
+        Show a bar where regions are embedded; ``settings.progress`` by default.
+
+    Returns
+    -------
+    None. Writes, also to the store of a backed object, ``layers[key_added]`` (n, n_vars) float32 of the regions' table,
+    or ``tables[key_added]`` with
+
+    * ``X``: (n, genes) float32, log-normalised expression; a model may predict less than 0;
+    * ``var["pearson"]``, ``var["pearson_null"]``, ``var["trusted"]``: of each gene, as ``model.scores`` has them.
+      Beside a layer these are ``var[key_added + "_pearson"]`` and so on;
+    * ``obs["familiarity"]``: how usual the features of a region are among those of the training, from 0 to 1;
+    * ``obsm["spatial"]`` in µm, and the link to the regions;
+    * ``uns["sthist"]``: the model, and how it was trained.
+
+    Raises
+    ------
+    KeyError
+        If there are no such regions, no image, or no embeddings of the model's encoder.
+    ValueError
+        If the embeddings are of another encoder or scale, tiles of another µm/px, or the name is taken.
+    TypeError
+        If ``model`` is none.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy("visium", size_um=900)
+    >>> model = sthist.tl.train_expression(sdata, split="block")
+    >>> sthist.pp.tissue(sdata)
+    >>> sthist.pp.tiles(sdata, size_um=112, px=224)
+    >>> sthist.tl.expression(sdata, model, regions="tiles")
+    >>> sdata["tiles_table_ridge"].n_vars
+    60
+    """
+    _predict_one(
+        data,
+        _loaded(model),
+        regions,
+        image,
+        within,
+        key_added,
+        batch_size,
+        device,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _loaded(model: Any) -> ExpressionModel:
+    if isinstance(model, str | Path):
+        model = load(model)
+    if not isinstance(model, ExpressionModel):
+        raise TypeError(f"model is a model of tl.train_expression, or the folder of one, not {type(model).__name__}.")
+    if not model.is_fitted:
+        raise ValueError(f"This {type(model).__name__} was not trained: tl.train_expression does it.")
+    return model
+
+
+@over_samples
+def _predict_one(
+    data: Any,
+    model: ExpressionModel,
+    regions: str | None,
+    image: str | None,
+    within: Any,
+    key_added: str | None,
+    batch_size: int,
+    device: str | None,
+    *,
+    overwrite: bool,
+    progress: bool | None,
+) -> None:
+    rows, key = _rows_of(data, model, regions)
+    place = Place.of(data, rows.tables[0], key, model, key_added, overwrite=overwrite)
+    inputs = model.collect(rows, image=image, device=device, progress=progress)
+    adata = rows.tables[0]
+    inside = np.arange(adata.n_obs)
+    if within is not None:
+        inside = np.flatnonzero(lie_within(data, centres_of(rows, "within="), within, rows.names[0]))
+    centres = None if model.config.smooth_um is None else centres_of(rows, "smooth_um")
+    prediction = Prediction(model, inputs, centres, batch_size, device)
+    made = _store.provenance(
+        "tl.expression",
+        model=model.system,
+        sha256=model.sha256,
+        settings=plain_config(model),
+        trained=model.config.training,
+        image=image,
+        device=settings.torch_device(device),
+    )
+    place.write(data, adata, prediction, inside, made, None)
+
+
+def _rows_of(data: Any, model: ExpressionModel, regions: str | None) -> tuple[SampleRows, str | None]:
+    """All rows of the table of the regions, and its key; regions without a table get one that is not kept."""
+    if hasattr(data, "obs_names"):
+        if regions is not None:
+            raise ValueError(f"regions={regions!r} names regions of a SpatialData, but an AnnData is given.")
+        return _as_rows(data, data, "the AnnData"), None
+    found = rows_of(data, regions if regions is not None else _find_regions(data, model))
+    adata = new_table(data, found) if found.table is None else data.tables[found.table]
+    name = f"table {found.table!r}" if found.table else f"the regions {found.shapes!r}"
+    return _as_rows(data, adata, name), found.table
+
+
+def _as_rows(data: Any, adata: AnnData, name: str) -> SampleRows:
+    if adata.n_obs == 0:
+        raise ValueError(f"{name[0].upper() + name[1:]} has no rows.")
+    return SampleRows([Sample("sample", data)], [adata], [name], np.zeros(adata.n_obs, int), np.arange(adata.n_obs))
+
+
+def _find_regions(sdata: Any, model: ExpressionModel) -> str:
+    """The table that has the model's embeddings, else tiles or spots."""
+    keys = model.config.embeddings
+    having = [name for name, adata in sdata.tables.items() if keys and all(key in adata.obsm for key in keys)]
+    return having[0] if len(having) == 1 else find_regions(sdata)

@@ -1,0 +1,148 @@
+"""Ridge regression on principal components of embeddings: the baseline that every other model has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sthist.systems.expression.model import EmbeddingModel
+from sthist.training.regression.features import standards
+from sthist.training.regression.model import RegressionConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sthist.training.regression.inputs import Inputs
+    from sthist.training.regression.module import RegressionTraining
+    from sthist.training.regression.targets import Targets
+
+
+@dataclass(frozen=True)
+class RidgeConfig(RegressionConfig):
+    """Settings of :class:`Ridge`.
+
+    Attributes
+    ----------
+    alpha
+        Penalty on the squared weights, on components of standardised embeddings.
+    n_components
+        Number of principal components, fewer where there are fewer rows or dimensions; None for the standardised
+        embeddings themselves. 256 are those of the HEST benchmark.
+    """
+
+    alpha: float = 300.0
+    n_components: int | None = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (np.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha is {self.alpha!r}; a positive number is needed.")
+        if self.n_components is not None and self.n_components < 1:
+            raise ValueError(f"n_components is {self.n_components!r}; at least 1 is needed.")
+
+
+class Ridge(EmbeddingModel):
+    """Linear regression with a penalty, on principal components of any stored embedding; solved exactly, in seconds.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    weights
+        Of a trained model.
+
+    References
+    ----------
+    Jaume et al. 2024, "HEST-1k", whose benchmark has 256 components.
+
+    Examples
+    --------
+    >>> import numpy as np, sthist
+    >>> rng = np.random.default_rng(0)
+    >>> features = rng.normal(size=(100, 5))
+    >>> genes = features @ rng.normal(size=(5, 3))
+    >>> model = sthist.models.Ridge(sthist.models.RidgeConfig(alpha=1e-3)).fit(features, genes)
+    >>> bool(np.abs(model.predict(features) - genes).max() < 1e-3)
+    True
+    """
+
+    system: ClassVar[str] = "ridge"
+    config_class: ClassVar[type] = RidgeConfig
+    config: RidgeConfig
+
+    def _fit(
+        self,
+        inputs: Inputs,
+        targets: Targets,
+        rows: np.ndarray,
+        watched: np.ndarray,
+        options: RegressionTraining,
+        where: dict[str, Any],
+    ) -> None:
+        features = inputs.take(rows)["spot"]
+        mean, deviation = standards(features)
+        components = self._components((features - mean) / deviation, options.seed)
+        scores = ((features - mean) / deviation) @ components
+        weight = np.zeros((components.shape[1], len(targets.names)))
+        bias = np.zeros(len(targets.names))
+        # Outputs that the same samples have measured have the same rows, and are solved together.
+        for patterns, columns in _alike(targets.measured):
+            there = np.isin(targets.sample[rows], np.flatnonzero(patterns))
+            if there.any():
+                solved = _solve(scores[there], targets.values[rows[there]][:, columns], self.config.alpha)
+                weight[:, columns], bias[columns] = solved
+        # As one linear map of the embeddings: what is saved is small, and prediction is one product.
+        full = (components / deviation[:, None]) @ weight
+        self.weights = {
+            "weight": full.astype(np.float32),
+            "bias": (bias - mean @ full).astype(np.float32),
+        }
+
+    def _components(self, features: np.ndarray, seed: int) -> np.ndarray:
+        """Directions of the principal components, (d, k) float64."""
+        from sklearn.decomposition import PCA
+
+        n = self.config.n_components
+        if n is None or n >= min(features.shape):
+            n = min(features.shape) if n is not None else None
+        if n is None:
+            return np.eye(features.shape[1])
+        solver = "full" if n > min(features.shape) // 2 else "covariance_eigh"
+        solver = "full" if features.shape[1] > 2000 else solver
+        fitted = PCA(n, svd_solver=solver, random_state=seed).fit(features.astype(np.float64))
+        return np.asarray(fitted.components_.T)
+
+    def _predict(
+        self, inputs: Inputs, rows: np.ndarray, batch_size: int, device: str | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        dim = len(self.weights["weight"])
+        for part, batch in inputs.in_order(rows, batch_size):
+            features = batch.get("spot")
+            if features is None or features.shape[1] != dim:
+                shape = None if features is None else features.shape
+                raise ValueError(f"This model takes embeddings of {dim} dimensions; these have the shape {shape}.")
+            yield part, features @ self.weights["weight"] + self.weights["bias"]
+
+    def _require_weights(self) -> None:
+        n = len(self.config.outputs)
+        shapes = {name: self.weights[name].shape if name in self.weights else None for name in ("weight", "bias")}
+        if shapes["bias"] != (n,) or shapes["weight"] is None or shapes["weight"][1:] != (n,):
+            raise ValueError(f"weight and bias have the shapes {shapes}, and there are {n} outputs in config.json.")
+
+
+def _alike(measured: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Samples that have measured an output, (samples,) bool, and all outputs that are alike in that."""
+    patterns, which = np.unique(measured, axis=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        yield patterns[:, number], np.flatnonzero(which.ravel() == number)
+
+
+def _solve(scores: np.ndarray, values: Any, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias, of features (n, k) and values (n, outputs), which may be sparse and stay so."""
+    centre, mean = scores.mean(axis=0), np.asarray(values.mean(axis=0), np.float64).ravel()
+    centred = scores - centre
+    gram = centred.T @ centred + alpha * np.eye(scores.shape[1])
+    weight = np.linalg.solve(gram, np.asarray((values.T @ centred).T, np.float64))
+    return weight, mean - centre @ weight

@@ -1,0 +1,161 @@
+"""Expression of the rows of tables, log-normalised, in the order of one list of genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._messages import plain
+from sthist._sample.samples import naming, samples_of
+from sthist._settings import logger
+from sthist._tables.find import called, find_expression
+from sthist._tables.genes import collect_columns, match_names, names_of_list, names_of_table
+from sthist._tables.rows import lie_within
+from sthist.pp._genes import find_raw_counts, normalised
+from sthist.training.regression.targets import Targets
+from sthist.training.rows import SampleRows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+TARGET_SUM = 1e4
+FEW = 10
+"""Spots below which a slide is pointed out: they say little of what is typical of it."""
+
+
+def expression_rows(data: Any, table: str | None, samples: Any, within: Any = None) -> SampleRows:
+    """All rows of the tables with genes, of each sample, that lie within a region, if one is given."""
+    listed = samples_of(data, samples)
+    keyed = [find_expression(each.data, table) for each in listed]
+    names = [
+        f"{'the AnnData' if key is None else f'table {key!r}'} of sample {each.name!r}"
+        for each, (key, _) in zip(listed, keyed, strict=True)
+    ]
+    rows = []
+    for each, (_, adata), name in zip(listed, keyed, names, strict=True):
+        if 0 in adata.shape:
+            raise ValueError(f"{name} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes.")
+        if adata.n_obs < FEW:
+            logger.warning("%s has %d rows.", name[0].upper() + name[1:], adata.n_obs)
+        rows.append(np.arange(adata.n_obs) if within is None else _inside(each.data, adata, within, name))
+    sample = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    return SampleRows(listed, [adata for _, adata in keyed], names, sample, np.concatenate(rows))
+
+
+def _inside(data: Any, adata: AnnData, within: Any, name: str) -> np.ndarray:
+    """Numbers of the rows whose centre lies in a region."""
+    if "spatial" not in adata.obsm:
+        raise KeyError(f"within= needs the places of rows, and {name} has no obsm['spatial'] (x, y in µm).")
+    places = np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
+    return np.flatnonzero(lie_within(data, places, within, name))
+
+
+def log_expression(adata: AnnData, name: str) -> csr_matrix:
+    """Log-normalised expression of all genes of a table, (n_obs, n_vars) CSR float32.
+
+    What ``pp.genes`` has made is taken as it is; raw counts are brought to 10,000 in all and logarithms taken; what is
+    neither, and has no negative values, is taken for the logarithms that it looks like.
+    """
+    from scipy.sparse import csr_matrix
+
+    made = adata.uns.get("sthist", {}).get("genes")
+    if made is not None and made.get("log"):
+        return csr_matrix(adata.X, dtype=np.float32)
+    try:
+        source, counts, features = find_raw_counts(adata, None, called(None))
+    except ValueError as error:
+        matrix = csr_matrix(adata.X, dtype=np.float32)
+        values = matrix.data
+        if not np.isfinite(values).all() or (len(values) and values.min() < 0):
+            raise ValueError(
+                f"{name[0].upper() + name[1:]} has neither raw counts nor logarithms of them: X has values that are "
+                f"{'negative' if np.isfinite(values).all() else 'NaN or infinite'}. Start from the counts: pp.genes. "
+                f"({error})"
+            ) from None
+        logger.info("%s has no raw counts; X is taken for log-normalised expression.", name[0].upper() + name[1:])
+        return matrix
+    logger.info("%s: counts from %s are brought to %d a row, and logarithms taken.", name, source, TARGET_SUM)
+    if not features.equals(adata.var_names):
+        counts = counts[:, features.get_indexer(adata.var_names)]
+    return csr_matrix(normalised(counts, TARGET_SUM, True)[0].X)
+
+
+def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None) -> Targets:
+    """Expression of the rows in the order of a list of genes; which of them each sample has.
+
+    None takes the genes that all samples have, a number the most expressed of these.
+    """
+    from scipy.sparse import vstack
+
+    named = {
+        sample.name: names_of_table(adata, side=sample.name)
+        for sample, adata in zip(rows.samples, rows.tables, strict=True)
+    }
+    listed = None if genes is None or isinstance(genes, int) else _listed(genes)
+    parts, measured, match = [], [], None
+    if listed is None:
+        sides = named if len(named) > 1 else {**named, "genes": next(iter(named.values()))}
+        match = match_names(sides, next(iter(named)))
+    names = [str(name) for name in match.names] if match is not None else listed or []
+    for number, (sample, adata, name) in enumerate(zip(rows.samples, rows.tables, rows.names, strict=True)):
+        with naming(sample.name):
+            _say_copies(adata, name)
+            side, own = sample.name, match
+            if own is None:
+                side = "data"
+                own = match_names({side: named[sample.name], "genes": names_of_list(names)}, "genes", min_overlap=0)
+            # The first of several columns of one name: logarithms of copies cannot be added.
+            places = np.arange(len(names)) if match is not None else own.index["genes"]
+            positions = np.full(adata.n_vars, -1)
+            positions[own.index[side]] = places
+            parts.append(
+                collect_columns(log_expression(adata, name), positions, len(names))[rows.row[rows.sample == number]]
+            )
+            measured.append(np.isin(np.arange(len(names)), positions))
+    values, there = vstack(parts, format="csr"), np.array(measured)
+    known = there.sum(axis=0) > 0
+    if not known.all():
+        missing = [name for name, each in zip(names, known, strict=True) if not each]
+        raise KeyError(f"No sample has {len(missing)} of the {len(names)} genes, such as {missing[0]!r}.")
+    targets = Targets(tuple(names), values, rows.sample, there)
+    return targets if not isinstance(genes, int) else most_expressed(targets, genes)
+
+
+def most_expressed(targets: Targets, n: int) -> Targets:
+    """The outputs of the largest means, in their order in the table."""
+    if not 1 <= n <= len(targets.names):
+        raise ValueError(f"genes={n}: the samples have {len(targets.names)} genes in common.")
+    mean, _ = targets.statistics(np.arange(len(targets)))
+    return chosen(targets, np.sort(np.argsort(-mean, kind="stable")[:n]))
+
+
+def chosen(targets: Targets, columns: np.ndarray) -> Targets:
+    """Some of the outputs."""
+    names = tuple(targets.names[column] for column in columns)
+    return Targets(names, targets.values[:, columns], targets.sample, targets.measured[:, columns])
+
+
+def _say_copies(adata: AnnData, name: str) -> None:
+    copies = adata.var_names[adata.var_names.duplicated()]
+    if len(copies):
+        logger.warning(
+            "%s has %d genes more than once, such as %r; the first of each is taken. pp.genes sums their counts.",
+            name[0].upper() + name[1:],
+            copies.nunique(),
+            plain(copies[0]),
+        )
+
+
+def _listed(genes: Sequence[str]) -> list[str]:
+    """Names of genes, each once."""
+    listed = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    if not listed:
+        raise ValueError("genes= names none.")
+    twice = [gene for gene in listed if listed.count(gene) > 1] if len(set(listed)) < len(listed) else []
+    if twice:
+        raise ValueError(f"genes= has {plain(twice[0])!r} more than once.")
+    return listed

@@ -1,0 +1,151 @@
+"""Train a model of expression, and score each gene on what it has not seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _store
+from sthist._sample.verbs import verb
+from sthist.systems.expression.models import as_model
+from sthist.systems.expression.targets import expression_rows, expression_targets
+from sthist.training.regression.features import centres_of
+from sthist.training.regression.model import plain_config
+from sthist.training.regression.rehearsal import Rehearsal
+from sthist.training.split_groups import grouped
+from sthist.training.splits import folds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sthist.systems.expression.model import ExpressionModel
+    from sthist.training.regression.model import RegressionConfig
+    from sthist.training.regression.module import RegressionTraining
+    from sthist.training.splits import Split
+
+VALIDATION = 0.1
+"""Part of the training rows that says when to stop, where the split does not say."""
+
+FOLDS = 5
+
+
+@verb
+def train_expression(
+    data: Any,
+    model: str | ExpressionModel | RegressionConfig = "ridge",
+    *,
+    genes: Sequence[str] | int | None = None,
+    embedding: str | Sequence[str] | None = None,
+    table: str | None = None,
+    image: str | None = None,
+    split: str | Mapping[str, str] | Split | None = None,
+    samples: Any = None,
+    within: Any = None,
+    folder: str | Path | None = None,
+    training: RegressionTraining | Mapping[str, Any] | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> ExpressionModel:
+    """Train a model that predicts the expression of genes from H&E, and find out which genes it can be trusted with.
+
+    Expression is what :func:`sthist.pp.genes` has made, or else counts brought to 10,000 a row, and their logarithm.
+    Rows are split by whole patients, samples or blocks of tissue; each fold is trained without the rows that it is
+    scored on. Each gene has its score, and that of a prediction whose tiles were shuffled; both stay with the model,
+    and go along with all that it predicts. The model that is returned is trained on all rows, or without those
+    that test where ``split`` says which.
+
+    Parameters
+    ----------
+    data
+        A SpatialData or an AnnData, or a mapping of sample name to such: Visium, legacy ST, bins, or tiles with counts
+        of :func:`sthist.pp.aggregate`.
+    model
+        ``"ridge"`` or ``"mlp"`` on stored embeddings, ``"deepspot"`` on those of a spot, its parts and its neighbours;
+        on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; or a config or a model
+        with settings of its own, such as ``sthist.models.Ridge(sthist.models.RidgeConfig(smooth_um=250))``.
+    genes
+        Genes to predict, by the names or ids that tables have, such as those of :func:`sthist.pp.gene_panel`; a number
+        for so many of the most expressed; by default those that all samples have. Where a sample lacks a gene, it does
+        not count for it.
+    embedding
+        Keys of embeddings in ``obsm``, or the names of their encoders, for models that take them; by default the only
+        one. Where there is none, the regions are embedded with ``"morphology"``.
+    table
+        Key of the table with the genes, where there are several.
+    image
+        Key of the H&E.
+    split
+        What is tested: a ``"patient"`` (the default; where there is only one, a ``"block"``, and a warning says so), a
+        ``"sample"``, a ``"block"`` of tissue, a column of ``obs``, a mapping of sample to ``"train"``,
+        ``"validation"`` or ``"test"``, or a :class:`sthist.models.Split`.
+    samples
+        Table of samples (a frame or a csv file) with the patient of each.
+    within
+        Part of the samples that rows are taken from: a box (x0, y0, x1, y1) in µm, a polygon in µm, or the key of
+        shapes.
+    folder
+        Where a network keeps its history and, after each epoch, itself, to go on from with ``resume``; and where the
+        model is saved.
+    training
+        A :class:`sthist.models.RegressionTraining`, or a mapping of its fields over the model's defaults.
+    device
+        Of torch; ``settings.device`` by default.
+    progress
+        Show a bar; ``settings.progress`` by default.
+
+    Returns
+    -------
+    The model. ``model.scores`` has a row per gene: ``pearson`` across held-out spots, ``pearson_null`` that 97.5 % of
+    shuffled predictions stay below, ``trusted``, and the errors of model and training mean.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table, gene, embedding or model.
+    ValueError
+        If there are neither counts nor logarithms of them, embeddings are NaN or of several encoders or scales, a
+        patient has two spellings, or a split leaves nothing to train or to test on.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy("visium", size_um=900)
+    >>> model = sthist.tl.train_expression(sdata, split="block")
+    >>> model.scores[["pearson", "trusted"]].shape
+    (60, 2)
+    >>> sthist.tl.expression(sdata, model)
+    >>> sdata["table"].layers["ridge"].shape == sdata["table"].shape
+    True
+    """
+    fresh = as_model(model)
+    options = fresh.options(training)
+    rows = expression_rows(data, table, samples, within)
+    targets = expression_targets(rows, genes)
+    inputs = fresh.collect(rows, embedding=embedding, image=image, device=device, progress=progress)
+    size_um = None if fresh.spec is None else fresh.spec.size_um
+    split, grouping = grouped(rows.units(size_um), split, size_um, VALIDATION)
+    alike = np.zeros(len(targets), int)
+    folds = split.folds or max(2, min(FOLDS, len(np.unique(grouping.groups))))
+    pairs = folds_of(grouping, alike, test=split.test, folds=folds, seed=options.seed)
+    centres = None if fresh.config.smooth_um is None else centres_of(rows, "smooth_um")
+    job = Rehearsal(fresh, inputs, targets, grouping, split.validation, options, centres, device, progress)
+    report = job.report(pairs)
+    used = pairs[0][0] if len(pairs) == 1 else np.arange(len(targets))
+    fitted: Any = job.fit(used, None if folder is None else Path(folder))
+    made = _store.provenance(
+        "tl.train_expression",
+        samples=[each.name for each in rows.samples],
+        n_rows=len(used),
+        options=options.to_dict(),
+        **split.to_dict(),
+        leaks=grouping.leaks,
+        settings=plain_config(fitted),
+    )
+    fitted.config = replace(fitted.config, training=made, report=report)
+    job.require_learned(fitted, used)
+    if folder is not None:
+        fitted.save(folder)
+    return fitted  # type: ignore[no-any-return]

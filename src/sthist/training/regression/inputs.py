@@ -1,0 +1,130 @@
+"""What a predictor takes: rows of embeddings or of tiles, in batches, the same for training and for prediction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.training.batches import augmented
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from sthist.training.batches import Tiles
+
+Batch = dict[str, np.ndarray]
+
+
+class Inputs(ABC):
+    """Rows in batches of named arrays, whose first axis is the row."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, rows: np.ndarray) -> Batch:
+        """The arrays of some rows."""
+
+    def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Rows in batches, in whatever order is read fastest."""
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            yield part, self.take(part)
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Rows in batches, in an order that is a function of seed and epoch."""
+        yield from self.in_order(np.random.default_rng([seed, epoch]).permutation(rows), batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays(Inputs):
+    """Arrays in memory, by the name that a network knows them by: ``"spot"`` for embeddings, (n, d) float32."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The arrays of some rows."""
+        return {name: values[rows] for name, values in self.arrays.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Tissue(Inputs):
+    """Tiles that are read from slides as they are needed; ``extra`` are arrays that a network takes beside them."""
+
+    tiles: Tiles
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Tiles of some rows, (n, px, px, 3) uint8."""
+        found = dict(self._pairs(self.tiles.in_order(rows, len(rows))))
+        tiles = np.stack([found[row] for row in rows.tolist()])
+        return {"tiles": tiles, **{name: values[rows] for name, values in self.extra.items()}}
+
+    def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Sample by sample, each chunk of the slide read once."""
+        return self._with_extra(self.tiles.in_order(rows, batch_size))
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Turned and mirrored, chunks of all slides mixed."""
+        return self._with_extra(self.tiles.shuffled(rows, batch_size, seed, epoch))
+
+    def _with_extra(self, batches: Iterator[Any]) -> Iterator[tuple[np.ndarray, Batch]]:
+        for rows, tiles in batches:
+            yield rows, {"tiles": tiles, **{name: values[rows] for name, values in self.extra.items()}}
+
+    @staticmethod
+    def _pairs(batches: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
+        for rows, tiles in batches:
+            yield from zip(rows.tolist(), tiles, strict=True)
+
+
+@dataclass(frozen=True, eq=False)
+class TileArray(Arrays):
+    """Tiles in memory: ``{"tiles": (n, px, px, 3) uint8}``."""
+
+    def shuffled(self, rows: np.ndarray, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Turned and mirrored."""
+        for part, batch in super().shuffled(rows, batch_size, seed, epoch):
+            yield part, batch | {"tiles": augmented(batch["tiles"], part, seed, epoch)}
+
+
+def as_inputs(data: Any) -> Inputs:
+    """Inputs as they are, embeddings (n, d), tiles (n, px, px, 3), or a mapping of name to array.
+
+    Raises
+    ------
+    ValueError
+        If an array is none of these, or has values that are NaN or infinite.
+    """
+    if isinstance(data, Inputs):
+        return data
+    arrays = {str(name): np.asarray(each) for name, each in data.items()} if hasattr(data, "items") else None
+    if arrays is None:
+        array = np.asarray(data)
+        arrays = {"tiles" if array.ndim == 4 else "spot": array}
+    lengths = {name: len(each) for name, each in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"The arrays have different numbers of rows: {lengths}.")
+    for name, each in arrays.items():
+        if each.dtype.kind == "f" and not np.isfinite(each).all():
+            row = int(np.flatnonzero(~np.isfinite(each.reshape(len(each), -1)).all(axis=1))[0])
+            raise ValueError(f"{name!r} is NaN or infinite, first in row {row}.")
+    if "tiles" in arrays:
+        tiles = arrays["tiles"]
+        if tiles.ndim != 4 or tiles.shape[-1] != 3 or tiles.dtype != np.uint8:
+            raise ValueError(f"Tiles are (n, px, px, 3) uint8, not {tiles.shape} {tiles.dtype}.")
+        return TileArray(arrays)
+    if "spot" in arrays:
+        if arrays["spot"].ndim != 2:
+            raise ValueError(f"Embeddings are (n, d), tiles (n, px, px, 3); these are {arrays['spot'].shape}.")
+        arrays["spot"] = arrays["spot"].astype(np.float32, copy=False)
+    return Arrays(arrays)

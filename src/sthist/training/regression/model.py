@@ -1,0 +1,415 @@
+"""Predictors of numbers from histology: what all of them share, and those that are networks."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import abstractmethod
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from sthist._disk import written_whole
+from sthist._reading import reading, require_file
+from sthist._settings import settings
+from sthist.tiles._spec import TileSpec
+from sthist.training.model import Model
+from sthist.training.options import as_training
+from sthist.training.regression.inputs import as_inputs
+from sthist.training.regression.targets import as_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pandas as pd
+    from torch import nn
+
+    from sthist.training.regression.inputs import Inputs
+    from sthist.training.regression.module import RegressionTraining
+    from sthist.training.regression.targets import Targets
+
+WEIGHTS = "model.safetensors"
+NET = "net."
+"""Before the names of a network's weights."""
+
+PREDICTED_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """What a predictor is, but for its weights. Training fills in what is not set here.
+
+    Attributes
+    ----------
+    outputs
+        What it predicts, such as genes, in the order of the columns.
+    embeddings
+        Keys of the embeddings in ``obsm`` that it takes, one after the other; none for a model of tiles.
+    encoders
+        What made each of them: ``encoder``, ``sha256`` and ``spec``, where it is known.
+    context_um
+        Standard deviations, in µm, of Gaussian means of the embeddings around each region, which it takes beside the
+        region's own.
+    standardize
+        ``"training"``: embeddings are standardised by mean and standard deviation of the training rows; ``"sample"``:
+        each sample by its own, which takes away how it was stained and scanned, and also what it truly has more of.
+    smooth_um
+        Standard deviation, in µm, of a Gaussian mean over neighbouring regions of what was predicted; None for none.
+    spec
+        ``size_um`` and ``px`` of the tiles; None where they are not known.
+    training
+        How it was trained; plain values.
+    report
+        How well it does on what it was not trained on, by output; plain values.
+    """
+
+    outputs: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    encoders: tuple[Any, ...] = ()
+    context_um: tuple[float, ...] = ()
+    standardize: Literal["training", "sample"] = "training"
+    smooth_um: float | None = None
+    spec: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("outputs", "embeddings", "encoders", "context_um"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str | int | float) else tuple(value))
+        if self.standardize not in ("training", "sample"):
+            raise ValueError(f"standardize is {self.standardize!r}; it is 'training' or 'sample'.")
+        for name, sizes in (("context_um", self.context_um), ("smooth_um", (self.smooth_um,))):
+            if any(each is not None and not (np.isfinite(each) and each > 0) for each in sizes):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; sizes are positive, in µm.")
+        if isinstance(self.spec, TileSpec):
+            object.__setattr__(self, "spec", self.spec.to_dict())
+
+
+class RegressionModel(Model):
+    """Base of the predictors: ``fit`` and ``predict`` on arrays, ``save`` and ``load``.
+
+    Attributes
+    ----------
+    weights
+        Arrays by name.
+    history
+        Numbers of each epoch of its training.
+    """
+
+    config_class: ClassVar[type] = RegressionConfig
+    config: Any
+    default_training: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Any = None, weights: Mapping[str, np.ndarray] | None = None) -> None:
+        super().__init__(config)
+        self.weights: dict[str, np.ndarray] = dict(weights or {})
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def spec(self) -> TileSpec | None:
+        """The tiles that it is for."""
+        return None if self.config.spec is None else TileSpec(**self.config.spec)
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """How well each output was predicted where it was held out, a row per output."""
+        import pandas as pd
+
+        columns = {name: values for name, values in self.config.report.items() if isinstance(values, list)}
+        return pd.DataFrame(columns, index=pd.Index(self.config.outputs, dtype=object)).astype(
+            {name: float for name, values in columns.items() if any(value is None for value in values)}
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the weights."""
+        content = hashlib.sha256()
+        for name in sorted(self.weights):
+            content.update(name.encode() + np.ascontiguousarray(self.weights[name]).tobytes())
+        return content.hexdigest()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has been trained."""
+        return bool(self.config.outputs) and bool(self.weights)
+
+    def fit(
+        self,
+        inputs: Any,
+        targets: Any,
+        *,
+        rows: np.ndarray | None = None,
+        watched: np.ndarray | None = None,
+        training: Any = None,
+        folder: str | Path | None = None,
+        device: str | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """Train on arrays, or on what reads them.
+
+        Parameters
+        ----------
+        inputs
+            Embeddings (n, d), tiles (n, px, px, 3) of uint8, or a mapping of name to array, as the model takes them.
+        targets
+            (n, outputs), dense, sparse or a data frame, whose columns name the outputs.
+        rows
+            Numbers of the rows to train on; by default all that do not validate.
+        watched
+            Numbers of the rows whose loss says when to stop, if ``patience`` is set.
+        training
+            A :class:`sthist.models.RegressionTraining`, or a mapping of its fields over the model's defaults.
+        folder
+            Where a network keeps its history and, after each epoch, itself.
+        device
+            Of torch; ``settings.device`` by default.
+        progress
+            Show a bar; ``settings.progress`` by default.
+
+        Returns
+        -------
+        The model itself.
+
+        Raises
+        ------
+        ValueError
+            If rows are missing, or inputs and targets differ in number, are NaN, or are of another kind than it takes.
+        """
+        found, wanted = as_inputs(inputs), as_targets(targets)
+        if len(found) != len(wanted):
+            raise ValueError(f"There are {len(found)} rows of inputs and {len(wanted)} of targets.")
+        watched = np.empty(0, int) if watched is None else np.asarray(watched)
+        rows = np.setdiff1d(np.arange(len(found)), watched) if rows is None else np.asarray(rows)
+        if len(rows) < 2:
+            raise ValueError(f"There are {len(rows)} rows to train on; at least 2 are needed.")
+        self.config = replace(self.config, outputs=wanted.names)
+        options = self.options(training)
+        where = {"folder": None if folder is None else Path(folder), "device": device, "progress": progress}
+        self._fit(found, wanted, rows, watched, options, where)
+        return self
+
+    def options(self, training: Any) -> RegressionTraining:
+        """How it is trained: what is given, over its defaults."""
+        from sthist.training.regression.module import RegressionTraining
+
+        return as_training(RegressionTraining, training, self.default_training)
+
+    def predict(self, inputs: Any, *, batch_size: int = PREDICTED_AT_ONCE, device: str | None = None) -> np.ndarray:
+        """Predict all outputs of each row.
+
+        Parameters
+        ----------
+        inputs
+            As of :meth:`fit`.
+        batch_size
+            Rows at a time.
+        device
+            Of torch; ``settings.device`` by default.
+
+        Returns
+        -------
+        (n, outputs) float32.
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained, or takes other inputs.
+        """
+        found = as_inputs(inputs)
+        values = np.empty((len(found), len(self.config.outputs)), np.float32)
+        for rows, part in self.predict_batches(found, np.arange(len(found)), batch_size=batch_size, device=device):
+            values[rows] = part
+        return values
+
+    def predict_batches(
+        self, inputs: Inputs, rows: np.ndarray, *, batch_size: int = PREDICTED_AT_ONCE, device: str | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and what is predicted of them, batch after batch, in the order in which they are read."""
+        if not self.is_fitted:
+            raise ValueError(f"This {type(self).__name__} was not trained yet: call fit, or a verb that trains it.")
+        yield from self._predict(inputs, rows, batch_size, device)
+
+    def unfitted(self) -> Self:
+        """A copy of the same settings that was not trained."""
+        return type(self)(replace(self.config, training={}, report={}))
+
+    def representation(self, inputs: Inputs, rows: np.ndarray, *, device: str | None = None) -> np.ndarray:
+        """Features that say how alike regions are, (n, d) float32: the embeddings, by default."""
+        return np.concatenate([batch["spot"] for _, batch in inputs.in_order(rows, PREDICTED_AT_ONCE)])
+
+    @abstractmethod
+    def _fit(
+        self,
+        inputs: Inputs,
+        targets: Targets,
+        rows: np.ndarray,
+        watched: np.ndarray,
+        options: RegressionTraining,
+        where: dict[str, Any],
+    ) -> None:
+        """Train, and keep weights and history."""
+
+    @abstractmethod
+    def _predict(
+        self, inputs: Inputs, rows: np.ndarray, batch_size: int, device: str | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and their predictions."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Parameters
+        ----------
+        folder
+            Where to; is made.
+        """
+        from safetensors.numpy import save_file
+
+        with written_whole(Path(folder) / WEIGHTS) as partial:
+            save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, partial)
+            super().save(folder)  # they take their places together
+
+    @classmethod
+    def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
+        from safetensors.numpy import load_file
+
+        path = folder / WEIGHTS
+        if not path.exists() and not path.is_symlink():
+            raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the model was not saved completely.")
+        with reading(path):
+            require_file(path)
+            weights = load_file(path)
+            for name, values in weights.items():
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers. Is it damaged? Copy it again.")
+            model = cls(cls.config_class(**config), weights)
+            model._require_weights()
+        return model
+
+    def _require_weights(self) -> None:
+        """Refuse weights that do not fit the config."""
+
+
+class NetworkModel(RegressionModel):
+    """A predictor that is a network of torch, trained by the engine.
+
+    A subclass gives the network (:meth:`make_net`), and, for tiles, how they are normalised (``transform``).
+    """
+
+    _net: nn.Module | None = None
+
+    @abstractmethod
+    def make_net(self, n_outputs: int, mean: np.ndarray, scale: np.ndarray) -> nn.Module:
+        """A network of new weights, by the number of outputs, their means and standard deviations."""
+
+    def transform(self, tiles: Any) -> Any:
+        """Tiles (n, px, px, 3) of uint8 as the network takes them."""
+        return tiles
+
+    def augment(self, batch: dict[str, Any], rows: np.ndarray, seed: int, epoch: int) -> dict[str, Any]:
+        """A batch that trains, changed as a function of rows, seed and epoch; tiles are turned and mirrored before."""
+        return batch
+
+    def settle(self, inputs: Inputs, targets: Targets, rows: np.ndarray) -> None:
+        """What has to be known of the training rows before there can be a network, such as the size of an embedding."""
+
+    def after_training(self, inputs: Inputs, targets: Targets, rows: np.ndarray, device: str) -> None:
+        """What is to be kept of the training rows, such as the keys of a retrieval."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The trained network, in evaluation mode."""
+        if self._net is None:
+            import torch
+
+            n = len(self.config.outputs)
+            with torch.random.fork_rng(devices=[]):
+                net = self.make_net(n, np.zeros(n, np.float32), np.ones(n, np.float32))
+            state = {
+                name.removeprefix(NET): torch.from_numpy(np.array(value))
+                for name, value in self.weights.items()
+                if name.startswith(NET)
+            }
+            try:
+                net.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f"The weights are of another network than the config says: {error!s:.300}") from None
+            self._net = net.eval()
+        return self._net
+
+    def _fit(
+        self,
+        inputs: Inputs,
+        targets: Targets,
+        rows: np.ndarray,
+        watched: np.ndarray,
+        options: RegressionTraining,
+        where: dict[str, Any],
+    ) -> None:
+        from sthist.training.regression.module import Feed, RegressionModule
+        from sthist.training.trainer import train
+
+        self.settle(inputs, targets, rows)
+        mean, scale = targets.statistics(rows)
+        feed = Feed(inputs, targets, rows, watched, self.transform, self.augment)
+        px = None if self.spec is None else self.spec.px
+
+        def make() -> RegressionModule:
+            return RegressionModule(self.make_net(len(targets.names), mean, scale), feed, options, px)
+
+        def save(folder: Path, history: list[dict[str, float]]) -> None:
+            partly = copy.copy(self)
+            partly._keep(module_of[-1].kept(), history)
+            partly.save(folder)
+
+        module_of: list[Any] = []
+
+        def made() -> RegressionModule:
+            module_of.append(make())
+            return module_of[-1]  # type: ignore[no-any-return]
+
+        content = hashlib.blake2b(targets.dense(rows[:64]).tobytes() + rows.tobytes(), digest_size=8).hexdigest()
+        identity = {"system": self.system, "outputs": len(targets.names), "rows": content}
+        module, history = train(made, options, identity=identity, save_model=save, **where)
+        self._keep(module.kept(), history)
+        self.after_training(inputs, targets, rows, settings.torch_device(where["device"]))
+
+    def _keep(self, net: nn.Module, history: list[dict[str, float]]) -> None:
+        """Take over the weights of a network."""
+        self._net, self.history = net, list(history)
+        self.weights = {NET + name: value.detach().cpu().numpy().copy() for name, value in net.state_dict().items()}
+
+    def _predict(
+        self, inputs: Inputs, rows: np.ndarray, batch_size: int, device: str | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield from self.run(lambda net, batch: net(batch), inputs, rows, batch_size=batch_size, device=device)
+
+    def run(
+        self, function: Any, inputs: Inputs, rows: np.ndarray, *, batch_size: int, device: str | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and what a function of network and batch gives for them, (n, ...) float32."""
+        import torch
+
+        from sthist.training.regression.module import on_device
+
+        where = torch.device(settings.torch_device(device))
+        net = self.net.to(where).eval()
+        try:
+            with torch.inference_mode():
+                for part, batch in inputs.in_order(rows, batch_size):
+                    arrays = {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in batch.items()}
+                    yield part, function(net, on_device(arrays, where, self.transform)).float().cpu().numpy()
+        finally:
+            net.cpu()
+
+    def _require_weights(self) -> None:
+        _ = self.net
+
+
+def plain_config(model: RegressionModel) -> dict[str, Any]:
+    """The settings of a model as plain values, without its outputs, training and report."""
+    kept = asdict(model.config)
+    return {name: value for name, value in kept.items() if name not in ("outputs", "training", "report")}

@@ -1,0 +1,126 @@
+"""What a predictor reaches on groups that it was not trained on, and the training that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import logger
+from sthist.metrics import gene_pearson
+from sthist.training.regression.features import smoothed
+from sthist.training.splits import validation_part
+
+if TYPE_CHECKING:
+    from sthist.training.regression.inputs import Inputs
+    from sthist.training.regression.model import RegressionModel
+    from sthist.training.regression.targets import Targets
+    from sthist.training.splits import Grouping
+
+
+SHUFFLES = 40
+
+LOOKED_AT = 2000
+"""Training rows by which it is seen whether anything was learned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """A model that is not trained yet, and all rows that it could be trained on."""
+
+    model: RegressionModel
+    inputs: Inputs
+    targets: Targets
+    grouping: Grouping
+    validation: float  # part of the training rows that says when to stop
+    options: Any
+    centres: np.ndarray | None  # (n, 2) in µm, for models that smooth what they predict
+    device: str | None = None
+    progress: bool | None = None
+
+    def fit(self, rows: np.ndarray, folder: Any = None) -> RegressionModel:
+        """A model that is trained on some rows, of which whole groups say when to stop if it asks for that."""
+        codes, watched = np.zeros(len(self.targets), int), rows[:0]
+        kept = rows
+        if self.options.patience is not None:
+            kept, watched = validation_part(self.grouping, codes, rows, self.validation, seed=self.options.seed)
+        options = self.options
+        if options.patience is not None and not len(watched):
+            options = replace(options, patience=None)
+        if folder is None:
+            options = replace(options, resume=False)
+        model = type(self.model)(self.model.config)
+        return model.fit(
+            self.inputs,
+            self.targets,
+            rows=kept,
+            watched=watched,
+            training=options,
+            folder=folder,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def predict(self, model: RegressionModel, rows: np.ndarray) -> np.ndarray:
+        """What a model says of some rows, (n, outputs), smoothed over these rows where it does so."""
+        values = np.empty((len(rows), len(self.targets.names)), np.float32)
+        place = {row: number for number, row in enumerate(rows.tolist())}
+        for part, found in model.predict_batches(self.inputs, rows, device=self.device):
+            values[[place[row] for row in part.tolist()]] = found
+        if model.config.smooth_um is None:
+            return values
+        assert self.centres is not None
+        return smoothed(values, self.centres[rows], self.targets.sample[rows], model.config.smooth_um)
+
+    def held_out(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows that were tested, what was predicted of them, and the mean of the rows that each fold trained on."""
+        tested, predicted, means = [], [], []
+        for fold, (train, test) in enumerate(pairs):
+            model = self.fit(train)
+            tested.append(test)
+            predicted.append(self.predict(model, test))
+            means.append(np.tile(self.targets.statistics(train)[0], (len(test), 1)))
+            logger.info("Fold %d of %d: trained on %d rows, tested on %d.", fold + 1, len(pairs), len(train), len(test))
+        return np.concatenate(tested), np.concatenate(predicted), np.concatenate(means)
+
+    def report(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+        """Scores of each output on rows that were held out, and of what knows nothing; plain values."""
+        rows, predicted, means = self.held_out(pairs)
+        truth, mask, sample = self.targets.dense(rows), self.targets.mask(rows), self.targets.sample[rows]
+        score = gene_pearson(truth, predicted, mask=mask, groups=sample)
+        rng = np.random.default_rng(self.options.seed)
+        shuffled = []
+        for _ in range(SHUFFLES):
+            order = np.lexsort((rng.random(len(rows)), sample))
+            mixed = np.empty_like(predicted)
+            mixed[np.argsort(sample, kind="stable")] = predicted[order]
+            shuffled.append(gene_pearson(truth, mixed, mask=mask, groups=sample))
+        null = np.quantile(shuffled, 0.975, axis=0)
+        error, of_mean = np.abs(predicted - truth).mean(axis=0), np.abs(means - truth).mean(axis=0)
+        return {
+            "pearson": [float(each) if np.isfinite(each) else None for each in score],
+            "pearson_null": [float(each) if np.isfinite(each) else None for each in null],
+            "trusted": (score > null).tolist(),
+            "l1": error.tolist(),
+            "l1_of_mean": of_mean.tolist(),
+            "n_tested": len(rows),
+            "n_folds": len(pairs),
+        }
+
+    def require_learned(self, model: RegressionModel, rows: np.ndarray) -> None:
+        """Warn where the rows that a model was trained on are predicted no better than by their mean."""
+        some = np.sort(np.random.default_rng(self.options.seed).permutation(rows)[:LOOKED_AT])
+        truth, mask = self.targets.dense(some), self.targets.mask(some)
+        there = np.ones(truth.shape, bool) if mask is None else mask
+        error = float(((self.predict(model, some) - truth) ** 2)[there].mean())
+        of_mean = float(((self.targets.statistics(rows)[0] - truth) ** 2)[there].mean())
+        if error >= of_mean:
+            logger.warning(
+                "On %d of the rows that it was trained on, the model errs by %.4g (squared, on average), their mean "
+                "alone by %.4g: it has learned nothing. Train it for longer, with another learning rate, or on other "
+                "features.",
+                len(some),
+                error,
+                of_mean,
+            )

@@ -1,0 +1,210 @@
+"""Predictions of regions, block by block, and where they go: a layer beside what was measured, or a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist import _store
+from sthist._tables.genes import match_names, names_of_list, names_of_table
+from sthist.training.regression.features import gaussian_means
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from sthist.training.regression.inputs import Inputs
+    from sthist.training.regression.model import RegressionModel
+
+BLOCK = 2**24
+"""Values of a block that is predicted at once: 64 MB."""
+
+IN_MEMORY = 2**26
+"""Values up to which a table of predictions is held in memory; a larger one stays on disk, if its sample lies there."""
+
+SCORES = ("pearson", "pearson_null", "trusted")
+"""Columns of a model's scores that go along with its predictions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of rows, when it is asked."""
+
+    model: RegressionModel
+    inputs: Inputs
+    centres: np.ndarray | None  # (n, 2) in µm, of a model that smooths what it predicts
+    batch_size: int
+    device: str | None
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Predictions of some rows, (n, outputs) float32."""
+        if self.model.config.smooth_um is None:
+            return self._plain(rows)
+        needed, weights = self._surroundings(rows)
+        return np.asarray(weights @ self._plain(needed), np.float32)
+
+    def _surroundings(self, rows: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Rows whose weighted mean is wanted, and the weights."""
+        assert self.centres is not None
+        reach = 3 * float(self.model.config.smooth_um)
+        low, high = self.centres[rows].min(axis=0) - reach, self.centres[rows].max(axis=0) + reach
+        near = np.flatnonzero(((self.centres >= low) & (self.centres <= high)).all(axis=1))
+        means = gaussian_means(self.centres[near], float(self.model.config.smooth_um))
+        weights = means[np.searchsorted(near, rows)]
+        used = np.unique(weights.indices)
+        return near[used], weights[:, used]
+
+    def _plain(self, rows: np.ndarray) -> np.ndarray:
+        values = np.empty((len(rows), len(self.model.config.outputs)), np.float32)
+        order = np.argsort(rows, kind="stable")
+        batches = self.model.predict_batches(self.inputs, rows, batch_size=self.batch_size, device=self.device)
+        for part, found in batches:
+            values[order[np.searchsorted(rows[order], part)]] = found
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where predictions go."""
+
+    table: str | None  # key of the regions' table; None where there is none in the object
+    key: str  # name of the layer, or of the new table
+    columns: np.ndarray | None  # column of the table for each output; None for a table of their own
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        adata: AnnData,
+        table: str | None,
+        model: RegressionModel,
+        key_added: str | None,
+        *,
+        overwrite: bool,
+    ) -> Place:
+        """Beside what was measured, where the table has all outputs; else a table of their own."""
+        columns = _columns_of(adata, model.config.outputs)
+        is_table = hasattr(data, "tables")
+        if columns is not None or not is_table:
+            if columns is None:
+                raise ValueError(
+                    f"The AnnData lacks genes of the model, so that predictions cannot be a layer of it: call "
+                    f"{type(model).__name__}.predict(adata.obsm[...]) for the numbers, or pass the SpatialData that it "
+                    "is a table of."
+                )
+            key = _store.check_name(key_added or model.system)
+            if key in adata.layers and not overwrite:
+                raise ValueError(f"layers[{key!r}] exists. Pass overwrite=True to replace it, or key_added=.")
+            return cls(table, key, columns, overwrite)
+        regions = adata.uns.get("spatialdata_attrs", {}).get("region")
+        key = key_added or f"{table or f'{regions}_table'}_{model.system}"
+        _store.require_free(data, key, "tables", overwrite=overwrite)
+        return cls(table, key, None, overwrite)
+
+    def write(
+        self,
+        data: Any,
+        adata: AnnData,
+        prediction: Prediction,
+        inside: np.ndarray,
+        made: dict[str, Any],
+        usual: np.ndarray | None,
+    ) -> None:
+        """Write what is predicted of the rows inside."""
+        if self.columns is None:
+            _write_table(self, data, adata, prediction, inside, made, usual)
+        else:
+            _write_layer(self, data, adata, prediction, inside, made, usual)
+
+
+def _columns_of(adata: AnnData, outputs: tuple[str, ...]) -> np.ndarray | None:
+    """The column of each output in a table; None if it lacks any."""
+    if adata.n_vars < len(outputs):
+        return None
+    try:
+        match = match_names({"data": names_of_table(adata), "model": names_of_list(outputs)}, "model", min_overlap=1)
+    except ValueError:
+        return None
+    return match.index["data"] if len(match.names) == len(outputs) else None
+
+
+def _write_layer(
+    place: Place,
+    data: Any,
+    adata: AnnData,
+    prediction: Prediction,
+    inside: np.ndarray,
+    made: dict[str, Any],
+    usual: Any,
+) -> None:
+    """Predictions as a layer, NaN for rows that were not asked for and for genes that the model does not know."""
+    backed = place.table is not None and _store.store_path(data) is not None
+    # The object keeps its own until the store has the new one: writing can fail.
+    changed = adata.copy() if backed else adata
+    layer = np.full(adata.shape, np.nan, np.float32)
+    for start in range(0, len(inside), _rows_at_once(len(place.columns))):  # type: ignore[arg-type]
+        rows = inside[start : start + _rows_at_once(len(place.columns))]  # type: ignore[arg-type]
+        layer[np.ix_(rows, place.columns)] = prediction.of(rows)  # type: ignore[arg-type]
+    changed.layers[place.key] = layer
+    scores = prediction.model.scores
+    for name in scores.columns.intersection(list(SCORES)):
+        values = np.full(adata.n_vars, False if scores[name].dtype == bool else np.nan)
+        values[place.columns] = scores[name].to_numpy()
+        changed.var[f"{place.key}_{name}"] = values
+    if usual is not None:
+        column = np.full(adata.n_obs, np.nan, np.float32)
+        column[inside] = usual
+        changed.obs[f"{place.key}_familiarity"] = column
+    changed.uns["sthist"] = {**adata.uns.get("sthist", {}), place.key: made}
+    if backed:
+        _store.replace_table(data, str(place.table), changed)
+
+
+def _write_table(
+    place: Place,
+    data: Any,
+    adata: AnnData,
+    prediction: Prediction,
+    inside: np.ndarray,
+    made: dict[str, Any],
+    usual: Any,
+) -> None:
+    """Predictions as a table with the rows' names, link and places."""
+    import anndata as ad
+    import pandas as pd
+
+    scores = prediction.model.scores
+    link = adata.uns.get("spatialdata_attrs", {})
+    kept = [name for name in (link.get("region_key"), link.get("instance_key")) if name]
+    obs = adata.obs.iloc[inside][kept].copy()
+    if usual is not None:
+        obs["familiarity"] = np.asarray(usual, np.float32)
+    var = pd.DataFrame(index=pd.Index(prediction.model.config.outputs, dtype=object).astype(str))
+    for name in scores.columns.intersection(list(SCORES)):
+        var[name] = scores[name].to_numpy()
+    obsm = {name: np.asarray(adata.obsm[name])[inside] for name in ("spatial",) if name in adata.obsm}
+    uns = {"spatialdata_attrs": dict(link)} if link else {}
+    large = len(inside) * len(var) > IN_MEMORY and _store.store_path(data) is not None
+    values = _lazy(prediction, inside) if large else prediction.of(inside)
+    table = ad.AnnData(values, obs=obs, var=var, obsm=obsm, uns=uns)
+    _store.add(data, "tables", place.key, table, made, overwrite=place.overwrite)
+
+
+def _lazy(prediction: Prediction, rows: np.ndarray) -> Any:
+    """Predictions as a dask array, each block of which is made when it is written."""
+    import dask
+    import dask.array as da
+
+    n = len(prediction.model.config.outputs)
+    step = _rows_at_once(n)
+    blocks = [
+        da.from_delayed(dask.delayed(prediction.of)(part), (len(part), n), np.float32)
+        for part in (rows[start : start + step] for start in range(0, len(rows), step))
+    ]
+    return da.concatenate(blocks)
+
+
+def _rows_at_once(n_outputs: int) -> int:
+    return max(1, BLOCK // max(1, n_outputs))
