@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from sthist.nets import CLIP, GenST
+from sthist.nets import CLIP, GenST, info_nce
 from sthist.nets._expression.autoencoders import AttentionPooling, Codebook
-from sthist.nets._expression.losses import cosine_distance, info_nce, mean_square
+from sthist.nets._expression.losses import cosine_distance, mean_square
 
 SMALL = {
     "n_atoms": 12,
