@@ -40,10 +40,8 @@ def test_kernel_is_the_formula():
     assert (out[0, 0] == 255).all()
 
 
-SLOW = {"C4": pytest.mark.slow}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in hrst.CROPS])
+@pytest.mark.slow  # test_published.py has it beside a network in the quick suite
+@pytest.mark.parametrize("name", hrst.CROPS)
 def test_beats_the_prototype_on_real_histology(name):
     """In SSIM and PSNR, with default stains and with those of another section; the mean colour stands beside them."""
     real = hrst.crop(name)
