@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,6 +15,11 @@ import pytest
 import sthist
 
 matplotlib.use("agg")
+
+
+def pytest_collection_finish():
+    """What has been imported stays: garbage collections need not walk through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than one each would wait for one another
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -25,11 +26,18 @@ def toy(_toy):
     return sd.deepcopy(_toy)
 
 
-@pytest.fixture
-def backed(toy, tmp_path):
-    """The toy section on disk."""
+@pytest.fixture(scope="session")
+def _stored(_toy, tmp_path_factory):
     import spatialdata as sd
 
-    path = tmp_path / "toy.zarr"
-    toy.write(path)
-    return sd.read_zarr(path)
+    path = tmp_path_factory.mktemp("stored") / "toy.zarr"
+    sd.deepcopy(_toy).write(path)
+    return path
+
+
+@pytest.fixture
+def backed(_stored, tmp_path):
+    """The toy section on disk, of its own for each test."""
+    import spatialdata as sd
+
+    return sd.read_zarr(shutil.copytree(_stored, tmp_path / "toy.zarr"))

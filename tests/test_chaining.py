@@ -23,8 +23,8 @@ def toy(**kwargs):
 
 
 def simulated(_):
-    sample = sthist.datasets.toy(size_um=300)
-    he = sthist.tiles.read_region(sample, "he", (0, 0, 300, 300), mpp=0.5, fill=255)
+    sample = sthist.datasets.toy(size_um=200)
+    he = sthist.tiles.read_region(sample, "he", (0, 0, 200, 200), mpp=0.5, fill=255)
     return sthist.datasets.simulate_hrst(he, mpp=0.5)
 
 
@@ -95,7 +95,7 @@ def legacy_st(path):
 
 MAKERS = {
     "datasets.toy xenium": toy(),
-    "datasets.toy visium": toy(kind="visium", size_um=900),
+    "datasets.toy visium": toy(kind="visium", size_um=600),
     "datasets.toy cosmx": toy(kind="cosmx"),
     "datasets.toy tma": toy(kind="tma", size_um=600),
     "datasets.simulate_hrst": simulated,
@@ -206,14 +206,15 @@ def analyse_space(adata):
     n_neighs = min(6, adata.n_obs - 1)
     sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=n_neighs)
     np.testing.assert_array_equal(np.diff(adata.obsp["spatial_connectivities"].indptr), n_neighs)
-    sq.gr.nhood_enrichment(adata, "leiden", n_perms=20, seed=0, show_progress_bar=False)
-    n_clusters = adata.obs["leiden"].nunique()
-    assert adata.uns["leiden_nhood_enrichment"]["zscore"].shape == (n_clusters, n_clusters)
+    # The largest cluster and the rest: for each number of clusters squidpy compiles a function, which takes seconds.
+    adata.obs["largest"] = (adata.obs["leiden"] == "0").astype(str).astype("category")
+    sq.gr.nhood_enrichment(adata, "largest", n_perms=20, seed=0, show_progress_bar=False)
+    assert adata.uns["largest_nhood_enrichment"]["zscore"].shape == (2, 2)
 
 
 def test_the_coordinates_are_micrometres():
     """Squidpy's distances are those of a Visium lattice: 100 µm."""
-    sdata = sthist.datasets.toy("visium", size_um=900)
+    sdata = sthist.datasets.toy("visium", size_um=600)
     spatial = pd.DataFrame(sdata["table"].obsm["spatial"])
     distances = np.linalg.norm(spatial.to_numpy()[:, None] - spatial.to_numpy()[None], axis=2)
     np.testing.assert_allclose(np.sort(distances, axis=1)[:, 1], 100, rtol=1e-3)

@@ -48,7 +48,7 @@ def test_contours_follow_the_nuclei(toy):
 
 
 def test_a_large_region_and_axes(tmp_path):
-    sdata = sthist.datasets.toy(size_um=1200)
+    sdata = sthist.datasets.toy(size_um=700)
     _, axes = plt.subplots(1, 2)
     drawn = sthist.pl.alignment(sdata, axes=axes, save=tmp_path / "x.png")
     assert list(drawn) == list(axes)

@@ -60,7 +60,7 @@ def annotations(draw):
     return polygons, labels
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(annotation=annotations(), min_fraction=st.sampled_from([0.0, 0.3, 0.5, 0.9]))
 def test_areas_are_those_of_pixels(annotation, min_fraction):
     """Fractions, labels and compositions, against polygons painted one by one."""
@@ -86,7 +86,7 @@ def test_areas_are_those_of_pixels(annotation, min_fraction):
     assert obs["label"].astype(object).where(obs["label"].notna(), None)[clear].tolist() == wanted[clear].tolist()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 200), radius=st.floats(4, 40))
 def test_cells_are_counted(seed, n, radius):
     """In circles that overlap, against a loop; cells without a label are in what is counted."""

@@ -221,13 +221,13 @@ class TestHeatMaps:
 
 def test_a_microarray_from_its_map_to_cells_and_back():
     """Labels of cores go to tiles, from there to cells, and come back to cores; the truth is that of the discs."""
-    sdata = sthist.datasets.toy("tma", size_um=1500)
+    sdata = sthist.datasets.toy("tma", size_um=1000)
     discs = sdata["cores"]
     grades = dict(zip(discs.index, ["low", "high", "low", "high", "high", "low", "low", "low", "high"], strict=True))
     known = pd.DataFrame({"core": list(grades), "grade": list(grades.values()), "patient": [f"P{i}" for i in range(9)]})
     sthist.pp.tma(sdata, core_map=known, key_added="found")
     sthist.pp.tissue(sdata)
-    sthist.pp.tiles(sdata, size_um=40, px=20, min_tissue=0.05)
+    sthist.pp.tiles(sdata, size_um=30, px=15, min_tissue=0.05)
     sthist.pp.label_regions(sdata, "tiles", "found", label="grade", key_added="grade", min_fraction=0.05)
     sthist.tl.transfer_labels(sdata, "tiles", "table", label="grade", key_added="grade")
     cells = sdata["table"].obsm["spatial"]

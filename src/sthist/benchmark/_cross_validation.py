@@ -93,9 +93,9 @@ def ablate_virtual_he(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=300)
-    >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=60)
-    >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.pp.tiles(sdata, size_um=16, px=32, sampling="fps", n_tiles=60)
+    >>> tiny = sthist.models.Pix2PixConfig(size_um=16, px=32, width=4, max_width=8, depth=3)
     >>> variants = {"as it is": {}, "not turned": {"augment": False}}
     >>> training = {"epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
     >>> frame = sthist.benchmark.ablate_virtual_he(
@@ -257,9 +257,9 @@ def cross_validate_virtual_he(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=300)
-    >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=60)
-    >>> tiny = sthist.models.Pix2PixConfig(size_um=32, px=64, width=4, max_width=8, depth=3)
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.pp.tiles(sdata, size_um=16, px=32, sampling="fps", n_tiles=60)
+    >>> tiny = sthist.models.Pix2PixConfig(size_um=16, px=32, width=4, max_width=8, depth=3)
     >>> training = {"epochs": 1, "steps_per_epoch": 2, "device": "cpu", "progress": False}
     >>> part = sthist.models.Split("block", test=0.3)
     >>> frame = sthist.benchmark.cross_validate_virtual_he(

@@ -197,10 +197,10 @@ def virtual_he(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=400)
+    >>> sdata = sthist.datasets.toy(size_um=200)
     >>> sthist.tl.virtual_he(sdata)
     >>> sthist.pp.tissue(sdata)
-    >>> sthist.pp.tiles(sdata, size_um=64, px=128)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64)
     >>> frame = sthist.benchmark.virtual_he(sdata)
     >>> means = frame.groupby("method", sort=False)["ssim"].mean()
     >>> list(means.index), bool(means["virtual"] > means["shuffled"])

@@ -91,8 +91,8 @@ def simulate_hrst(
     Examples
     --------
     >>> import sthist
-    >>> toy = sthist.datasets.toy(size_um=300)
-    >>> he = sthist.tiles.read_region(toy, "he", (0, 0, 300, 300), mpp=0.5, fill=255)
+    >>> toy = sthist.datasets.toy(size_um=200)
+    >>> he = sthist.tiles.read_region(toy, "he", (0, 0, 200, 200), mpp=0.5, fill=255)
     >>> sdata = sthist.datasets.simulate_hrst(he, mpp=0.5)
     >>> sthist.tl.virtual_he(sdata)
     >>> sdata["virtual_he"].shape == sdata["he"].shape

@@ -65,7 +65,7 @@ def niche_composition(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=600)
+    >>> sdata = sthist.datasets.toy(size_um=300)
     >>> sthist.tl.niches(sdata, "cell_type", n_niches=3)
     >>> ax = sthist.pl.niche_composition(sdata["table"])
     >>> sorted(label.get_text() for label in ax.get_xticklabels())

@@ -182,8 +182,8 @@ def tiles(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=400)
-    >>> sthist.pp.tiles(sdata, size_um=64, px=128, sampling="fps", n_tiles=4)
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=4)
     >>> len(sthist.pl.tiles(sdata))  # overlay and H&E of four tiles
     8
     """

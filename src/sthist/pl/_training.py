@@ -60,7 +60,7 @@ def training_history(
     >>> rng = np.random.default_rng(0)
     >>> tiles = ad.AnnData(obs={"label": ["a", "b"] * 40, "slide": np.repeat(list("uvwx"), 20)})
     >>> tiles.obsm["X_mine"] = rng.normal(size=(80, 4)) + 3 * (tiles.obs["label"] == "a").to_numpy()[:, None]
-    >>> training = {"baseline": False, "n_boot": 10}
+    >>> training = {"baseline": False, "n_boot": 10, "epochs": 20}
     >>> split = sthist.models.Split("slide", folds=2)
     >>> annotator = sthist.tl.train_annotator(tiles, "label", split=split, training=training)
     >>> [ax.get_title() for ax in sthist.pl.training_history(annotator)]

@@ -100,11 +100,11 @@ def tiles(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=400)
+    >>> sdata = sthist.datasets.toy(size_um=200)
     >>> sthist.pp.tissue(sdata)
-    >>> sthist.pp.tiles(sdata, size_um=64, px=128)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64)
     >>> sdata["tiles_table"].uns["tile_spec"]
-    {'size_um': 64.0, 'px': 128}
+    {'size_um': 32.0, 'px': 64}
     """
     import anndata as ad
     import geopandas as gpd

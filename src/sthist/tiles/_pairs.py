@@ -74,11 +74,11 @@ def paired_loader(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=400)
-    >>> sthist.pp.tiles(sdata, size_um=64, px=128, sampling="fps", n_tiles=6)
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=6)
     >>> loader = sthist.tiles.paired_loader(sdata, batch_size=3)
     >>> [(overlay.shape, he.shape) for _, overlay, he in loader]
-    [((3, 128, 128, 3), (3, 128, 128, 3)), ((3, 128, 128, 3), (3, 128, 128, 3))]
+    [((3, 64, 64, 3), (3, 64, 64, 3)), ((3, 64, 64, 3), (3, 64, 64, 3))]
     """
     table, spec = laid_tiles(sdata, regions)
     overlay, target = _readers(sdata, spec, overlay, he, kwargs, allow_upsampling=allow_upsampling)
@@ -139,8 +139,8 @@ def export_pairs(
     Examples
     --------
     >>> import tempfile, pathlib, sthist
-    >>> sdata = sthist.datasets.toy(size_um=400)
-    >>> sthist.pp.tiles(sdata, size_um=64, px=128, sampling="fps", n_tiles=6)
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> sthist.pp.tiles(sdata, size_um=32, px=64, sampling="fps", n_tiles=6)
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> sthist.tiles.export_pairs(sdata, folder, prompt="This is a toy H&E image", test_fraction=0)
     >>> sorted(path.name for path in folder.iterdir()), len(list((folder / "train_A").iterdir()))

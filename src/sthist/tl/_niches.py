@@ -123,7 +123,7 @@ def niches(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=600)
+    >>> sdata = sthist.datasets.toy(size_um=300)
     >>> sthist.tl.niches(sdata, "cell_type", n_niches=3)
     >>> sdata["table"].obsm["niche_composition"].shape[1], sdata["table"].obs["niche"].nunique()
     (6, 3)

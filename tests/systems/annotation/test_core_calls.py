@@ -11,8 +11,8 @@ import sthist
 
 def test_cores_are_called_at_least_as_well_as_tiles():
     """A classifier of two sections' tiles, on a microarray: AUC of tiles, and of cores by their best tiles."""
-    sections = {str(seed): sthist.datasets.toy(size_um=400, seed=seed) for seed in (1, 2)}
-    array = sthist.datasets.toy("tma", size_um=1500, seed=5)
+    sections = {str(seed): sthist.datasets.toy(size_um=300, seed=seed) for seed in (1, 2)}
+    array = sthist.datasets.toy("tma", size_um=1000, seed=5)
     for data, within in ((sections, None), (array, "cores")):
         sthist.tl.virtual_he(data, within=within, progress=False)
     sthist.pp.tissue(sections)

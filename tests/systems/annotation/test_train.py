@@ -39,7 +39,7 @@ class TestLinear:
         assert report.weighted_auc_low < 0.5 < report.weighted_auc_high
 
     def test_shuffled_labels_are_around_one_half(self):
-        found = [train(embedded(240, n_slides=12, seed=s), seed=s, epochs=30).report for s in range(3)]
+        found = [train(embedded(240, n_slides=12, seed=s), seed=s, epochs=15).report for s in range(3)]
         assert abs(np.mean([report.shuffled_auc for report in found]) - 0.5) < 0.06
 
     def test_same_seed_same_weights(self):
@@ -206,9 +206,9 @@ class TestFinetune:
             method="finetune",
             encoder=encoder,
             folds=2,
-            epochs=4,
+            epochs=3,
             encoder_lr=1e-3,
-            n_boot=100,
+            n_boot=50,
             device="cpu",
         )
         assert annotator.report.weighted_auc >= 0.95
@@ -310,7 +310,7 @@ class TestText:
     @pytest.mark.parametrize("frozen", [False, True])
     def test_learns_from_pairs_of_tile_and_prompt(self, tmp_path, frozen):
         """Neighbouring planes train, the one between them tests."""
-        tiles = folder_of_tiles(tmp_path, 20, patients=("1", "2", "3"))
+        tiles = folder_of_tiles(tmp_path, 14, patients=("1", "2", "3"))
         tiles.obs["z"] = tiles.obs["patient"].astype(str)
         annotator = train_annotator(
             tiles,
@@ -331,7 +331,7 @@ class TestText:
         )
         assert annotator.report.weighted_auc >= 0.95
         assert annotator.config.training["prompts"]["fat"] == ["white vacuoles"]
-        assert annotator.config.training["n_rows"] == 40
+        assert annotator.config.training["n_rows"] == 28
         annotator.save(tmp_path / "model")
         loaded = sthist.models.load(tmp_path / "model")
         pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

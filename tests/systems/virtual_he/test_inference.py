@@ -39,10 +39,10 @@ def model():
     """Trained on tiles of another toy section."""
     torch.set_num_threads(1)
     sdata = sthist.datasets.toy(size_um=400, seed=1)
-    training = {"epochs": 1, "steps_per_epoch": 250, "batch_size": 4, "lr": 2e-3}
+    training = {"epochs": 1, "steps_per_epoch": 150, "batch_size": 4, "lr": 2e-3}
     losses = sthist.models.LossWeights(l2=4, perceptual=1, text=0, adversarial=0)
     return train_virtual_he(
-        sdata, pix2pix(**SPEC), n_tiles=200, losses=losses, progress=False, device="cpu", **training
+        sdata, pix2pix(**SPEC), n_tiles=100, losses=losses, progress=False, device="cpu", **training
     )
 
 
@@ -65,17 +65,18 @@ def test_a_section(model, toy):
 def test_side_by_side_has_seams(model, toy, monkeypatch):
     """The seam score sees what blending takes away."""
     monkeypatch.setattr("sthist.systems.virtual_he.inference.OVERLAP", 0.0)
-    sthist.tl.virtual_he(toy, model)
+    box = (0, 0, 240, 240)
+    sthist.tl.virtual_he(toy, model, within=box)
     from sthist.benchmark._virtual_he import seam_of
 
     side_by_side = seam_of(toy, "virtual_he")["ratio"]
     monkeypatch.undo()
-    sthist.tl.virtual_he(toy, model, overwrite=True)
+    sthist.tl.virtual_he(toy, model, within=box, overwrite=True)
     assert seam_of(toy, "virtual_he")["ratio"] < side_by_side
 
 
 def test_a_part_is_the_same_part_of_the_whole(model, toy):
-    sthist.tl.virtual_he(toy, model)
+    sthist.tl.virtual_he(toy, model, within=(0, 0, 300, 300))
     sthist.tl.virtual_he(toy, model, within=(96, 120, 230, 250), key_added="part")
     whole = pixels(toy)[:, 120:250, 96:230]
     part = pixels(toy, "part")
@@ -138,6 +139,7 @@ def test_other_weights_take_over_none_of_the_blocks(backed, monkeypatch):
     np.testing.assert_array_equal(pixels(backed), pixels(backed, "anew"))
 
 
+@pytest.mark.slow  # test_distributed.py has the built-in model there
 def test_on_a_cluster(backed, tmp_path):
     """Workers of their own processes make the same image."""
     model = pix2pix()

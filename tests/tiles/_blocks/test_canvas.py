@@ -39,7 +39,7 @@ def level(element, index=0):
     return element[f"scale{index}"].image.to_numpy()
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     height=st.integers(1, 1300),
     width=st.integers(1, 1300),

@@ -111,7 +111,7 @@ def test_without_transcripts_the_stain_is_left_in_three_equal_channels():
     assert (overlay.read([[48.0, 48.0]])[0] != overlay.restyled(mode="none").read([[48.0, 48.0]])[0]).any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(dx=st.integers(-20, 20), dy=st.integers(-20, 20), seed=st.integers(0, 99))
 def test_a_tile_and_its_neighbour_continue_each_other(dx, dy, seed):
     overlay = black(molecules(seed=seed), palette="fixed", dot_um=0.9)

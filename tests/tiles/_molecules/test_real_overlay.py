@@ -11,9 +11,14 @@ from sthist import _sample
 from sthist.tiles import Overlay, TileSpec
 
 
+@pytest.fixture(scope="module")
+def merscope():
+    return HIGH_RES["merscope_mouse_brain"]()
+
+
 @pytest.mark.parametrize("name", sorted(HIGH_RES))
-def test_dots_lie_where_the_transcripts_are(name):
-    sdata = HIGH_RES[name]()
+def test_dots_lie_where_the_transcripts_are(name, request):
+    sdata = request.getfixturevalue("merscope") if name == "merscope_mouse_brain" else HIGH_RES[name]()
     keys, _ = _sample.find_nuclear(sdata)
     spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, keys[0])), 256)
     overlay = Overlay(sdata, spec, dot_um=1.5 * spec.mpp)
@@ -33,11 +38,10 @@ def test_dots_lie_where_the_transcripts_are(name):
     assert not any(feature.startswith(_sample.CONTROL_PREFIXES) for feature in panel)
 
 
-def test_a_plane_of_merscope():
-    sdata = HIGH_RES["merscope_mouse_brain"]()
-    spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(sdata, "mosaic")), 256)
-    planes = sdata["transcripts"]["z"].compute().round().astype(int)
-    whole = Overlay(sdata, spec)
-    first = Overlay(sdata, spec, z=(0, 0, 1.0))
+def test_a_plane_of_merscope(merscope):
+    spec = TileSpec.from_mpp(max(sthist.scale.resolve_mpp(merscope, "mosaic")), 256)
+    planes = merscope["transcripts"]["z"].compute().round().astype(int)
+    whole = Overlay(merscope, spec)
+    first = Overlay(merscope, spec, z=(0, 0, 1.0))
     assert 0 < len(first.index) < len(whole.index)
     assert len(first.index) <= (planes == 0).sum()

@@ -130,7 +130,7 @@ def tma(
     Examples
     --------
     >>> import pandas as pd, sthist
-    >>> sdata = sthist.datasets.toy("tma", size_um=900)
+    >>> sdata = sthist.datasets.toy("tma", size_um=600)
     >>> known = pd.DataFrame({"core": ["A1", "A2", "A3"], "patient": ["P1", "P1", "P2"]})
     >>> sthist.pp.tma(sdata, core_map=known, key_added="found")
     >>> sdata["found_table"].obs.loc[["A2", "A3", "C1"], ["state", "patient"]]

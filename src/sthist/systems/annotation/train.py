@@ -134,7 +134,7 @@ def train_annotator(
     >>> tiles = ad.AnnData(obs={"label": ["a", "b"] * 40, "slide": np.repeat(list("uvwx"), 20)})
     >>> tiles.obsm["X_mine"] = rng.normal(size=(80, 4)) + 3 * (tiles.obs["label"] == "a").to_numpy()[:, None]
     >>> annotator = sthist.tl.train_annotator(
-    ...     tiles, "label", split=sthist.models.Split("slide", folds=2), training={"epochs": 20, "n_boot": 100}
+    ...     tiles, "label", split=sthist.models.Split("slide", folds=2), training={"epochs": 20, "n_boot": 20}
     ... )
     >>> annotator.report.weighted_auc > 0.95, annotator.config.classes
     (True, ('a', 'b'))

@@ -188,11 +188,11 @@ def train_virtual_he(
     Examples
     --------
     >>> import sthist
-    >>> sdata = sthist.datasets.toy(size_um=300)
-    >>> short = {"spec": sthist.tiles.TileSpec(32, 32), "n_tiles": 40, "epochs": 1, "steps_per_epoch": 2}
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> short = {"spec": sthist.tiles.TileSpec(16, 32), "n_tiles": 40, "epochs": 1, "steps_per_epoch": 2}
     >>> model = sthist.tl.train_virtual_he(sdata, training=short, progress=False, device="cpu")
     >>> model.config.spec, sorted(set(model.tiles["part"]) - {"dropped"})
-    (TileSpec(size_um=32.0, px=32), ['train', 'validation'])
+    (TileSpec(size_um=16.0, px=32), ['train', 'validation'])
     """
     split = as_split(split)
     model = known_name(model, MODELS)
