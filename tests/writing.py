@@ -88,6 +88,12 @@ def _drawn(sdata: SpatialData, key: str | None, overwrite: bool) -> None:
     sthist.io.read_annotations(sdata, path, image="he", overwrite=overwrite, **_named(key))
 
 
+def _ridge() -> sthist.models.Ridge:
+    rng = np.random.default_rng(0)
+    config = sthist.models.RidgeConfig(embeddings=("X_planted",))
+    return sthist.models.Ridge(config).fit(rng.normal(size=(30, 4)), rng.normal(size=(30, 3)))
+
+
 class Means:
     """An encoder of a slide: mean colours."""
 
@@ -115,7 +121,7 @@ VERBS = {
         lambda s: sthist.pp.tissue(s),
         reads=("he", "tissue"),
     ),
-    "pp.tma": Verb(lambda s, k, o: sthist.pp.tma(s, overwrite=o, **_named(k)), kind="tma"),
+    "pp.tma": Verb(lambda s, k, o: sthist.pp.tma(s, overwrite=o, **_named(k)), kind="tma", reads=("he",)),
     "pp.aggregate": Verb(
         lambda s, k, o: sthist.pp.aggregate(s, bin_um=50, overwrite=o, **_named(k)), reads=("transcripts",)
     ),
@@ -141,6 +147,9 @@ VERBS = {
     "io.read_annotations": Verb(_drawn, reads=("he",)),
     "tl.annotate": Verb(
         lambda s, k, o: sthist.tl.annotate(s, PROMPTS, encoder=Planted(), overwrite=o, **_named(k)), _embedded
+    ),
+    "tl.expression": Verb(
+        lambda s, k, o: sthist.tl.expression(s, _ridge(), regions="tiles", overwrite=o, **_named(k)), _embedded
     ),
     "tl.heatmap": Verb(
         lambda s, k, o: sthist.tl.heatmap(
