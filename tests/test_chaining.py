@@ -122,7 +122,12 @@ MAKERS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(MAKERS))
+SLOW = {"io.assemble, real Xenium", "io.assemble, real MERSCOPE"}  # CosMx is the same call
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MAKERS]
+)
 def sample(request, tmp_path_factory):
     return MAKERS[request.param](tmp_path_factory.mktemp("sample"))
 

@@ -10,7 +10,7 @@ from sthist.benchmark import nucleus_preservation
 from sthist.benchmark._virtual_he import seam_of
 
 
-@pytest.mark.parametrize("name", ["merscope_mouse_brain", "xenium_breast_rep1"])
+@pytest.mark.parametrize("name", [pytest.param("merscope_mouse_brain", marks=pytest.mark.slow), "xenium_breast_rep1"])
 def test_nuclei_and_seams(name):
     """Nuclei of the stain are found again, those of other tiles are not.
 

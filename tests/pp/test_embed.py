@@ -144,6 +144,7 @@ def test_a_stopped_run_of_another_image_is_not_continued(stored):
     assert again.seen >= np.isfinite(stored["tiles_table"].obsm["X_quantiles"]).all(1).sum()
 
 
+@pytest.mark.slow
 def test_workers_of_a_cluster_make_the_same(stored, tmp_path):
     shutil.copytree(stored.path, tmp_path / "copy.zarr")
     other = sd.read_zarr(tmp_path / "copy.zarr")

@@ -421,7 +421,7 @@ def test_legacy_st_scale(tmp_path, caplog):
     assert scale.resolve_mpp(sdata, "he")[0] == pytest.approx(2, rel=0.005)
 
 
-@pytest.mark.parametrize("section", ["C3", "counts_only/G2"])
+@pytest.mark.parametrize("section", [pytest.param("C3", marks=pytest.mark.slow), "counts_only/G2"])
 def test_real_her2st(tmp_path, section):
     """From the files that her2st ships: equal counts, positions, and the scale of an independent fit."""
     data = real_folder("her2st")

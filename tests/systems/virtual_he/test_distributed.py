@@ -75,6 +75,7 @@ def test_bit_identical(client, stored, store, tmp_path):
     assert client.run(lambda: len(dask_run._jobs)) == dict.fromkeys(client.scheduler_info()["workers"], 0)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_half_way(client, stored, store, tmp_path):
     log = tmp_path / "log"
     sdata = sd.read_zarr(store)
@@ -97,6 +98,7 @@ def test_a_worker_is_killed_half_way(client, stored, store, tmp_path):
     client.wait_for_workers(2, timeout=60)
 
 
+@pytest.mark.slow
 def test_resumed_on_a_cluster(client, stored, store, tmp_path):
     """What a local run has left is what the cluster computes."""
 
