@@ -15,6 +15,7 @@ from sthist._tables.rows import lie_within, new_table, rows_of
 from sthist.pp._embed_source import find_regions
 from sthist.systems.expression.model import ExpressionModel
 from sthist.training.model import load
+from sthist.training.regression.familiarity import say_strange
 from sthist.training.regression.features import centres_of
 from sthist.training.regression.model import plain_config
 from sthist.training.regression.write import Place, Prediction
@@ -51,7 +52,7 @@ def expression(
         A model of :func:`sthist.tl.train_expression`, or the folder that it was saved to.
     regions
         Key of the shapes, or of their table; by default the table that has the model's embeddings, else the tiles, or
-        the spots. Regions that are not embedded yet are embedded first.
+        the spots, else the only table. Regions that are not embedded yet are embedded first.
     image
         Key of the H&E.
     within
@@ -157,7 +158,10 @@ def _predict_one(
         image=image,
         device=settings.torch_device(device),
     )
-    place.write(data, adata, prediction, inside, made, None)
+    usual = prediction.familiarity(inside)
+    if usual is not None:
+        say_strange(usual, rows.names[0])
+    place.write(data, adata, prediction, inside, made, usual)
 
 
 def _rows_of(data: Any, model: ExpressionModel, regions: str | None) -> tuple[SampleRows, str | None]:
@@ -179,7 +183,14 @@ def _as_rows(data: Any, adata: AnnData, name: str) -> SampleRows:
 
 
 def _find_regions(sdata: Any, model: ExpressionModel) -> str:
-    """The table that has the model's embeddings, else tiles or spots."""
+    """The table that has the model's embeddings, else tiles or spots, else the only table."""
     keys = model.config.embeddings
     having = [name for name, adata in sdata.tables.items() if keys and all(key in adata.obsm for key in keys)]
-    return having[0] if len(having) == 1 else find_regions(sdata)
+    if len(having) == 1:
+        return having[0]
+    try:
+        return find_regions(sdata)
+    except ValueError:
+        if len(sdata.tables) != 1:
+            raise
+        return str(next(iter(sdata.tables)))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sthist import pp
 from sthist._settings import logger
+from sthist._tables.rows import rows_of
 from sthist.encoders import Transform
 from sthist.tiles import TileSpec
 from sthist.tiles._spec import same_scale
 from sthist.training.batches import Tiles
-from sthist.training.embeddings import embeddings_of, find_embedding, is_folder, table_spec, tiles_of
+from sthist.training.embeddings import embeddings_of, find_embedding, is_folder, origin_of, table_spec, tiles_of
 from sthist.training.regression.features import features_of_rows, keys_of
 from sthist.training.regression.inputs import Arrays, Inputs, Tissue
 from sthist.training.regression.model import RegressionConfig, RegressionModel
@@ -92,7 +93,10 @@ class EmbeddingModel(ExpressionModel):
         self, rows: SampleRows, key: str, name: str, image: str | None, device: str | None, progress: bool | None
     ) -> None:
         """Embed the regions of tables that lack an embedding, where their samples have images."""
-        spec = next((made.get("spec") for made in self.config.encoders if made.get("key") == key), None)
+        known = [each for each in (origin_of(adata, key) for adata in rows.tables if key in adata.obsm) if each.encoder]
+        own = [TileSpec(**each["spec"]) for each in self.config.encoders if each["key"] == key and each["spec"]]
+        spec = next(iter(own + [each.spec for each in known if each.spec]), None)  # as where it is there already
+        name = next((str(each.encoder) for each in known), name)
         for number, (sample, adata, where) in enumerate(zip(rows.samples, rows.tables, rows.names, strict=True)):
             if key in adata.obsm or not getattr(sample.data, "images", None):
                 continue  # what is lacking is said where it is read
@@ -100,19 +104,11 @@ class EmbeddingModel(ExpressionModel):
             if not isinstance(regions, str):
                 continue
             logger.info("%s has no obsm[%r]; its regions are embedded with %r.", where, key, name)
-            options: dict[str, Any] = {} if spec is None else {"spec": TileSpec(**spec)}
-            table = next(each for each in sample.data.tables if sample.data.tables[each] is adata)
-            pp.embed(
-                sample.data,
-                name,
-                image=image,
-                regions=table,
-                key_added=key,
-                device=device,
-                progress=progress,
-                **options,
-            )
-            rows.tables[number] = sample.data.tables[table]
+            options: dict[str, Any] = {} if spec is None else {"spec": spec}
+            options |= {"image": image, "device": device, "progress": progress}
+            table = next((each for each in sample.data.tables if sample.data.tables[each] is adata), None)
+            pp.embed(sample.data, name, regions=table or regions, key_added=key, **options)
+            rows.tables[number] = sample.data.tables[table or str(rows_of(sample.data, regions).table)]
 
     def _require_origins(self, origins: tuple[Origin, ...], rows: SampleRows) -> None:
         """Embeddings are of the encoder and of the scale that it was trained on; the first call settles which."""

@@ -146,6 +146,7 @@ def train_expression(
     )
     fitted.config = replace(fitted.config, training=made, report=report)
     job.require_learned(fitted, used)
+    job.keep_familiarity(fitted, used)
     if folder is not None:
         fitted.save(folder)
     return fitted  # type: ignore[no-any-return]

@@ -219,10 +219,8 @@ class RegressionModel(Model):
             If the model was not trained, or takes other inputs.
         """
         found = as_inputs(inputs)
-        values = np.empty((len(found), len(self.config.outputs)), np.float32)
-        for rows, part in self.predict_batches(found, np.arange(len(found)), batch_size=batch_size, device=device):
-            values[rows] = part
-        return values
+        rows = np.arange(len(found))
+        return placed(self.predict_batches(found, rows, batch_size=batch_size, device=device), rows)
 
     def predict_batches(
         self, inputs: Inputs, rows: np.ndarray, *, batch_size: int = PREDICTED_AT_ONCE, device: str | None = None
@@ -238,7 +236,7 @@ class RegressionModel(Model):
 
     def representation(self, inputs: Inputs, rows: np.ndarray, *, device: str | None = None) -> np.ndarray:
         """Features that say how alike regions are, (n, d) float32: the embeddings, by default."""
-        return np.concatenate([batch["spot"] for _, batch in inputs.in_order(rows, PREDICTED_AT_ONCE)])
+        return placed(((part, batch["spot"]) for part, batch in inputs.in_order(rows, PREDICTED_AT_ONCE)), rows)
 
     @abstractmethod
     def _fit(
@@ -407,6 +405,17 @@ class NetworkModel(RegressionModel):
 
     def _require_weights(self) -> None:
         _ = self.net
+
+
+def placed(batches: Iterator[tuple[np.ndarray, np.ndarray]], rows: np.ndarray) -> np.ndarray:
+    """Batches of rows, in whatever order they come, as one array in the order of the rows."""
+    order = np.argsort(rows, kind="stable")
+    values: np.ndarray | None = None
+    for part, found in batches:
+        if values is None:
+            values = np.empty((len(rows), *found.shape[1:]), np.float32)
+        values[order[np.searchsorted(rows[order], part)]] = found
+    return np.empty((0, 0), np.float32) if values is None else values
 
 
 def plain_config(model: RegressionModel) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger
-from sthist.metrics import gene_pearson
+from sthist.training.regression.familiarity import Familiarity
 from sthist.training.regression.features import smoothed
+from sthist.training.regression.model import placed
+from sthist.training.regression.trust import output_scores
 from sthist.training.splits import validation_part
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from sthist.training.regression.targets import Targets
     from sthist.training.splits import Grouping
 
-
-SHUFFLES = 40
 
 LOOKED_AT = 2000
 """Training rows by which it is seen whether anything was learned."""
@@ -64,10 +64,7 @@ class Rehearsal:
 
     def predict(self, model: RegressionModel, rows: np.ndarray) -> np.ndarray:
         """What a model says of some rows, (n, outputs), smoothed over these rows where it does so."""
-        values = np.empty((len(rows), len(self.targets.names)), np.float32)
-        place = {row: number for number, row in enumerate(rows.tolist())}
-        for part, found in model.predict_batches(self.inputs, rows, device=self.device):
-            values[[place[row] for row in part.tolist()]] = found
+        values = placed(model.predict_batches(self.inputs, rows, device=self.device), rows)
         if model.config.smooth_um is None:
             return values
         assert self.centres is not None
@@ -87,26 +84,15 @@ class Rehearsal:
     def report(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
         """Scores of each output on rows that were held out, and of what knows nothing; plain values."""
         rows, predicted, means = self.held_out(pairs)
-        truth, mask, sample = self.targets.dense(rows), self.targets.mask(rows), self.targets.sample[rows]
-        score = gene_pearson(truth, predicted, mask=mask, groups=sample)
-        rng = np.random.default_rng(self.options.seed)
-        shuffled = []
-        for _ in range(SHUFFLES):
-            order = np.lexsort((rng.random(len(rows)), sample))
-            mixed = np.empty_like(predicted)
-            mixed[np.argsort(sample, kind="stable")] = predicted[order]
-            shuffled.append(gene_pearson(truth, mixed, mask=mask, groups=sample))
-        null = np.quantile(shuffled, 0.975, axis=0)
-        error, of_mean = np.abs(predicted - truth).mean(axis=0), np.abs(means - truth).mean(axis=0)
-        return {
-            "pearson": [float(each) if np.isfinite(each) else None for each in score],
-            "pearson_null": [float(each) if np.isfinite(each) else None for each in null],
-            "trusted": (score > null).tolist(),
-            "l1": error.tolist(),
-            "l1_of_mean": of_mean.tolist(),
-            "n_tested": len(rows),
-            "n_folds": len(pairs),
-        }
+        truth, mask = self.targets.dense(rows), self.targets.mask(rows)
+        scores = output_scores(truth, predicted, means, self.targets.sample[rows], mask, seed=self.options.seed)
+        return {**scores, "n_tested": len(rows), "n_folds": len(pairs)}
+
+    def keep_familiarity(self, model: RegressionModel, rows: np.ndarray) -> None:
+        """Let a model know what is usual among the rows that it was trained on."""
+        features = model.representation(self.inputs, rows, device=self.device)
+        kept = Familiarity.of_training(features, self.grouping.groups[rows], seed=self.options.seed)
+        model.weights |= kept.weights()
 
     def require_learned(self, model: RegressionModel, rows: np.ndarray) -> None:
         """Warn where the rows that a model was trained on are predicted no better than by their mean."""

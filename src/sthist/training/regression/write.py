@@ -9,7 +9,9 @@ import numpy as np
 
 from sthist import _store
 from sthist._tables.genes import match_names, names_of_list, names_of_table
+from sthist.training.regression.familiarity import Familiarity
 from sthist.training.regression.features import gaussian_means
+from sthist.training.regression.model import placed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 BLOCK = 2**24
 """Values of a block that is predicted at once: 64 MB."""
+
+AT_ONCE = 8192
+"""Rows whose features are looked at together."""
 
 IN_MEMORY = 2**26
 """Values up to which a table of predictions is held in memory; a larger one stays on disk, if its sample lies there."""
@@ -44,6 +49,15 @@ class Prediction:
         needed, weights = self._surroundings(rows)
         return np.asarray(weights @ self._plain(needed), np.float32)
 
+    def familiarity(self, rows: np.ndarray) -> np.ndarray | None:
+        """How usual some rows are among those of the training, (n,); None where the model does not know."""
+        known = Familiarity.from_weights(self.model.weights)
+        if known is None or not len(rows):
+            return None
+        parts = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
+        found = [known.of(self.model.representation(self.inputs, part, device=self.device)) for part in parts]
+        return np.concatenate(found)
+
     def _surroundings(self, rows: np.ndarray) -> tuple[np.ndarray, Any]:
         """Rows whose weighted mean is wanted, and the weights."""
         assert self.centres is not None
@@ -56,12 +70,8 @@ class Prediction:
         return near[used], weights[:, used]
 
     def _plain(self, rows: np.ndarray) -> np.ndarray:
-        values = np.empty((len(rows), len(self.model.config.outputs)), np.float32)
-        order = np.argsort(rows, kind="stable")
         batches = self.model.predict_batches(self.inputs, rows, batch_size=self.batch_size, device=self.device)
-        for part, found in batches:
-            values[order[np.searchsorted(rows[order], part)]] = found
-        return values
+        return placed(batches, rows)
 
 
 @dataclass(frozen=True, eq=False)
