@@ -322,7 +322,7 @@ class TestText:
             split="z",
             test=["2"],
             validation=0,
-            epochs=25,
+            epochs=15,
             lr=3e-3,
             batch_size=16,
             n_boot=50,
