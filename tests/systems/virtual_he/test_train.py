@@ -206,7 +206,7 @@ class TestTiles:
 
 class TestSplit:
     def test_tiles_of_different_parts_do_not_overlap(self, both, fits):
-        model = train_virtual_he(both, spec=SPEC, n_tiles=150, test=0.2, validation=0.2, **QUICK)
+        model = train_virtual_he(both, spec=SPEC, n_tiles=100, test=0.2, validation=0.2, **QUICK)
         parts = {name: model.tiles[model.tiles["part"] == name] for name in ("train", "validation", "test")}
         assert all(len(part) > 10 for part in parts.values())
         for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
@@ -278,7 +278,7 @@ class TestSplit:
 
     def test_squares_are_watched_where_a_whole_patient_would_be_half_of_what_trains(self, both, fits):
         three = {**both, "c": sd.deepcopy(both["a"])}
-        model = train_virtual_he(three, split="sample", test=["c"], spec=SPEC, n_tiles=150, **QUICK)
+        model = train_virtual_he(three, split="sample", test=["c"], spec=SPEC, n_tiles=80, **QUICK)
         parts = model.tiles.groupby("part")["sample"].unique()
         assert set(parts["test"]) == {"c"}
         assert set(parts["train"]) == {"a", "b"}
