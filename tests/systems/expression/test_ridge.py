@@ -44,3 +44,11 @@ def test_what_it_cannot_take():
         Model().predict(FEATURES)
     with pytest.raises(ValueError, match="alpha"):
         RidgeConfig(alpha=0)
+
+
+def test_of_few_directions_predictions_have_no_more():
+    model = Model(RidgeConfig(alpha=1.0, rank=2)).fit(FEATURES, GENES)
+    full = Model(RidgeConfig(alpha=1.0)).fit(FEATURES, GENES).predict(FEATURES)
+    directions = PCA(2).fit(GENES).components_
+    wanted = GENES.mean(axis=0) + (full - GENES.mean(axis=0)) @ directions.T @ directions
+    np.testing.assert_allclose(model.predict(FEATURES), wanted, atol=1e-3)

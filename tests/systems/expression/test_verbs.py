@@ -181,3 +181,32 @@ class TestTargets:
     def test_no_such_model(self, slides):
         with pytest.raises(KeyError, match="Did you mean 'ridge'"):
             sthist.tl.train_expression(slides, "rigde")
+
+
+class TestDepth:
+    @pytest.fixture
+    def counts(self):
+        rng = np.random.default_rng(0)
+        table = ad.AnnData(rng.poisson(rng.gamma(2.0, 20.0, (90, 6))).astype(np.float32))
+        table.obsm["X_mine"] = rng.normal(size=(90, 3))
+        table.obs["patient"] = np.repeat(list("abc"), 30)
+        return table
+
+    def test_of_all_counts_it_is_what_was_measured(self, counts):
+        deep, plain = (sthist.tl.train_expression(counts, depth=depth) for depth in (1e6, None))
+        np.testing.assert_allclose(deep.weights["weight"], plain.weights["weight"], atol=1e-5)
+
+    def test_of_few_it_is_what_scanpy_makes_of_fewer(self, counts):
+        model = sthist.tl.train_expression(counts, depth=30)
+        rng = np.random.default_rng(1)
+        share = 30 / np.median(counts.X.sum(axis=1))
+        logs = []
+        for _ in range(200):
+            drawn = rng.binomial(counts.X.astype(int), share)
+            logs.append(np.log1p(1e4 * drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1)))
+        means = np.mean(logs, axis=(0, 1))
+        np.testing.assert_allclose(model.predict(counts.obsm["X_mine"]).mean(axis=0), means, rtol=0.02)
+
+    def test_logarithms_cannot_be_thinned(self, slides):
+        with pytest.raises(ValueError, match="needs raw counts"):
+            sthist.tl.train_expression(slides, depth=100)

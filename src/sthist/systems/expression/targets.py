@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,16 @@ def _inside(data: Any, adata: AnnData, within: Any, name: str) -> np.ndarray:
     return np.flatnonzero(lie_within(data, places, within, name))
 
 
-def log_expression(adata: AnnData, name: str) -> csr_matrix:
+@dataclass(frozen=True)
+class Depth:
+    """Expression as a slide of so many counts a row would show it."""
+
+    counts: float  # median of the sample's rows
+    draws: int  # of which the mean is taken: 1 for what one such slide shows
+    seed: int
+
+
+def log_expression(adata: AnnData, name: str, depth: Depth | None = None) -> csr_matrix:
     """Log-normalised expression of all genes of a table, (n_obs, n_vars) CSR float32.
 
     What ``pp.genes`` has made is taken as it is; raw counts are brought to 10,000 in all and logarithms taken; what is
@@ -63,11 +73,13 @@ def log_expression(adata: AnnData, name: str) -> csr_matrix:
     from scipy.sparse import csr_matrix
 
     made = adata.uns.get("sthist", {}).get("genes")
-    if made is not None and made.get("log"):
+    if made is not None and made.get("log") and depth is None:
         return csr_matrix(adata.X, dtype=np.float32)
     try:
         source, counts, features = find_raw_counts(adata, None, called(None))
     except ValueError as error:
+        if depth is not None:
+            raise ValueError(f"depth= needs raw counts, which {name} has not. ({error})") from None
         matrix = csr_matrix(adata.X, dtype=np.float32)
         values = matrix.data
         if not np.isfinite(values).all() or (len(values) and values.min() < 0):
@@ -81,10 +93,28 @@ def log_expression(adata: AnnData, name: str) -> csr_matrix:
     logger.info("%s: counts from %s are brought to %d a row, and logarithms taken.", name, source, TARGET_SUM)
     if not features.equals(adata.var_names):
         counts = counts[:, features.get_indexer(adata.var_names)]
+    if depth is not None:
+        return thinned(counts, depth)
     return csr_matrix(normalised(counts, TARGET_SUM, True)[0].X)
 
 
-def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None) -> Targets:
+def thinned(counts: csr_matrix, depth: Depth) -> csr_matrix:
+    """Mean log-normalised expression of counts of which only a part was seen, (n, genes) CSR float32."""
+    from scipy.sparse import csr_matrix
+
+    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    share = min(1.0, depth.counts / max(float(np.median(totals)), 1.0))
+    rng = np.random.default_rng([depth.seed, depth.draws])
+    whole, total = counts.data.astype(np.int64), None
+    for _ in range(depth.draws):
+        drawn = csr_matrix((rng.binomial(whole, share), counts.indices, counts.indptr), counts.shape)
+        drawn.eliminate_zeros()
+        logs = csr_matrix(normalised(drawn, TARGET_SUM, True)[0].X)
+        total = logs if total is None else total + logs
+    return csr_matrix(total / depth.draws, dtype=np.float32)
+
+
+def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None, depth: Depth | None = None) -> Targets:
     """Expression of the rows in the order of a list of genes; which of them each sample has.
 
     None takes the genes that all samples have, a number the most expressed of these.
@@ -113,7 +143,9 @@ def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None) -> T
             positions = np.full(adata.n_vars, -1)
             positions[own.index[side]] = places
             parts.append(
-                collect_columns(log_expression(adata, name), positions, len(names))[rows.row[rows.sample == number]]
+                collect_columns(log_expression(adata, name, depth), positions, len(names))[
+                    rows.row[rows.sample == number]
+                ]
             )
             measured.append(np.isin(np.arange(len(names)), positions))
     values, there = vstack(parts, format="csr"), np.array(measured)

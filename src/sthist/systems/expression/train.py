@@ -11,7 +11,7 @@ import numpy as np
 from sthist import _store
 from sthist._sample.verbs import verb
 from sthist.systems.expression.models import as_model
-from sthist.systems.expression.targets import expression_rows, expression_targets
+from sthist.systems.expression.targets import Depth, expression_rows, expression_targets
 from sthist.training.regression.features import centres_of
 from sthist.training.regression.model import plain_config
 from sthist.training.regression.rehearsal import Rehearsal
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from sthist.systems.expression.model import ExpressionModel
     from sthist.training.regression.model import RegressionConfig
     from sthist.training.regression.module import RegressionTraining
+    from sthist.training.regression.targets import Targets
+    from sthist.training.rows import SampleRows
     from sthist.training.splits import Split
 
 VALIDATION = 0.1
 """Part of the training rows that says when to stop, where the split does not say."""
 
 FOLDS = 5
+
+DRAWS = 20
+"""Of the counts of a shallower slide, whose mean is trained on."""
 
 
 @verb
@@ -44,6 +49,7 @@ def train_expression(
     split: str | Mapping[str, str] | Split | None = None,
     samples: Any = None,
     within: Any = None,
+    depth: float | None = None,
     folder: str | Path | None = None,
     training: RegressionTraining | Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -86,6 +92,10 @@ def train_expression(
     within
         Part of the samples that rows are taken from: a box (x0, y0, x1, y1) in µm, a polygon in µm, or the key of
         shapes.
+    depth
+        Median counts of a row in the slides that are to be predicted, where these are shallower than those trained on.
+        Expression is then what a slide of that depth would show: the mean over draws of so many of the counts. Log
+        expression of few counts follows how much of a spot is cells more than which cells these are.
     folder
         Where a network keeps its history and, after each epoch, itself, to go on from with ``resume``; and where the
         model is saved.
@@ -123,7 +133,7 @@ def train_expression(
     fresh = as_model(model)
     options = fresh.options(training)
     rows = expression_rows(data, table, samples, within)
-    targets = expression_targets(rows, genes)
+    targets, scored = _targets(rows, genes, depth, options.seed)
     inputs = fresh.collect(rows, embedding=embedding, image=image, device=device, progress=progress)
     size_um = None if fresh.spec is None else fresh.spec.size_um
     split, grouping = grouped(rows.units(size_um), split, size_um, VALIDATION)
@@ -131,7 +141,7 @@ def train_expression(
     folds = split.folds or max(2, min(FOLDS, len(np.unique(grouping.groups))))
     pairs = folds_of(grouping, alike, test=split.test, folds=folds, seed=options.seed)
     centres = None if fresh.config.smooth_um is None else centres_of(rows, "smooth_um")
-    job = Rehearsal(fresh, inputs, targets, grouping, split.validation, options, centres, device, progress)
+    job = Rehearsal(fresh, inputs, targets, scored, grouping, split.validation, options, centres, device, progress)
     report = job.report(pairs)
     used = pairs[0][0] if len(pairs) == 1 else np.arange(len(targets))
     fitted: Any = job.fit(used, None if folder is None else Path(folder))
@@ -142,6 +152,7 @@ def train_expression(
         options=options.to_dict(),
         **split.to_dict(),
         leaks=grouping.leaks,
+        depth=depth,
         settings=plain_config(fitted),
     )
     fitted.config = replace(fitted.config, training=made, report=report)
@@ -150,3 +161,16 @@ def train_expression(
     if folder is not None:
         fitted.save(folder)
     return fitted  # type: ignore[no-any-return]
+
+
+def _targets(
+    rows: SampleRows, genes: Sequence[str] | int | None, depth: float | None, seed: int
+) -> tuple[Targets, Targets]:
+    """Expression to train on, and to score with: of a lower depth, the expected one and what one slide shows."""
+    measured = expression_targets(rows, genes)
+    if depth is None:
+        return measured, measured
+    if not (np.isfinite(depth) and depth > 0):
+        raise ValueError(f"depth is {depth!r}; it is a number of counts.")
+    trained, scored = (expression_targets(rows, measured.names, Depth(depth, draws, seed)) for draws in (DRAWS, 1))
+    return trained, scored

@@ -32,6 +32,7 @@ class Rehearsal:
     model: RegressionModel
     inputs: Inputs
     targets: Targets
+    scored: Targets  # what predictions are compared with
     grouping: Grouping
     validation: float  # part of the training rows that says when to stop
     options: Any
@@ -84,7 +85,7 @@ class Rehearsal:
     def report(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
         """Scores of each output on rows that were held out, and of what knows nothing; plain values."""
         rows, predicted, means = self.held_out(pairs)
-        truth, mask = self.targets.dense(rows), self.targets.mask(rows)
+        truth, mask = self.scored.dense(rows), self.scored.mask(rows)
         scores = output_scores(truth, predicted, means, self.targets.sample[rows], mask, seed=self.options.seed)
         return {**scores, "n_tested": len(rows), "n_folds": len(pairs)}
 

@@ -30,17 +30,23 @@ class RidgeConfig(RegressionConfig):
     n_components
         Number of principal components, fewer where there are fewer rows or dimensions; None for the standardised
         embeddings themselves. 256 are those of the HEST benchmark.
+    rank
+        Number of principal components of the training rows' expression that predictions are made of; None for each gene
+        on its own. Few components share what genes have in common: on sections of one patient, 5 to 8 predict better
+        than the genes do alone, as long as these are expressed well.
     """
 
     alpha: float = 300.0
     n_components: int | None = 64
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (np.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha is {self.alpha!r}; a positive number is needed.")
-        if self.n_components is not None and self.n_components < 1:
-            raise ValueError(f"n_components is {self.n_components!r}; at least 1 is needed.")
+        for name in ("n_components", "rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; at least 1 is needed.")
 
 
 class Ridge(EmbeddingModel):
@@ -91,8 +97,9 @@ class Ridge(EmbeddingModel):
         for patterns, columns in _alike(targets.measured):
             there = np.isin(targets.sample[rows], np.flatnonzero(patterns))
             if there.any():
-                solved = _solve(scores[there], targets.values[rows[there]][:, columns], self.config.alpha)
-                weight[:, columns], bias[columns] = solved
+                values = targets.values[rows[there]][:, columns]
+                directions = _directions(values, self.config.rank, options.seed)
+                weight[:, columns], bias[columns] = _solve(scores[there], values, self.config.alpha, directions)
         # As one linear map of the embeddings: what is saved is small, and prediction is one product.
         full = (components / deviation[:, None]) @ weight
         self.weights = {
@@ -139,10 +146,23 @@ def _alike(measured: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield patterns[:, number], np.flatnonzero(which.ravel() == number)
 
 
-def _solve(scores: np.ndarray, values: Any, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def _directions(values: Any, rank: int | None, seed: int) -> np.ndarray | None:
+    """Principal components of values (n, outputs) that predictions are made of, (rank, outputs); None for all."""
+    from sklearn.decomposition import PCA
+
+    if rank is None or rank >= min(values.shape):
+        return None
+    return np.asarray(PCA(rank, svd_solver="arpack", random_state=seed).fit(values.astype(np.float64)).components_)
+
+
+def _solve(
+    scores: np.ndarray, values: Any, alpha: float, directions: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights and bias, of features (n, k) and values (n, outputs), which may be sparse and stay so."""
     centre, mean = scores.mean(axis=0), np.asarray(values.mean(axis=0), np.float64).ravel()
     centred = scores - centre
     gram = centred.T @ centred + alpha * np.eye(scores.shape[1])
     weight = np.linalg.solve(gram, np.asarray((values.T @ centred).T, np.float64))
+    if directions is not None:
+        weight = (weight @ directions.T) @ directions
     return weight, mean - centre @ weight
