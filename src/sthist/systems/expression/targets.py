@@ -105,12 +105,12 @@ def thinned(counts: csr_matrix, depth: Depth) -> csr_matrix:
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     share = min(1.0, depth.counts / max(float(np.median(totals)), 1.0))
     rng = np.random.default_rng([depth.seed, depth.draws])
-    whole, total = counts.data.astype(np.int64), None
+    whole, total = counts.data.astype(np.int64), csr_matrix(counts.shape, dtype=np.float32)
     for _ in range(depth.draws):
-        drawn = csr_matrix((rng.binomial(whole, share), counts.indices, counts.indptr), counts.shape)
+        places = counts.indices.copy(), counts.indptr.copy()  # taking zeros away changes them
+        drawn = csr_matrix((rng.binomial(whole, share), *places), counts.shape)
         drawn.eliminate_zeros()
-        logs = csr_matrix(normalised(drawn, TARGET_SUM, True)[0].X)
-        total = logs if total is None else total + logs
+        total = total + csr_matrix(normalised(drawn, TARGET_SUM, True)[0].X)
     return csr_matrix(total / depth.draws, dtype=np.float32)
 
 
