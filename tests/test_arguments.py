@@ -13,7 +13,7 @@ import argument_tables
 
 FUNCTIONS = dict(argument_tables.public_functions())
 VERBS = {name: found for name, found in FUNCTIONS.items() if name.startswith(("pp.", "tl."))}
-NO_SAMPLE = {"pl.training_history", "pp.GeneMatch", "pp.StainNormalizer", "pp.StainReference"}
+NO_SAMPLE = {"pl.training_history", "pp.GeneMatch", "pp.GenePanel", "pp.StainNormalizer", "pp.StainReference"}
 """Classes among the verbs."""
 
 OWNS = {

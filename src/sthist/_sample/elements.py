@@ -380,10 +380,18 @@ def find_expression_table(sdata: SpatialData, table: str | None = None) -> str:
     recorded = {known.get(role, {}).get("table") for role in ("cells", "spots")}
     other = other_tools.without_counts(sdata)
     measured = [
-        name for name, adata in sdata.tables.items() if adata.X is not None and adata.n_vars and name not in other
+        name
+        for name, adata in sdata.tables.items()
+        if adata.X is not None and adata.n_vars and name not in other and not _is_predicted(name, adata)
     ]
     candidates = [name for name in measured if name in recorded] or measured
     return _only_one(sdata, "table of expression", "tables", candidates, "table=")
+
+
+def _is_predicted(name: str, adata: Any) -> bool:
+    """Whether a table holds what a model says of its genes, not what was measured."""
+    made = adata.uns.get("sthist", {}).get(name)
+    return hasattr(made, "get") and made.get("call") == "tl.expression"
 
 
 def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ VAR_NAMES, LISTED = "var_names", "names"
 MIN_OVERLAP = 0.1
 POOR_OVERLAP = 0.5
 """Of the smaller side; below it, it is tried whether case is what separates the names."""
+
+ENSEMBL_SPECIES = re.compile(r"ENS([A-Z]{3,4})?G\d{11}")
+SPECIES = {None: "human", "MUS": "mouse", "RNO": "rat"}
+HUMAN_SYMBOL = re.compile(r"[A-Z][A-Z0-9-]*[A-Z][A-Z0-9-]*")
+MOUSE_SYMBOL = re.compile(r"[A-Z][a-z0-9-]*[a-z][a-z0-9-]*")
 
 ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+")
 
@@ -155,6 +161,32 @@ def _read_column(values: pd.Series) -> _Column:
     compared = np.array([ENSEMBL_VERSION.sub(r"\1", name.strip()) for name in written], dtype=object)
     compared = np.where(is_gene(compared), compared, "") if len(compared) else compared
     return _Column.of(written, pd.Series(compared, dtype=object).to_numpy())
+
+
+def compared_names(values: pd.Series) -> np.ndarray:
+    """Names of genes as they are compared: no version of an Ensembl id, and "" for what is no gene."""
+    return _read_column(values).compared
+
+
+def species_of(names: Iterable[str]) -> str | None:
+    """The species of genes, by the prefix of Ensembl ids, or by case: ``GAPDH`` is human, ``Gapdh`` mouse or rat.
+
+    None where names do not say.
+    """
+    prefixes: Counter[str | None] = Counter()
+    cases: Counter[str] = Counter()
+    for name in map(str, names):
+        ensembl = ENSEMBL_SPECIES.match(name)
+        if ensembl is not None:
+            prefixes[ensembl[1]] += 1
+        elif HUMAN_SYMBOL.fullmatch(name):
+            cases["human"] += 1
+        elif MOUSE_SYMBOL.fullmatch(name):
+            cases["mouse"] += 1
+    if prefixes.total() > cases.total():
+        prefix = prefixes.most_common(1)[0][0]
+        return SPECIES.get(prefix, f"ENS{prefix}")
+    return cases.most_common(1)[0][0] if cases else None
 
 
 def _folded(columns: Mapping[str, Mapping[str, _Column]]) -> dict[str, dict[str, _Column]]:

@@ -7,9 +7,10 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submodules=["image"],
     submod_attrs={
         "_classify": ["Interval", "auc_ovr", "bootstrap_interval", "confusion", "weighted_auc"],
-        "_correlation": ["gene_pearson"],
-        "_expression": ["ExpressionScores", "expression"],
-        "_maps": ["morans_i"],
-        "_noise_ceiling": ["noise_ceiling"],
+        "_clustering": ["ClusteringScores", "LabelAgreement", "clustering", "label_agreement"],
+        "_expression.correlation": ["gene_pearson"],
+        "_expression.scores": ["ExpressionScores", "expression"],
+        "_expression.maps": ["morans_i"],
+        "_expression.noise_ceiling": ["noise_ceiling"],
     },
 )

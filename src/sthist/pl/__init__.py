@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_classification": ["confusion", "roc"],
         "_embedding": ["cells", "embedding"],
         "_benchmark": ["ablation", "image_metrics"],
+        "_expression.maps": ["clusters", "gene_maps"],
+        "_expression.ranking": ["gene_ranking"],
         "_niches": ["niche_composition"],
         "_overlay": ["overlay", "tiles"],
         "_scores": ["score_map", "top_tiles"],

@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_aggregate": ["aggregate"],
         "_align": ["align"],
         "_embed": ["embed"],
+        "_gene_panel.panel": ["GenePanel", "gene_panel"],
+        "_gene_panel.sets": ["gene_set"],
         "_genes": ["genes"],
         "_labels": ["label_regions"],
         "_match_genes": ["GeneMatch", "match_genes"],

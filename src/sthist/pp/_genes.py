@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sthist import _store
 from sthist._messages import plain
-from sthist._sample.counts import fault_of_counts
 from sthist._sample.elements import COUNTS, is_gene
 from sthist._sample.samples import over_samples
 from sthist._settings import logger
+from sthist._tables.expression import find_raw_counts, normalised
 from sthist._tables.find import called, find_expression
 from sthist._tables.genes import closest, collect_columns
 
@@ -179,60 +178,6 @@ def _find_table(data: Any, table: str | None) -> tuple[AnnData, str | None]:
     return adata, key
 
 
-def find_raw_counts(adata: AnnData, layer: str | None, name: str) -> tuple[str, csr_matrix, pd.Index]:
-    """Where the counts are, the counts, and the names of their columns."""
-    if layer == "X":
-        candidates = {"X": (adata.X, adata.var_names)}
-    elif layer is not None:
-        if layer not in adata.layers:
-            raise KeyError(f"{name} has no layer {layer!r}; it has {list(adata.layers)}.{closest(layer, adata.layers)}")
-        candidates = {f"layers[{layer!r}]": (adata.layers[layer], adata.var_names)}
-    elif COUNTS in adata.layers:
-        # A layer of this name that holds no counts would be overwritten by going on.
-        candidates = {f"layers[{COUNTS!r}]": (adata.layers[COUNTS], adata.var_names)}
-    else:
-        candidates = {"X": (adata.X, adata.var_names)}
-        if adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
-            candidates["raw"] = (adata.raw.X, adata.raw.var_names)
-    faults: dict[str, str] = {}
-    for source, (matrix, features) in candidates.items():
-        counts, fault = _read_counts(matrix, adata.obs_names, features)
-        if counts is not None:
-            if source == "raw":
-                logger.info(
-                    "%s: X %s; counts come from raw. Functions of scanpy that read raw by default take use_raw=False.",
-                    name,
-                    faults["X"],
-                )
-            return source, counts, features
-        faults[source] = fault
-    reasons = "; ".join(f"{source} {fault}" for source, fault in faults.items())
-    raise ValueError(
-        f"{name} has no raw counts: {reasons}. Read the file that has them, put them in layers['counts'], or name "
-        f"their layer with layer= (there are {list(adata.layers)})."
-    )
-
-
-def _read_counts(matrix: Any, rows: pd.Index, features: pd.Index) -> tuple[csr_matrix | None, str]:
-    """The matrix as CSR, or None and why it holds no counts."""
-    from scipy.sparse import csr_matrix, issparse
-
-    if matrix is None:
-        return None, "is not there"
-    if not (issparse(matrix) or isinstance(matrix, np.ndarray)):
-        return None, f"is a {type(matrix).__name__}, not in memory (adata.to_memory() reads it)"
-    counts = csr_matrix(matrix)
-    values = counts.data
-    if values.dtype.kind not in "biuf":
-        return None, f"is of dtype {values.dtype}"
-    fault = fault_of_counts(values)
-    if fault is None:
-        return counts, ""
-    row = int(np.searchsorted(counts.indptr, fault.first, side="right")) - 1
-    shown = f"{values[fault.first]:.6g} of gene {features[counts.indices[fault.first]]!r} in {rows[row]!r}"
-    return None, f"has {fault.n} values that are {fault.what}, such as {shown}{fault.looks}"
-
-
 def _chosen_genes(
     adata: AnnData, genes: Sequence[str] | None, controls: Sequence[str] | None, name: str
 ) -> tuple[pd.Index, int]:
@@ -302,24 +247,6 @@ def _say_empty_rows(adata: AnnData, counts: csr_matrix, name: str) -> int:
             str(adata.obs_names[empty.argmax()]),
         )
     return int(empty.sum())
-
-
-def normalised(counts: csr_matrix, target_sum: Any, log: bool) -> tuple[AnnData, float | None]:
-    """A table of normalised expression alone, and the total that its rows have."""
-    import anndata as ad
-    import scanpy as sc
-
-    normalised = ad.AnnData(counts.astype(np.float32))
-    if target_sum == "median":
-        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-        target_sum = np.median(totals[totals > 0]) if totals.any() else None
-    if target_sum is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Some cells have zero counts", category=UserWarning)
-            sc.pp.normalize_total(normalised, target_sum=float(target_sum))
-    if log:
-        sc.pp.log1p(normalised)
-    return normalised, None if target_sum is None else float(target_sum)
 
 
 def _columns(adata: AnnData, kept: pd.Index) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from sthist import _sample, scale
 from sthist._messages import plain
 from sthist._sample.elements import is_gene
-from sthist.pp._genes import find_raw_counts
+from sthist._tables.expression import find_raw_counts
 from sthist.tiles._molecules.density import iter_points
 from sthist.tiles._regions.locate import RegionIndex, SparseCounts, SquareGrid, centroids_um
 

@@ -16,6 +16,7 @@ from sthist._settings import logger, settings
 from sthist._tables.find import find_table, require_free
 from sthist._tables.labels import as_classes, column_names
 from sthist._tables.rows import write_columns
+from sthist.metrics._clustering import leiden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -276,7 +277,9 @@ def _cluster(compositions: np.ndarray, method: str, options: dict[str, Any], see
     known: Any = np.isfinite(compositions).all(axis=1)
     different, inverse = np.unique(compositions[known].round(DIGITS), axis=0, return_inverse=True)
     if method == "leiden":
-        codes[known] = _leiden(different, options["resolution"], seed)[inverse.ravel()]
+        require_igraph()
+        # Of rows that are alike one alone: equal ones would make islands of their own.
+        codes[known] = leiden(different, resolution=options["resolution"], seed=seed)[inverse.ravel()]
         return codes
     if len(different) < options["n_niches"]:
         raise ValueError(
@@ -287,20 +290,6 @@ def _cluster(compositions: np.ndarray, method: str, options: dict[str, Any], see
     # As many random starts as scikit-learn took for long: one can end in a poor place.
     codes[known] = KMeans(options["n_niches"], n_init=10, random_state=seed).fit_predict(compositions[known])
     return codes
-
-
-def _leiden(points: np.ndarray, resolution: float, seed: int) -> np.ndarray:
-    """Leiden on the graph of nearest points; equal ones would make islands of their own."""
-    if len(points) < 3:
-        return np.arange(len(points))
-    import anndata as ad
-    import scanpy as sc
-
-    light = ad.AnnData(points.astype(np.float32))
-    sc.pp.neighbors(light, n_neighbors=min(15, len(points) - 1), use_rep="X", random_state=seed)
-    require_igraph()
-    sc.tl.leiden(light, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
-    return light.obs["leiden"].cat.codes.to_numpy().astype(int)
 
 
 def _ordered(codes: np.ndarray) -> np.ndarray:

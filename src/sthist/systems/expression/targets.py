@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +9,10 @@ import numpy as np
 from sthist._messages import plain
 from sthist._sample.samples import naming, samples_of
 from sthist._settings import logger
-from sthist._tables.find import called, find_expression
+from sthist._tables.expression import Depth, log_expression
+from sthist._tables.find import find_expression
 from sthist._tables.genes import collect_columns, match_names, names_of_list, names_of_table
 from sthist._tables.rows import lie_within
-from sthist.pp._genes import find_raw_counts, normalised
 from sthist.training.regression.targets import Targets
 from sthist.training.rows import SampleRows
 
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
-TARGET_SUM = 1e4
 FEW = 10
 """Spots below which a slide is pointed out: they say little of what is typical of it."""
 
@@ -53,65 +50,6 @@ def _inside(data: Any, adata: AnnData, within: Any, name: str) -> np.ndarray:
         raise KeyError(f"within= needs the places of rows, and {name} has no obsm['spatial'] (x, y in µm).")
     places = np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
     return np.flatnonzero(lie_within(data, places, within, name))
-
-
-@dataclass(frozen=True)
-class Depth:
-    """Expression as a slide of so many counts a row would show it."""
-
-    counts: float  # median of the sample's rows
-    draws: int  # of which the mean is taken: 1 for what one such slide shows
-    seed: int
-
-
-def log_expression(adata: AnnData, name: str, depth: Depth | None = None) -> csr_matrix:
-    """Log-normalised expression of all genes of a table, (n_obs, n_vars) CSR float32.
-
-    What ``pp.genes`` has made is taken as it is; raw counts are brought to 10,000 in all and logarithms taken; what is
-    neither, and has no negative values, is taken for the logarithms that it looks like.
-    """
-    from scipy.sparse import csr_matrix
-
-    made = adata.uns.get("sthist", {}).get("genes")
-    if made is not None and made.get("log") and depth is None:
-        return csr_matrix(adata.X, dtype=np.float32)
-    try:
-        source, counts, features = find_raw_counts(adata, None, called(None))
-    except ValueError as error:
-        if depth is not None:
-            raise ValueError(f"depth= needs raw counts, which {name} has not. ({error})") from None
-        matrix = csr_matrix(adata.X, dtype=np.float32)
-        values = matrix.data
-        if not np.isfinite(values).all() or (len(values) and values.min() < 0):
-            raise ValueError(
-                f"{name[0].upper() + name[1:]} has neither raw counts nor logarithms of them: X has values that are "
-                f"{'negative' if np.isfinite(values).all() else 'NaN or infinite'}. Start from the counts: pp.genes. "
-                f"({error})"
-            ) from None
-        logger.info("%s has no raw counts; X is taken for log-normalised expression.", name[0].upper() + name[1:])
-        return matrix
-    logger.info("%s: counts from %s are brought to %d a row, and logarithms taken.", name, source, TARGET_SUM)
-    if not features.equals(adata.var_names):
-        counts = counts[:, features.get_indexer(adata.var_names)]
-    if depth is not None:
-        return thinned(counts, depth)
-    return csr_matrix(normalised(counts, TARGET_SUM, True)[0].X)
-
-
-def thinned(counts: csr_matrix, depth: Depth) -> csr_matrix:
-    """Mean log-normalised expression of counts of which only a part was seen, (n, genes) CSR float32."""
-    from scipy.sparse import csr_matrix
-
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    share = min(1.0, depth.counts / max(float(np.median(totals)), 1.0))
-    rng = np.random.default_rng([depth.seed, depth.draws])
-    whole, total = counts.data.astype(np.int64), csr_matrix(counts.shape, dtype=np.float32)
-    for _ in range(depth.draws):
-        places = counts.indices.copy(), counts.indptr.copy()  # taking zeros away changes them
-        drawn = csr_matrix((rng.binomial(whole, share), *places), counts.shape)
-        drawn.eliminate_zeros()
-        total = total + csr_matrix(normalised(drawn, TARGET_SUM, True)[0].X)
-    return csr_matrix(total / depth.draws, dtype=np.float32)
 
 
 def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None, depth: Depth | None = None) -> Targets:

@@ -10,8 +10,9 @@ import numpy as np
 
 from sthist import _store
 from sthist._sample.verbs import verb
+from sthist._tables.expression import Depth
 from sthist.systems.expression.models import as_model
-from sthist.systems.expression.targets import Depth, expression_rows, expression_targets
+from sthist.systems.expression.targets import expression_rows, expression_targets
 from sthist.training.regression.features import centres_of
 from sthist.training.regression.model import plain_config
 from sthist.training.regression.rehearsal import Rehearsal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ PREFIX = "familiarity."
 """Before the names of its arrays among the weights of a model."""
 
 MOST_REFERENCES, MOST_COMPONENTS = 2000, 32
+ROWS_AT_ONCE = 8192
 STRANGE = 0.025
 """Familiarity below which a region is unlike what the model was trained on."""
 
@@ -31,9 +32,10 @@ class Familiarity:
     what is farther away than any of them.
     """
 
-    mean: np.ndarray  # (d,) of the features, and what brings them to components, (d, k)
-    components: np.ndarray
-    references: np.ndarray  # (m, k)
+    mean: np.ndarray  # (d,) of the features
+    scale: np.ndarray  # (d,) standard deviation
+    components: np.ndarray  # (d, k) of the standardised features
+    references: np.ndarray  # (m, k + 1) in components, and last how far off them: what no component shows counts, too
     distances: np.ndarray  # (m,) of the references from each other, sorted
 
     @classmethod
@@ -43,21 +45,20 @@ class Familiarity:
 
         rng = np.random.default_rng([seed, len(features)])
         some = np.sort(rng.permutation(len(features))[:MOST_REFERENCES])
-        mean, deviation = standards(features[some])
-        standard = ((features[some] - mean) / deviation).astype(np.float64)
+        mean, scale = standards(features[some])
+        standard = ((features[some] - mean) / scale).astype(np.float64)
         n = min(MOST_COMPONENTS, *standard.shape)
-        found = PCA(n, svd_solver="full").fit(standard)
-        components = (found.components_.T / deviation[:, None]).astype(np.float32)
-        references = ((features[some] - mean) @ components).astype(np.float32)
-        return cls(mean, components, references, np.sort(_between_groups(references, groups[some])))
+        components = PCA(n, svd_solver="full").fit(standard).components_.T.astype(np.float32)
+        references = _in_components(standard, components).astype(np.float32)
+        return cls(mean, scale, components, references, np.sort(_between_groups(references, groups[some])))
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, np.ndarray]) -> Self | None:
         """As a model keeps it; None where it has none."""
-        names = ("mean", "components", "references", "distances")
-        if any(PREFIX + name not in weights for name in names):
+        names = [PREFIX + each.name for each in fields(cls)]
+        if any(name not in weights for name in names):
             return None
-        return cls(*(weights[PREFIX + name] for name in names))
+        return cls(*(weights[name] for name in names))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Arrays for a model to keep."""
@@ -67,8 +68,18 @@ class Familiarity:
         """Familiarity of regions (n, d), (n,) float32 from 0 to 1."""
         from sklearn.metrics import pairwise_distances_argmin_min
 
-        _, nearest = pairwise_distances_argmin_min((features - self.mean) @ self.components, self.references)
-        below = np.searchsorted(self.distances, nearest, side="left")
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"Features have shape {features.shape}; the model was trained on {len(self.mean)} of each region. Are "
+                "they of the same encoder?"
+            )
+        nearest = np.empty(len(features))
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            standard = (features[part].astype(np.float64) - self.mean) / self.scale
+            places = _in_components(standard, self.components)
+            nearest[part] = pairwise_distances_argmin_min(places, self.references.astype(np.float64))[1]
+        below = np.searchsorted(self.distances, nearest.astype(np.float32), side="left")
         return (1 - below / len(self.distances)).astype(np.float32)
 
 
@@ -84,6 +95,13 @@ def say_strange(familiarity: np.ndarray, where: str) -> None:
             len(strange),
             STRANGE,
         )
+
+
+def _in_components(standard: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """Standardised features in principal components, and last their distance from these."""
+    inside = standard @ components
+    off = (standard**2).sum(axis=1) - (inside**2).sum(axis=1)
+    return np.column_stack([inside, np.sqrt(np.maximum(off, 0))])
 
 
 def _between_groups(references: np.ndarray, groups: np.ndarray) -> np.ndarray:

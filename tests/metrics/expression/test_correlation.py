@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse, stats
 
 from sthist import metrics
-from sthist.metrics import _blocks
+from sthist.metrics._expression import blocks
 
 
 def counts(n=60, genes=7, seed=0):
@@ -23,7 +23,7 @@ def one_by_one(truth, prediction):
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_array, pd.DataFrame, np.float32])
 def test_each_gene_is_scipy_s(kind, monkeypatch):
-    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 60 * 8 * 2)  # two genes in a block
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 60 * 8 * 2)  # two genes in a block
     truth, prediction = counts()
     values = metrics.gene_pearson(kind(truth), prediction)
     np.testing.assert_allclose(values, one_by_one(truth, prediction), rtol=1e-6 if kind is np.float32 else 1e-10)

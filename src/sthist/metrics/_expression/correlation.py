@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sthist.metrics._blocks import Pair, group_rows, rounding
+from sthist.metrics._expression.blocks import Pair, group_rows, rounding
 
 MIN_SPOTS = 2
 """In fewer, nothing can be correlated."""
@@ -106,7 +106,7 @@ def correlate(
     """Pearson or Spearman, NaN where a side does not vary; of how many values; whether the truth varies."""
     n = np.full(truth.shape[1 - axis], truth.shape[axis]) if mask is None else mask.sum(axis=axis)
     varies = [
-        (_spread(values, mask, axis) > limit * np.abs(values).max(axis=axis, initial=0)) & (n >= MIN_SPOTS)
+        (spread(values, mask, axis) > limit * np.abs(values).max(axis=axis, initial=0)) & (n >= MIN_SPOTS)
         for values, limit in ((truth, tolerance[0]), (prediction, tolerance[1]))
     ]
     if ranks:
@@ -143,7 +143,7 @@ def _ranks(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray
     return np.nan_to_num(rankdata(np.where(mask, values, np.nan), axis=axis, nan_policy="omit"))
 
 
-def _spread(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
+def spread(values: np.ndarray, mask: np.ndarray | None, axis: int) -> np.ndarray:
     """Largest minus smallest of what was measured; 0 where nothing was."""
     if mask is None:
         return values.max(axis=axis) - values.min(axis=axis)

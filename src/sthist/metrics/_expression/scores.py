@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import listed
-from sthist.metrics._blocks import Pair, group_rows, rounding
-from sthist.metrics._correlation import correlate, moments_of, over_groups, require_spots
+from sthist.metrics._expression.blocks import Pair, group_rows, rounding
+from sthist.metrics._expression.correlation import correlate, moments_of, over_groups, require_spots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,7 +164,7 @@ def _score_genes(pair: Pair, rows: list[np.ndarray], wanted: set[str], centres: 
     """All scores across spots, and the sums of each gene."""
     import pandas as pd
 
-    from sthist.metrics._maps import Maps
+    from sthist.metrics._expression.maps import Maps
 
     tolerance = rounding(pair.truth), rounding(pair.prediction)
     maps = None if centres is None else Maps(centres, rows)

@@ -8,8 +8,8 @@ import numpy as np
 
 from sthist._messages import plain
 from sthist._sample.counts import fault_of_counts
-from sthist.metrics._blocks import BLOCK_BYTES, group_rows
-from sthist.metrics._correlation import over_groups
+from sthist.metrics._expression.blocks import BLOCK_BYTES, group_rows
+from sthist.metrics._expression.correlation import over_groups
 
 
 def noise_ceiling(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.metrics._blocks import BLOCK_BYTES, group_rows
+from sthist.metrics._expression.blocks import BLOCK_BYTES, group_rows
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -68,16 +68,18 @@ def _raster(centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tree = cKDTree(centres)
     low, high = centres.min(axis=0), centres.max(axis=0)
     area = float(np.prod(np.maximum(high - low, 0)))
-    side = max(_pitch(tree, centres), np.sqrt(area / (MAX_PIXELS * len(centres))))
+    side = max(pitch_of(centres), np.sqrt(area / (MAX_PIXELS * len(centres))))
     width, height = (np.floor((high - low) / side + 0.5).astype(int) + 1).tolist()
     x, y = np.meshgrid(low[0] + side * np.arange(width), low[1] + side * np.arange(height))
     distance, spot = tree.query(np.column_stack([x.ravel(), y.ravel()]))
     return spot.reshape(height, width), (distance <= REACH * side).reshape(height, width)
 
 
-def _pitch(tree: Any, centres: np.ndarray) -> float:
+def pitch_of(centres: np.ndarray) -> float:
     """The usual distance from a spot to the next."""
-    nearest = tree.query(centres, k=2)[0][:, 1]
+    from scipy.spatial import cKDTree
+
+    nearest = cKDTree(centres).query(centres, k=2)[0][:, 1]
     if not (nearest > 0).any():
         raise ValueError(f"All {len(centres)} spots lie at one place, {centres[0].tolist()}; a map needs several.")
     return float(np.median(nearest[nearest > 0]))
@@ -179,7 +181,7 @@ def _neighbours(centres: np.ndarray, n_neighbors: int | None) -> csr_matrix:
 
     tree, n = cKDTree(centres), len(centres)
     nearest = tree.query(centres, k=2)[0][:, 1]
-    pitch = _pitch(tree, centres)
+    pitch = pitch_of(centres)
     on_lattice = np.ptp(np.quantile(nearest, [0.1, 0.9])) <= LATTICE_SPREAD * pitch
     if n_neighbors is None and on_lattice:
         pairs = tree.query_pairs(LATTICE_REACH * pitch, output_type="ndarray")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from scipy import sparse, stats
 
 from sthist import metrics
-from sthist.metrics import _blocks
+from sthist.metrics._expression import blocks
 
 
 def made(n=30, genes=12, seed=0):
@@ -22,7 +22,7 @@ def made(n=30, genes=12, seed=0):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 8 * 100)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 100)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -218,8 +218,8 @@ def test_memory_does_not_grow_with_the_panel():
     dense = n * genes * 8
     assert peak > 0
     # Some ten blocks; what is dense and whole would be 64 MB for each matrix and each step.
-    assert peak < 12 * _blocks.BLOCK_BYTES
-    assert dense > _blocks.BLOCK_BYTES
+    assert peak < 12 * blocks.BLOCK_BYTES
+    assert dense > blocks.BLOCK_BYTES
 
 
 def test_what_cannot_be_scored_is_refused():

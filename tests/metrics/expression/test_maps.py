@@ -29,7 +29,7 @@ def by_the_formula(values, centres, reach):
 
 @pytest.mark.parametrize("hexagonal", [False, True])
 def test_neighbours_are_those_of_the_lattice(hexagonal, monkeypatch):
-    monkeypatch.setattr("sthist.metrics._maps.BLOCK_BYTES", 81 * 8 * 2)
+    monkeypatch.setattr("sthist.metrics._expression.maps.BLOCK_BYTES", 81 * 8 * 2)
     rng = np.random.default_rng(0)
     centres = lattice(hexagonal)
     values = rng.poisson(2, (81, 5)) + centres[:, :1] / 200

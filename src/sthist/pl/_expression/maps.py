@@ -1,0 +1,272 @@
+"""Maps of genes and of clusters, measured and predicted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._sample.verbs import verb
+from sthist._settings import settings
+from sthist.metrics import clustering
+from sthist.metrics._compare import shuffled
+from sthist.metrics._expression.correlation import correlate
+from sthist.metrics._expression.maps import pitch_of
+from sthist.pl._base import add_scale_bar, finish, make_axes
+from sthist.pl._colours import class_colours, limit, place_legend
+from sthist.pl._expression.found import Found, find_prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+DOT = 0.95
+"""Diameter of a region, in distances to the next."""
+
+
+@verb
+def gene_maps(
+    data: SpatialData | AnnData,
+    genes: Sequence[str],
+    key: str | None = None,
+    *,
+    table: str | None = None,
+    nulls: bool = True,
+    cmap: str = "viridis",
+    vmin: float | str | None = None,
+    vmax: float | str | None = "p99",
+    seed: int | None = None,
+    axes: Any = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Draw genes where they were measured, where they are predicted, and what the prediction is of other regions.
+
+    A gene has one scale in all its panels: what is predicted too flat looks flat. Over a prediction stands its
+    correlation with what was measured here, and beside the gene the one that it had where it was held out, when the
+    model was trained.
+
+    Parameters
+    ----------
+    data
+        One sample, or the path of its store, or a table, with predictions of :func:`sthist.tl.expression`.
+    genes
+        Genes to draw, a row each.
+    key
+        The layer or table of the prediction; by default the only one.
+    table
+        Key of the table, where several have such a layer.
+    nulls
+        Draw the prediction dealt to other regions, too: what it looks like where it knows nothing.
+    cmap
+        Colour map.
+    vmin, vmax
+        Limits of log expression: a value, or a quantile of what was measured and predicted of the gene, such as
+        ``"p99"``; from the lowest by default.
+    seed
+        Of the dealing.
+    axes
+        Axes to draw on: for each gene, one for what was measured (where anything was), one for the prediction, one for
+        the null.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes, gene by gene.
+
+    Raises
+    ------
+    KeyError
+        If there is no such prediction or gene, or regions have no places.
+    ValueError
+        If several predictions could be meant, or there is nothing to draw.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy("visium", size_um=900)
+    >>> sthist.tl.expression(sdata, sthist.tl.train_expression(sdata, split="block"))
+    >>> axes = sthist.pl.gene_maps(sdata, ["ERBB2", "CD8A"])
+    >>> len(axes)
+    6
+    """
+    genes = list(dict.fromkeys(map(str, genes)))
+    if not genes:
+        raise ValueError("genes is empty: name what is to be drawn.")
+    found = find_prediction(data, key, table)
+    places, predicted, truth = found.places, found.predicted(genes), found.truth(genes)
+    shown = np.isfinite(predicted).any(axis=1) & np.isfinite(places).all(axis=1)
+    if shown.sum() < 2:
+        raise ValueError(f"{found.name!r} has {int(shown.sum())} regions with predictions and places; a map needs two.")
+    places, predicted, truth = places[shown], predicted[shown], truth[shown]
+    panels = {"measured": truth} if np.isfinite(truth).any() else {}
+    panels[found.model] = predicted
+    if nulls:
+        dealt = shuffled(len(predicted), settings.seed if seed is None else seed)
+        panels[f"{found.model}, shuffled"] = predicted[dealt]
+    width = pitch_of(places)
+    extent = _extent(places, width)
+    names = [name for _ in genes for name in panels]
+    drawn = make_axes(len(names), len(panels), extent, axes, names)
+    for row, gene in enumerate(genes):
+        own = drawn[row * len(panels) : (row + 1) * len(panels)]
+        values = np.concatenate([truth[:, row], predicted[:, row]])
+        known = values[np.isfinite(values)]
+        low, high = limit(vmin, known, "p0"), limit(vmax, known, "p100")
+        for ax, (name, each) in zip(own, panels.items(), strict=True):
+            title = name if name == "measured" else _title(name, truth[:, row], each[:, row])
+            dots = _draw(ax, places, each[:, row], width, extent, title, cmap=cmap, low=low, high=max(high, low + 1e-6))
+        own[0].set_ylabel(_label(found, gene), fontsize="medium")
+        own[0].figure.colorbar(dots, ax=own[-1], label="log expression", shrink=0.8)
+        add_scale_bar(own[-1], extent, "black")
+    return finish(drawn, save)
+
+
+@verb
+def clusters(
+    data: SpatialData | AnnData,
+    key: str | None = None,
+    *,
+    table: str | None = None,
+    genes: Sequence[str] | None = None,
+    resolution: float = 1.0,
+    seed: int | None = None,
+    axes: Any = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Draw clusters of what was measured beside those of what is predicted, in the colours of those they correspond to.
+
+    Both are found as :func:`sthist.metrics.clustering` does.
+
+    Parameters
+    ----------
+    data
+        One sample, or the path of its store, or a table, with predictions of :func:`sthist.tl.expression`.
+    key
+        The layer or table of the prediction; by default the only one.
+    table
+        Key of the table, where several have such a layer.
+    genes
+        Genes that count; by default all that were measured and predicted.
+    resolution
+        Of Leiden.
+    seed
+        Of the clustering.
+    axes
+        Two axes to draw on.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    Two axes.
+
+    Raises
+    ------
+    ImportError
+        If igraph is not installed.
+    KeyError
+        If there is no such prediction or gene, or regions have no places.
+    ValueError
+        If several predictions could be meant, or nothing was measured at the regions.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy("visium", size_um=900)
+    >>> sthist.tl.expression(sdata, sthist.tl.train_expression(sdata, split="block"))
+    >>> len(sthist.pl.clusters(sdata))
+    2
+    """
+    found = find_prediction(data, key, table)
+    genes = list(map(str, found.scores.index)) if genes is None else list(dict.fromkeys(map(str, genes)))
+    predicted, truth, places = found.predicted(genes), found.truth(genes), found.places
+    measured = np.isfinite(truth).any(axis=0)
+    shown = np.isfinite(predicted[:, measured]).all(axis=1) & np.isfinite(truth[:, measured]).all(axis=1)
+    n_shown = int(shown.sum()) if measured.any() else 0
+    if n_shown < 3:
+        raise ValueError(
+            f"Clusters are compared where something was measured; that is so in {n_shown} of {len(shown)} regions of "
+            f"{found.name!r}."
+        )
+    scores = clustering(
+        truth[shown][:, measured],
+        predicted[shown][:, measured],
+        resolution=resolution,
+        seed=settings.seed if seed is None else seed,
+    )
+    places = places[shown]
+    width = pitch_of(places)
+    extent = _extent(places, width)
+    titles = ["measured", f"{found.model}\nARI {scores.ari:.2f}, NMI {scores.nmi:.2f}, accuracy {scores.accuracy:.2f}"]
+    drawn = make_axes(2, 2, extent, axes, ["measured", found.model])
+    n = int(max(scores.truth.max(), scores.prediction.max())) + 1
+    colours = class_colours([str(number) for number in range(n)])
+    for ax, labels, title in zip(drawn, (scores.truth, scores.prediction), titles, strict=True):
+        _draw(ax, places, None, width, extent, title, colours=colours[labels])
+    add_scale_bar(drawn[-1], extent, "black")
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
+    place_legend(drawn[-1], handles=handles, labels=[str(number) for number in range(n)])
+    return finish(drawn, save)
+
+
+def _draw(
+    ax: Axes,
+    places: np.ndarray,
+    values: np.ndarray | None,
+    width: float,
+    extent: tuple[float, float, float, float],
+    title: str,
+    *,
+    cmap: str | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+    colours: np.ndarray | None = None,
+) -> Any:
+    """A disc of its size in µm at each place."""
+    from matplotlib.collections import EllipseCollection
+    from matplotlib.colors import Normalize
+
+    known = slice(None) if values is None else np.isfinite(values)
+    size = np.full(len(places[known]), DOT * width)
+    how: dict[str, Any] = {"facecolors": colours}
+    if values is not None:
+        how = {"array": values[known], "cmap": cmap, "norm": Normalize(low, high)}
+    where = {"offsets": places[known], "offset_transform": ax.transData}
+    dots = EllipseCollection(size, size, 0, units="xy", linewidths=0, rasterized=True, **where, **how)
+    ax.add_collection(dots)
+    x0, y0, x1, y1 = extent
+    ax.set(xticks=[], yticks=[], xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
+    ax.set_title(title, fontsize="medium")
+    return dots
+
+
+def _extent(places: np.ndarray, width: float) -> tuple[float, float, float, float]:
+    (x0, y0), (x1, y1) = places.min(axis=0) - width, places.max(axis=0) + width
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _title(name: str, truth: np.ndarray, values: np.ndarray) -> str:
+    """Name of a panel, and its correlation with what was measured, where that is defined."""
+    both = np.isfinite(truth) & np.isfinite(values)
+    if both.sum() < 2:
+        return name
+    r = correlate(truth[both][:, None], values[both][:, None], None, 0, (1e-6, 1e-6))[0][0]
+    return f"{name}, r = {r:.2f}" if np.isfinite(r) else name
+
+
+def _label(found: Found, gene: str) -> str:
+    """A gene, and how it did where it was held out."""
+    if "pearson" not in found.scores:
+        return gene
+    pearson = float(found.scores["pearson"].to_dict()[gene])
+    if not np.isfinite(pearson):
+        return f"{gene}\nnot scored"
+    trusted = "trusted" not in found.scores or found.scores["trusted"].to_dict()[gene]
+    return f"{gene}\nheld out r = {pearson:.2f}" + ("" if trusted else "\nnot trusted")
