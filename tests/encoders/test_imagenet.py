@@ -54,6 +54,25 @@ def test_equals_timm_with_the_weights_loaded_by_hand(pretrained):
     assert encoder.dim == expected.shape[1] == 1280
 
 
+def test_early_layers_are_means_and_deviations_of_timm_blocks():
+    tensors = torch.load(file_of("efficientnet-lite0"), weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    expected = []
+    with torch.no_grad():
+        maps = network.bn1(network.conv_stem(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 127.5 - 1))
+        for number, block in enumerate(network.blocks[:5]):
+            maps = block(maps)
+            if number in (1, 2, 4):
+                expected += [maps.numpy().mean((2, 3)), maps.numpy().std((2, 3))]
+    encoder = get("efficientnet-lite0-early", device="cpu")
+    found = encoder.embed(tiles)
+    assert found.shape == (2, encoder.dim) == (2, 352)
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-4)
+    assert not encoder.can_dense
+
+
 def test_names_what_is_in_photographs(pretrained):
     _, file, encoder = pretrained
     tensors = torch.load(file, weights_only=True)

@@ -94,10 +94,12 @@ def get(
     ----------
     encoder
         ``"morphology"``, which needs no weights; ``"efficientnet-lite0"`` or ``"efficientnet-lite2"``, whose weights of
-        ImageNet come with the extra ``imagenet``; a name of :func:`available`; ``"timm:<name>"`` (also
-        ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also ``"open_clip:hf-hub:<owner>/<name>"``); a
-        function from tiles (n, px, px, 3) of uint8 to (n, d); a :class:`torch.nn.Module` from float images
-        (n, 3, px, px) to (n, d); an :class:`Encoder`; or a list of these, which is joined in its order.
+        ImageNet come with the extra ``imagenet``, or ``"efficientnet-lite0-early"`` for means and standard deviations
+        of its early layers, which say more of histology than its last; a name of :func:`available`;
+        ``"timm:<name>"`` (also ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also
+        ``"open_clip:hf-hub:<owner>/<name>"``); a function from tiles (n, px, px, 3) of uint8 to (n, d); a
+        :class:`torch.nn.Module` from float images (n, 3, px, px) to (n, d); an :class:`Encoder`; or a list of these,
+        which is joined in its order.
     weights
         A local file (safetensors, or a state dict of torch), or a folder like the hub's with its ``config.json``.
         Nothing is ever unpickled.

