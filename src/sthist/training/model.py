@@ -33,9 +33,14 @@ def weight_hash(provenance: Any) -> str | None:
 SYSTEMS = {
     "annotator": ("sthist.systems.annotation.annotator", "Annotator"),
     "beer-lambert": ("sthist.systems.virtual_he.models.beer_lambert", "BeerLambert"),
+    "bleep": ("sthist.systems.expression.models.bleep", "BLEEP"),
+    "deepspot": ("sthist.systems.expression.models.deepspot", "DeepSpot"),
+    "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),
     "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
     "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),
+    "resnet": ("sthist.systems.expression.models.resnet", "ResNet"),
     "ridge": ("sthist.systems.expression.models.ridge", "Ridge"),
+    "stnet": ("sthist.systems.expression.models.stnet", "STNet"),
     "st2he": ("sthist.systems.virtual_he.models.st2he", "ST2HE"),
 }
 """Module and class of each system, by the name in its ``config.json``; one from elsewhere adds itself."""

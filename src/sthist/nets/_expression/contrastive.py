@@ -14,6 +14,9 @@ from sthist.nets._expression.regression import features_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+POSITION_STD = 0.02
+"""Of what is learned of places, at the start: with torch's 1, it would drown the expression that it is added to."""
+
 
 class _Contrastive(nn.Module):
     """What both share: a trunk with a projection on the side of the image."""
@@ -163,6 +166,8 @@ class McLSTExp(_Contrastive):
         self.n_positions = n_positions
         if n_positions:
             self.row, self.column = nn.Embedding(n_positions, n_genes), nn.Embedding(n_positions, n_genes)
+            for table in (self.row, self.column):
+                nn.init.normal_(table.weight, std=POSITION_STD)
         self.blocks = nn.Sequential(*(AttentionBlock(n_genes, heads, head_width, dropout) for _ in range(depth)))
 
     def expression_embedding(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+EMBEDDINGS = ("spot", "subspots", "neighbours")
+
 
 class Standardized(nn.Module):
     """Standardise the embeddings of a batch, and hand it to a network.
@@ -38,11 +40,13 @@ class Standardized(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> Any:
         """What the network gives for the standardised batch."""
-        return self.net(self._standard(batch))
+        return self.net(self.standard(batch))
 
     def losses(self, batch: dict[str, Any], targets: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, Any]:
         """The network's losses of the standardised batch."""
-        return self.net.losses(self._standard(batch), targets, mask)  # type: ignore[operator,no-any-return]
+        return self.net.losses(self.standard(batch), targets, mask)  # type: ignore[operator,no-any-return]
 
-    def _standard(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {**batch, "spot": (batch["spot"] - self.mean) / self.scale}
+    def standard(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with its embeddings standardised, also those of sub-tiles and of neighbours."""
+        there = [name for name in EMBEDDINGS if name in batch]
+        return {**batch, **{name: (batch[name] - self.mean) / self.scale for name in there}}

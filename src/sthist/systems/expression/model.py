@@ -80,34 +80,48 @@ class EmbeddingModel(ExpressionModel):
         if self.config.embeddings and keys and keys != tuple(self.config.embeddings):
             raise ValueError(f"This model takes the embeddings {list(self.config.embeddings)}, not {list(keys)}.")
         keys = tuple(self.config.embeddings) or keys
-        names = [str(made.get("encoder") or "") for made in self.config.encoders] or [""] * len(keys)
+        typed = [embedding] if isinstance(embedding, str) else list(embedding or [])
+        names = [str(made.get("encoder") or "") for made in self.config.encoders] or typed or [""] * len(keys)
         if not keys and not any(embeddings_of(adata) for adata in rows.tables):
             keys, names = (f"X_{DEFAULT_ENCODER}",), [DEFAULT_ENCODER]
         keys = keys or (find_embedding(rows.tables[0], None, rows.names[0]),)
         for key, name in zip(keys, names or [""] * len(keys), strict=True):
-            self._embed_missing(rows, key, name or key.removeprefix("X_"), image, device, progress)
+            self._embed_missing(rows, key, (name or key).removeprefix("X_"), image, device, progress)
         if not self.config.embeddings:
             self.config = replace(self.config, embeddings=keys)
 
     def _embed_missing(
-        self, rows: SampleRows, key: str, name: str, image: str | None, device: str | None, progress: bool | None
+        self,
+        rows: SampleRows,
+        key: str,
+        encoder: Any,
+        image: str | None,
+        device: str | None,
+        progress: bool | None,
+        spec: TileSpec | None = None,
     ) -> None:
-        """Embed the regions of tables that lack an embedding, where their samples have images."""
+        """Embed the regions of tables that lack an embedding, where their samples have images.
+
+        A spec is for tables that do not say how large their tiles are, and for embeddings that none has yet.
+        """
         known = [each for each in (origin_of(adata, key) for adata in rows.tables if key in adata.obsm) if each.encoder]
         own = [TileSpec(**each["spec"]) for each in self.config.encoders if each["key"] == key and each["spec"]]
-        spec = next(iter(own + [each.spec for each in known if each.spec]), None)  # as where it is there already
-        name = next((str(each.encoder) for each in known), name)
+        settled = next(iter(own + [each.spec for each in known if each.spec]), None)  # as where it is there already
+        if isinstance(encoder, str):
+            encoder = next((str(each.encoder) for each in known), encoder)
         for number, (sample, adata, where) in enumerate(zip(rows.samples, rows.tables, rows.names, strict=True)):
             if key in adata.obsm or not getattr(sample.data, "images", None):
                 continue  # what is lacking is said where it is read
             regions = adata.uns.get("spatialdata_attrs", {}).get("region")
             if not isinstance(regions, str):
                 continue
-            logger.info("%s has no obsm[%r]; its regions are embedded with %r.", where, key, name)
-            options: dict[str, Any] = {} if spec is None else {"spec": spec}
+            named = getattr(encoder, "name", encoder)
+            logger.info("%s has no obsm[%r]; its regions are embedded with %r.", where, key, named)
+            chosen = settled or (spec if table_spec(adata) is None else None)
+            options: dict[str, Any] = {} if chosen is None else {"spec": chosen}
             options |= {"image": image, "device": device, "progress": progress}
             table = next((each for each in sample.data.tables if sample.data.tables[each] is adata), None)
-            pp.embed(sample.data, name, regions=table or regions, key_added=key, **options)
+            pp.embed(sample.data, encoder, regions=table or regions, key_added=key, **options)
             rows.tables[number] = sample.data.tables[table or str(rows_of(sample.data, regions).table)]
 
     def _require_origins(self, origins: tuple[Origin, ...], rows: SampleRows) -> None:

@@ -123,8 +123,7 @@ def as_inputs(data: Any) -> Inputs:
         if tiles.ndim != 4 or tiles.shape[-1] != 3 or tiles.dtype != np.uint8:
             raise ValueError(f"Tiles are (n, px, px, 3) uint8, not {tiles.shape} {tiles.dtype}.")
         return TileArray(arrays)
-    if "spot" in arrays:
-        if arrays["spot"].ndim != 2:
-            raise ValueError(f"Embeddings are (n, d), tiles (n, px, px, 3); these are {arrays['spot'].shape}.")
-        arrays["spot"] = arrays["spot"].astype(np.float32, copy=False)
-    return Arrays(arrays)
+    if "spot" in arrays and arrays["spot"].ndim != 2:
+        raise ValueError(f"Embeddings are (n, d), tiles (n, px, px, 3); these are {arrays['spot'].shape}.")
+    numbers = {name for name, each in arrays.items() if each.dtype.kind == "f"} | {"spot"}
+    return Arrays({n: each.astype(np.float32, copy=False) if n in numbers else each for n, each in arrays.items()})

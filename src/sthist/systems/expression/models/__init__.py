@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 MODELS = {
     "ridge": ("ridge", "Ridge"),
     "mlp": ("mlp", "EmbeddingMLP"),
+    "deepspot": ("deepspot", "DeepSpot"),
+    "stnet": ("stnet", "STNet"),
+    "resnet": ("resnet", "ResNet"),
+    "bleep": ("bleep", "BLEEP"),
+    "mclstexp": ("mclstexp", "McLSTExp"),
 }
 """Module and class of each model, by the name that verbs take."""
 

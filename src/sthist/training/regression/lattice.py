@@ -1,0 +1,101 @@
+"""Which regions lie around each other: rings on the lattice of spots or tiles, of any kind and however it is turned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+CLEAR = 0.8
+"""How much directions to the nearest have to agree (1: all do) for places to lie on a lattice."""
+
+AT_PITCH = 1.25
+"""Distance, in medians of that to the nearest, up to which a place is a direct neighbour; diagonals are at 1.41."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Of one sample: hexagons (Visium), squares (legacy ST, bins, grids of tiles), or none."""
+
+    kind: Literal["hexagons", "squares", "none"]
+    basis: np.ndarray  # (2, 2), its two steps, in columns
+
+    @property
+    def pitch(self) -> float:
+        """Distance of neighbours in µm."""
+        return float(np.linalg.norm(self.basis[:, 0]))
+
+    def steps(self, displacements: np.ndarray) -> np.ndarray:
+        """Steps along either direction that lead nearest to displacements (n, 2), (n, 2) int."""
+        return np.rint(displacements @ np.linalg.inv(self.basis).T).astype(np.int64)
+
+    def distance(self, steps: np.ndarray) -> np.ndarray:
+        """Ring on which steps (n, 2) end, (n,) int."""
+        if self.kind == "squares":
+            return np.abs(steps).max(axis=1)
+        # The six neighbours are one step along either direction, or forth along one and back along the other.
+        return (np.abs(steps).sum(axis=1) + np.abs(steps.sum(axis=1))) // 2
+
+
+def find_lattice(centres: np.ndarray) -> Lattice:
+    """The lattice of places (n, 2), by distance and direction of the nearest of each."""
+    from scipy.spatial import cKDTree
+
+    centres = np.unique(centres, axis=0)
+    if len(centres) < 2:
+        return Lattice("none", np.eye(2))
+    tree = cKDTree(centres)
+    step = float(np.median(tree.query(centres, 2)[0][:, 1]))
+    pairs = tree.query_pairs(AT_PITCH * step, output_type="ndarray")
+    x, y = (centres[pairs[:, 1]] - centres[pairs[:, 0]]).T
+    pitch, angle = float(np.median(np.hypot(x, y))), np.arctan2(y, x)
+    kinds: tuple[tuple[Literal["hexagons", "squares"], int], ...] = (("hexagons", 6), ("squares", 4))
+    for kind, fold in kinds:
+        mean = np.exp(1j * fold * angle).mean()
+        if abs(mean) > CLEAR:
+            turns = np.angle(mean) / fold + np.array([0, 2 * np.pi / fold])
+            return Lattice(kind, pitch * np.array([np.cos(turns), np.sin(turns)]))
+    return Lattice("none", step * np.eye(2))
+
+
+def neighbours_of(centres: np.ndarray, rings: int) -> np.ndarray:
+    """Numbers of the places on the rings around each, (n, k), the nearest first; -1 where there is none.
+
+    On no lattice they are the nearest, as many as hexagons would have.
+    """
+    from scipy.spatial import cKDTree
+
+    n, full = len(centres), 3 * rings * (rings + 1)
+    lattice, tree = find_lattice(centres), cKDTree(centres)
+    if lattice.kind == "none":
+        away, found = tree.query(centres, min(full + 1, n)) if n > 1 else (np.empty((n, 0)), np.empty((n, 0), int))
+        one, other = np.repeat(np.arange(n), found.shape[1]), found.ravel()
+        order = np.argsort(np.where(one == other, -1.0, away.ravel()).reshape(found.shape), axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)[:, 1:]
+    squares = lattice.kind == "squares"
+    full = 4 * rings * (rings + 1) if squares else full
+    near = tree.query_pairs((rings * (2**0.5 if squares else 1) + 0.4) * lattice.pitch, output_type="ndarray")
+    displacements = centres[near[:, 1]] - centres[near[:, 0]]
+    rung = lattice.distance(lattice.steps(displacements))
+    kept = (rung >= 1) & (rung <= rings)
+    away = np.linalg.norm(displacements[kept], axis=1)
+    one, other = np.concatenate([near[kept], near[kept, ::-1]]).T
+    order = np.lexsort((other, np.concatenate([away, away]), one))
+    one, other = one[order], other[order]
+    place = np.arange(len(one)) - np.searchsorted(one, one)
+    table = np.full((n, full), -1)
+    table[one[place < full], place[place < full]] = other[place < full]
+    return table
+
+
+def array_places(centres: np.ndarray, name: str) -> np.ndarray:
+    """Row and column of places on their lattice, (n, 2) int from 0."""
+    lattice = find_lattice(centres)
+    if lattice.kind == "none":
+        raise ValueError(
+            f"The places of {name} lie on no lattice, so that they have no row and column. Write obs['array_row'] and "
+            "obs['array_col'], or take a model without positions."
+        )
+    steps = lattice.steps(centres - centres.min(axis=0))
+    return steps - steps.min(axis=0)
