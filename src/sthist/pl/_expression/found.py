@@ -16,11 +16,21 @@ from sthist._tables.genes import closest
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
 CALL = "tl.expression"
 """What the record of a prediction is of."""
 
 SCORES = ("pearson", "pearson_null", "trusted")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Log expression that was measured at the rows of a prediction."""
+
+    logs: csr_matrix
+    genes: pd.Index
+    rows: np.ndarray  # row of the logarithms for each row of the prediction, -1 for none
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +42,7 @@ class Found:
     adata: AnnData
     layer: str | None  # None for a table of its own
     scores: pd.DataFrame  # by gene, of the columns that there are
-    measured: AnnData | None  # a table with counts or logarithms
-    rows: np.ndarray  # row of that table for each row of the prediction, -1 for none
+    measured: Measured | None
 
     @property
     def places(self) -> np.ndarray:
@@ -57,12 +66,11 @@ class Found:
         values = np.full((self.adata.n_obs, len(genes)), np.nan)
         if self.measured is None:
             return values
-        logs = log_expression(self.measured, "the measured table")
-        there = self.rows >= 0
+        there = self.measured.rows >= 0
         for column, gene in enumerate(genes):
-            if gene in self.measured.var_names:
-                place = int(np.flatnonzero(self.measured.var_names == gene)[0])
-                values[there, column] = logs[self.rows[there], place].toarray().ravel()
+            if gene in self.measured.genes:
+                place = int(np.flatnonzero(self.measured.genes == gene)[0])
+                values[there, column] = self.measured.logs[self.measured.rows[there], place].toarray().ravel()
         return values
 
 
@@ -87,9 +95,8 @@ def find_prediction(data: Any, key: str | None, table: str | None) -> Found:
         raise ValueError(f"There are several predictions: {listed(candidates)}. Name one with key=, or its table=.")
     ((name, (where, adata, layer)),) = candidates.items()
     made = _made(adata, layer if layer is not None else str(where))
-    return Found(
-        name, str(made.get("model", name)), adata, layer, _scores(adata, layer), *_measured(data, adata, layer)
-    )
+    model = str(made.get("model", name))
+    return Found(name, model, adata, layer, _scores(adata, layer), _measured(data, adata, layer))
 
 
 def _made(adata: AnnData, key: str) -> dict[str, Any]:
@@ -109,24 +116,21 @@ def _scores(adata: AnnData, layer: str | None) -> pd.DataFrame:
     return scores[known] if known.any() else scores
 
 
-def _measured(data: Any, adata: AnnData, layer: str | None) -> tuple[AnnData | None, np.ndarray]:
-    """The table with what was measured of the rows of a prediction, and which of its rows they are."""
-    everything = np.arange(adata.n_obs)
-    if layer is not None:
-        return (adata if _has_expression(adata) else None), everything
+def _measured(data: Any, adata: AnnData, layer: str | None) -> Measured | None:
+    """What was measured of the rows of a prediction: in the same table, or in that of the sample; None for nothing."""
+    key, measured, rows = None, adata, np.arange(adata.n_obs)
     try:
-        key, measured = find_expression(data, None)
-    except (KeyError, ValueError):
-        return None, everything
-    links = [each.uns.get("spatialdata_attrs", {}) for each in (adata, measured)]
-    if not all("instance_key" in link for link in links):
-        return None, everything
-    names = [_row_names(each, link) for each, link in zip((adata, measured), links, strict=True)]
-    rows = names[1].get_indexer(names[0])
-    if (rows < 0).all() or not _has_expression(measured):
-        return None, everything
-    logger.info("What was measured comes from %s.", called(key))
-    return measured, rows
+        if layer is None:
+            key, measured = find_expression(data, None)
+            links = [each.uns.get("spatialdata_attrs", {}) for each in (adata, measured)]
+            names = [_row_names(each, link) for each, link in zip((adata, measured), links, strict=True)]
+            rows = names[1].get_indexer(names[0])
+        if (rows < 0).all():
+            return None
+        return Measured(log_expression(measured, called(key)), measured.var_names, rows)
+    except (KeyError, ValueError) as error:  # there is no such table, it has no expression, or is not linked
+        logger.info("Nothing is known of what was measured: %s", error)
+        return None
 
 
 def _row_names(adata: AnnData, link: Any) -> Any:
@@ -136,14 +140,6 @@ def _row_names(adata: AnnData, link: Any) -> Any:
     return pd.MultiIndex.from_arrays(
         [adata.obs[link["region_key"]].astype(str), adata.obs[link["instance_key"]].astype(str)]
     )
-
-
-def _has_expression(adata: AnnData) -> bool:
-    try:
-        log_expression(adata, "the table")
-    except (ValueError, TypeError):
-        return False
-    return True
 
 
 def _columns(adata: AnnData, layer: str | None, genes: list[str]) -> np.ndarray:

@@ -37,7 +37,7 @@ def gene_maps(
     table: str | None = None,
     nulls: bool = True,
     cmap: str = "viridis",
-    vmin: float | str | None = None,
+    vmin: float | str | None = "p1",
     vmax: float | str | None = "p99",
     seed: int | None = None,
     axes: Any = None,
@@ -65,7 +65,7 @@ def gene_maps(
         Colour map.
     vmin, vmax
         Limits of log expression: a value, or a quantile of what was measured and predicted of the gene, such as
-        ``"p99"``; from the lowest by default.
+        ``"p99"``.
     seed
         Of the dealing.
     axes
@@ -89,8 +89,8 @@ def gene_maps(
     --------
     >>> import sthist
     >>> sdata = sthist.datasets.toy("visium", size_um=900)
-    >>> sthist.tl.expression(sdata, sthist.tl.train_expression(sdata, split="block"))
-    >>> axes = sthist.pl.gene_maps(sdata, ["ERBB2", "CD8A"])
+    >>> sdata["table"].layers["mine"] = sdata["table"].X.toarray() / 2.0  # or tl.expression
+    >>> axes = sthist.pl.gene_maps(sdata, sdata["table"].var_names[:2], "mine")
     >>> len(axes)
     6
     """
@@ -178,8 +178,8 @@ def clusters(
     --------
     >>> import sthist
     >>> sdata = sthist.datasets.toy("visium", size_um=900)
-    >>> sthist.tl.expression(sdata, sthist.tl.train_expression(sdata, split="block"))
-    >>> len(sthist.pl.clusters(sdata))
+    >>> sdata["table"].layers["mine"] = sdata["table"].X.toarray() / 2.0  # or tl.expression
+    >>> len(sthist.pl.clusters(sdata, "mine"))
     2
     """
     found = find_prediction(data, key, table)
@@ -248,8 +248,9 @@ def _draw(
 
 
 def _extent(places: np.ndarray, width: float) -> tuple[float, float, float, float]:
+    """The box of all discs, and below them room for the scale bar."""
     (x0, y0), (x1, y1) = places.min(axis=0) - width, places.max(axis=0) + width
-    return float(x0), float(y0), float(x1), float(y1)
+    return float(x0), float(y0), float(x1), float(y1 + 0.1 * (y1 - y0))
 
 
 def _title(name: str, truth: np.ndarray, values: np.ndarray) -> str:

@@ -39,7 +39,7 @@ def gene_ranking(
     key
         The layer or table of the prediction in a sample; by default the only one.
     n
-        So many genes are named, the best and the worst.
+        So many of the best genes, and of the worst, are named beside the axes, with their scores.
     table
         Key of the table, where several have such a layer.
     ax
@@ -82,17 +82,18 @@ def gene_ranking(
     for which, colour, label in ((trusted, TRUSTED, "trusted"), (~trusted, NOT_TRUSTED, "not trusted")):
         if which.any():
             ax.scatter(rank[which], values[which], s=size, color=colour, label=label if "trusted" in known else None)
-    for column, style, label in (("pearson_null", "-", "97.5 % of shuffled"), ("ceiling", "--", "noise ceiling")):
-        if column in known:
-            ax.plot(rank, known[column].to_numpy(np.float64), style, color="0.3", lw=0.8, label=label)
+    if "pearson_null" in known:
+        ax.plot(rank, known["pearson_null"].to_numpy(np.float64), color="0.3", lw=0.8, label="97.5 % of shuffled")
+    if "ceiling" in known:
+        ax.scatter(rank, known["ceiling"].to_numpy(np.float64), s=size, marker="_", color="0.7", label="noise ceiling")
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     _name(ax, list(map(str, known.index)), values, n)
     missing = len(scores) - len(known)
     title = f"{int(trusted.sum())} of {len(scores)} genes trusted" if "trusted" in known else f"{len(scores)} genes"
     title += f", {missing} without score" if missing else ""
-    ax.set(xlabel="genes, best first", ylabel="Pearson across held-out spots", title=title)
+    ax.set(xlabel="genes, best first", ylabel="Pearson across spots", title=title)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small", loc="upper right")
+        ax.legend(frameon=False, fontsize="small", loc="lower left")
     return finish([ax], save)[0]
 
 
@@ -105,20 +106,8 @@ def _scores_of(data: Any, key: str | None, table: str | None) -> pd.DataFrame:
 
 
 def _name(ax: Axes, names: list[str], values: np.ndarray, n: int) -> None:
-    """Write the best genes down the left side of the cloud and the worst down the right, joined to their dots."""
-    best = range(min(n, len(names)))
-    worst = range(max(len(names) - n, len(best)), len(names))
-    low, high = float(values.min()), float(values.max())
-    step = max((high - low) / 18, 1e-3)
-    for places, at, align in ((best, 0.12, "left"), (worst, 0.88, "right")):
-        top = high if align == "left" else low + step * (len(places) - 1)
-        for line, place in enumerate(places):
-            ax.annotate(
-                names[place],
-                (place + 1, values[place]),
-                (1 + at * len(names), top - line * step),
-                fontsize="x-small",
-                ha=align,
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": "0.8", "lw": 0.5},
-            )
+    """Write the best genes beside the top of the axes, and the worst beside its bottom, each with its score."""
+    lines = [f"{name}  {value:.2f}" for name, value in zip(names, values, strict=True)]
+    best, worst = lines[:n], lines[max(n, len(lines) - n) :]
+    for text, y, place in ((best, 1.0, "top"), (worst, 0.0, "bottom")):
+        ax.text(1.02, y, "\n".join(text), transform=ax.transAxes, fontsize="x-small", va=place)
