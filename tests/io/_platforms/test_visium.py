@@ -437,3 +437,14 @@ def test_damaged_hd_folder(hd, damage):
     break_it(hd)
     with pytest.raises(error, match=message):
         visium_hd(hd)
+
+
+def test_a_picture_whose_checksum_is_wrong(tmp_path):
+    """Pillow shows such a PNG with other pixels, and without a word."""
+    path, _ = vendor.visium_folder(tmp_path / "outs")
+    picture = next((path / "spatial").glob("*hires_image.png"))
+    content = bytearray(picture.read_bytes())
+    content[content.index(b"IDAT") + 20] ^= 1
+    picture.write_bytes(content)
+    with pytest.raises(ValueError, match=r"hires_image\.png is damaged: the checksum"):
+        visium(path)

@@ -500,3 +500,11 @@ def test_pitch_of_spots_that_are_off_their_places():
     assert spot_pitch(research.visium_lattice(0.5)[["x", "y"]].to_numpy().round()) == pytest.approx(50, rel=0.01)
     assert spot_pitch(rng.uniform(0, 1000, (400, 2))) is None
     assert spot_pitch(px[:3]) is None
+
+
+def test_a_technology_that_is_no_name(tmp_path):
+    research.hest_copy(tmp_path)
+    metadata = tmp_path / "metadata" / "TENX1.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"st_technology": ["Visium"]}))
+    with pytest.raises(ValueError, match=r"TENX1\.json: 'st_technology' is \['Visium'\]"):
+        sthist.io.hest(tmp_path, "TENX1")

@@ -18,7 +18,14 @@ from sthist._reading import read_object as read_json
 from sthist._reading import reading as reading
 from sthist._reading import require_file as require_readable
 from sthist.io._files import values
-from sthist.io._files.images import TIFF_SUFFIXES, any_size, orientation, read_image, require_fitting
+from sthist.io._files.images import (
+    TIFF_SUFFIXES,
+    any_size,
+    orientation,
+    read_image,
+    require_checksums,
+    require_fitting,
+)
 from sthist.io._files.tiff import open_tiff
 from sthist.io._files.values import FARTHEST
 
@@ -461,6 +468,8 @@ def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:
         return (pixels.shape[0], pixels.shape[-2], pixels.shape[-1]), pixels.dtype
     with reading(path), any_size(), Image.open(path) as picture:
         require_fitting(path, picture)
+        if picture.format == "PNG":
+            require_checksums(path)
         mode, (width, height) = picture.mode, picture.size
         if orientation(picture) > 4:  # it lies on its side
             width, height = height, width

@@ -73,7 +73,7 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
         with reading(path), any_size(), Image.open(path) as opened:
             require_fitting(path, opened)
             if opened.format == "PNG":
-                _require_checksums(path)
+                require_checksums(path)
             turned = orientation(opened) != 1
             picture = ImageOps.exif_transpose(opened) if turned else opened
             if picture.mode in PICTURE_MODES:
@@ -93,7 +93,7 @@ def _read_picture(path: Path, name: str) -> np.ndarray:
         raise ValueError(f"Image {name!r}: {error}") from None
 
 
-def _require_checksums(path: Path) -> None:
+def require_checksums(path: Path) -> None:
     """Refuse a PNG of which a part is not what was written: Pillow shows what it can, and fills up with black."""
     with path.open("rb") as file:
         file.seek(8)

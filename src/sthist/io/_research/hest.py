@@ -273,7 +273,12 @@ def _form(
     path: Path, metadata: Path, record: dict[str, Any], pitch: float | None, mpp: float, argument: float | None
 ) -> tuple[str, float]:
     """Whether the rows are round spots, squares or cells, and how large they are in pixels."""
-    if record.get("st_technology") in POOLED:
+    technology = record.get("st_technology")
+    if not isinstance(technology, str | None):
+        raise ValueError(
+            f"{metadata}: 'st_technology' is {technology!r:.80}; it should be a name. Copy the file again."
+        )
+    if technology in POOLED:
         if pitch is not None:
             return "squares", pitch
         logger.info("%s: the rows lie on no lattice; they are taken for cells.", path)
