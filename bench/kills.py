@@ -1,6 +1,6 @@
 """What each verb that writes leaves behind when it is killed before one of the steps that change the store.
 
-Run ``python bench/kills.py [--json FILE] [--only VERB ...]``. Every verb of ``tests/writing.py`` is run on a toy sample
+Run ``python bench/kills.py [--json FILE] [--only VERB ...] [--fewer]``. Every verb of ``tests/writing.py`` is run on a toy sample
 on zarr, with and without consolidated metadata, without and with an earlier result (``overwrite=True``), and as on a
 file system that cannot exchange folders. A copy of this process is forked for each step and ended by SIGKILL just
 before it. ``read_zarr`` must give the elements and attributes of before or the complete result, the same call must
@@ -27,12 +27,20 @@ from writing import VERBS
 import sthist
 from sthist._store import store
 
+EVERY = tuple(product((True, False), (False, True), (True, False)))
+"""Consolidated metadata or not, an earlier result or none, a file system that exchanges folders or not."""
+
+SETTING = ("verb", "consolidated", "overwrite", "exchange")
+FEWER = ((True, False, True), (False, True, False))
+
 
 def main() -> None:
     """Go through the verbs, print, and keep the findings where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the findings are kept")
     parser.add_argument("--only", nargs="+", choices=list(VERBS), default=list(VERBS))
+    parser.add_argument("--fewer", action="store_true", help="two of the eight settings for each verb")
+    parser.add_argument("--add", action="store_true", help="to what FILE has already, in place of the same settings")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     sthist.settings.progress = False
@@ -41,7 +49,7 @@ def main() -> None:
     rows = []
     for name in arguments.only:
         verb = VERBS[name]
-        for consolidated, overwrite, exchange in product((True, False), (False, True), (True, False)):
+        for consolidated, overwrite, exchange in FEWER if arguments.fewer else EVERY:
             with tempfile.TemporaryDirectory(prefix="kills-") as folder:
                 start = verb.write(Path(folder) / "start.zarr")
                 if overwrite:
@@ -60,6 +68,10 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
+    if arguments.add and arguments.json.exists():
+        same = {tuple(row[name] for name in SETTING) for row in rows}
+        kept = json.loads(arguments.json.read_text())["rows"]
+        rows = [row for row in kept if tuple(row[name] for name in SETTING) not in same] + rows
     found = {
         "command": "python bench/kills.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
