@@ -1,10 +1,10 @@
 """What each verb that writes leaves behind when it is killed before one of the steps that change the store.
 
-Run ``python bench/kills.py [--json FILE] [--only VERB ...] [--fewer]``. Every verb of ``tests/writing.py`` is run on a toy sample
-on zarr, with and without consolidated metadata, without and with an earlier result (``overwrite=True``), and as on a
-file system that cannot exchange folders. A copy of this process is forked for each step and ended by SIGKILL just
-before it. ``read_zarr`` must give the elements and attributes of before or the complete result, the same call must
-complete it, and nothing may be left. The exit status says whether all held.
+Run ``python bench/kills.py [--json FILE] [--only VERB ...] [--fewer] [--add]``. Every verb of ``tests/writing.py`` is
+run on a toy sample on zarr, with and without consolidated metadata, without and with an earlier result
+(``overwrite=True``), and as on a file system that cannot exchange folders. A copy of this process is forked for each
+step and ended by SIGKILL just before it. ``read_zarr`` must give the elements and attributes of before or the complete
+result, the same call must complete it, and nothing may be left. The exit status says whether all held.
 """
 
 from __future__ import annotations
