@@ -24,6 +24,7 @@ from sthist._disk import full_disk_explained
 from sthist._scratch import own_folder, resumable_folder
 from sthist._settings import logger, recorded, settings
 from sthist._store.commit import KINDS, LOCK, ROOT, WORK, commit, repair
+from sthist._store.lazy import LazyParts
 from sthist._store.merge import merged
 from sthist._store.names import check_name, inside
 
@@ -238,17 +239,22 @@ class Change:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             built = work / "built.zarr"
+            lazy = {name: LazyParts.of(element) for name, element in elements.items()}
             if elements:
                 with warnings.catch_warnings():
                     # A table whose regions are elements of the real store has them nowhere in this one.
                     warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
-                    sd.SpatialData.init_from_elements(elements).write(built)
+                    whole = {name: lazy[name].without(element) for name, element in elements.items()}
+                    sd.SpatialData.init_from_elements(whole).write(built)
             read = {at: read_element(built, *at) for at in self._elements}  # it reads, or nothing is published
+            for kind, name in self._elements:
+                lazy[name].write(built / kind / name)
             for kind, _ in self._elements:
                 _ensure_group(self.path, kind)
             files = _changed_metadata(self.sdata, self.path, list(self._systems), work / "copy.zarr")
             commit(self.path, {f"{kind}/{name}": built / kind / name for kind, name in self._elements}, files, facts)
         for (kind, name), element in read.items():
+            lazy[name].read(element, self.path / kind / name)
             in_memory = kind in {"shapes", "tables"}  # the others are read from their place when they are needed
             _set(self.sdata, kind, name, element if in_memory else read_element(self.path, kind, name))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from sthist.training.regression.features import gaussian_means
 from sthist.training.regression.model import placed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from sthist.training.regression.inputs import Inputs
@@ -26,7 +29,10 @@ AT_ONCE = 8192
 """Rows whose features are looked at together."""
 
 IN_MEMORY = 2**26
-"""Values up to which a table of predictions is held in memory; a larger one stays on disk, if its sample lies there."""
+"""Values up to which predictions are held in memory; more of them stay on disk, if their sample lies there."""
+
+ROWS = 1024
+"""Where a block has more rows than this, it has a multiple of it: chunks on disk lie in one block each."""
 
 SCORES = ("pearson", "pearson_null", "trusted")
 """Columns of a model's scores that go along with its predictions."""
@@ -41,9 +47,15 @@ class Prediction:
     centres: np.ndarray | None  # (n, 2) in µm, of a model that smooths what it predicts
     batch_size: int
     device: str | None
+    # One block is predicted while another one is written: a network is on one device at a time.
+    _turn: Any = field(default_factory=Lock, repr=False)
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Predictions of some rows, (n, outputs) float32."""
+        with self._turn:
+            return self._smoothed(rows)
+
+    def _smoothed(self, rows: np.ndarray) -> np.ndarray:
         if self.model.config.smooth_um is None:
             return self._plain(rows)
         needed, weights = self._surroundings(rows)
@@ -153,11 +165,15 @@ def _write_layer(
     backed = place.table is not None and _store.store_path(data) is not None
     # The object keeps its own until the store has the new one: writing can fail.
     changed = adata.copy() if backed else adata
-    layer = np.full(adata.shape, np.nan, np.float32)
-    for start in range(0, len(inside), _rows_at_once(len(place.columns))):  # type: ignore[arg-type]
-        rows = inside[start : start + _rows_at_once(len(place.columns))]  # type: ignore[arg-type]
-        layer[np.ix_(rows, place.columns)] = prediction.of(rows)  # type: ignore[arg-type]
-    changed.layers[place.key] = layer
+
+    def make(start: int, stop: int) -> np.ndarray:
+        block = np.full((stop - start, adata.n_vars), np.nan, np.float32)
+        rows = inside[(inside >= start) & (inside < stop)]
+        if len(rows):
+            block[np.ix_(rows - start, place.columns)] = prediction.of(rows)  # type: ignore[arg-type]
+        return block
+
+    changed.layers[place.key] = _in_blocks(make, adata.shape, backed=backed)
     scores = prediction.model.scores
     for name in scores.columns.intersection(list(SCORES)):
         values = np.full(adata.n_vars, False if scores[name].dtype == bool else np.nan)
@@ -196,25 +212,33 @@ def _write_table(
         var[name] = scores[name].to_numpy()
     obsm = {name: np.asarray(adata.obsm[name])[inside] for name in ("spatial",) if name in adata.obsm}
     uns = {"spatialdata_attrs": dict(link)} if link else {}
-    large = len(inside) * len(var) > IN_MEMORY and _store.store_path(data) is not None
-    values = _lazy(prediction, inside) if large else prediction.of(inside)
+    values = _in_blocks(
+        lambda start, stop: prediction.of(inside[start:stop]),
+        (len(inside), len(var)),
+        backed=_store.store_path(data) is not None,
+    )
     table = ad.AnnData(values, obs=obs, var=var, obsm=obsm, uns=uns)
     _store.add(data, "tables", place.key, table, made, overwrite=place.overwrite)
 
 
-def _lazy(prediction: Prediction, rows: np.ndarray) -> Any:
-    """Predictions as a dask array, each block of which is made when it is written."""
+def _in_blocks(make: Callable[[int, int], np.ndarray], shape: tuple[int, int], *, backed: bool) -> Any:
+    """Predictions by ranges of rows: an array, or, where they are many, one of dask that is made as it is written."""
     import dask
     import dask.array as da
 
-    n = len(prediction.model.config.outputs)
-    step = _rows_at_once(n)
-    blocks = [
-        da.from_delayed(dask.delayed(prediction.of)(part), (len(part), n), np.float32)
-        for part in (rows[start : start + step] for start in range(0, len(rows), step))
-    ]
-    return da.concatenate(blocks)
-
-
-def _rows_at_once(n_outputs: int) -> int:
-    return max(1, BLOCK // max(1, n_outputs))
+    n, width = shape
+    step = max(1, BLOCK // max(1, width))
+    step -= step % ROWS if step > ROWS else 0
+    ranges = [(start, min(start + step, n)) for start in range(0, n, step)]
+    if n * width > IN_MEMORY and backed:
+        delayed = [dask.delayed(make)(*each) for each in ranges]
+        return da.concatenate(
+            [
+                da.from_delayed(block, (stop - start, width), np.float32)
+                for block, (start, stop) in zip(delayed, ranges, strict=True)
+            ]
+        )
+    values = np.empty(shape, np.float32)
+    for start, stop in ranges:
+        values[start:stop] = make(start, stop)
+    return values
