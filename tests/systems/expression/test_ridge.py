@@ -52,3 +52,12 @@ def test_of_few_directions_predictions_have_no_more():
     directions = PCA(2).fit(GENES).components_
     wanted = GENES.mean(axis=0) + (full - GENES.mean(axis=0)) @ directions.T @ directions
     np.testing.assert_allclose(model.predict(FEATURES), wanted, atol=1e-3)
+
+
+def test_the_recipe_of_hest():
+    """Scikit-learn's ridge on 256 components, its penalty 100 / (components x genes); ours has an intercept."""
+    mean = GENES.mean(axis=0)
+    scores = make_pipeline(StandardScaler(), PCA(6)).fit(FEATURES)
+    ridge = Ridge(alpha=100 / (6 * 4), fit_intercept=False).fit(scores.transform(FEATURES), GENES - mean)
+    found = Model(RidgeConfig(alpha="hest", n_components=6)).fit(FEATURES, GENES).predict(FEATURES)
+    np.testing.assert_allclose(found, ridge.predict(scores.transform(FEATURES)) + mean, atol=1e-3)

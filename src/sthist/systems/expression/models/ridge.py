@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,24 +26,26 @@ class RidgeConfig(RegressionConfig):
     Attributes
     ----------
     alpha
-        Penalty on the squared weights, on components of standardised embeddings.
+        Penalty on the squared weights, on components of standardised embeddings; ``"hest"`` for that of the HEST
+        benchmark, 100 / (components x genes), which is next to none.
     n_components
         Number of principal components, fewer where there are fewer rows or dimensions; None for the standardised
-        embeddings themselves. 256 are those of the HEST benchmark.
+        embeddings themselves. 256 are those of the HEST benchmark,
+        whose recipe is ``RidgeConfig(alpha="hest", n_components=256)`` (it has no intercept, where this one has).
     rank
         Number of principal components of the training rows' expression that predictions are made of; None for each gene
         on its own. Few components share what genes have in common: on sections of one patient, 5 to 8 predict better
         than the genes do alone, as long as these are expressed well.
     """
 
-    alpha: float = 300.0
+    alpha: float | Literal["hest"] = 300.0
     n_components: int | None = 64
     rank: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (np.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha is {self.alpha!r}; a positive number is needed.")
+        if self.alpha != "hest" and not (isinstance(self.alpha, float | int) and 0 < self.alpha < np.inf):
+            raise ValueError(f"alpha is {self.alpha!r}; a positive number or 'hest' is needed.")
         for name in ("n_components", "rank"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; at least 1 is needed.")
@@ -93,13 +95,15 @@ class Ridge(EmbeddingModel):
         scores = ((features - mean) / deviation) @ components
         weight = np.zeros((components.shape[1], len(targets.names)))
         bias = np.zeros(len(targets.names))
+        alpha = self.config.alpha
+        alpha = 100 / weight.size if isinstance(alpha, str) else alpha
         # Outputs that the same samples have measured have the same rows, and are solved together.
         for patterns, columns in _alike(targets.measured):
             there = np.isin(targets.sample[rows], np.flatnonzero(patterns))
             if there.any():
                 values = targets.values[rows[there]][:, columns]
                 directions = _directions(values, self.config.rank, options.seed)
-                weight[:, columns], bias[columns] = _solve(scores[there], values, self.config.alpha, directions)
+                weight[:, columns], bias[columns] = _solve(scores[there], values, alpha, directions)
         # As one linear map of the embeddings: what is saved is small, and prediction is one product.
         full = (components / deviation[:, None]) @ weight
         self.weights = {
