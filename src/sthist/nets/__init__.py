@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_expression.augmentation": ["augment_tiles"],
+        "_expression.autoencoders": ["FeatureMap"],
         "_expression.contrastive": ["BLEEP", "McLSTExp"],
         "_expression.deepspot": ["DeepSpot"],
         "_expression.genst": ["CLIP", "GenST"],

@@ -36,7 +36,9 @@ class Origin:
 
 def embeddings_of(adata: AnnData) -> list[str]:
     """Keys of the embeddings that a table has: those that say what made them, else all that can be some."""
-    keys = [key for key in adata.obsm if key.startswith("X_") and key not in NO_EMBEDDINGS]
+    made = adata.uns.get("sthist", {}).items()
+    ours = {f"X_{key}" for key, how in made if isinstance(how, Mapping) and how.get("call") == "tl.expression"}
+    keys = [key for key in adata.obsm if key.startswith("X_") and key not in NO_EMBEDDINGS | ours]
     known = [key for key in keys if origin_of(adata, key).encoder is not None]
     return known or keys
 

@@ -40,6 +40,31 @@ def perceptron(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-2])
 
 
+class FeatureMap(nn.Module):
+    """The features that a network has of places, channels first, as a trunk gives them.
+
+    Parameters
+    ----------
+    network
+        Its ``tokens`` takes images (b, 3, h, w) to (b, places, places, n_features), as those of encoders do.
+
+    Examples
+    --------
+    >>> import sthist, torch
+    >>> encoder = sthist.encoders.get("timm:resnet10t", pretrained=False, device="cpu")
+    >>> sthist.nets.FeatureMap(encoder.module)(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 512, 2, 2])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Features (b, n_features, places, places)."""
+        return self.network.tokens(tiles).permute(0, 3, 1, 2)  # type: ignore[operator,no-any-return]
+
+
 class Codebook(nn.Module):
     """A dictionary of atoms, of which coefficients make linear mixtures: no bias, nothing is quantised.
 

@@ -81,11 +81,13 @@ class _TwoAutoencoders(nn.Module, ABC):
         self.tiles = TileAutoencoder(trunk, n_features, n_atoms, image_width, image_hidden, activation)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Expression (b, n_genes) of ``batch["tiles"]``."""
+        """Expression (b, n_genes) of ``batch["tiles"]``, or of ``batch["coefficients"]`` where they are known."""
         return self.genes.decode(self.coefficients(batch))
 
     def coefficients(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Coefficients (b, n_atoms) of tiles: how much of each atom they have."""
+        if "coefficients" in batch:
+            return batch["coefficients"]
         return self.tiles.encode(self.tiles.features(batch["tiles"]))
 
     def latent(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -134,6 +136,12 @@ class _TwoAutoencoders(nn.Module, ABC):
         terms |= self._ties(of_tiles, of_genes, latent, targets, mask)
         terms["loss"] = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
         return terms
+
+    def validation_loss(
+        self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Squared error of the prediction, by which a training is stopped: images need not be made for it."""
+        return mean_square(self(batch), targets, mask)
 
     @abstractmethod
     def _ties(

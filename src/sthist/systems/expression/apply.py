@@ -80,6 +80,8 @@ def expression(
       Beside a layer these are ``var[key_added + "_pearson"]`` and so on;
     * ``obs["familiarity"]``: how usual the features of a region are among those of the training, from 0 to 1;
     * ``obsm["spatial"]`` in µm, and the link to the regions;
+    * of ``"genst"`` and ``"clip"`` also ``obsm["X_genst"]``, the mixture of atoms of each region, and
+      ``obsm["genst_coefficients"]``, how much of each; beside a layer under its name;
     * ``uns["sthist"]``: the model, and how it was trained.
 
     Raises
@@ -148,7 +150,9 @@ def _predict_one(
     if within is not None:
         inside = np.flatnonzero(lie_within(data, centres_of(rows, "within="), within, rows.names[0]))
     centres = None if model.config.smooth_um is None else centres_of(rows, "smooth_um")
-    prediction = Prediction(model, inputs, centres, batch_size, device)
+    needed = inside if centres is None else np.arange(adata.n_obs)
+    inputs, beside = model.encoded(inputs, needed, batch_size=batch_size, device=device)
+    prediction = Prediction(model, inputs, centres, batch_size, device, beside)
     made = _store.provenance(
         "tl.expression",
         model=model.system,

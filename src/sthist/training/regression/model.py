@@ -101,6 +101,8 @@ class RegressionModel(Model):
 
     config_class: ClassVar[type] = RegressionConfig
     config: Any
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Keys in ``obsm`` of what :meth:`encoded` gives, with ``{}`` for the name of the prediction."""
     default_training: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any = None, weights: Mapping[str, np.ndarray] | None = None) -> None:
@@ -237,6 +239,12 @@ class RegressionModel(Model):
     def representation(self, inputs: Inputs, rows: np.ndarray, *, device: str | None = None) -> np.ndarray:
         """Features that say how alike regions are, (n, d) float32: the embeddings, by default."""
         return placed(((part, batch["spot"]) for part, batch in inputs.in_order(rows, PREDICTED_AT_ONCE)), rows)
+
+    def encoded(
+        self, inputs: Inputs, rows: np.ndarray, *, batch_size: int, device: str | None = None
+    ) -> tuple[Inputs, dict[str, np.ndarray]]:
+        """Inputs that are quicker to predict from than to read again, and what goes to ``obsm``; as they are."""
+        return inputs, {}
 
     @abstractmethod
     def _fit(

@@ -63,7 +63,10 @@ class Feed:
 
 
 class RegressionModule(TrainingModule):
-    """A network with ``losses(batch, targets, mask)``, whose term ``"loss"`` is minimised."""
+    """A network with ``losses(batch, targets, mask)``, whose term ``"loss"`` is minimised.
+
+    The same says when to stop, or the network's ``validation_loss`` if it has one.
+    """
 
     options: RegressionTraining
 
@@ -121,7 +124,9 @@ class RegressionModule(TrainingModule):
     def validation_step(self, batch: Any, index: int) -> None:
         """Add the loss of a batch."""
         (_, arrays, targets, mask), _ = batch
-        loss = self.net.losses(on_device(arrays, self.device, self.feed.transform), targets, mask)["loss"]  # type: ignore[operator]
+        arrays = on_device(arrays, self.device, self.feed.transform)
+        own: Any = getattr(self.net, "validation_loss", None)
+        loss = self.net.losses(arrays, targets, mask)["loss"] if own is None else own(arrays, targets, mask)  # type: ignore[operator]
         self._sums += torch.tensor([float(loss) * len(targets), len(targets)], dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:

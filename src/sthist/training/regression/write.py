@@ -15,7 +15,7 @@ from sthist.training.regression.features import gaussian_means
 from sthist.training.regression.model import placed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from anndata import AnnData
 
@@ -47,6 +47,7 @@ class Prediction:
     centres: np.ndarray | None  # (n, 2) in µm, of a model that smooths what it predicts
     batch_size: int
     device: str | None
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n, d) by the form of its key in obsm
     # One block is predicted while another one is written: a network is on one device at a time.
     _turn: Any = field(default_factory=Lock, repr=False)
 
@@ -119,6 +120,9 @@ class Place:
             key = _store.check_name(key_added or model.system)
             if key in adata.layers and not overwrite:
                 raise ValueError(f"layers[{key!r}] exists. Pass overwrite=True to replace it, or key_added=.")
+            taken = [each for each in (form.format(key) for form in model.beside) if each in adata.obsm]
+            if taken and not overwrite:
+                raise ValueError(f"obsm[{taken[0]!r}] exists. Pass overwrite=True to replace it, or key_added=.")
             return cls(table, key, columns, overwrite)
         regions = adata.uns.get("spatialdata_attrs", {}).get("region")
         key = key_added or f"{table or f'{regions}_table'}_{model.system}"
@@ -183,6 +187,10 @@ def _write_layer(
         column = np.full(adata.n_obs, np.nan, np.float32)
         column[inside] = usual
         changed.obs[f"{place.key}_familiarity"] = column
+    for form, values in prediction.beside.items():
+        rows_there = np.full(values.shape, np.nan, np.float32)
+        rows_there[inside] = values[inside]
+        changed.obsm[form.format(place.key)] = rows_there
     changed.uns["sthist"] = {**adata.uns.get("sthist", {}), place.key: made}
     if backed:
         _store.replace_table(data, str(place.table), changed)
@@ -211,6 +219,7 @@ def _write_table(
     for name in scores.columns.intersection(list(SCORES)):
         var[name] = scores[name].to_numpy()
     obsm = {name: np.asarray(adata.obsm[name])[inside] for name in ("spatial",) if name in adata.obsm}
+    obsm |= {form.format(prediction.model.system): values[inside] for form, values in prediction.beside.items()}
     uns = {"spatialdata_attrs": dict(link)} if link else {}
     values = _in_blocks(
         lambda start, stop: prediction.of(inside[start:stop]),

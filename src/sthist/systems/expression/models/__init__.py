@@ -19,6 +19,8 @@ MODELS = {
     "resnet": ("resnet", "ResNet"),
     "bleep": ("bleep", "BLEEP"),
     "mclstexp": ("mclstexp", "McLSTExp"),
+    "genst": ("genst", "GenST"),
+    "clip": ("clip", "CLIP"),
 }
 """Module and class of each model, by the name that verbs take."""
 
