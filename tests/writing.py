@@ -138,6 +138,7 @@ VERBS = {
         lambda s, k, o: sthist.pp.label_regions(s, "tiles", "regions", overwrite=o, **_named(k)), _tiles
     ),
     "pp.genes": Verb(lambda s, k, o: sthist.pp.genes(s, table="table", overwrite=o), names=False),
+    "pp.gene_panel": Verb(lambda s, k, o: sthist.pp.gene_panel(s, table="table", n_top=5, overwrite=o, **_named(k))),
     "pp.align": Verb(
         lambda s, k, o: sthist.pp.align(s, "he", to="um", matrix=SHIFT, overwrite=o), names=False, reads=("he",)
     ),

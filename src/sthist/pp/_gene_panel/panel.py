@@ -133,6 +133,7 @@ def gene_panel(
 
     if int(n_top) != n_top or n_top < 0:
         raise ValueError(f"n_top is {n_top!r}; it is a whole number from 0 on.")
+    _store.check_name(key_added)
     slides, species = slides_of(data, table, samples, rows, species)
     if not overwrite:
         _require_free([slide.adata for slide in slides], key_added)

@@ -71,7 +71,12 @@ def _null(
         # Rows of mean 0 and variance 1 in each sample, so that a score is a sum of products whatever the exchange.
         first, weight = _standardised(truth, mask, rows, tolerance[0])
         second, _ = _standardised(predicted, mask, rows, tolerance[1])
-        scores = np.array([np.einsum("ij,ij->j", first, second[deal]) for deal in deals]) / np.maximum(weight, 1)
+        mixed = np.empty_like(second)
+        scores = np.empty((len(deals), second.shape[1]))
+        for row, deal in zip(scores, deals, strict=True):
+            np.take(second, deal, axis=0, out=mixed)
+            row[:] = np.einsum("ij,ij->j", first, mixed)
+        scores /= np.maximum(weight, 1)
         defined = (weight > 0) & (second != 0).any(axis=0)
     else:
         scores = np.array([over_groups(truth, predicted[deal], mask, rows, tolerance)[0] for deal in deals])
@@ -85,7 +90,7 @@ def _standardised(
     values: np.ndarray, mask: np.ndarray | None, rows: list[np.ndarray], limit: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values of mean 0 and variance 1 in each sample, 0 where they do not vary in it; in how many rows they do."""
-    result, weight = np.zeros_like(values), np.zeros(values.shape[1])
+    result, weight = np.zeros(values.shape, np.float32), np.zeros(values.shape[1])
     for index in rows:
         part = values[index]
         varies = spread(part, None, 0) > limit * np.abs(part).max(axis=0, initial=0)
