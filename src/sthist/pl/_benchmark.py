@@ -1,4 +1,4 @@
-"""Scores of virtual tiles by class, with tests of the differences, in box plots."""
+"""Scores of methods beside those of what knows nothing: of models, of variants, and of classes of tiles."""
 
 from __future__ import annotations
 
@@ -32,6 +32,130 @@ ROW_INCHES, GAP = 0.3, 0.8
 """Height of a variant, and the room between two factors in units of it."""
 
 BASELINE = "baseline"
+
+EXPRESSION_LABELS = {
+    "pearson_mean": "Pearson correlation of genes, mean",
+    "pearson_median": "Pearson correlation of genes, median",
+    "spearman_mean": "Spearman correlation of genes, mean",
+    "spearman_median": "Spearman correlation of genes, median",
+    "spot_pearson": "Pearson correlation of spots",
+    "pearson_flattened": "Pearson correlation of all values",
+    "l1": "mean absolute error",
+    "rmse": "root mean squared error",
+}
+
+
+@verb
+def benchmark(
+    frame: pd.DataFrame,
+    metric: str = "pearson_mean",
+    *,
+    gene_sets: Sequence[str] | None = None,
+    level: float = 0.95,
+    ncols: int = 3,
+    axes: Axes | Sequence[Axes] | np.ndarray | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Draw a score of models of expression: a point per fold and seed, their mean, and its interval.
+
+    One panel per gene set. Grey crosses are the same model with the tiles of other spots, the dashed line is the mean
+    of the training: what lies on them says nothing of the image. The interval is Student's, of the mean over folds,
+    each the mean of its seeds; folds that share training slides are alike, so that it is too narrow.
+
+    Parameters
+    ----------
+    frame
+        Of :func:`sthist.benchmark.expression`.
+    metric
+        Column of the score.
+    gene_sets
+        Which to show; by default all.
+    level
+        Of the interval.
+    ncols
+        Panels in a row.
+    axes
+        Axes to draw on, one per panel.
+    save
+        File to save the figure to.
+
+    Returns
+    -------
+    The axes, one per gene set.
+
+    Raises
+    ------
+    ValueError
+        If the frame is none of a benchmark of expression, has no such score or gene set, or ``level`` is out of range.
+
+    Examples
+    --------
+    >>> import pandas as pd, sthist
+    >>> frame = pd.DataFrame(
+    ...     {
+    ...         "model": ["training mean", "ridge", "ridge"] * 2,
+    ...         "method": ["training mean", "model", "shuffled tiles"] * 2,
+    ...         "fold": [0, 0, 0, 1, 1, 1],
+    ...         "seed": 0,
+    ...         "genes": "panel",
+    ...         "n_genes": 250,
+    ...         "pearson_mean": [0.0, 0.3, 0.01, 0.0, 0.26, -0.02],
+    ...     }
+    ... )
+    >>> axes = sthist.pl.benchmark(frame)
+    >>> axes[0].get_title(), [label.get_text() for label in axes[0].get_yticklabels()]
+    ('panel (250 genes)', ['ridge'])
+    """
+    needed = ["model", "method", "fold", "seed", "genes", "n_genes"]
+    missing = [name for name in [*needed, metric] if name not in frame]
+    if missing:
+        raise ValueError(
+            f"The table has no column {missing[0]!r}, but {list(frame.columns)}; it comes from benchmark.expression."
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level!r}; it lies between 0 and 1.")
+    known = list(dict.fromkeys(frame["genes"]))
+    shown = known if gene_sets is None else [gene_sets] if isinstance(gene_sets, str) else list(gene_sets)
+    unknown = [name for name in shown if name not in known]
+    if unknown or not shown:
+        raise ValueError(
+            f"The table has no gene set {unknown[0] if unknown else '(none is asked for)'!r}, but {known}."
+        )
+    models = list(dict.fromkeys(frame["model"][frame["method"] == "model"]))
+    drawn = panel_axes(len(shown), ncols, (4.6, 1.3 + 2 * ROW_INCHES * len(models)), axes, shown)
+    for ax, name in zip(drawn, shown, strict=True):
+        _models(ax, frame[frame["genes"] == name], metric, models, level)
+        sizes = sorted({int(n) for n in frame["n_genes"][frame["genes"] == name]})
+        ax.set_title(f"{name} ({'–'.join(map(str, sizes[:: max(1, len(sizes) - 1)]))} genes)", fontsize="medium")
+        ax.set_xlabel(EXPRESSION_LABELS.get(metric, metric))
+        if metric in frame.attrs.get("dominated_by_gene_means", ()):
+            ax.set_xlabel(f"{ax.get_xlabel()}\n(dominated by the genes' means)")
+    if axes is None:  # names once in a row of panels
+        for number, ax in enumerate(drawn):
+            if number % min(len(shown), ncols):
+                ax.set_yticklabels([])
+    drawn[0].legend(loc="best", frameon=False, fontsize="small")
+    return finish(drawn, save)
+
+
+def _models(ax: Axes, frame: pd.DataFrame, metric: str, models: list[str], level: float) -> None:
+    """A row per model, its shuffled tiles in it, and the training mean across all."""
+    for at, name in enumerate(models):
+        own = frame[frame["model"] == name]
+        points = own[own["method"] == "model"]
+        null = own[own["method"] == "shuffled tiles"][metric].to_numpy(float)
+        ax.plot(
+            null, np.full(len(null), at + 0.18), "x", color="0.6", markersize=4, label="" if at else "shuffled tiles"
+        )
+        ax.plot(points[metric], np.full(len(points), at), "o", color="C0", alpha=0.5, markersize=4)
+        _mean_and_interval(ax, at, points.groupby("fold")[metric].mean().dropna().to_numpy(float), level)
+    of_mean = frame[frame["method"] == "training mean"][metric].mean()
+    if np.isfinite(of_mean):
+        ax.axvline(of_mean, color="0.3", linestyle="--", linewidth=1.2, zorder=0, label="training mean")
+    ax.set_yticks(range(len(models)), models)
+    ax.set_ylim(len(models) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 @verb
@@ -146,9 +270,15 @@ def _places(trained: pd.DataFrame) -> dict[str, float]:
 
 def _draw(ax: Axes, at: float, values: np.ndarray, level: float) -> None:
     """Points of the seeds, their mean, and its interval."""
+    ax.plot(values, np.full(len(values), at), "o", color="C0", alpha=0.5, markersize=4, zorder=2)
+    _mean_and_interval(ax, at, values, level)
+
+
+def _mean_and_interval(ax: Axes, at: float, values: np.ndarray, level: float) -> None:
     from scipy import stats
 
-    ax.plot(values, np.full(len(values), at), "o", color="C0", alpha=0.5, markersize=4, zorder=2)
+    if not len(values):
+        return
     mean = float(values.mean())
     ax.plot([mean], [at], "|", color="black", markersize=12, markeredgewidth=1.8, zorder=3)
     if len(values) > 1:

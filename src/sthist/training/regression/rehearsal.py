@@ -40,11 +40,14 @@ class Rehearsal:
     device: str | None = None
     progress: bool | None = None
 
-    def fit(self, rows: np.ndarray, folder: Any = None) -> RegressionModel:
-        """A model that is trained on some rows, of which whole groups say when to stop if it asks for that."""
-        codes, watched = np.zeros(len(self.targets), int), rows[:0]
-        kept = rows
-        if self.options.patience is not None:
+    def fit(self, rows: np.ndarray, folder: Any = None, *, watched: np.ndarray | None = None) -> RegressionModel:
+        """A model that is trained on some rows.
+
+        Where it asks for that, whole groups of these say when to stop, or other rows that are given for it.
+        """
+        codes, kept = np.zeros(len(self.targets), int), rows
+        given, watched = watched is not None, rows[:0] if watched is None else watched
+        if self.options.patience is not None and not given:
             kept, watched = validation_part(self.grouping, codes, rows, self.validation, seed=self.options.seed)
         options = self.options
         if options.patience is not None and not len(watched):
