@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from sthist._faults import fault_in
 from sthist._settings import settings
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def _of_file(path: Path, error: Exception) -> Exception:
     why = (str(error).strip().splitlines() or [""])[0]
     why = why if len(why) > 12 and not isinstance(error, KeyError) else f"{type(error).__name__}: {why}"
     return ValueError(
-        f"{path} cannot be read: {why.rstrip('.')}. Is it truncated, or of another format? Copy or export it again."
+        f"{path} cannot be read: {why.rstrip('.')}.{fault_in(path)} Is it truncated, or of another format? "
+        "Copy or export it again."
     )
 
 

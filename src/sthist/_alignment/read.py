@@ -142,6 +142,13 @@ def _landmarks_of_frame(frame: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
             f"{list(frame.columns)}."
         )
     points = frame[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    wrong = np.argwhere(~np.isfinite(points))
+    if len(wrong):
+        row, column = wrong[0]
+        raise ValueError(
+            f"{len(np.unique(wrong[:, 0]))} landmarks are no finite numbers, the first in row {row}, column "
+            f"{columns[column]!r} of {what}; correct or remove them."
+        )
     return _require_pairs(points[:, :2], points[:, 2:], what)
 
 

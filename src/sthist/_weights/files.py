@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthist._faults import fault_in
 from sthist._reading import read_object
 from sthist._weights import hub
 
@@ -159,7 +160,7 @@ def read_file(path: Path) -> Any:
     except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
         why = (str(error).splitlines() or [repr(error)])[0]
         raise ValueError(
-            f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}"
+            f"{str(path)!r} cannot be read as weights; it is damaged, or was not copied whole: {why}.{fault_in(path)}"
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, scale
+from sthist._faults import fault_in
 from sthist._reading import reader
 from sthist._settings import logger
 from sthist.io._annotations.objects import read_features, read_geometry
@@ -254,7 +255,7 @@ def _read_table(path: Path) -> tuple[AnnData, np.ndarray]:
             stored = ad.read_h5ad(path)
         except (KeyError, TypeError, AttributeError) as error:  # of another HDF5 file, or one that lacks a part
             raise ValueError(
-                f"{path} holds no table of counts as anndata writes it: {error}. Copy the file again."
+                f"{path} holds no table of counts as anndata writes it: {error}.{fault_in(path)} Copy the file again."
             ) from None
     checks.require_rows(path, stored.n_obs, "spots (rows of obs)")
     checks.require_unique(path, stored.obs_names, "barcode")
