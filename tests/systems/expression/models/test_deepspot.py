@@ -71,6 +71,18 @@ class TestCollect:
         with pytest.raises(ValueError, match=r"What made obsm\['X_mine'\] is not recorded.*subspots=False"):
             sthist.tl.train_expression(sdata, "deepspot", embedding="X_mine", split="block")
 
+    def test_parts_of_too_few_pixels(self):
+        sdata = planted_slide(3, side=4)
+        sthist.pp.embed(sdata, "morphology", regions="table", spec=TileSpec(TILE_UM, 32))
+        with pytest.raises(ValueError, match=r"of 11 px, cannot be embedded with 'morphology'.*subspots=False"):
+            collected(sdata)
+
+    def test_a_slide_of_one_spot(self):
+        sdata = planted_slide(4, side=1)
+        sthist.pp.embed(sdata, "morphology", regions="table", spec=SPEC)
+        inputs, _ = collected(sdata)
+        assert not inputs.take(np.arange(1))["neighbour_mask"].any()
+
 
 def test_learns_what_can_be_seen_and_is_saved_whole(slides, tmp_path):
     split = {"a": "train", "b": "test"}

@@ -149,8 +149,14 @@ class DeepSpot(EmbeddingModel, NetworkModel):
                 raise ValueError(f"{name} lists files, which have no parts: DeepSpotConfig(subspots=False).")
             centres = (places[rows.row[mine], None] + offsets).reshape(-1, 2)
             flat = np.empty((len(centres), dim), np.float32)
-            for index, tiles in TileLoader(reader, centres, batch_size=PREDICTED_AT_ONCE // 4):
-                flat[index] = encoder.embed(tiles)
+            try:
+                for index, tiles in TileLoader(reader, centres, batch_size=PREDICTED_AT_ONCE // 4):
+                    flat[index] = encoder.embed(tiles)
+            except ValueError as error:
+                raise ValueError(
+                    f"Parts of the tiles of {name}, of {part.px} px, cannot be embedded with {encoder.name!r}: {error} "
+                    "Embed tiles of more pixels, or do without: DeepSpotConfig(subspots=False)."
+                ) from error
             found[mine] = flat.reshape(len(mine), PARTS**2, dim)
         return found
 
