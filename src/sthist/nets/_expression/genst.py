@@ -88,7 +88,7 @@ class _TwoAutoencoders(nn.Module, ABC):
         """Coefficients (b, n_atoms) of tiles: how much of each atom they have."""
         if "coefficients" in batch:
             return batch["coefficients"]
-        return self.tiles.encode(self.tiles.features(batch["tiles"]))
+        return self.tiles.encode(self._features(batch))
 
     def latent(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Latent vectors (b, gene_width) of tiles: the mixture of atoms that expression is decoded from."""
@@ -96,11 +96,11 @@ class _TwoAutoencoders(nn.Module, ABC):
 
     def attention(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Weights (b, h / 32, w / 32) of the places of tiles, with a sum of 1."""
-        return self.tiles.pooling.weights(self.tiles.features(batch["tiles"]))
+        return self.tiles.pooling.weights(self._features(batch))
 
     def reconstruct(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Tiles (b, 3, h, w) as the image branch has them, normalised as those that were put in."""
-        return self.tiles.decode(self.tiles.features(batch["tiles"]))
+        return self.tiles.decode(self._features(batch))
 
     def gene2gene(self, targets: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Expression (b, n_genes) as the gene branch has it: no tile is looked at, so that it is an upper reference."""
@@ -126,7 +126,7 @@ class _TwoAutoencoders(nn.Module, ABC):
         compared with ``batch["tiles"]``, normalised and augmented as the encoder sees it; with a weight of 0, it is
         not even made.
         """
-        features = self.tiles.features(batch["tiles"])
+        features = self._features(batch)
         terms = {}
         if self.loss_weights["image"]:
             terms["image"] = mean_square(self.tiles.decode(features), batch["tiles"])
@@ -136,6 +136,10 @@ class _TwoAutoencoders(nn.Module, ABC):
         terms |= self._ties(of_tiles, of_genes, latent, targets, mask)
         terms["loss"] = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
         return terms
+
+    def _features(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The trunk's features of tiles, or those that are stored."""
+        return batch["features"].float() if "features" in batch else self.tiles.features(batch["tiles"])
 
     def validation_loss(
         self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None

