@@ -188,3 +188,41 @@ def test_clusters_have_the_colours_of_those_they_correspond_to():
     np.testing.assert_array_equal(first, second)
     assert len(np.unique(first, axis=0)) == 2
     assert axes[1].get_title() == "ridge\nARI 1.00, NMI 1.00, accuracy 1.00"
+
+
+class Halved:
+    """A model whose image branch gives back half of the brightness."""
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def reconstruct(self, tiles):
+        return tiles // 2
+
+
+class TestReconstructions:
+    def test_tiles_stand_over_what_is_made_of_them(self):
+        from expressing import SPEC, planted_slide
+
+        slide = planted_slide(0, side=4)
+        axes = sthist.pl.reconstructions(slide, Halved(SPEC), n=5, seed=1)
+        pixels = np.asarray(slide["he"]).transpose(1, 2, 0)
+        known = {pixels[y : y + 32, x : x + 32].tobytes() for y in range(0, 128, 32) for x in range(0, 128, 32)}
+        shown = [np.asarray(ax.images[0].get_array()) for ax in axes]
+        assert {tile.tobytes() for tile in shown[:5]} <= known
+        assert len({tile.tobytes() for tile in shown[:5]}) == 5
+        for tile, made, ax in zip(shown[:5], shown[5:], axes, strict=False):
+            np.testing.assert_array_equal(made, tile // 2)
+            error = np.sqrt(((tile.astype(float) - made) ** 2).mean())
+            assert ax.get_title() == f"RMSE {error:.0f}"
+
+    def test_what_cannot_be_drawn(self):
+        from expressing import SPEC, planted_slide
+
+        slide = planted_slide(0, side=4)
+        with pytest.raises(TypeError, match="no image branch"):
+            sthist.pl.reconstructions(slide, sthist.models.Ridge())
+        with pytest.raises(ValueError, match="from 1 on"):
+            sthist.pl.reconstructions(slide, Halved(SPEC), n=0)
+        with pytest.raises(ValueError, match="is not known"):
+            sthist.pl.reconstructions(slide, Halved(None))

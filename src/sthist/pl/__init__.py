@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_classification": ["confusion", "roc"],
         "_embedding": ["cells", "embedding"],
         "_benchmark": ["ablation", "benchmark", "image_metrics"],
+        "_expression.branches": ["reconstructions"],
         "_expression.maps": ["clusters", "gene_maps"],
         "_expression.ranking": ["gene_ranking"],
         "_niches": ["niche_composition"],
