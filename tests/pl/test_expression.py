@@ -131,6 +131,14 @@ def test_where_nothing_was_measured_there_is_no_such_panel():
         sthist.pl.clusters(sdata)
 
 
+def test_a_sparse_layer_of_other_tools_is_drawn_by_its_name():
+    adata = measured()
+    adata.layers["other"] = sparse.csr_matrix(np.maximum(logs(adata) - 7, 0))
+    axes = sthist.pl.gene_maps(adata, ["A"], "other", nulls=False)
+    np.testing.assert_allclose(dots(axes[1]).get_array(), adata.layers["other"][:, 0].toarray().ravel())
+    assert axes[0].get_ylabel() == "A"
+
+
 def test_what_is_not_there_is_said(predicted):
     with pytest.raises(KeyError, match="tl.expression writes them"):
         sthist.pl.gene_maps(measured(), ["A"])

@@ -119,7 +119,7 @@ def clustering(
             f"n_pcs is {n_pcs}, n_neighbors {n_neighbors} and resolution {resolution}; all are above 0, the first two "
             "whole."
         )
-    blocks = [(first, second) for _, first, second, _ in pair.by_genes()]
+    blocks = [(first.astype(np.float32), second.astype(np.float32)) for _, first, second, _ in pair.by_genes()]
     sides = [np.concatenate([block[side] for block in blocks], axis=1) for side in (0, 1)]
     first, second = (_clusters(values, n_pcs, n_neighbors, resolution, seed) for values in sides)
     agreement = label_agreement(first, second)
@@ -182,7 +182,7 @@ def _clusters(values: np.ndarray, n_pcs: int, n_neighbors: int, resolution: floa
     varies = np.ptp(values, axis=0) > 1e-6 * np.abs(values).max(axis=0)
     if not varies.any():
         return np.zeros(len(values), int)
-    values = values[:, varies].astype(np.float32)
+    values = values[:, varies]
     n_pcs = min(n_pcs, min(values.shape) - 1)
     if n_pcs >= 1:
         import scanpy as sc

@@ -112,8 +112,9 @@ def _scores(adata: AnnData, layer: str | None) -> pd.DataFrame:
     if layer is None:
         return scores
     values = adata.layers[layer]
-    known = ~np.isnan(np.asarray(values[: min(len(adata), 4096)], np.float64)).all(axis=0)
-    return scores[known] if known.any() else scores
+    if hasattr(values, "toarray"):  # zeros are values
+        return scores
+    return scores[~np.isnan(np.asarray(values)).all(axis=0)]
 
 
 def _measured(data: Any, adata: AnnData, layer: str | None) -> Measured | None:
