@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from expressing import SPEC, planted_slide
 from scipy.stats import pearsonr
 
 import sthist
@@ -278,3 +279,30 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         low, high = interval(first, second, None, sample, np.arange(150), 200, trial)
         covered += low <= 0.6 <= high
     assert 86 <= covered <= 100
+
+
+@pytest.mark.slow
+def test_the_papers_models_are_in_one_table():
+    data = {name: planted_slide(seed, side=5, patient=name) for seed, name in enumerate("abc")}
+    sthist.pp.embed(data, "morphology", regions="spots", spec=SPEC, progress=False)
+    models, backbone = sthist.models, {"backbone": "test_resnet", "pretrained": False, "spec": SPEC}
+    small = {**backbone, "n_atoms": 8, "hidden": (16,), "image_hidden": (8, 8, 4, 4, 4)}
+    compared = {
+        "genst": models.GenSTConfig(**small),
+        "stnet": models.STNetConfig(**backbone),
+        "bleep": models.BLEEPConfig(**backbone),
+        "clip": models.CLIPConfig(**small),
+        "deepspot": models.DeepSpotConfig(subspots=False),
+        "mlp": "mlp",
+    }
+    frame = expression(
+        data, compared, protocol="genst", folds=1, n_boot=0, training={"epochs": 1, "batch_size": 8}, progress=False
+    )
+    begins = frame[frame["method"] == "model"].set_index("model")["initialization"].to_dict()
+    assert begins == {
+        **dict.fromkeys(("genst", "stnet", "bleep", "clip"), "test_resnet, random"),
+        **dict.fromkeys(("deepspot", "mlp"), "morphology"),
+    }
+    assert frame[["spot_pearson", "l1"]].notna().all(axis=None)
+    # What knows no image has nearly all of the headline of that paper.
+    assert frame.loc[frame["method"] == "training mean", "spot_pearson"].min() > 0.8
