@@ -10,7 +10,7 @@ to zarr in the same chunks, and nothing else: the limit.
 
 ``train``: an epoch of GenST on a ResNet-50, by ``fit``, from a slide on zarr and from the same tiles in memory, in
 turns in one process, and reading alone. The limit is the time from memory and 1.2 times that of reading alone. The
-network takes a hundred times as long as reading, and differs by more than that from one turn to the next, so that what
+network takes a thousand times as long as reading, and differs by more than that from one turn to the next, so that what
 counts is how long the training waits for its batches; both epochs as a whole stand beside.
 
 ``slides``: the most memory of a training on 96 tiles of 1, 4 and 16 slides of one size.
