@@ -50,3 +50,12 @@ def test_all_verbs_that_take_a_name_are_covered():
         if {"key_added", "overwrite"} <= set(inspect.signature(getattr(room, name)).parameters)
     }
     assert public <= set(VERBS)
+
+
+def test_a_hidden_table_is_found_by_the_next_call(tmp_path):
+    """Where folders cannot be exchanged, a table that is being replaced is hidden when the process is killed."""
+    verb = VERBS["pp.genes"]
+    start = verb.write(tmp_path / "start.zarr")
+    killed.run(verb, start, False)
+    wrong = dict(killed.kills(verb, start, tmp_path, overwrite=True, exchange=False, every=4))
+    assert not any(wrong.values())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from sthist import _store
 from sthist._messages import plain
 from sthist._settings import settings
 
@@ -83,7 +84,7 @@ def opened(data: Any, *, tables: bool = True) -> Any:
     if isinstance(data, Mapping):
         return {plain(name): opened(each, tables=tables) for name, each in data.items()}
     if isinstance(data, str | os.PathLike):
-        return _read_store(data)
+        data = _read_store(data)
     is_table = hasattr(data, "obs_names")
     if not (hasattr(data, "images") or (is_table and tables)):
         meant = "A SpatialData, an AnnData" if tables else "A SpatialData"
@@ -91,6 +92,8 @@ def opened(data: Any, *, tables: bool = True) -> Any:
         raise TypeError(
             f"{meant}, the path of a store, or a mapping of name to such is needed, not {type(data).__name__}.{hint}"
         )
+    if not is_table:
+        _store.recover(data)
     return data
 
 

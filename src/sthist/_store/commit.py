@@ -80,6 +80,16 @@ def repair(path: Path) -> None:
     _clear(path)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a change of a store has begun and not ended."""
+    return (path / WORK / SWITCH / _PLAN).exists()
+
+
+def unfinished(path: Path) -> list[tuple[str, str]]:
+    """Kind and name of what such a change replaces."""
+    return [(kind, name) for kind, _, name in (place.partition("/") for place in _plan(path)["replaced"])]
+
+
 def consolidate(path: Path) -> None:
     """Write a store's consolidated metadata."""
     import zarr

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sthist._disk import full_disk_explained
 from sthist._scratch import own_folder, resumable_folder
 from sthist._settings import logger, recorded, settings
-from sthist._store.commit import KINDS, LOCK, ROOT, WORK, commit, repair
+from sthist._store.commit import KINDS, LOCK, ROOT, WORK, commit, is_unfinished, repair, unfinished
 from sthist._store.lazy import LazyParts
 from sthist._store.merge import merged
 from sthist._store.names import check_name, inside
@@ -137,6 +137,25 @@ def _locked(path: Path | None) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def recover(sdata: SpatialData) -> None:
+    """Put away what a kill left in the store of an object, and give it the elements that the store hid meanwhile.
+
+    That is so where folders cannot be exchanged: what was being replaced is hidden until it is put back.
+    """
+    path = None if sdata.path is None or "://" in str(sdata.path) else Path(sdata.path).absolute()
+    if path is None or not is_unfinished(path) or not os.access(path, os.W_OK):
+        return
+    try:
+        hidden = unfinished(path)
+        with _locked(path):
+            pass
+    except (RuntimeError, OSError):  # it is not left: another process is at it
+        return
+    for kind, name in hidden:
+        if name not in getattr(sdata, kind) and (path / kind / name).exists():
+            _set(sdata, kind, name, read_element(path, kind, name))
 
 
 @contextmanager
