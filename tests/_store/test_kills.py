@@ -52,8 +52,9 @@ def test_all_verbs_that_take_a_name_are_covered():
     assert public <= set(VERBS)
 
 
-def test_a_hidden_table_is_found_by_the_next_call(tmp_path):
+def test_a_hidden_table_is_found_by_the_next_call(tmp_path, monkeypatch):
     """Where folders cannot be exchanged, a table that is being replaced is hidden when the process is killed."""
+    monkeypatch.setattr(store.datetime, "datetime", killed.SameTime)
     verb = VERBS["pp.genes"]
     start = verb.write(tmp_path / "start.zarr")
     killed.run(verb, start, False)
