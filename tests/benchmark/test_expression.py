@@ -269,7 +269,7 @@ class TestRefused:
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """Spots are drawn anew: of many slides of known correlation, about 95 % of intervals cover it."""
-    from sthist.benchmark._gene_scores import interval
+    from sthist.benchmark._expression.gene_scores import interval
 
     rng, covered = np.random.default_rng(0), 0
     for trial in range(100):

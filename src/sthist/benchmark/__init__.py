@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_annotation_transfer": ["annotation_transfer"],
         "_cross_validation": ["ablate_virtual_he", "cross_validate_virtual_he"],
-        "_expression": ["expression"],
+        "_expression.protocol": ["expression"],
         "_nuclei": ["nucleus_preservation"],
         "_statistics": ["over_seeds", "region_tests"],
         "_virtual_he": ["virtual_he"],

@@ -12,10 +12,10 @@ from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist._tables.genes import match_names, names_of_list, names_of_table
-from sthist.benchmark._gene_scores import interval, score_row, unit_of
-from sthist.benchmark._gene_sets import PANEL, gene_sets, panel, require_known, training_tables
-from sthist.benchmark._measure import Cost, measured
-from sthist.benchmark._slide_splits import RANDOM, expression_folds, require_testable, shares_patient
+from sthist.benchmark._expression.gene_scores import interval, score_row, unit_of
+from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
+from sthist.benchmark._expression.measure import Cost, measured
+from sthist.benchmark._expression.slide_splits import RANDOM, expression_folds, require_testable, shares_patient
 from sthist.systems.expression.model import TileModel
 from sthist.systems.expression.models import as_model
 from sthist.systems.expression.targets import expression_rows, expression_targets
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from sthist.benchmark._slide_splits import SlideFold
+    from sthist.benchmark._expression.slide_splits import SlideFold
     from sthist.systems.expression.model import ExpressionModel
     from sthist.training.regression.inputs import Inputs
     from sthist.training.regression.model import RegressionConfig, RegressionModel
