@@ -30,7 +30,7 @@ def test_is_small_says_what_it_is_and_runs(name, toy):
 @pytest.mark.parametrize(
     ("name", "corner", "least"),
     [
-        pytest.param("C5", (4000, 5600), (1.0, -0.01), id="same patient"),
+        pytest.param("C5", (4000, 5600), (1.0, -0.01), id="same patient", marks=pytest.mark.slow),
         pytest.param("B4", None, (-1.5, -0.06), id="another patient", marks=pytest.mark.slow),
     ],
 )

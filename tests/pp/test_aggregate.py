@@ -206,6 +206,7 @@ def test_small_regions_beside_one_that_covers_them_all():
     np.testing.assert_array_equal(counted(sdata), brute_force(frame, contained(shapes, frame.x, frame.y)))
 
 
+@pytest.mark.slow
 def test_very_many_regions():
     """50,000 squares side by side: those of a grid."""
     rng = np.random.default_rng(0)

@@ -67,7 +67,7 @@ class TestComposition:
         assert together.index[0] == "1"
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
 def test_planted_regions_are_found(seed):
     """Ducts, stroma and immune aggregates; by default, and where their number is known."""
     sdata = sthist.datasets.toy(size_um=1200, mpp=2.0, seed=seed)

@@ -123,12 +123,12 @@ def annotation_transfer(
     Examples
     --------
     >>> import numpy as np, sthist
-    >>> sdata = sthist.datasets.toy(size_um=300)
+    >>> sdata = sthist.datasets.toy(size_um=400)
     >>> sthist.tl.virtual_he(sdata)
     >>> sthist.pp.tissue(sdata)
     >>> sthist.pp.tiles(sdata, size_um=32, px=64)
     >>> sthist.pp.label_regions(sdata, "tiles", by="regions")
-    >>> frame = sthist.benchmark.annotation_transfer(sdata, label="label", folds=2, n_boot=20)
+    >>> frame = sthist.benchmark.annotation_transfer(sdata, label="label", folds=3, n_boot=20)
     >>> auc = frame[frame["class"] == "weighted mean"].set_index("image")["auc"]
     >>> list(auc.index), bool(auc["real"] > auc["shuffled"])
     (['virtual', 'real', 'shuffled'], True)

@@ -307,7 +307,7 @@ class TestFinetune:
 class TestText:
     PROMPTS = {"tumour": ["dark nuclei"], "stroma": ["pink fibres", "collagen"], "fat": ["white vacuoles"]}
 
-    @pytest.mark.parametrize("frozen", [False, True])
+    @pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_learns_from_pairs_of_tile_and_prompt(self, tmp_path, frozen):
         """Neighbouring planes train, the one between them tests."""
         tiles = folder_of_tiles(tmp_path, 14, patients=("1", "2", "3"))

@@ -35,7 +35,7 @@ def new_slide():
 
 @pytest.mark.parametrize("name", ["ridge", "mlp"])
 def test_what_tissue_shows_is_learned_and_noise_is_not_trusted(slides, name):
-    scores = sthist.tl.train_expression(slides, name, progress=False, training={"seed": 1}).scores
+    scores = sthist.tl.train_expression(slides, name, progress=False, training={"seed": 1, "epochs": 40}).scores
     assert (scores.loc[list(GENES[:4]), "pearson"] > 0.8).all()
     assert scores.loc[list(GENES[:4]), "trusted"].all()
     assert not scores.loc["NOISE", "trusted"] or scores.loc["NOISE", "pearson"] < 0.25

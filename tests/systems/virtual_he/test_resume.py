@@ -183,15 +183,12 @@ def publish_until(patch, last):
 @pytest.mark.parametrize(
     ("taken", "consolidated"),
     [
-        ("overwrite", True),
-        *(
-            pytest.param(taken, consolidated, marks=pytest.mark.slow)
-            for taken in ("fresh", "overwrite", "overwrite, no exchange")
-            for consolidated in (True, False)
-            if (taken, consolidated) != ("overwrite", True)
-        ),
+        (taken, consolidated)
+        for taken in ("fresh", "overwrite", "overwrite, no exchange")
+        for consolidated in (True, False)
     ],
 )
+@pytest.mark.slow
 def test_killed_at_each_step_of_publishing(small, tmp_path, monkeypatch, taken, consolidated):
     """Elements and attributes are those of before or the complete result.
 

@@ -12,7 +12,7 @@ import sthist
 
 # Of matplotlib, as spatialdata-plot uses it.
 @pytest.mark.filterwarnings("ignore:The set_bad function will be deprecated:PendingDeprecationWarning")
-@pytest.mark.parametrize("size_um", [200, 540])  # without and with a pyramid
+@pytest.mark.parametrize("size_um", [pytest.param(200, marks=pytest.mark.slow), 540])  # without and with a pyramid
 def test_spatialdata_plot(tmp_path, size_um):
     """The figure shows the pixels of the image, where they are, in micrometres."""
     pytest.importorskip("spatialdata_plot", reason="spatialdata-plot is not installed")
