@@ -1,0 +1,454 @@
+"""Expression from H&E on the sections of her2st: every model beside nulls that know nothing of single genes.
+
+Run ``PYTHONPATH=tests python studies/expression/her2st.py [--json FILE] [--models NAME ...] [--seeds 0 1 2]``. It needs
+the her2st sections (``tests/realdata.py``): C3, C4 and C5, consecutive sections of one patient, and B4 of another.
+
+Three tasks: each section of C from the two others (``within C``), B4 from C, and C from B4. Genes are chosen on the
+training sections: the 250 most expressed, and the 50 most variable among the 3,000 most expressed. Scores are of
+expression as measured: 10,000 counts a spot, logarithm, all spots. Spots under 100 counts are not trained on.
+
+Settings were chosen on the sections of C alone, out of 576: six sets of embeddings, ranks, penalties, smoothing,
+targets as they are or thinned. ``ridge, several embeddings``: the best on held-out sections, and the same one in all
+three folds of ``within C`` when it is chosen in each. ``ridge, several embeddings, depth 1000``: the best on held-out
+sections whose counts were thinned to a tenth, as a shallower slide would be; that depth matters was known from B4.
+
+``beyond counts`` is the correlation given the logarithm of a spot's counts. B4 has 650 counts a spot, C 10,000: at that
+depth the logarithm of every gene follows the counts, and one map for all genes, ``nuclei density``, which nothing was
+trained for, has a higher correlation there than the models have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from realdata import folder
+
+import sthist
+from sthist import models
+from sthist.encoders import morphology_feature_names
+from sthist.tiles import TileReader, TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spatialdata import SpatialData
+
+C = ("C3", "C4", "C5")
+TASKS = {
+    "within C": [(tuple(name for name in C if name != test), test) for test in C],
+    "C to B4": [(C, "B4")],
+    "B4 to C": [(("B4",), test) for test in C],
+}
+SIZES_UM = {112: TileSpec(112.0, 224), 224: TileSpec(224.0, 224), 448: TileSpec(448.0, 448)}
+EARLY_SPECS = {112: TileSpec(112.0, 224), 224: TileSpec(224.0, 224), 448: TileSpec(448.0, 224)}
+FEWEST_COUNTS, N_BOOTSTRAP, N_SHUFFLES = 100, 200, 40
+EPOCHS, TILE_EPOCHS = 30, 15
+REACH_UM = 400.0
+"""Of the null that knows places alone."""
+
+MORPHOLOGY = tuple(f"X_morphology_{size}" for size in SIZES_UM)
+EARLY = tuple(f"X_early_{size}" for size in EARLY_SPECS)
+BUILT_IN, IMAGENET = "none: no weights", "ImageNet (efficientnet-lite0), frozen"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of the table."""
+
+    name: str
+    make: Callable[[], Any]  # the settings
+    initialisation: str
+    embedding: tuple[str, ...] | None = None
+    depth: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    random: bool = False  # whether seeds matter
+    tiles: TileSpec | None = None  # that it is trained on, in place of embeddings
+
+
+def ridge(**settings: Any) -> Callable[[], Any]:
+    """Settings of a ridge on embeddings that are standardised slide by slide."""
+    return lambda: models.RidgeConfig(**{"standardize": "sample"} | settings)
+
+
+def network(name: str, config: Callable[..., Any], **settings: Any) -> Row:
+    """A network on the embeddings of early layers; of its own backbone it has nothing."""
+    return Row(
+        name,
+        lambda: config(standardize="sample", **settings),
+        IMAGENET + "; the network random",
+        ("X_early_224",),
+        training={"epochs": EPOCHS},
+        random=True,
+    )
+
+
+def on_tiles(name: str, config: Callable[..., Any]) -> Row:
+    """A network that is trained whole, on small tiles and for few epochs: what two cores can do in minutes."""
+    return Row(
+        name,
+        lambda: config(backbone="efficientnet-lite0", image_hidden=(64, 32, 16, 16, 8)),
+        "ImageNet (efficientnet-lite0), trained along; the rest random",
+        training={"epochs": TILE_EPOCHS, "patience": None, "lr": 1e-3},
+        random=True,
+        tiles=TileSpec(224.0, 64),
+    )
+
+
+ROWS = [
+    Row("ridge, as published references", ridge(standardize="training"), BUILT_IN, ("X_morphology_224",)),
+    Row("ridge, standardised by slide", ridge(), BUILT_IN, ("X_morphology_224",)),
+    Row("ridge, smoothed 250 µm", ridge(smooth_um=250.0), BUILT_IN, ("X_morphology_224",)),
+    Row("ridge, rank 5", ridge(rank=5), BUILT_IN, ("X_morphology_224",)),
+    Row("ridge, three sizes, rank 5", ridge(rank=5, n_components=None), BUILT_IN, MORPHOLOGY),
+    Row("ridge, last layer", ridge(), IMAGENET, ("X_last_224",)),
+    Row("ridge, early layers", ridge(), IMAGENET, ("X_early_224",)),
+    Row(
+        "ridge, several embeddings",
+        ridge(rank=5, n_components=None, alpha=480.0),
+        IMAGENET + " and none",
+        MORPHOLOGY + EARLY,
+    ),
+    Row("ridge, depth 1000", ridge(), BUILT_IN, ("X_morphology_224",), depth=1000.0),
+    Row(
+        "ridge, several embeddings, depth 1000",
+        ridge(rank=8, n_components=None, alpha=480.0),
+        IMAGENET + " and none",
+        MORPHOLOGY + EARLY,
+        depth=1000.0,
+    ),
+    network("mlp", models.EmbeddingMLPConfig),
+    network("stnet, frozen", models.STNetConfig, frozen=True),
+    network("resnet, frozen", models.ResNetConfig, frozen=True),
+    network("bleep, frozen", models.BLEEPConfig, frozen=True),
+    network("mclstexp, frozen", models.McLSTExpConfig, frozen=True),
+    Row(
+        "deepspot",
+        models.DeepSpotConfig,
+        IMAGENET + "; the network random",
+        ("X_early_224",),
+        training={"epochs": EPOCHS},
+        random=True,
+    ),
+    on_tiles(f"genst, 64 px, {TILE_EPOCHS} epochs", models.GenSTConfig),
+    on_tiles(f"clip, 64 px, {TILE_EPOCHS} epochs", models.CLIPConfig),
+]
+
+
+# Sections
+
+
+def section(name: str) -> SpatialData:
+    """A section with all embeddings."""
+    data = folder("her2st")
+    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
+    sdata = sthist.io.assemble(
+        {"he": data / f"{name}.jpg"},
+        mpp=float(table.uns["mpp"]),
+        table=table,
+        xy=("pixel_x", "pixel_y"),
+        unit="px",
+        spot_diameter_um=100.0,
+    )
+    for size, spec in SIZES_UM.items():
+        sthist.pp.embed(sdata, "morphology", spec=spec, key_added=f"X_morphology_{size}")
+    for size, spec in EARLY_SPECS.items():
+        sthist.pp.embed(sdata, "efficientnet-lite0-early", spec=spec, key_added=f"X_early_{size}")
+    sthist.pp.embed(sdata, "efficientnet-lite0", spec=SIZES_UM[224], key_added="X_last_224")
+    return sdata
+
+
+def counts_of(table: ad.AnnData) -> np.ndarray:
+    """Counts of each spot."""
+    return np.asarray(table.X.sum(axis=1), np.float64).ravel()
+
+
+def deep_enough(sdata: SpatialData) -> SpatialData:
+    """The same section without the spots that are not trained on."""
+    table = sdata["table"]
+    kept = table[counts_of(table) >= FEWEST_COUNTS].copy()
+    return type(sdata)(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": kept})
+
+
+def unmeasured(sdata: SpatialData) -> SpatialData:
+    """A section without its counts: image, places and embeddings."""
+    table = sdata["table"]
+    bare = ad.AnnData(obs=table.obs.copy(), obsm={key: table.obsm[key] for key in table.obsm}, uns=table.uns.copy())
+    return type(sdata)(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": bare})
+
+
+def logarithms(table: ad.AnnData, genes: list[str]) -> np.ndarray:
+    """Log-normalised expression of genes; NaN for one that the section lacks."""
+    counts = table.X.toarray().astype(np.float64)
+    values = np.log1p(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 1e4)
+    place = table.var_names.get_indexer(genes)
+    return np.where(place >= 0, values[:, place], np.nan)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One training, and one section to test on."""
+
+    train: tuple[str, ...]
+    test: str
+    sets: dict[str, list[str]]
+    genes: list[str]
+
+
+def folds_of(task: str, measured: dict[str, SpatialData]) -> list[Fold]:
+    """The folds of a task, with the genes that the training sections choose."""
+    made = []
+    for train, test in TASKS[task]:
+        samples = {name: measured[name]["table"] for name in train}
+        sets = {"250 most expressed": ("expressed", 250), "50 most variable": ("variance", 50)}
+        chosen = {name: sthist.pp.gene_set(samples, kind, n) for name, (kind, n) in sets.items()}
+        made.append(Fold(train, test, chosen, list(dict.fromkeys(sum(chosen.values(), [])))))
+    return made
+
+
+# Models
+
+
+def predictions_of(
+    row: Row, folds: list[Fold], slides: dict, training: dict, measured: dict, seed: int
+) -> list[np.ndarray]:
+    """What a model says of the test section of each fold, (spots, genes); one training for folds that share it."""
+    trained: dict[tuple, Any] = {}
+    found = []
+    for fold in folds:
+        key = (fold.train, tuple(fold.genes))
+        if key not in trained:
+            trained[key] = (train_on_tiles if row.tiles else train)(row, fold, training, measured, seed)
+        model, slide = trained[key], slides[fold.test]
+        if row.tiles:
+            found.append(model.predict(tiles_of(slide, row.tiles)))
+            continue
+        sthist.tl.expression(slide, model, regions="table", key_added="predicted", overwrite=True)
+        found.append(slide["predicted"][:, fold.genes].X)
+    return [np.asarray(values, np.float64) for values in found]
+
+
+def train(row: Row, fold: Fold, training: dict, measured: dict, seed: int) -> Any:
+    """A model of embeddings. Networks are trained on all training sections; what tests is told, and kept out."""
+    samples, split = {name: training[name] for name in fold.train}, None
+    if row.random or len(samples) == 1:
+        split = dict.fromkeys(samples, "train") | {fold.test: "test"}
+        samples[fold.test] = measured[fold.test]
+    return sthist.tl.train_expression(
+        samples,
+        row.make(),
+        genes=fold.genes,
+        depth=row.depth,
+        embedding=row.embedding,
+        split=split or "sample",
+        training={"seed": seed, **row.training} if row.random else None,
+    )
+
+
+def tiles_of(sdata: SpatialData, spec: TileSpec) -> np.ndarray:
+    """Tiles around all spots."""
+    return TileReader(sdata, "he", spec, fill=245).read(np.asarray(sdata["table"].obsm["spatial"]))
+
+
+def train_on_tiles(row: Row, fold: Fold, training: dict, measured: dict, seed: int) -> Any:
+    """A model of tiles, without the trainings that score it on groups of its own."""
+    assert row.tiles is not None
+    tiles = np.concatenate([tiles_of(training[name], row.tiles) for name in fold.train])
+    truth = np.concatenate([logarithms(training[name]["table"], fold.genes) for name in fold.train])
+    config = row.make()
+    model = next(each for each in (models.GenST, models.CLIP) if each.config_class is type(config))
+    return model(config).fit(tiles, truth, training={"seed": seed, **row.training})
+
+
+# Nulls
+
+
+def training_mean(fold: Fold, measured: dict) -> np.ndarray:
+    """The mean of the training spots, everywhere."""
+    spots = np.concatenate([logarithms(measured[name]["table"], fold.genes) for name in fold.train])
+    return np.tile(spots.mean(axis=0), (measured[fold.test]["table"].n_obs, 1))
+
+
+def nuclei_density(fold: Fold, measured: dict) -> np.ndarray:
+    """One map for all genes: nuclei per mm² of tile."""
+    column = morphology_feature_names().index("sqrt_nuclei_density_per_mm2")
+    density = measured[fold.test]["table"].obsm["X_morphology_224"][:, column].astype(np.float64)
+    return training_mean(fold, measured) + (density - density.mean())[:, None]
+
+
+def places(fold: Fold, measured: dict) -> np.ndarray:
+    """Gaussian mean of training spots at the same place, of sections that are laid on each other by their centres."""
+    centred = {name: np.asarray(measured[name]["table"].obsm["spatial"]) for name in (*fold.train, fold.test)}
+    centred = {name: xy - xy.mean(axis=0) for name, xy in centred.items()}
+    spots = np.concatenate([logarithms(measured[name]["table"], fold.genes) for name in fold.train])
+    known = np.concatenate([centred[name] for name in fold.train])
+    distance = np.linalg.norm(centred[fold.test][:, None] - known[None], axis=2)
+    weight = np.exp(-0.5 * (distance / REACH_UM) ** 2) + 1e-12
+    return weight @ spots / weight.sum(axis=1, keepdims=True)
+
+
+NULLS = {"training mean": training_mean, "one map: nuclei density": nuclei_density, "places alone": places}
+
+
+# Scores
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson of each column; 0 where only the prediction, a, is constant, NaN where the truth is."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    size = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    found = np.divide((a * b).sum(axis=0), size, out=np.zeros(a.shape[1]), where=size > 1e-9)
+    return np.where((b**2).sum(axis=0) > 1e-9, found, np.nan)
+
+
+def beyond(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Values without what is linear in the logarithm of the counts."""
+    known = np.c_[np.ones(len(counts)), np.log1p(counts)]
+    return values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
+
+
+def scores_of(
+    folds: list[Fold], predicted: list[np.ndarray], measured: dict, name: str, draws: int = N_BOOTSTRAP
+) -> dict[str, float]:
+    """Scores for one set of genes, means over folds, and an interval of 95 % over spots."""
+    rows, drawn = [], np.zeros(draws)
+    rng = np.random.default_rng(0)
+    for fold, values in zip(folds, predicted, strict=True):
+        genes = fold.sets[name]
+        columns = [fold.genes.index(gene) for gene in genes]
+        table = measured[fold.test]["table"]
+        truth, said = logarithms(table, genes), values[:, columns]
+        there = ~np.isnan(truth).all(axis=0)
+        truth, said = truth[:, there], said[:, there]
+        scored = sthist.metrics.expression(truth, said, metrics=["spot_pearson"]).summary
+        counts, varies = counts_of(table), bool(np.ptp(said, axis=0).any())
+        within = correlations(beyond(said, counts), beyond(truth, counts))
+        rows.append(
+            {
+                "pearson_mean": scored["pearson_mean"] if varies else np.nan,
+                "pearson_median": scored["pearson_median"] if varies else np.nan,
+                "beyond_counts": np.nanmean(within) if varies else np.nan,
+                "spot_pearson": scored["spot_pearson"],
+                "pearson_flattened": scored["pearson_flattened"],
+                "l1": scored["l1"],
+            }
+        )
+        for draw in range(draws):
+            spots = rng.integers(0, len(truth), len(truth))
+            drawn[draw] += np.nanmean(correlations(said[spots], truth[spots])) / len(folds)
+    mean = {key: round(float(value), 4) for key, value in pd.DataFrame(rows).mean(skipna=False).items()}
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return mean | {"low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def rows_of(name: str, facts: dict, task: str, folds: list[Fold], predicted: list[np.ndarray], measured: dict) -> list:
+    """Rows of the table: one for each set of genes."""
+    made = [
+        {"model": name, "task": task, "genes": genes, **facts, **scores_of(folds, predicted, measured, genes)}
+        for genes in folds[0].sets
+    ]
+    print(
+        name, task, [(each["pearson_mean"], each["beyond_counts"]) for each in made], facts.get("seconds"), flush=True
+    )
+    return made
+
+
+def standardised(sdata: SpatialData) -> np.ndarray:
+    """All embeddings of a section, each column with mean 0 and standard deviation 1."""
+    values = np.concatenate([sdata["table"].obsm[key] for key in MORPHOLOGY + EARLY], axis=1).astype(np.float64)
+    return (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-6)
+
+
+def shuffled(folds: list[Fold], training: dict, measured: dict, task: str) -> list[dict]:
+    """Rows of the ridge of several embeddings on spots whose expression was shuffled within their section."""
+    name = "ridge, several embeddings"
+    config = models.RidgeConfig(rank=5, n_components=None, alpha=480.0)
+    found: dict[str, list] = {genes: [] for genes in folds[0].sets}
+    for seed in range(N_SHUFFLES):
+        rng = np.random.default_rng(seed)
+        predicted = []
+        for fold in folds:
+            features = np.concatenate([standardised(training[name]) for name in fold.train])
+            truth = [logarithms(training[name]["table"], fold.genes) for name in fold.train]
+            mixed = np.concatenate([values[rng.permutation(len(values))] for values in truth])
+            model = models.Ridge(config).fit(features, mixed)
+            predicted.append(model.predict(standardised(measured[fold.test])).astype(np.float64))
+        for genes, scores in found.items():
+            scores.append(scores_of(folds, predicted, measured, genes, draws=1)["pearson_mean"])
+    return [
+        {
+            "model": f"shuffled spots ({name})",
+            "task": task,
+            "genes": genes,
+            "initialisation": "null",
+            "pearson_mean": round(float(np.mean(scores)), 4),
+            "low": round(float(np.quantile(scores, 0.025)), 4),
+            "high": round(float(np.quantile(scores, 0.975)), 4),
+        }
+        for genes, scores in found.items()
+    ]
+
+
+def saved(path: Path | None, facts: dict, table: list[dict]) -> None:
+    """Keep the rows that are made so far, in place of those of the same model, task and seed."""
+    if path is None:
+        return
+    key = ("model", "task", "genes", "seed")
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    made = {tuple(row.get(name) for name in key): row for row in [*known, *table]}
+    path.write_text(json.dumps({**facts, "rows": list(made.values())}, indent=1).replace("NaN", "null") + "\n")
+
+
+def main() -> None:
+    """The table, printed and saved."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="file that rows are put into; others there are kept")
+    parser.add_argument("--models", nargs="*", help="names of rows; by default all, and the nulls")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    sthist.settings.progress, sthist.settings.verbosity = False, "error"
+    measured = {name: section(name) for name in (*C, "B4")}
+    training = {name: deep_enough(sdata) for name, sdata in measured.items()}
+    slides = {name: unmeasured(sdata) for name, sdata in measured.items()}
+    facts = {
+        "command": "PYTHONPATH=tests python studies/expression/her2st.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "counts_per_spot": {name: float(np.median(counts_of(sdata["table"]))) for name, sdata in measured.items()},
+    }
+    folds = {task: folds_of(task, measured) for task in TASKS}
+    for task in TASKS if not options.models else ():
+        table = shuffled(folds[task], training, measured, task)
+        for name, null in NULLS.items():
+            predicted = [null(fold, measured) for fold in folds[task]]
+            table += rows_of(name, {"initialisation": "null"}, task, folds[task], predicted, measured)
+        saved(options.json, facts, table)
+    for row in ROWS:
+        if options.models and row.name not in options.models:
+            continue
+        for seed in options.seeds if row.random else options.seeds[:1]:
+            for task in TASKS:
+                began = time.perf_counter()
+                predicted = predictions_of(row, folds[task], slides, training, measured, seed)
+                made = {
+                    "initialisation": row.initialisation,
+                    "seed": seed if row.random else None,
+                    "seconds": round(time.perf_counter() - began, 1),
+                    "peak_mb_until_then": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                }
+                saved(options.json, facts, rows_of(row.name, made, task, folds[task], predicted, measured))
+
+
+if __name__ == "__main__":
+    main()
