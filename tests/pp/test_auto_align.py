@@ -53,7 +53,7 @@ def errors(sdata, truth: np.ndarray) -> np.ndarray:
     [
         pytest.param(turn(0), id="in place", marks=pytest.mark.slow),
         pytest.param(turn(3, shift=(20, -15)), id="near"),
-        pytest.param(turn(90), id="quarter turn"),
+        pytest.param(turn(90), id="quarter turn", marks=pytest.mark.slow),
         pytest.param(turn(180, flip=True), id="flipped", marks=pytest.mark.slow),
         pytest.param(turn(217, 1.045, (400, -300)), id="anywhere", marks=pytest.mark.slow),
         pytest.param(turn(68, 0.955, (-350, 120), flip=True), id="anywhere, flipped"),

@@ -127,7 +127,7 @@ def test_every_colour_maps_to_itself(method, stained):
     assert np.abs(StainNormalizer(reference, reference)(colours).astype(int) - colours).max() <= 1
 
 
-@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+@pytest.mark.parametrize("method", ["macenko", pytest.param("reinhard", marks=pytest.mark.slow)])
 def test_two_patients_come_closer(her2st_pair, method):
     """Mean and spread of the tissue's colours in L*a*b*, of sections of two patients.
 
@@ -148,7 +148,7 @@ def test_two_patients_come_closer(her2st_pair, method):
     assert apart(onto_c3(crops["B4"]), crops["C3"]) < 0.9 * before
 
 
-@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+@pytest.mark.parametrize("method", ["macenko", pytest.param("reinhard", marks=pytest.mark.slow)])
 def test_blank_tiles_stay(her2st_pair, method):
     """White, the slide's own glass with its noise, ST2HE's blank grey on white glass, and the black around a scan."""
     glass_of = {}
