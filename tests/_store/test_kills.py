@@ -58,5 +58,5 @@ def test_a_hidden_table_is_found_by_the_next_call(tmp_path, monkeypatch):
     verb = VERBS["pp.genes"]
     start = verb.write(tmp_path / "start.zarr")
     killed.run(verb, start, False)
-    wrong = dict(killed.kills(verb, start, tmp_path, overwrite=True, exchange=False, every=4))
+    wrong = dict(killed.kills(verb, start, tmp_path, overwrite=True, exchange=False, every=9))
     assert not any(wrong.values())
