@@ -75,10 +75,10 @@ def _of_hdf5(path: Path) -> Iterator[str]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        yield from _of_group(file, file)
+        yield from _of_group(file)
 
 
-def _of_group(group: Any, file: Any) -> Iterator[str]:
+def _of_group(group: Any) -> Iterator[str]:
     """Links to nowhere, empty groups and texts that are none, below a group."""
     import h5py
 
@@ -95,7 +95,7 @@ def _of_group(group: Any, file: Any) -> Iterator[str]:
         if isinstance(found, h5py.Group):
             if not len(found) and not found.attrs:
                 yield f"{place!r} is an empty group."
-            yield from _of_group(found, file)
+            yield from _of_group(found)
         elif found.dtype.kind in "SO" and found.size < LARGEST_HEADER:
             try:
                 [each.decode() for each in found[()].ravel().tolist() if isinstance(each, bytes)]
