@@ -184,7 +184,7 @@ def run_train(store: Path) -> dict[str, Any]:
     import torch
 
     import sthist
-    from sthist.training.regression.inputs import Inputs, TileArray
+    from sthist.regression.data.inputs import Inputs, TileArray
 
     class Clocked(Inputs):
         """Says how long batches were waited for."""

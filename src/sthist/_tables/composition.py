@@ -78,8 +78,8 @@ def as_composition(
         if wrong.any():
             row, column = (int(each[0]) for each in np.nonzero(wrong))
             raise ValueError(
-                f"{where} is {what} in {int(wrong.any(axis=1).sum())} of {len(values)} rows, first {types[column]!r} of "
-                f"row {plain(frame.index[row])!r} ({values[row, column]:g}). Leave such rows out, or mend them."
+                f"{where} is {what} in {int(wrong.any(axis=1).sum())} of {len(values)} rows, first {types[column]!r} "
+                f"of row {plain(frame.index[row])!r} ({values[row, column]:g}). Leave such rows out, or mend them."
             )
     return Composition(tuple(types), values, _quantity(values, frame.index, where, quantity))
 

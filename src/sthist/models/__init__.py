@@ -16,9 +16,10 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.expression.models.mclstexp": ["McLSTExp", "McLSTExpConfig"],
         "systems.expression.models.mlp": ["EmbeddingMLP", "EmbeddingMLPConfig"],
         "systems.expression.models.resnet": ["ResNet", "ResNetConfig"],
-        "systems.expression.models.ridge": ["Ridge", "RidgeConfig"],
+        "regression.ridge": ["RidgeConfig"],
+        "systems.expression.models.ridge": ["Ridge"],
         "systems.expression.models.stnet": ["STNet", "STNetConfig"],
-        "systems.expression.pooled": ["PooledConfig"],
+        "regression.pooled": ["PooledConfig"],
         "systems.expression.retrieval": ["RetrievalConfig"],
         "systems.virtual_he.config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
         "systems.virtual_he.models.beer_lambert": ["BeerLambert", "BeerLambertConfig"],
@@ -28,7 +29,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.virtual_he.translator": ["Translator"],
         "training.model": ["Model", "load"],
         "training.options": ["Training"],
-        "training.regression.module": ["RegressionTraining"],
+        "regression.module": ["RegressionTraining"],
         "training.splits": ["Split"],
     }
 )

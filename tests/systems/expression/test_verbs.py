@@ -123,7 +123,7 @@ class TestApplied:
         model = sthist.models.Ridge(sthist.models.RidgeConfig(smooth_um=40, context_um=(50,)))
         model = sthist.tl.train_expression(slides, model, split="sample")
         sthist.tl.expression(new_slide, model, progress=False)
-        monkeypatch.setattr("sthist.training.regression.write.BLOCK", 7 * len(GENES))
+        monkeypatch.setattr("sthist.regression.write.BLOCK", 7 * len(GENES))
         sthist.tl.expression(new_slide, model, key_added="blocks", progress=False)
         layers = new_slide["table"].layers
         np.testing.assert_allclose(layers["blocks"], layers["ridge"], rtol=1e-5, atol=1e-5)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.targets import Targets
 
 PANEL = "panel"
 """The name of all genes that are predicted."""

@@ -16,11 +16,11 @@ from sthist.benchmark._expression.gene_scores import interval, score_row, unit_o
 from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
 from sthist.benchmark._expression.measure import Cost, measured
 from sthist.benchmark._expression.slide_splits import RANDOM, expression_folds, require_testable, shares_patient
-from sthist.systems.expression.model import TileModel
+from sthist.regression.collect import TileModel
+from sthist.regression.data.features import centres_of
+from sthist.regression.trust.rehearsal import Rehearsal
 from sthist.systems.expression.models import as_model
 from sthist.systems.expression.targets import expression_rows, expression_targets
-from sthist.training.regression.features import centres_of
-from sthist.training.regression.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from sthist.benchmark._expression.slide_splits import SlideFold
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
+    from sthist.regression.model import RegressionConfig, RegressionModel
     from sthist.systems.expression.model import ExpressionModel
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.model import RegressionConfig, RegressionModel
-    from sthist.training.regression.targets import Targets
     from sthist.training.rows import SampleRows
     from sthist.training.splits import Grouping, Split, Units
 

@@ -13,12 +13,12 @@ from sthist._sample.verbs import verb
 from sthist._settings import settings
 from sthist._tables.rows import lie_within, new_table, rows_of
 from sthist.pp._embed_source import find_regions
+from sthist.regression.data.features import centres_of
+from sthist.regression.model import plain_config
+from sthist.regression.trust.familiarity import say_strange
+from sthist.regression.write import Place, Prediction
 from sthist.systems.expression.model import ExpressionModel
 from sthist.training.model import load
-from sthist.training.regression.familiarity import say_strange
-from sthist.training.regression.features import centres_of
-from sthist.training.regression.model import plain_config
-from sthist.training.regression.write import Place, Prediction
 from sthist.training.rows import SampleRows
 
 if TYPE_CHECKING:

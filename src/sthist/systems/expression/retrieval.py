@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist._settings import settings
-from sthist.systems.expression.pooled import PooledConfig, PooledModel
+from sthist.regression.pooled import PooledConfig, PooledModel
+from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sthist.nets import Retrieval
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.module import RegressionTraining
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
+    from sthist.regression.module import RegressionTraining
 
 BANK = "bank."
 """Before the names of what is kept of the training spots."""
@@ -50,7 +51,7 @@ class RetrievalConfig(PooledConfig):
             raise ValueError(f"k is {self.k!r}; at least one training spot is needed.")
 
 
-class RetrievalModel(PooledModel):
+class RetrievalModel(PooledModel, ExpressionModel):
     """Base of the models that look expression up."""
 
     config: RetrievalConfig

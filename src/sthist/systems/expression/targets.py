@@ -13,7 +13,7 @@ from sthist._tables.expression import Depth, log_expression
 from sthist._tables.find import find_expression
 from sthist._tables.genes import collect_columns, match_names, names_of_list, names_of_table
 from sthist._tables.rows import lie_within
-from sthist.training.regression.targets import Targets
+from sthist.regression.data.targets import Targets
 from sthist.training.rows import SampleRows
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ import numpy as np
 from sthist import _store
 from sthist._sample.verbs import verb
 from sthist._tables.expression import Depth
+from sthist.regression.data.features import centres_of
+from sthist.regression.model import plain_config
+from sthist.regression.trust.rehearsal import Rehearsal
 from sthist.systems.expression.models import as_model
 from sthist.systems.expression.targets import expression_rows, expression_targets
-from sthist.training.regression.features import centres_of
-from sthist.training.regression.model import plain_config
-from sthist.training.regression.rehearsal import Rehearsal
 from sthist.training.split_groups import grouped
 from sthist.training.splits import folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sthist.regression.data.targets import Targets
+    from sthist.regression.model import RegressionConfig
+    from sthist.regression.module import RegressionTraining
     from sthist.systems.expression.model import ExpressionModel
-    from sthist.training.regression.model import RegressionConfig
-    from sthist.training.regression.module import RegressionTraining
-    from sthist.training.regression.targets import Targets
     from sthist.training.rows import SampleRows
     from sthist.training.splits import Split
 

@@ -115,7 +115,7 @@ def test_a_training_that_is_not_finished_has_no_bank(arrays):
 
 def test_genes_that_a_sample_lacks(arrays):
     """They are looked up among the spots that have them."""
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.targets import Targets
 
     inputs, expression = arrays["b"]
     half = np.repeat([0, 1], len(expression) // 2)

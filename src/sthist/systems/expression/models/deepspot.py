@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist import encoders
-from sthist.systems.expression.model import DEFAULT_SPEC, EmbeddingModel
+from sthist.regression.collect import DEFAULT_SPEC, EmbeddingModel
+from sthist.regression.data.features import standards
+from sthist.regression.data.inputs import Inputs
+from sthist.regression.data.lattice import neighbours_of
+from sthist.regression.model import PREDICTED_AT_ONCE, NetworkModel, RegressionConfig
+from sthist.systems.expression.model import ExpressionModel
 from sthist.tiles import TileLoader, TileSpec
 from sthist.training.embeddings import tiles_of
 from sthist.training.model import weight_hash
-from sthist.training.regression.features import standards
-from sthist.training.regression.inputs import Inputs
-from sthist.training.regression.lattice import neighbours_of
-from sthist.training.regression.model import PREDICTED_AT_ONCE, NetworkModel, RegressionConfig
 from sthist.training.rows import SampleRows
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from sthist.training.regression.inputs import Batch
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Batch
+    from sthist.regression.data.targets import Targets
 
 PARTS = 3
 """Sub-tiles along each side of a spot's tile."""
@@ -67,7 +68,7 @@ class DeepSpotConfig(RegressionConfig):
             raise ValueError("DeepSpot sees its neighbours by rings=, and knows neither context_um nor standardize.")
 
 
-class DeepSpot(EmbeddingModel, NetworkModel):
+class DeepSpot(EmbeddingModel, NetworkModel, ExpressionModel):
     """DeepSpot: an ensemble on the embeddings of a spot, of its parts and of its neighbours, in whatever order.
 
     Embeddings are those of ``obsm``, as other models take them; parts of tiles are embedded when it is trained or

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sthist.systems.expression.backbones import BackboneConfig, BackboneModel, at_once
-from sthist.systems.expression.feature_maps import FeatureMaps, feature_maps
-from sthist.training.regression.inputs import Arrays, as_inputs
+from sthist.regression.backbones import BackboneConfig, BackboneModel, at_once
+from sthist.regression.data.inputs import Arrays, as_inputs
+from sthist.regression.feature_maps import FeatureMaps, feature_maps
+from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.module import RegressionTraining
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
+    from sthist.regression.module import RegressionTraining
 
 LOSSES = ("image", "genes", "cross", "align", "coefficients")
 
@@ -79,7 +80,7 @@ class GenSTConfig(BackboneConfig):
             raise ValueError(f"loss_weights is {self.loss_weights}; it has weights of at least 0 of {self.terms}.")
 
 
-class GenST(BackboneModel):
+class GenST(BackboneModel, ExpressionModel):
     """Expression from tiles by autoencoders of genes and of tiles that share a dictionary of atoms.
 
     The gene branch learns to take expression apart into coefficients of atoms and to put it together again; the image

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sthist.regression.data.inputs import Tissue
+from sthist.regression.data.lattice import array_places
 from sthist.systems.expression.retrieval import RetrievalConfig, RetrievalModel
-from sthist.training.regression.inputs import Tissue
-from sthist.training.regression.lattice import array_places
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
     from sthist.training.rows import SampleRows
 
 ARRAY = ("array_row", "array_col")

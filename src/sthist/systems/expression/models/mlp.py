@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sthist.systems.expression.model import EmbeddingModel
-from sthist.training.regression.features import standards
-from sthist.training.regression.model import NetworkModel, RegressionConfig
+from sthist.regression.collect import EmbeddingModel
+from sthist.regression.data.features import standards
+from sthist.regression.model import NetworkModel, RegressionConfig
+from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class EmbeddingMLPConfig(RegressionConfig):
     dim: int = 0
 
 
-class EmbeddingMLP(EmbeddingModel, NetworkModel):
+class EmbeddingMLP(EmbeddingModel, NetworkModel, ExpressionModel):
     """One hidden layer (GELU, dropout) on standardised embeddings, with the squared error as its loss.
 
     Published comparisons name it by its encoder ("UNI-MLP") and state no widths; these are ours.

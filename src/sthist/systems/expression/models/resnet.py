@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sthist.systems.expression.pooled import PooledConfig, PooledModel
+from sthist.regression.pooled import PooledConfig, PooledModel
+from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +17,7 @@ class ResNetConfig(PooledConfig):
     """Settings of :class:`ResNet`: those of :class:`sthist.models.PooledConfig`."""
 
 
-class ResNet(PooledModel):
+class ResNet(PooledModel, ExpressionModel):
     """All layers of a ResNet-50 and a linear head, with the absolute error as loss: the predictor of C2L-ST.
 
     The learning rate falls from 1e-3 to 1e-5 as a cosine.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sthist.systems.expression.pooled import PooledConfig, PooledModel
+from sthist.regression.pooled import PooledConfig, PooledModel
+from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,7 @@ class STNetConfig(PooledConfig):
     reduction: Literal["mean", "sum"] = "mean"
 
 
-class STNet(PooledModel):
+class STNet(PooledModel, ExpressionModel):
     """ST-Net (He et al. 2020): all layers of a DenseNet-121 and a linear head, which starts at the mean expression.
 
     It is trained as in GenST's comparison, with RAdam. The published training is

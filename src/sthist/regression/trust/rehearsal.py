@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger
-from sthist.training.regression.familiarity import Familiarity
-from sthist.training.regression.features import smoothed
-from sthist.training.regression.model import placed
-from sthist.training.regression.trust import output_scores
+from sthist.regression.data.features import smoothed
+from sthist.regression.model import placed
+from sthist.regression.trust.familiarity import Familiarity
+from sthist.regression.trust.output_scores import output_scores
 from sthist.training.splits import validation_part
 
 if TYPE_CHECKING:
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.model import RegressionModel
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
+    from sthist.regression.model import RegressionModel
     from sthist.training.splits import Grouping
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from sthist.training.regression.inputs import Batch, Inputs
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Batch, Inputs
+    from sthist.regression.data.targets import Targets
 
 
 @dataclass(frozen=True)

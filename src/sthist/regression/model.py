@@ -14,21 +14,22 @@ import numpy as np
 from sthist._disk import written_whole
 from sthist._reading import reading, require_file
 from sthist._settings import settings
+from sthist.regression.data.inputs import as_inputs
+from sthist.regression.data.targets import as_targets
 from sthist.tiles._spec import TileSpec
 from sthist.training.model import Model
 from sthist.training.options import as_training
-from sthist.training.regression.inputs import as_inputs
-from sthist.training.regression.targets import as_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
     from torch import nn
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.module import RegressionTraining
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
+    from sthist.regression.module import RegressionTraining
+    from sthist.training.rows import SampleRows
 
 WEIGHTS = "model.safetensors"
 NET = "net."
@@ -195,7 +196,7 @@ class RegressionModel(Model):
 
     def options(self, training: Any) -> RegressionTraining:
         """How it is trained: what is given, over its defaults."""
-        from sthist.training.regression.module import RegressionTraining
+        from sthist.regression.module import RegressionTraining
 
         return as_training(RegressionTraining, training, self.default_training)
 
@@ -245,6 +246,18 @@ class RegressionModel(Model):
     ) -> tuple[Inputs, dict[str, np.ndarray]]:
         """Inputs that are quicker to predict from than to read again, and what goes to ``obsm``; as they are."""
         return inputs, {}
+
+    @abstractmethod
+    def collect(
+        self,
+        rows: SampleRows,
+        *,
+        embedding: str | Sequence[str] | None = None,
+        image: str | None = None,
+        device: str | None = None,
+        progress: bool | None = None,
+    ) -> Inputs:
+        """What it takes of rows of samples. The first call settles what is to be the same ever after."""
 
     @abstractmethod
     def _fit(
@@ -355,7 +368,7 @@ class NetworkModel(RegressionModel):
         options: RegressionTraining,
         where: dict[str, Any],
     ) -> None:
-        from sthist.training.regression.module import Feed, RegressionModule
+        from sthist.regression.module import Feed, RegressionModule
         from sthist.training.trainer import train
 
         self.settle(inputs, targets, rows)
@@ -399,7 +412,7 @@ class NetworkModel(RegressionModel):
         """Rows and what a function of network and batch gives for them, (n, ...) float32."""
         import torch
 
-        from sthist.training.regression.module import on_device
+        from sthist.regression.module import on_device
 
         where = torch.device(settings.torch_device(device))
         net = self.net.to(where).eval()

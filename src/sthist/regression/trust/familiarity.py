@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from sthist._settings import logger
-from sthist.training.regression.features import standards
+from sthist.regression.data.features import standards
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

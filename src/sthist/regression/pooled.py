@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist.encoders import get as get_encoder
-from sthist.systems.expression.backbones import BackboneConfig, BackboneModel, encoder_name
-from sthist.systems.expression.model import DEFAULT_SPEC, EmbeddingModel, TileModel
-from sthist.training.regression.features import keys_of, standards
-from sthist.training.regression.inputs import Arrays
-from sthist.training.regression.model import PREDICTED_AT_ONCE
+from sthist.regression.backbones import BackboneConfig, BackboneModel, encoder_name
+from sthist.regression.collect import DEFAULT_SPEC, EmbeddingModel, TileModel
+from sthist.regression.data.features import keys_of, standards
+from sthist.regression.data.inputs import Arrays
+from sthist.regression.model import PREDICTED_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
     from sthist.training.rows import SampleRows
 
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import pearsonr
 
 from sthist import metrics
-from sthist.training.regression.familiarity import Familiarity
-from sthist.training.regression.trust import SHUFFLES, output_scores
+from sthist.regression.trust.familiarity import Familiarity
+from sthist.regression.trust.output_scores import SHUFFLES, output_scores
 
 RNG = np.random.default_rng(0)
 

@@ -10,17 +10,17 @@ import numpy as np
 
 from sthist import _store
 from sthist._tables.genes import match_names, names_of_list, names_of_table
-from sthist.training.regression.familiarity import Familiarity
-from sthist.training.regression.features import gaussian_means
-from sthist.training.regression.model import placed
+from sthist.regression.data.features import gaussian_means
+from sthist.regression.model import placed
+from sthist.regression.trust.familiarity import Familiarity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from anndata import AnnData
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.model import RegressionModel
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.model import RegressionModel
 
 BLOCK = 2**24
 """Values of a block that is predicted at once: 64 MB."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sthist.training.regression.lattice import array_places, find_lattice, neighbours_of
+from sthist.regression.data.lattice import array_places, find_lattice, neighbours_of
 
 SIDE = 9
 

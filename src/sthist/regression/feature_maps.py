@@ -12,15 +12,15 @@ import numpy as np
 
 from sthist._scratch import own_folder
 from sthist._settings import logger, settings
-from sthist.systems.expression.backbones import at_once
-from sthist.training.regression.inputs import Inputs
+from sthist.regression.backbones import at_once
+from sthist.regression.data.inputs import Inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-    from sthist.training.regression.inputs import Batch
+    from sthist.regression.data.inputs import Batch
 
 READ_AT_ONCE = 256
 

@@ -11,16 +11,16 @@ import numpy as np
 from sthist.encoders import Transform
 from sthist.encoders import get as get_encoder
 from sthist.encoders._registry import CARDS, ZOO_NAMES
-from sthist.systems.expression.model import TileModel
-from sthist.training.regression.model import NetworkModel, RegressionConfig
+from sthist.regression.collect import TileModel
+from sthist.regression.model import NetworkModel, RegressionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
 
-    from sthist.training.regression.inputs import Inputs
-    from sthist.training.regression.targets import Targets
+    from sthist.regression.data.inputs import Inputs
+    from sthist.regression.data.targets import Targets
 
 TILES_AT_ONCE = 64
 """Tiles that a CPU predicts at a time, at most: more take memory, and no less time."""

@@ -14,7 +14,7 @@ from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 import sthist
-from sthist.training.regression import write
+from sthist.regression import write
 
 N, GENES = 30, tuple(f"G{i}" for i in range(7))
 

@@ -1,0 +1,1 @@
+"""What is read: inputs, targets, and features of regions and their neighbours."""
