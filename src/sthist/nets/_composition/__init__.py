@@ -1,0 +1,1 @@
+"""Cell composition from embeddings, and from tiles and their neighbours: networks and their losses."""
