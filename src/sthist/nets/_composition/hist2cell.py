@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -101,8 +101,9 @@ class Hist2Cell(nn.Module):
             if tuple(mean.shape) != (n_types,):
                 raise ValueError(f"mean has the shape {tuple(mean.shape)}; there are {n_types} types.")
             for head in (self.own_head, self.local_head, self.fused_head, self.whole_head):
+                last: Any = head[-1]
                 with torch.no_grad():
-                    head[-1].bias.copy_(mean)
+                    last.bias.copy_(mean)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Composition (n, n_types) of all nodes, nowhere below 0."""
