@@ -85,15 +85,14 @@ class RegressionModule(TrainingModule):
         for rows, batch in self.feed.inputs.shuffled(self.feed.rows, size, seed, epoch):
             if drop_last and len(rows) < min(size, len(self.feed.rows)):
                 continue
-            share = slice(device, None, n_devices)
-            yield self._tensors(rows[share], {name: values[share] for name, values in batch.items()}), epoch
+            yield self._tensors(*self.feed.inputs.share(rows, batch, device, n_devices)), epoch
 
     def validation_batches(self, device: int, n_devices: int) -> Iterable[Any]:
         """The rows that validate, all on each device."""
         if not len(self.feed.watched):
             return []
-        found = self.feed.inputs.in_order(self.feed.watched, self.options.batch_size)
-        return [(self._tensors(rows, batch), -1) for rows, batch in found]
+        found = self.feed.inputs.watched(self.feed.watched, self.options.batch_size)
+        return ((self._tensors(rows, batch), -1) for rows, batch in found)
 
     def training_step(self, batch: Any, index: int) -> Any:
         """The loss of a batch."""
@@ -108,6 +107,7 @@ class RegressionModule(TrainingModule):
 
     def trial_step(self, batch_size: int, px: int | None) -> None:
         """Forward and backward pass on the first rows, tiles black and of the size that is asked for."""
+        batch_size = self.feed.inputs.rows_at_once(batch_size)
         rows = np.resize(self.feed.rows, batch_size)
         numbers, arrays, targets, mask = self._tensors(rows, self.feed.inputs.take(rows[:1]))
         arrays = {name: values.expand(batch_size, *values.shape[1:]).clone() for name, values in arrays.items()}
@@ -127,7 +127,8 @@ class RegressionModule(TrainingModule):
         arrays = on_device(arrays, self.device, self.feed.transform)
         own: Any = getattr(self.net, "validation_loss", None)
         loss = self.net.losses(arrays, targets, mask)["loss"] if own is None else own(arrays, targets, mask)  # type: ignore[operator]
-        self._sums += torch.tensor([float(loss) * len(targets), len(targets)], dtype=torch.float64)
+        n = int(arrays["counted"].sum()) if "counted" in arrays else len(targets)
+        self._sums += torch.tensor([float(loss) * n, n], dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean."""

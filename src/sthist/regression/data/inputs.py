@@ -38,6 +38,21 @@ class Inputs(ABC):
         """Rows in batches, in an order that is a function of seed and epoch."""
         yield from self.in_order(np.random.default_rng([seed, epoch]).permutation(rows), batch_size)
 
+    def watched(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Rows whose loss is wanted, in batches as those that train are, but as they are."""
+        return self.in_order(rows, batch_size)
+
+    def share(
+        self, rows: np.ndarray, batch: Batch, device: int, n_devices: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What one of several devices has of a batch."""
+        part = slice(device, None, n_devices)
+        return rows[part], {name: values[part] for name, values in batch.items()}
+
+    def rows_at_once(self, batch_size: int) -> int:
+        """Rows that a batch has at most."""
+        return batch_size
+
 
 @dataclass(frozen=True, eq=False)
 class Arrays(Inputs):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+ARRAY = ("array_row", "array_col")
+"""Columns of ``obs`` with the row and column of spots on their array."""
 
 CLEAR = 0.8
 """How much directions to the nearest have to agree (1: all do) for places to lie on a lattice."""
@@ -79,14 +85,44 @@ def neighbours_of(centres: np.ndarray, rings: int) -> np.ndarray:
     displacements = centres[near[:, 1]] - centres[near[:, 0]]
     rung = lattice.distance(lattice.steps(displacements))
     kept = (rung >= 1) & (rung <= rings)
-    away = np.linalg.norm(displacements[kept], axis=1)
-    one, other = np.concatenate([near[kept], near[kept, ::-1]]).T
+    return _as_table(near[kept], np.linalg.norm(displacements[kept], axis=1), n, full)
+
+
+def array_neighbours(array: np.ndarray) -> np.ndarray:
+    """Numbers of the spots next to each on an array, (n, k), -1 where there is none; by row and column (n, 2) int.
+
+    Where row and column are even or odd together they count half hexagons, as Visium's do, and two columns are a step.
+    """
+    from scipy.spatial import cKDTree
+
+    odd = array.sum(axis=1) % 2
+    row, column = array.T.astype(np.float64)
+    places = np.stack([row, column / 2 if (odd == odd[:1]).all() else column], axis=1)
+    near = cKDTree(places).query_pairs(1.1, p=np.inf, output_type="ndarray")
+    away = np.linalg.norm(places[near[:, 1]] - places[near[:, 0]], axis=1)
+    return _as_table(near[away > 0], away[away > 0], len(array))
+
+
+def _as_table(pairs: np.ndarray, away: np.ndarray, n: int, full: int | None = None) -> np.ndarray:
+    """Pairs (m, 2) as the neighbours of each, (n, full), the nearest first; by default as many as any has."""
+    one, other = np.concatenate([pairs, pairs[:, ::-1]]).T
     order = np.lexsort((other, np.concatenate([away, away]), one))
     one, other = one[order], other[order]
     place = np.arange(len(one)) - np.searchsorted(one, one)
+    full = int(place.max(initial=-1)) + 1 if full is None else full
     table = np.full((n, full), -1)
     table[one[place < full], place[place < full]] = other[place < full]
     return table
+
+
+def array_of(adata: AnnData, name: str) -> np.ndarray | None:
+    """Row and column of all rows of a table on their array, (n, 2) int, from 0; None where it has no such columns."""
+    if not all(column in adata.obs for column in ARRAY):
+        return None
+    found = adata.obs[list(ARRAY)].to_numpy(np.float64)
+    if not (np.isfinite(found).all() and (found == np.rint(found)).all()):
+        raise ValueError(f"obs{list(ARRAY)} of {name} are not all whole numbers.")
+    return (found - found.min(axis=0)).astype(np.int64)
 
 
 def array_places(centres: np.ndarray, name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist.regression.data.inputs import Tissue
-from sthist.regression.data.lattice import array_places
+from sthist.regression.data.lattice import ARRAY, array_of, array_places
 from sthist.systems.expression.retrieval import RetrievalConfig, RetrievalModel
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sthist.regression.data.inputs import Inputs
     from sthist.regression.data.targets import Targets
     from sthist.training.rows import SampleRows
-
-ARRAY = ("array_row", "array_col")
 
 
 @dataclass(frozen=True)
@@ -138,11 +136,9 @@ class McLSTExp(RetrievalModel):
 
 def _array_of(adata: Any, name: str) -> np.ndarray:
     """Row and column of all rows of a table, (n, 2) int, from 0."""
-    if all(column in adata.obs for column in ARRAY):
-        found = adata.obs[list(ARRAY)].to_numpy(np.float64)
-        if np.isfinite(found).all() and (found == np.rint(found)).all():
-            return (found - found.min(axis=0)).astype(np.int64)
-        raise ValueError(f"obs{list(ARRAY)} of {name} are not all whole numbers.")
+    array = array_of(adata, name)
+    if array is not None:
+        return array
     if "spatial" not in adata.obsm:
         raise KeyError(f"{name} has neither obs{list(ARRAY)} nor obsm['spatial'], the places of its rows in µm.")
     return array_places(np.asarray(adata.obsm["spatial"], np.float64)[:, :2], name)
