@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_composition.hist2cell": ["GraphAttention", "Hist2Cell"],
+        "_composition.ensemble": ["Ensemble"],
         "_composition.mlp": ["CompositionMLP", "negative_correlation"],
         "_expression.augmentation": ["augment_tiles"],
         "_expression.autoencoders": ["FeatureMap"],

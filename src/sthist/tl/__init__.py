@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.annotate": ["annotate"],
         "systems.annotation.heat_maps.verb": ["heatmap"],
         "systems.annotation.train": ["train_annotator"],
+        "systems.composition.apply": ["composition"],
+        "systems.composition.train": ["train_composition"],
         "systems.expression.apply": ["expression"],
         "systems.expression.train": ["train_expression"],
         "systems.virtual_he.apply": ["virtual_he"],

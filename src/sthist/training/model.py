@@ -35,6 +35,8 @@ SYSTEMS = {
     "beer-lambert": ("sthist.systems.virtual_he.models.beer_lambert", "BeerLambert"),
     "bleep": ("sthist.systems.expression.models.bleep", "BLEEP"),
     "clip": ("sthist.systems.expression.models.clip", "CLIP"),
+    "composition-mlp": ("sthist.systems.composition.models.mlp", "CompositionMLP"),
+    "composition-ridge": ("sthist.systems.composition.models.ridge", "CompositionRidge"),
     "deepspot": ("sthist.systems.expression.models.deepspot", "DeepSpot"),
     "genst": ("sthist.systems.expression.models.genst", "GenST"),
     "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),

@@ -14,12 +14,13 @@ from sthist._settings import logger, settings
 from sthist._tables.genes import match_names, names_of_list, names_of_table
 from sthist.benchmark._expression.gene_scores import interval, score_row, unit_of
 from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
-from sthist.benchmark._expression.measure import Cost, measured
-from sthist.benchmark._expression.slide_splits import RANDOM, expression_folds, require_testable, shares_patient
+from sthist.benchmark._predictors.measure import Cost, measured
+from sthist.benchmark._predictors.slide_splits import RANDOM, predictor_folds, require_testable, shares_patient
+from sthist.benchmark._predictors.trials import begins, require_seeds
 from sthist.regression.collect import TileModel
 from sthist.regression.data.features import centres_of
 from sthist.regression.trust.rehearsal import Rehearsal
-from sthist.systems.expression.models import as_model
+from sthist.systems.expression.models import REGISTRY
 from sthist.systems.expression.targets import expression_rows, expression_targets
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from sthist.benchmark._expression.slide_splits import SlideFold
+    from sthist.benchmark._predictors.slide_splits import SlideFold
     from sthist.regression.data.inputs import Inputs
     from sthist.regression.data.targets import Targets
-    from sthist.regression.model import RegressionConfig, RegressionModel
+    from sthist.regression.model import RegressionConfig
     from sthist.systems.expression.model import ExpressionModel
     from sthist.training.rows import SampleRows
     from sthist.training.splits import Grouping, Split, Units
@@ -169,10 +170,10 @@ def expression(
         split = RANDOM if split is None else split
         gene_sets = (PANEL,) if gene_sets is None else gene_sets
         training = {**GENST_TRAINING, **(training or {})} if isinstance(training, Mapping | None) else training
-    named = _named("ridge" if models is None else models)
+    named = REGISTRY.named("ridge" if models is None else models)
     sets = GENE_SETS if gene_sets is None else [gene_sets] if isinstance(gene_sets, str) else gene_sets
     require_known(sets)
-    _require_seeds(seeds)
+    require_seeds(seeds)
     seed = settings.seed if seed is None else int(seed)
     trials = {name: (fresh, fresh.options(training)) for name, fresh in named.items()}
     rows = expression_rows(data, table, samples, within)
@@ -189,7 +190,7 @@ def expression(
     }
     size_um = next((fresh.spec.size_um for fresh in named.values() if fresh.spec is not None), None)
     units = rows.units(size_um)
-    made, grouping, validation, called = expression_folds(units, "patient" if split is None else split, folds, seed)
+    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, folds, seed)
     require_testable(units, made)
     study = _Study(
         units=units,
@@ -315,7 +316,7 @@ class _Study:
             predicted = job.predict(model, fold.test)
         most = max(training.peak_gb, predicting.peak_gb)
         cost = Cost(training.seconds, most, max(training.gpu_gb, predicting.gpu_gb), predicting.seconds)
-        return _begins(model), predicted, cost
+        return begins(model), predicted, cost
 
 
 class _Scorer:
@@ -366,30 +367,6 @@ def _ordered(row: Mapping[str, Any]) -> list[str]:
     return [*FIRST, *(name for name in row if name not in FIRST)]
 
 
-def _named(models: Any) -> dict[str, ExpressionModel]:
-    """Models that are to be trained, by what the table calls them."""
-    if isinstance(models, Mapping):
-        return {str(name): as_model(each) for name, each in models.items()}
-    listed = list(models) if isinstance(models, list | tuple) else [models]
-    if not listed:
-        raise ValueError("models= names none.")
-    named: dict[str, ExpressionModel] = {}
-    for each in listed:
-        fresh = as_model(each)
-        if fresh.system in named:
-            raise ValueError(
-                f"There are several models {fresh.system!r}; give a mapping of what to call each: models="
-                f"{{'{fresh.system}': ..., '{fresh.system}, other settings': ...}}."
-            )
-        named[fresh.system] = fresh
-    return named
-
-
-def _require_seeds(seeds: Any) -> None:
-    if isinstance(seeds, int | str) or not len(seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds= is {seeds!r}; it is a list of at least one number, each once.")
-
-
 def _pool(rows: SampleRows, genes: Any) -> Targets:
     """Expression of the genes that are given, or of all that any sample has."""
     if genes is not None and not isinstance(genes, int):
@@ -405,13 +382,3 @@ def _pool(rows: SampleRows, genes: Any) -> Targets:
         match = match_names({name: tables[name], "genes": names_of_list(names)}, "genes", min_overlap=0)
         names += map(str, match.missing[name])
     return expression_targets(rows, names)
-
-
-def _begins(model: RegressionModel) -> str:
-    """What a trained model began from: a backbone and its weights, or embeddings of encoders."""
-    config: Any = model.config
-    if hasattr(config, "backbone"):
-        source = config.backbone_weights or "pretrained" if config.pretrained else "random"
-        return f"{config.backbone}, {source}{', frozen' if config.embeddings else ''}"
-    names = [str(each.get("encoder") or each.get("key")) for each in config.encoders] or list(config.embeddings)
-    return ", ".join(names)

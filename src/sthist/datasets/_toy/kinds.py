@@ -67,8 +67,8 @@ def to_visium(sdata: SpatialData, cell_types: list[str]) -> None:
         },
         index=names,
     )
-    shares = n_cells.div(n_cells.sum(axis=1).replace(0, 1), axis=0).set_axis(names)
-    table = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), obsm={"spatial": centres, "composition": shares})
+    table = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), obsm={"spatial": centres})
+    table.obsm["cell_abundance"] = n_cells.set_axis(names).astype(np.float32)
     spots = gpd.GeoDataFrame(
         {"radius": SPOT_UM / 2}, geometry=gpd.points_from_xy(*centres.T), index=obs["instance_id"].to_numpy()
     )

@@ -98,8 +98,8 @@ def toy(
     * ``tables["table"]``: counts of transcripts with qv >= 20 in cells, ``obs["cell_type"]``, ``obsm["spatial"]`` in
       µm;
     * for ``"visium"``, in place of transcripts and cells, ``shapes["spots"]`` and a ``tables["table"]`` of them with
-      ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_cells"]`` and ``obsm["composition"]``, the true shares of the
-      cell types; for ``"tma"`` also ``shapes["cores"]`` with ``row``, ``column`` and ``state``.
+      ``obs["array_row"]``, ``obs["array_col"]``, ``obs["n_cells"]`` and ``obsm["cell_abundance"]``, the true numbers
+      of cells of each type; for ``"tma"`` also ``shapes["cores"]`` with ``row``, ``column`` and ``state``.
 
     Raises
     ------

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist import _store
-from sthist._sample.samples import Sample, over_samples
+from sthist._sample.samples import over_samples
 from sthist._sample.verbs import verb
 from sthist._settings import settings
-from sthist._tables.rows import lie_within, new_table, rows_of
-from sthist.pp._embed_source import find_regions
+from sthist._tables.rows import lie_within
 from sthist.regression.data.features import centres_of
 from sthist.regression.model import plain_config
+from sthist.regression.rows import as_trained, rows_of_slide
 from sthist.regression.trust.familiarity import say_strange
 from sthist.regression.write import Place, Prediction
 from sthist.systems.expression.model import ExpressionModel
-from sthist.training.model import load
-from sthist.training.rows import SampleRows
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from pathlib import Path
 
 
 @verb
@@ -106,7 +103,7 @@ def expression(
     """
     _predict_one(
         data,
-        _loaded(model),
+        as_trained(model, ExpressionModel, "tl.train_expression"),
         regions,
         image,
         within,
@@ -116,16 +113,6 @@ def expression(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def _loaded(model: Any) -> ExpressionModel:
-    if isinstance(model, str | Path):
-        model = load(model)
-    if not isinstance(model, ExpressionModel):
-        raise TypeError(f"model is a model of tl.train_expression, or the folder of one, not {type(model).__name__}.")
-    if not model.is_fitted:
-        raise ValueError(f"This {type(model).__name__} was not trained: tl.train_expression does it.")
-    return model
 
 
 @over_samples
@@ -142,7 +129,7 @@ def _predict_one(
     overwrite: bool,
     progress: bool | None,
 ) -> None:
-    rows, key = _rows_of(data, model, regions)
+    rows, key = rows_of_slide(data, model, regions)
     place = Place.of(data, rows.tables[0], key, model, key_added, overwrite=overwrite)
     inputs = model.collect(rows, image=image, device=device, progress=progress)
     adata = rows.tables[0]
@@ -166,35 +153,3 @@ def _predict_one(
     if usual is not None:
         say_strange(usual, rows.names[0])
     place.write(data, adata, prediction, inside, made, usual)
-
-
-def _rows_of(data: Any, model: ExpressionModel, regions: str | None) -> tuple[SampleRows, str | None]:
-    """All rows of the table of the regions, and its key; regions without a table get one that is not kept."""
-    if hasattr(data, "obs_names"):
-        if regions is not None:
-            raise ValueError(f"regions={regions!r} names regions of a SpatialData, but an AnnData is given.")
-        return _as_rows(data, data, "the AnnData"), None
-    found = rows_of(data, regions if regions is not None else _find_regions(data, model))
-    adata = new_table(data, found) if found.table is None else data.tables[found.table]
-    name = f"table {found.table!r}" if found.table else f"the regions {found.shapes!r}"
-    return _as_rows(data, adata, name), found.table
-
-
-def _as_rows(data: Any, adata: AnnData, name: str) -> SampleRows:
-    if adata.n_obs == 0:
-        raise ValueError(f"{name[0].upper() + name[1:]} has no rows.")
-    return SampleRows([Sample("sample", data)], [adata], [name], np.zeros(adata.n_obs, int), np.arange(adata.n_obs))
-
-
-def _find_regions(sdata: Any, model: ExpressionModel) -> str:
-    """The table that has the model's embeddings, else tiles or spots, else the only table."""
-    keys = model.config.embeddings
-    having = [name for name, adata in sdata.tables.items() if keys and all(key in adata.obsm for key in keys)]
-    if len(having) == 1:
-        return having[0]
-    try:
-        return find_regions(sdata)
-    except ValueError:
-        if len(sdata.tables) != 1:
-            raise
-        return str(next(iter(sdata.tables)))

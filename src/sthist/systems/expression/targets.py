@@ -7,49 +7,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import plain
-from sthist._sample.samples import naming, samples_of
+from sthist._sample.samples import naming
 from sthist._settings import logger
 from sthist._tables.expression import Depth, log_expression
 from sthist._tables.find import find_expression
 from sthist._tables.genes import collect_columns, match_names, names_of_list, names_of_table
-from sthist._tables.rows import lie_within
 from sthist.regression.data.targets import Targets
-from sthist.training.rows import SampleRows
+from sthist.regression.rows import rows_of_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-FEW = 10
-"""Spots below which a slide is pointed out: they say little of what is typical of it."""
+    from sthist.training.rows import SampleRows
 
 
 def expression_rows(data: Any, table: str | None, samples: Any, within: Any = None) -> SampleRows:
     """All rows of the tables with genes, of each sample, that lie within a region, if one is given."""
-    listed = samples_of(data, samples)
-    keyed = [find_expression(each.data, table) for each in listed]
-    names = [
-        f"{'the AnnData' if key is None else f'table {key!r}'} of sample {each.name!r}"
-        for each, (key, _) in zip(listed, keyed, strict=True)
-    ]
-    rows = []
-    for each, (_, adata), name in zip(listed, keyed, names, strict=True):
-        if 0 in adata.shape:
-            raise ValueError(f"{name} is empty: it has {adata.n_obs} rows and {adata.n_vars} genes.")
-        if adata.n_obs < FEW:
-            logger.warning("%s has %d rows.", name[0].upper() + name[1:], adata.n_obs)
-        rows.append(np.arange(adata.n_obs) if within is None else _inside(each.data, adata, within, name))
-    sample = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    return SampleRows(listed, [adata for _, adata in keyed], names, sample, np.concatenate(rows))
-
-
-def _inside(data: Any, adata: AnnData, within: Any, name: str) -> np.ndarray:
-    """Numbers of the rows whose centre lies in a region."""
-    if "spatial" not in adata.obsm:
-        raise KeyError(f"within= needs the places of rows, and {name} has no obsm['spatial'] (x, y in µm).")
-    places = np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
-    return np.flatnonzero(lie_within(data, places, within, name))
+    rows = rows_of_samples(data, samples, within, lambda sample: find_expression(sample, table))
+    for adata, name in zip(rows.tables, rows.names, strict=True):
+        if adata.n_vars == 0:
+            raise ValueError(f"{name} is empty: it has {adata.n_obs} rows and 0 genes.")
+    return rows
 
 
 def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None, depth: Depth | None = None) -> Targets:

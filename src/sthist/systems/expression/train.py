@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _store
 from sthist._sample.verbs import verb
 from sthist._tables.expression import Depth
-from sthist.regression.data.features import centres_of
-from sthist.regression.model import plain_config
-from sthist.regression.trust.rehearsal import Rehearsal
+from sthist.regression.train import train_scored
 from sthist.systems.expression.models import as_model
 from sthist.systems.expression.targets import expression_rows, expression_targets
-from sthist.training.split_groups import grouped
-from sthist.training.splits import folds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from sthist.regression.data.targets import Targets
     from sthist.regression.model import RegressionConfig
@@ -28,11 +22,6 @@ if TYPE_CHECKING:
     from sthist.systems.expression.model import ExpressionModel
     from sthist.training.rows import SampleRows
     from sthist.training.splits import Split
-
-VALIDATION = 0.1
-"""Part of the training rows that says when to stop, where the split does not say."""
-
-FOLDS = 5
 
 DRAWS = 20
 """Of the counts of a shallower slide, whose mean is trained on."""
@@ -136,32 +125,20 @@ def train_expression(
     rows = expression_rows(data, table, samples, within)
     targets, scored = _targets(rows, genes, depth, options.seed)
     inputs = fresh.collect(rows, embedding=embedding, image=image, device=device, progress=progress)
-    size_um = None if fresh.spec is None else fresh.spec.size_um
-    split, grouping = grouped(rows.units(size_um), split, size_um, VALIDATION)
-    alike = np.zeros(len(targets), int)
-    folds = split.folds or max(2, min(FOLDS, len(np.unique(grouping.groups))))
-    pairs = folds_of(grouping, alike, test=split.test, folds=folds, seed=options.seed)
-    centres = None if fresh.config.smooth_um is None else centres_of(rows, "smooth_um")
-    job = Rehearsal(fresh, inputs, targets, scored, grouping, split.validation, options, centres, device, progress)
-    report = job.report(pairs)
-    used = pairs[0][0] if len(pairs) == 1 else np.arange(len(targets))
-    fitted: Any = job.fit(used, None if folder is None else Path(folder))
-    made = _store.provenance(
+    return train_scored(
         "tl.train_expression",
-        samples=[each.name for each in rows.samples],
-        n_rows=len(used),
-        options=options.to_dict(),
-        **split.to_dict(),
-        leaks=grouping.leaks,
-        depth=depth,
-        settings=plain_config(fitted),
+        fresh,
+        rows,
+        inputs,
+        targets,
+        scored=scored,
+        options=options,
+        split=split,
+        folder=folder,
+        device=device,
+        progress=progress,
+        facts={"depth": depth},
     )
-    fitted.config = replace(fitted.config, training=made, report=report)
-    job.require_learned(fitted, used)
-    job.keep_familiarity(fitted, used)
-    if folder is not None:
-        fitted.save(folder)
-    return fitted  # type: ignore[no-any-return]
 
 
 def _targets(

@@ -1,4 +1,4 @@
-"""Folds of slides, patients and blocks of tissue for models of expression."""
+"""Folds of slides, patients and blocks of tissue for predictors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SlideFold:
     name: str  # what tests
 
 
-def expression_folds(
+def predictor_folds(
     units: Units, split: Any, folds: int | None, seed: int
 ) -> tuple[list[SlideFold], Grouping, float, str]:
     """The folds, the groups that they are made of, the part that validates, and what the split is called."""

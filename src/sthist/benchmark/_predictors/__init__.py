@@ -1,0 +1,1 @@
+"""What benchmarks of predictors share: folds of slides and patients, time and memory."""

@@ -1,0 +1,1 @@
+"""Cell composition of regions from H&E: how much of each cell type a spot holds."""
