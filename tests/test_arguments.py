@@ -25,7 +25,7 @@ OWNS = {
         "benchmark.ablate_virtual_he benchmark.annotation_transfer benchmark.cross_validate_virtual_he "
         "benchmark.nucleus_preservation benchmark.virtual_he datasets.simulate_hrst datasets.toy metrics.image.compare "
         "metrics.image.kid pl.tiles pp.align pp.stain_normalize pp.tiles tiles.Overlay tiles.TileLoader "
-        "tiles.export_pairs tiles.farthest_points tl.niches tl.virtual_he"
+        "tiles.export_pairs tiles.farthest_points tl.colocalization tl.niches tl.virtual_he"
     ),
     "device": (
         "benchmark.annotation_transfer encoders.get pp.embed tl.annotate tl.heatmap tl.train_annotator "
@@ -40,7 +40,7 @@ OWNS = {
     "overwrite": (
         "io.export_geojson io.export_ome_tiff io.export_xenium_explorer io.read_annotations pp.aggregate pp.align "
         "pp.embed pp.genes pp.label_regions pp.set_scale pp.stain_normalize pp.tiles pp.tissue pp.tma tl.annotate "
-        "tl.heatmap tl.niches tl.pool_topk tl.transfer_labels tl.virtual_he"
+        "tl.colocalization tl.heatmap tl.niches tl.pool_topk tl.transfer_labels tl.virtual_he"
     ),
     "allow_upsampling": "tiles.TileReader tiles.Overlay",
     "precision": "encoders.get pp.embed",

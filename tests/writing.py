@@ -172,6 +172,9 @@ VERBS = {
     "tl.niches": Verb(
         lambda s, k, o: sthist.tl.niches(s, "cell_type", method="kmeans", n_niches=2, overwrite=o, **_named(k))
     ),
+    "tl.colocalization": Verb(
+        lambda s, k, o: sthist.tl.colocalization(s, "cell_type", length_um=30, overwrite=o, **_named(k))
+    ),
     "tl.transfer_labels": Verb(
         lambda s, k, o: sthist.tl.transfer_labels(s, "tiles_table", "table", label="part", overwrite=o, **_named(k)),
         _scored,

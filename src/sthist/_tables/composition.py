@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ class Composition:
     types: tuple[str, ...]  # as they are shown
     values: np.ndarray  # (n, types) float64, not negative
     quantity: Quantity
+    rows: np.ndarray | None = None  # places of these rows in the table, where some were left out
 
     @property
     def proportions(self) -> np.ndarray:
@@ -45,8 +46,13 @@ class Composition:
         return np.divide(self.values, total, out=np.zeros_like(self.values), where=total > 0)
 
 
-def read_composition(adata: AnnData, key: str, where: str, quantity: Quantity | None = None) -> Composition:
-    """The composition ``obsm[key]`` of a table, checked; ``where`` is how messages call the table."""
+def read_composition(
+    adata: AnnData, key: str, where: str, quantity: Quantity | None = None, *, skip_missing: bool = False
+) -> Composition:
+    """The composition ``obsm[key]`` of a table, checked; ``where`` is how messages call the table.
+
+    With ``skip_missing``, rows that are NaN throughout, such as those that were not predicted, are left out.
+    """
     if key not in adata.obsm:
         raise KeyError(f"{where} has no obsm[{key!r}]; it has {list(adata.obsm)}.{closest(key, map(str, adata.obsm))}")
     frame = adata.obsm[key]
@@ -56,7 +62,12 @@ def read_composition(adata: AnnData, key: str, where: str, quantity: Quantity | 
             "cell type: adata.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=types)."
         )
     shown = adata.uns.get("sthist", {}).get(key, {}).get("classes", {})
-    return as_composition(frame, f"obsm[{key!r}] of {where}", quantity, shown)
+    if not skip_missing:
+        return as_composition(frame, f"obsm[{key!r}] of {where}", quantity, shown)
+    rows = np.flatnonzero(~frame.isna().all(axis=1).to_numpy())
+    if len(frame) and not len(rows):
+        raise ValueError(f"obsm[{key!r}] of {where} has no row with values: all {len(frame)} are NaN.")
+    return replace(as_composition(frame.iloc[rows], f"obsm[{key!r}] of {where}", quantity, shown), rows=rows)
 
 
 def as_composition(

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_classify": ["Interval", "auc_ovr", "bootstrap_interval", "confusion", "weighted_auc"],
         "_clustering": ["ClusteringScores", "LabelAgreement", "clustering", "label_agreement"],
+        "_colocalization": ["ColocalizationScores", "colocalization"],
         "_expression.correlation": ["gene_pearson"],
         "_expression.scores": ["ExpressionScores", "expression"],
         "_expression.maps": ["morans_i"],

@@ -65,6 +65,12 @@ def test_what_does_not_fit_is_refused():
         metrics.morans_i(np.ones((4, 2)), np.ones((4, 2)))
 
 
+def test_two_spots_at_every_place():
+    """Places, not spots, have a distance to the next."""
+    places = np.stack(np.meshgrid(range(6), range(6)), -1).reshape(-1, 2) * 100.0
+    assert metrics.morans_i(np.repeat(places, 2, axis=0), np.repeat(places, 2, axis=0)).min() > 0.5
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("on_lattice", [True, False])
 def test_of_a_section_it_is_squidpy_s(on_lattice):

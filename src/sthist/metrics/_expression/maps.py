@@ -79,10 +79,10 @@ def pitch_of(centres: np.ndarray) -> float:
     """The usual distance from a spot to the next."""
     from scipy.spatial import cKDTree
 
-    nearest = cKDTree(centres).query(centres, k=2)[0][:, 1]
-    if not (nearest > 0).any():
+    places = np.unique(centres, axis=0)  # several spots can share one
+    if len(places) < 2:
         raise ValueError(f"All {len(centres)} spots lie at one place, {centres[0].tolist()}; a map needs several.")
-    return float(np.median(nearest[nearest > 0]))
+    return float(np.median(cKDTree(places).query(places, k=2)[0][:, 1]))
 
 
 def _ssim(x: np.ndarray, y: np.ndarray, there: np.ndarray, extent: np.ndarray) -> np.ndarray:
