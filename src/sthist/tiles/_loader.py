@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,9 +14,15 @@ from sthist._settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sthist.tiles._images.folder import FolderReader
-    from sthist.tiles._images.reader import TileReader
-    from sthist.tiles._molecules.overlay import Overlay
+
+class Reader(Protocol):
+    """What reads tiles: of an image, of transcripts, of a folder, or of several samples."""
+
+    def order(self, places: np.ndarray, /) -> np.ndarray:
+        """The order in which places are read best."""
+
+    def read(self, places: np.ndarray, /) -> np.ndarray:
+        """Their tiles."""
 
 
 class TileLoader:
@@ -58,7 +64,7 @@ class TileLoader:
 
     def __init__(
         self,
-        readers: TileReader | Overlay | FolderReader | Sequence[TileReader | Overlay | FolderReader],
+        readers: Reader | Sequence[Reader],
         centres: Any,
         *,
         batch_size: int = 32,
@@ -78,8 +84,7 @@ class TileLoader:
         self.ids = None if ids is None else np.asarray(ids, np.int64)
         self.batch_size, self.shuffle, self.epoch = batch_size, shuffle, epoch
         self.seed = settings.seed if seed is None else seed
-        # Files lie in folders by class, and have no chunks in common: their tiles are mixed over all of them.
-        self._block, self._mix, self._prefetch = (1 if by_row else block), mix, prefetch
+        self._block, self._mix, self._prefetch = getattr(self.readers[0], "block", block), mix, prefetch
 
     def __len__(self) -> int:
         """Number of batches."""

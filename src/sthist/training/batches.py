@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sthist.tiles._images.reader import share_cache
 from sthist.tiles._loader import TileLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+BLOCK = 32
+"""Neighbouring tiles of a slide that stay together when tiles are shuffled, so that their chunks are decoded once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,47 +26,56 @@ class Tiles:
     places: list[np.ndarray]  # centres in µm, (m, 2), or numbers of images, (m,), for each reader
     reader: np.ndarray  # (n,) which reader, and which of its places, each row is
     place: np.ndarray
+    by_row: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        share_cache(self.readers)
 
     def __len__(self) -> int:
         return len(self.reader)
 
+    @property
+    def block(self) -> int:
+        """Rows that stay together when they are shuffled."""
+        return max(getattr(reader, "block", BLOCK) for reader in self.readers)
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """The order in which rows are read best: sample by sample, each chunk once."""
+        parts = [mine[self.readers[i].order(self._places(i, rows[mine]))] for i, mine in self._by_reader(rows)]
+        return np.concatenate([np.empty(0, int), *parts])
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Tiles of rows, (n, px, px, 3)."""
+        parts = [(mine, self.readers[i].read(self._places(i, rows[mine]))) for i, mine in self._by_reader(rows)]
+        tiles = np.empty((len(rows), *parts[0][1].shape[1:]), parts[0][1].dtype)
+        for mine, part in parts:
+            tiles[mine] = part
+        return tiles
+
     def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows and their tiles, sample by sample, each chunk read once."""
-        for mine, loader in self._loaders(rows, batch_size):
-            for index, tiles in loader:
-                yield mine[index], tiles
+        for index, tiles in TileLoader(self, rows, batch_size=batch_size):
+            yield rows[index], tiles
 
     def shuffled(
         self, rows: np.ndarray, batch_size: int, seed: int, epoch: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows and their tiles, turned and mirrored, in an order that is a function of seed and epoch.
 
-        Samples are mixed.
+        Samples are mixed, a few blocks of neighbours at a time: however many samples there are, the chunks of these
+        blocks alone are needed at once.
         """
-        n_readers = len(np.unique(self.reader[rows]))
-        piece = max(1, batch_size // n_readers)
-        loaders = self._loaders(rows, piece, shuffle=True, seed=seed, epoch=epoch)
-        turns = np.repeat(np.arange(len(loaders)), [len(loader) for _, loader in loaders])
-        running = [iter(loader) for _, loader in loaders]
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        n_found = 0
-        for turn in np.random.default_rng([seed, epoch]).permutation(turns):
-            index, tiles = next(running[turn])
-            found.append((loaders[turn][0][index], tiles))
-            n_found += len(index)
-            if n_found >= batch_size:
-                yield _joined(found, seed, epoch)
-                found, n_found = [], 0
-        if found:
-            yield _joined(found, seed, epoch)
+        for index, tiles in TileLoader(self, rows, batch_size=batch_size, shuffle=True, seed=seed, epoch=epoch):
+            yield rows[index], augmented(tiles, rows[index], seed, epoch)
 
-    def _loaders(self, rows: np.ndarray, batch_size: int, **kwargs: Any) -> list[tuple[np.ndarray, TileLoader]]:
-        loaders = []
-        for i in np.unique(self.reader[rows]):
-            mine = rows[self.reader[rows] == i]
-            places = self.places[i][self.place[mine]]
-            loaders.append((mine, TileLoader(self.readers[i], places, batch_size=batch_size, **kwargs)))
-        return loaders
+    def _by_reader(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Readers, and which of the rows are of each."""
+        of_row = self.reader[rows]
+        return [(i, np.flatnonzero(of_row == i)) for i in np.unique(of_row).tolist()]
+
+    def _places(self, i: int, rows: np.ndarray) -> np.ndarray:
+        """Where in its slide, or which image of its folder, each row of a reader is."""
+        return np.asarray(self.places[i][self.place[rows]])
 
 
 def augmented(tiles: np.ndarray, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -72,8 +86,3 @@ def augmented(tiles: np.ndarray, rows: np.ndarray, seed: int, epoch: int) -> np.
         tile = np.rot90(tiles[i], way % 4)
         turned[i] = tile[:, ::-1] if way >= 4 else tile
     return turned
-
-
-def _joined(found: list[tuple[np.ndarray, np.ndarray]], seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.concatenate([rows for rows, _ in found])
-    return rows, augmented(np.concatenate([tiles for _, tiles in found]), rows, seed, epoch)

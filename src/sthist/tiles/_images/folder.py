@@ -67,6 +67,7 @@ class FolderReader:
     channels = ("r", "g", "b")
     dtype = np.dtype(np.uint8)
     by_row = True
+    block = 1  # files lie in folders by class, and have no chunks in common: they are shuffled one by one
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from sthist.tiles._images.window import View
 from sthist.tiles._spec import TileSpec, TooFine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from spatialdata import SpatialData
 
@@ -285,17 +285,17 @@ class TileReader:
     def _load_chunks(self, chunks: list[set[tuple[int, int]]], pool: ThreadPoolExecutor) -> None:
         """Decode what a group of tiles needs and is not at hand: neighbours in a row of chunks with one call."""
         spans = [
-            (view, position, row, columns)
-            for position, (view, needed) in enumerate(zip(self._views, chunks, strict=True))
-            for row, columns in view.spans(needed, self._cache, position)
+            (view, row, columns)
+            for view, needed in zip(self._views, chunks, strict=True)
+            for row, columns in view.spans(needed, self._cache)
         ]
         list(pool.map(lambda span: span[0].load_span(self._cache, *span[1:]), spans))
 
     def _read_one(self, i: int, windows: list[Windows], centre: np.ndarray, tile: np.ndarray) -> None:
         tile.fill(self.fill)
         covered = np.zeros(tile.shape[:2], np.bool_)
-        for position, (view, window) in enumerate(zip(self._views, windows, strict=True)):
-            view.paste(window.origins[i], window.lows[i], window.highs[i], tile, covered, self._cache, position)
+        for view, window in zip(self._views, windows, strict=True):
+            view.paste(window.origins[i], window.lows[i], window.highs[i], tile, covered, self._cache)
         if tile.dtype.kind == "f" and np.isnan(tile).any():
             raise ValueError(
                 f"Image {self.image.key!r} has NaN pixels near x={centre[0]:.1f}, y={centre[1]:.1f} µm; fill them "
@@ -303,6 +303,15 @@ class TileReader:
             )
         if self.normalizer is not None:
             tile[:] = require_tiles("The normalizer", self.normalizer(tile[None]), (1, *tile.shape))[0]
+
+
+def share_cache(readers: Iterable[Any]) -> None:
+    """Let readers keep their chunks in one cache, so that those of many slides take no more memory than of one."""
+    readers = [each for each in readers if isinstance(each, TileReader)]
+    if readers:
+        shared = ChunkCache(max(each._cache.max_bytes for each in readers))
+        for each in readers:
+            each._cache = shared
 
 
 def read_region(

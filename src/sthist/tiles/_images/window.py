@@ -38,7 +38,6 @@ class View:
         residual = spans_level / self._reduce
         self._supersample = 1 if residual.max() < 1.05 else 2
         self._is_copy = bool(np.abs(self._linear - np.eye(2)).max() * spec.px < 1e-2)
-        self._key = field.levels.index(level)
 
     def windows(self, centres: np.ndarray) -> Windows:
         """Where the tiles around centres (x, y in µm) lie on the level."""
@@ -65,12 +64,10 @@ class View:
             for low, high in zip(windows.lows, windows.highs, strict=True)
         ]
 
-    def spans(
-        self, needed: set[tuple[int, int]], cache: ChunkCache, position: int
-    ) -> list[tuple[int, tuple[int, int]]]:
+    def spans(self, needed: set[tuple[int, int]], cache: ChunkCache) -> list[tuple[int, tuple[int, int]]]:
         """Rows of chunks, with their first and last column, that are needed and that the cache does not hold."""
         spans: list[tuple[int, tuple[int, int]]] = []
-        for row, column in sorted(key for key in needed if (position, self._key, *key) not in cache):
+        for row, column in sorted(key for key in needed if (self.planes, *key) not in cache):
             first, stop = spans[-1][1] if spans and spans[-1][0] == row else (column, -1)
             if stop == column and stop - first < self.planes.most_per_call:
                 spans[-1] = (row, (first, column + 1))
@@ -78,10 +75,10 @@ class View:
                 spans.append((row, (column, column + 1)))
         return spans
 
-    def load_span(self, cache: ChunkCache, position: int, row: int, columns: tuple[int, int]) -> None:
+    def load_span(self, cache: ChunkCache, row: int, columns: tuple[int, int]) -> None:
         """Decode neighbouring chunks of a row into the cache."""
         for column, chunk in zip(range(*columns), self.planes.load(row, *columns), strict=True):
-            cache.put((position, self._key, row, column), chunk)
+            cache.put((self.planes, row, column), chunk)
 
     def chunk_coordinates(self, centres: np.ndarray) -> np.ndarray:
         """Row and column, (n, 2), of the chunk under each centre; clipped to the image."""
@@ -98,14 +95,13 @@ class View:
         tile: np.ndarray,
         covered: np.ndarray,
         cache: ChunkCache,
-        position: int,
     ) -> None:
         """Fill the pixels of a tile that this element covers and that no earlier one did."""
         from sthist.tiles._images import kernels
 
         if (low >= high).any() or covered.all():
             return
-        region = np.ascontiguousarray(self._gather(low, high, cache, position))
+        region = np.ascontiguousarray(self._gather(low, high, cache))
         shift = np.round(origin)
         if self._is_copy and np.abs(origin - shift).max() < 1e-2:
             y0, x0 = (shift.astype(int) - low).tolist()
@@ -122,14 +118,14 @@ class View:
         half = np.float32(0.5 if tile.dtype.kind in "iu" else 0.0)
         kernels.warp(region, matrix, bounds.ravel(), self._supersample, half, tile, covered)
 
-    def _gather(self, low: np.ndarray, high: np.ndarray, cache: ChunkCache, position: int) -> np.ndarray:
+    def _gather(self, low: np.ndarray, high: np.ndarray, cache: ChunkCache) -> np.ndarray:
         """The pixels ``low:high`` of the level, (c, h, w): a view where one chunk holds them all."""
         planes = self.planes
         rows = range(*_covering(planes.y_edges, low[0], high[0]))
         columns = range(*_covering(planes.x_edges, low[1], high[1]))
 
         def part(row: int, column: int) -> tuple[slice, slice, np.ndarray]:
-            chunk = cache.get((position, self._key, row, column), lambda: planes.load(row, column, column + 1)[0])
+            chunk = cache.get((planes, row, column), lambda: planes.load(row, column, column + 1)[0])
             y, x = planes.y_edges[row], planes.x_edges[column]
             y0, y1 = max(low[0], y), min(high[0], planes.y_edges[row + 1])
             x0, x1 = max(low[1], x), min(high[1], planes.x_edges[column + 1])
