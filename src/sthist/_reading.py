@@ -102,14 +102,14 @@ def _of_file(path: Path, error: Exception) -> Exception:
     if isinstance(error, RuntimeError) and "encrypted" in str(error):
         return ValueError(f"{path} is encrypted. Unpack it with its password, and give what it holds.")
     if isinstance(error, RecursionError):
-        return ValueError(f"{path} cannot be read: it is nested too deeply. Is it damaged?")
+        return ValueError(f"{path} cannot be read: it is nested too deeply.{fault_in(path)} Is it damaged?")
     if type(error).__name__ == "TiffFileError":
         return ValueError(f"{path} is no TIFF file that can be read: {error}. Is it truncated? Copy it again.")
     why = (str(error).strip().splitlines() or [""])[0]
     why = why if len(why) > 12 and not isinstance(error, KeyError) else f"{type(error).__name__}: {why}"
     return ValueError(
-        f"{path} cannot be read: {why.rstrip('.')}.{fault_in(path)} Is it truncated, or of another format? "
-        "Copy or export it again."
+        f"{path} cannot be read: {why.rstrip('.')}.{fault_in(path, error)} Is it truncated, or of another "
+        "format? Copy or export it again."
     )
 
 

@@ -71,8 +71,8 @@ class Outcome:
     where: str = ""  # innermost frame
     seconds: float = 0.0
     megabytes: int = 0
-    names_it: bool = False  # whether the message names the file that was damaged
-    fields: tuple[str, ...] = ()  # columns, keys or datasets that were damaged, where the mutator knows them
+    names_it: bool = False  # whether the message names the file that was damaged, or one of two
+    fields: tuple[str, ...] = ()  # column, key, dataset or line that was damaged, where the mutator knows it
     names_field: bool = False  # whether the message names one of them
 
 
@@ -125,8 +125,9 @@ class Fuzzer:
         """Damage an input, read it in a child, and tell how it ended."""
         name, folder, file, damage, fields = self.prepare(seed, name)
         names = {path.name for path in (*files_of(self._folder(name)), *files_of(folder))}
+        damaged = _changed(self._folder(name), folder) | {Path(file).name}
         start = time.monotonic()
-        answer, peak = _in_child(lambda: _attempt(name, folder, self.whole[name], file, damage, names, fields))
+        answer, peak = _in_child(lambda: _attempt(name, folder, self.whole[name], file, damage, names, damaged, fields))
         seconds = time.monotonic() - start
         measured = {"seconds": round(seconds, 2), "megabytes": peak}
         return Outcome(name, seed, file, damage, **answer, **measured, fields=fields)
@@ -165,8 +166,25 @@ def _in_child(work: Any) -> tuple[dict[str, Any], int]:
     return pickle.loads(content), peak
 
 
+def _changed(whole: Path, folder: Path) -> set[str]:
+    """Names of the files of a folder that are not as they were: an exchange damages two."""
+    files = {path.relative_to(whole) for path in files_of(whole)}
+    return {file.name for file in files if not _is_same(whole / file, folder / file)}
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
 def _attempt(
-    name: str, folder: Path, whole: Any, file: str, damage: str, names: set[str], fields: tuple[str, ...]
+    name: str,
+    folder: Path,
+    whole: Any,
+    file: str,
+    damage: str,
+    names: set[str],
+    damaged: set[str],
+    fields: tuple[str, ...],
 ) -> dict[str, Any]:
     said = _Said()
     logging.getLogger("sthist").addHandler(said)
@@ -176,7 +194,7 @@ def _attempt(
             found = TARGETS[name].read(folder)
         said.texts += [str(each.message) for each in warned if "sthist" in str(each.filename)]
     except BaseException as error:  # noqa: BLE001
-        return _told(error, file, names, fields)
+        return _told(error, damaged, names, fields)
     return _compare(found, whole, file, damage, said.texts)
 
 
@@ -189,7 +207,7 @@ class _Said(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _told(error: BaseException, file: str, names: set[str], fields: tuple[str, ...]) -> dict[str, Any]:
+def _told(error: BaseException, damaged: set[str], names: set[str], fields: tuple[str, ...]) -> dict[str, Any]:
     frames = traceback.extract_tb(error.__traceback__)
     inner = error.__traceback__
     while inner is not None and inner.tb_next is not None:
@@ -207,10 +225,16 @@ def _told(error: BaseException, file: str, names: set[str], fields: tuple[str, .
     where = f"{module}:{last.lineno}" if last else ""
     where += f" < {Path(mine.filename).name}:{mine.lineno}" if mine is not None and not own else ""
     named = {
-        "names_it": Path(file).name in message,
-        "names_field": any(re.search(rf"(?<!\w){re.escape(field)}(?!\w)", message) for field in fields),
+        "names_it": any(name in message for name in damaged),
+        "names_field": any(_is_named(field, message) for field in fields),
     }
     return {"kind": kind, "error": type(error).__name__, "message": message[:400], "where": where} | named
+
+
+def _is_named(field: str, message: str) -> bool:
+    """Whether a message names a column, key, tensor, dataset or line."""
+    name = rf"(?<!\w){re.escape(field)}(?!\w)"
+    return re.search(name, message.replace("Line ", "line ")) is not None
 
 
 def _compare(found: Any, whole: Any, file: str, damage: str, said: list[str]) -> dict[str, Any]:

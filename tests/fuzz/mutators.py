@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from random import Random
 
-    Damage = str | tuple[str, tuple[str, ...]]  # what was done; and to which columns, keys or datasets, where it tells
+    # What was done; and where it tells, to which column, key, dataset or line: any of several names it.
+    Damage = str | tuple[str, tuple[str, ...]]
 
 TEXT = (".csv", ".tsv", ".json", ".geojson", ".xenium", ".txt")
 JSON = (".json", ".geojson", ".xenium")
@@ -169,12 +170,14 @@ def text_edit(path: Path, rng: Random) -> Damage:
 
 
 def _column_at(path: Path, text: str, place: int) -> tuple[str, ...]:
-    """The column of a table in which a character lies; none where the table has no names."""
+    """The column and the line of a table in which a character lies; none where the table has no names."""
+    number_of_line = text.count("\n", 0, place) + 1
     header, line = text.partition("\n")[0], text[text.rfind("\n", 0, place) + 1 : place]
     separator = "\t" if "\t" in header else ","
     names, number = header.rstrip("\r").split(separator), line.count(separator)
     is_table = path.suffix in {".csv", ".tsv", ""} and len(names) > 1 and not any(re.match(r"[-\d#]", n) for n in names)
-    return (names[number],) if is_table and number < len(names) and names[number] else ()
+    is_known = is_table and number < len(names) and names[number]
+    return (names[number], f"line {number_of_line}") if is_known else ()
 
 
 def json_edit(path: Path, rng: Random) -> Damage:
@@ -218,11 +221,14 @@ def json_edit(path: Path, rng: Random) -> Damage:
                 node[key] = rng.choice(values)
     text = json.dumps(content)
     if rng.random() < 0.1:
-        text = re.sub(r"[\d.]+", "[" * 5000 + "]" * 5000, text, count=1)
+        number = re.search(r"[\d.]+", text)
+        if number is not None:
+            fields += re.findall(r'"([^"]*)":', text[: number.start()])[-1:]
+            text = f"{text[: number.start()]}{'[' * 5000}{']' * 5000}{text[number.end() :]}"
     if rng.random() < 0.05:
-        text = json.dumps([content])
+        text, fields = json.dumps([content]), []  # no key is damaged, but the document
     path.write_text(text)
-    return "json edit", tuple(name for name in fields if name)
+    return "json edit", tuple(dict.fromkeys(name for name in fields if name))
 
 
 def h5_edit(path: Path, rng: Random) -> Damage:
@@ -254,7 +260,7 @@ def h5_edit(path: Path, rng: Random) -> Damage:
             keys = sorted(node.attrs)
             if keys:
                 key = rng.choice(keys)
-                fields = (key,)
+                fields = (key, node.name.strip("/"))  # what has the attribute is found as well
                 if rng.random() < 0.5:
                     del node.attrs[key]
                 else:
@@ -291,7 +297,7 @@ def h5_edit(path: Path, rng: Random) -> Damage:
             data = data.copy()
             data.flat[rng.randrange(data.size)] = rng.choice([b"", b"\xff\xfe", data.flat[0]])
             put(data)
-    return f"h5 {kind}", fields
+    return f"h5 {kind}", tuple(filter(None, fields))
 
 
 def parquet_edit(path: Path, rng: Random) -> Damage:
@@ -443,7 +449,10 @@ def zip_edit(path: Path, rng: Random) -> Damage:
                     content[place + at + 2] = 99
                 place = content.find(signature, place + 4)
     path.write_bytes(content)
-    return f"zip {kind}", (name,) if kind in {"names", "drop", "member"} else ()
+    if kind not in {"names", "drop", "member"}:
+        return f"zip {kind}", ()
+    is_chunk = re.fullmatch(r"[\d.]+", name.rpartition("/")[2]) is not None  # of an array, which is what has a name
+    return f"zip {kind}", (name, name.rpartition("/")[0]) if is_chunk else (name,)
 
 
 def gz_edit(path: Path, rng: Random) -> Damage:
@@ -464,6 +473,7 @@ def safetensors_edit(path: Path, rng: Random) -> Damage:
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     name = rng.choice([key for key in header if key != "__metadata__"])
     kind = rng.choice(["drop", "name", "shape", "dtype", "offsets", "nan", "length", "squeeze", "wide"])
+    renamed: tuple[str, ...] = ()
     if kind == "drop":
         from safetensors.numpy import load, save
 
@@ -485,7 +495,9 @@ def safetensors_edit(path: Path, rng: Random) -> Damage:
         path.write_bytes(save(tensors | {name: array}))
         return f"safetensors {kind}", (name,)
     if kind == "name":
-        header[rng.choice(["other", "", "weight", "a" * 5000])] = header.pop(name)
+        new = rng.choice(["other", "", "weight", "a" * 5000])
+        header[new] = header.pop(name)
+        renamed = (new,) if 0 < len(new) < 100 else ()
     elif kind == "shape":
         header[name]["shape"] = rng.choice([[], [1], [2**40], [-1], "x", header[name]["shape"][::-1]])
     elif kind == "dtype":
@@ -495,7 +507,7 @@ def safetensors_edit(path: Path, rng: Random) -> Damage:
     text = json.dumps(header).encode()
     size = len(text) if kind != "length" else rng.choice([0, 2**63, len(text) - 5])
     path.write_bytes(struct.pack("<Q", size) + text + body)
-    return f"safetensors {kind}", () if kind == "length" else (name,)
+    return f"safetensors {kind}", () if kind == "length" else (name, *renamed)
 
 
 def oversize(path: Path, rng: Random) -> str:

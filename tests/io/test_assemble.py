@@ -195,12 +195,12 @@ def bad(dapi, molecules, table, **changes):
         (
             {"points": pd.DataFrame({"x_um": [1.0, np.nan], "y_um": [1.0, 2], "gene": ["A", "B"]})},
             ValueError,
-            "1 of 2 coordinates of points are NaN or infinite, the first in row 1",
+            r"1 of 2 coordinates \(x_um, y_um\) of points are NaN or infinite, the first in row 1",
         ),
         (
             {"points": pd.DataFrame({"x_um": [1.0, 1e300], "y_um": [1.0, 2], "gene": ["A", "B"]})},
             ValueError,
-            r"1 of 2 coordinates of points are .* the first in row 1.*none is above 1e\+08",
+            r"1 of 2 coordinates .* of points are .* the first in row 1.*none is above 1e\+08",
         ),
         (
             {"cells": pd.DataFrame({"cell_id": ["a"] * 3, "x_um": [0, 1e300, 1], "y_um": [0.0, 0, 1]})},

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sthist._alignment import files as files
+from sthist._faults import fault_in_text
 
 LANDMARK_COLUMNS = (
     ("alignmentX", "alignmentY", "fixedX", "fixedY"),
@@ -43,11 +44,11 @@ def read_alignment(source: Any) -> Alignment:
         path = Path(source)
         if files.is_archive(path):
             has_matrix = files.find_member(path, files.MATRIX) or not files.find_member(path, files.KEYPOINTS)
-            return from_matrix(path) if has_matrix else from_landmarks(*read_landmarks(path))
+            return from_matrix(path) if has_matrix else from_landmarks(*read_landmarks(path), str(path))
         rows = files.read_csv(path).rows
         if len(rows) == 3 and all(len(row) == 3 for row in rows):
             return Alignment(read_matrix(source))
-        return from_landmarks(*read_landmarks(source))
+        return from_landmarks(*read_landmarks(source), str(path))
     if hasattr(source, "columns") or (isinstance(source, tuple | list) and len(source) == 2):
         return from_landmarks(*read_landmarks(source))
     return Alignment(read_matrix(source))
@@ -128,7 +129,9 @@ def _parse_landmarks(csv: files.Csv) -> tuple[np.ndarray, np.ndarray]:
     try:
         frame = pd.read_csv(io.StringIO(csv.text), skipinitialspace=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{csv.what} is no table with a header and one landmark per row: {error}.") from None
+        raise ValueError(
+            f"{csv.what} is no table with a header and one landmark per row: {error}.{fault_in_text(csv.text)}"
+        ) from None
     return _landmarks_of_frame(frame, csv.what)
 
 
@@ -166,14 +169,17 @@ def _require_pairs(moving: np.ndarray, fixed: np.ndarray, what: str) -> tuple[np
     return moving, fixed
 
 
-def from_landmarks(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
+def from_landmarks(moving: np.ndarray, fixed: np.ndarray, what: str = "") -> Alignment:
     """The affine that takes landmarks onto each other with the least squared distances."""
     if len(moving) < 3:
-        raise ValueError(f"An affine needs at least 3 landmarks; {len(moving)} are given.")
-    for points, where in ((moving, "the image"), (fixed, "the target")):
+        there = f"{what} has {len(moving)}" if what else f"{len(moving)} are given"
+        raise ValueError(f"An affine needs at least 3 landmarks; {there}.")
+    for points, where, columns in ((moving, "the image", 0), (fixed, "the target", 2)):
         spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
         if spread[1] < 1e-3 * spread[0] or spread[0] == 0:
-            raise ValueError(f"The {len(points)} landmarks lie on one line in {where}; add one beside it.")
+            names = " or ".join(", ".join(names[columns : columns + 2]) for names in LANDMARK_COLUMNS)
+            source = f" of {what} (columns {names})" if what else ""
+            raise ValueError(f"The {len(points)} landmarks{source} lie on one line in {where}; add one beside it.")
     return Alignment(*_fit(moving, fixed))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sthist._faults import records
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -40,22 +41,9 @@ def read_sample_csv(path: Path) -> SampleTable:
         raise ValueError(f"{path} is no text in UTF-8 (byte {error.start}): save it as csv in UTF-8.") from None
     if "\0" in text:
         raise ValueError(f"{path} is no csv file, or damaged: it holds bytes of zero. Save it as csv in UTF-8.")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: list[str] = []
     rows, lines = [], []
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {line}: {_what_is_wrong(str(error))}") from None
-        if reader.line_num > line:
-            raise ValueError(
-                f'{path}, line {line}: a quote (") opens a cell that goes on to line {reader.line_num}, and takes the '
-                "rows between for text. Close the quote on its line, or remove it."
-            )
+    for line, cells in _records(path, text):
         if not cells:
             continue
         if not columns:
@@ -77,10 +65,8 @@ def read_sample_csv(path: Path) -> SampleTable:
     return SampleTable(path, columns, rows, lines)
 
 
-def _what_is_wrong(message: str) -> str:
-    """In plain words, what Python's parser says."""
-    if "unexpected end of data" in message:
-        return 'a quote (") is opened and never closed, and takes all rows that follow for text. Close or remove it.'
-    if "expected after" in message:
-        return 'a quote (") closes a cell in its middle: there is one too many, or a comma is missing after it.'
-    return f"this is no csv: {message}."
+def _records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        yield from records(text)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from None

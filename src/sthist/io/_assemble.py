@@ -239,7 +239,7 @@ def _add_points(
             f"{what} have no gene column{'' if gene is None else f' {gene!r}'}: their columns are "
             f"{list(frame.columns)}; name it with gene=."
         )
-    um = _in_um(_numbers(frame, columns, what), unit, px_to_um, what)
+    um = _in_um(_numbers(frame, columns, what), unit, px_to_um, what, columns)
     require_named(str(points) if isinstance(points, str | Path) else "points", f"column {gene!r}", frame[gene])
     kept = extent.inside(um, "molecules")
     frame, um = frame[kept].reset_index(drop=True), um[kept]
@@ -278,7 +278,8 @@ def _add_table(
         if len(missing):
             raise ValueError(
                 f"{len(missing)} of the table's {len(ids)} cells have no outline, the first of them "
-                f"{str(missing[0])!r}; outlines are named like {str(outlines.index[0])!r}"
+                f"{str(missing[0])!r}; outlines are named like {str(outlines.index[0])!r} "
+                f"({outlines.index.name or 'the index'})"
                 f"{f' in {cells}' if isinstance(cells, str | Path) else ''}."
             )
         outlines = outlines.loc[ids]
@@ -294,10 +295,11 @@ def _add_table(
                     'The table has obsm["spatial"] but does not say its unit; give unit="px" or unit="um".'
                 )
             raw = np.asarray(table.obsm["spatial"], np.float64)[:, :2]
+            columns: tuple[str, ...] = ("obsm['spatial']",)
         else:
             columns, unit = _find_xy(table.obs.columns, xy, unit, "table.obs")
             raw = _numbers(table.obs, columns, "table.obs")
-        centres = _in_um(raw, unit, px_to_um, "table.obs")
+        centres = _in_um(raw, unit, px_to_um, "table.obs", columns)
         kept = extent.inside(centres, key)
         table, ids, centres = table[kept].copy(), ids[kept], centres[kept]
         diameter = 2 * CELL_RADIUS_UM if spot_diameter_um is None else float(spot_diameter_um)
@@ -463,9 +465,11 @@ def _find_xy(columns: Any, xy: Any, unit: Any, argument: str) -> tuple[tuple[str
             return pair, known_unit
     if {"x", "y"} <= set(columns) and unit is not None:
         return ("x", "y"), unit
+    alone = next((pair for pair in known if set(pair) & set(columns)), None)
+    missing = "" if alone is None else f"; {', '.join(repr(name) for name in alone if name not in columns)} is missing"
     raise KeyError(
-        f"{argument} has no coordinates that are recognised: its columns are {list(columns)}; name them with xy= and "
-        "unit=."
+        f"{argument} has no coordinates that are recognised{missing}: its columns are {list(columns)}; name them with "
+        "xy= and unit=."
     )
 
 
@@ -483,12 +487,14 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], argument: str) -> np.n
     return np.column_stack([pd.to_numeric(frame[name]).to_numpy(np.float64, na_value=np.nan) for name in columns])
 
 
-def _in_um(xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str) -> np.ndarray:
+def _in_um(
+    xy: np.ndarray, unit: str, px_to_um: np.ndarray | None, argument: str, columns: tuple[str, ...]
+) -> np.ndarray:
     bad = no_places(xy)
     if bad.any():
         raise ValueError(
-            f"{int(bad.sum())} of {len(xy)} coordinates of {argument} are NaN or infinite, the first in row "
-            f"{int(bad.argmax())}. Correct them, or leave them out; none is above {FARTHEST:g}."
+            f"{int(bad.sum())} of {len(xy)} coordinates ({', '.join(columns)}) of {argument} are NaN or infinite, the "
+            f"first in row {int(bad.argmax())}. Correct them, or leave them out; none is above {FARTHEST:g}."
         )
     if unit == "um":
         return xy

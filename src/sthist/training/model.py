@@ -163,7 +163,7 @@ def load(folder: str | Path, **changes: Any) -> Model:
         )
     content = read_object(path)
     if not isinstance(content.get("system"), str) or content["system"] not in SYSTEMS:
-        raise ValueError(f"{path} names the system {content.get('system')!r}; known are {sorted(SYSTEMS)}.")
+        raise ValueError(f"{path}: 'system' is {content.get('system')!r:.80}; known are {sorted(SYSTEMS)}.")
     if not isinstance(content.get("config"), dict):
         raise ValueError(
             f"{path}: 'config' is {content.get('config')!r:.80}; it should be an object with the model's settings. "

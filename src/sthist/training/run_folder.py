@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist._disk import written_whole
+from sthist._faults import fault_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 TILES, HISTORY = "tiles.csv", "metrics.csv"
+NOT_NEEDED = "The model does not need it; move it elsewhere to go on without it."
 
 
 def read_tiles(folder: Path) -> pd.DataFrame | None:
@@ -38,10 +40,20 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     """Numbers of each epoch; none where nothing was written."""
     if not (folder / HISTORY).exists():
         return []
-    frame = _read_csv(folder / HISTORY, "epoch", dtype=float)
+    frame = _read_csv(folder / HISTORY, "epoch", dtype=str)
     return [
-        {str(name): float(value) for name, value in row.items() if value == value} for row in frame.to_dict("records")
+        {str(name): _number(folder / HISTORY, line, str(name), text) for name, text in row.items() if text == text}
+        for line, row in enumerate(frame.to_dict("records"), 2)
     ]
+
+
+def _number(path: Path, line: int, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"{path} is damaged: line {line}, column {name!r} holds {text!r:.60}, which is no number. {NOT_NEEDED}"
+        ) from None
 
 
 def _read_csv(path: Path, column: str, **options: Any) -> pd.DataFrame:
@@ -55,9 +67,7 @@ def _read_csv(path: Path, column: str, **options: Any) -> pd.DataFrame:
         frame[column]
     except (ValueError, KeyError, OSError, pd.errors.ParserWarning) as error:  # also those of pandas' parsers
         why = f"no column {column!r}" if isinstance(error, KeyError) else (str(error).splitlines() or [repr(error)])[0]
-        raise ValueError(
-            f"{path} is damaged: {why}. The model does not need it; move it elsewhere to go on without it."
-        ) from error
+        raise ValueError(f"{path} is damaged: {why.rstrip('.')}.{fault_in(path)} {NOT_NEEDED}") from error
     return frame
 
 

@@ -47,7 +47,7 @@ def other(name, make):
 DAMAGES = {
     "indptr falls": (put("indptr", 3, 0), r"indptr falls from \d+ to 0 in row 2"),
     "indptr begins late": (put("indptr", 0, 2), r"indptr\[0\] is 2"),
-    "indptr ends late": (put("indptr", -1, 10**6), "indptr ends at 1000000, but there are"),
+    "indptr ends late": (put("indptr", -1, 10**6), "indptr ends at 1000000, but indices has"),
     "indptr is short": (other("indptr", lambda array: array[:-1]), r"indptr has \d+ entries; \d+ are needed"),
     "an index beyond the genes": (put("indices", 3, 10**6), r"indices\[3\] .*is 1000000; it should be from 0 to"),
     "an index of -1": (put("indices", 3, -1), r"indices\[3\] .*is -1; it should be from 0 to"),
@@ -58,6 +58,12 @@ DAMAGES = {
         other("data", lambda array: np.where(np.arange(len(array)) == 3, np.nan, array.astype("f4"))),
         "should hold .*counts, .* has nan of",
     ),
+    "fewer counts than indices": (other("data", lambda array: array[:-1]), r"but indices has \d+ and data \d+ values"),
+    "counts of text": (other("data", lambda array: array.astype("S")), "matrix/data is .*it should be a list of numb"),
+    "a shape of text": (other("shape", lambda array: array.astype("S")), "matrix/shape is .*should be two whole num"),
+    "a shape of one number": (other("shape", lambda array: array[:1]), "matrix/shape is .*should be two whole num"),
+    "barcodes of numbers": (other("barcodes", lambda array: np.arange(len(array))), "matrix/barcodes holds int64"),
+    "fewer genomes": (other("features/genome", lambda array: array[:1]), r"features/genome holds .* of shape \(1,\)"),
     "a barcode without a name": (put("barcodes", 1, b""), "matrix/barcodes should hold names, but 1 of .* are empty"),
     "a gene without a name": (put("features/name", 1, b" "), "matrix/features/name should hold names, but 1 of"),
 }

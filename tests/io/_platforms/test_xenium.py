@@ -250,7 +250,7 @@ DAMAGES = {
     "outlines of another sample": (
         edit("cell_boundaries.parquet", lambda frame: frame.assign(cell_id="other-1")),
         ValueError,
-        "cell_boundaries.parquet: no outline is of one of the 23 cells",
+        "cell_boundaries.parquet: no outline .cell_id. is of one of the 23 cells",
     ),
     "cells beside the stain": (
         edit("cells.parquet", lambda frame: frame.assign(x_centroid=frame["x_centroid"] * 1000)),

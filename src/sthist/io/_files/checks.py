@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PICTURE_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 CHUNK_ROWS = 20_000
 HEAD_ROWS = 1000
+FEATURES = ("name", "id", "feature_type")  # what 10x matrices say of each gene
 MOST = 1e300  # of which Python tells whether a whole number, of any length, is less
 TAIL_BYTES = 4096
 BLOCK_BYTES = 16 * 2**20
@@ -434,28 +435,48 @@ def require_matrix(path: Path, *, indices: bool = True) -> np.ndarray:
         needed = ["barcodes", "data", "indices", "indptr", "shape", "features"]
         matrix = file.get("matrix", {})
         missing = [f"matrix/{name}" for name in needed if name not in matrix]
-        if "features" in matrix and "name" not in matrix["features"]:
-            missing.append("matrix/features/name")
+        features = matrix.get("features", {})
+        if "features" in matrix:
+            missing += [f"matrix/features/{name}" for name in FEATURES if name not in features]
         if missing:
             raise KeyError(
                 f"{path} has no {', '.join(missing)}; a count matrix of 10x has {', '.join(needed)} in the group "
                 "matrix."
             )
-        n_features, n_barcodes = (int(number) for number in np.broadcast_to(matrix["shape"][()], 2))
-        barcodes = matrix["barcodes"][()].astype(str)
-        require_rows(path, n_barcodes, "barcodes")
-        require_rows(path, n_features, "features")
-        shape = (n_barcodes, n_features)
-        values.require_sparse(
-            f"{path}: matrix", matrix["indptr"], matrix["indices"], len(matrix["data"]), shape, within=indices
-        )
-        names = matrix["features"]["name"][()].astype(str)
-    for what, there, n in (("barcodes", barcodes, n_barcodes), ("features/name", names, n_features)):
-        if len(there) != n:
-            raise ValueError(f"{path}: matrix/{what} has {len(there)} entries; matrix/shape says {n}. Copy it again.")
-        values.require_named(path, f"matrix/{what}", there)
+        shape = matrix["shape"]
+        if shape.dtype.kind not in "iu" or shape.shape != (2,):
+            raise ValueError(
+                f"{path}: matrix/shape is {shape.dtype} of shape {shape.shape}; it should be two whole numbers. Copy "
+                "it again."
+            )
+        n_features, n_barcodes = (int(number) for number in shape[()])
+        require_rows(path, n_barcodes, "barcodes (matrix/shape)")
+        require_rows(path, n_features, "features (matrix/shape)")
+        starts, columns, counts = (matrix[name] for name in ("indptr", "indices", "data"))
+        values.require_sparse(f"{path}: matrix", starts, columns, counts, (n_barcodes, n_features), within=indices)
+        barcodes = _require_texts(path, "matrix/barcodes", matrix["barcodes"], n_barcodes)
+        of_features = {
+            name: _require_texts(path, f"matrix/features/{name}", features[name], n_features)
+            for name in (*FEATURES, "genome")
+            if name in features
+        }
+    values.require_named(path, "matrix/features/name", of_features["name"])
+    values.require_named(path, "matrix/barcodes", barcodes)
     require_unique(path, pd.Index(barcodes), "barcode", "matrix/barcodes")
-    return np.asarray(barcodes)
+    return barcodes
+
+
+def _require_texts(path: Path, name: str, stored: Any, n: int) -> np.ndarray:
+    """The texts of an HDF5 dataset, of which there have to be as many."""
+    if stored.dtype.kind not in "SO" or stored.shape != (n,):
+        raise ValueError(
+            f"{path}: {name} holds {stored.dtype} of shape {stored.shape}; it should hold {n} texts, as matrix/shape "
+            "says. Copy it again."
+        )
+    try:
+        return np.asarray(stored[()].astype(str))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: {name} holds bytes that are no text (UTF-8). Copy it again.") from None
 
 
 def require_picture(path: Path) -> tuple[tuple[int, int, int], Any]:

@@ -24,34 +24,34 @@ BYTES_OF_A_CROSSING = 2000
 
 
 def require_sparse(
-    where: str, indptr: Any, indices: Any, n_values: int, shape: tuple[int, int], *, within: bool = True
+    where: str, indptr: Any, indices: Any, data: Any, shape: tuple[int, int], *, within: bool = True
 ) -> None:
     """Refuse a compressed matrix, by (major, minor) shape, whose parts point outside of each other.
 
-    Compiled code trusts them: a wrong one ends the process, or gives foreign memory as counts. ``indptr`` and
-    ``indices`` may be datasets of a file, which are read in blocks. Without ``within``, the values of ``indices`` are
-    not looked at.
+    Compiled code trusts them: a wrong one ends the process, or gives foreign memory as counts. The parts may be
+    datasets of a file: ``indices`` are read in blocks, ``data`` not at all. Without ``within``, the values of
+    ``indices`` are not looked at.
     """
     n_major, n_minor = shape
-    for name, part in (("indptr", indptr), ("indices", indices)):
-        if np.ndim(part) != 1 or part.dtype.kind not in "iu":
+    for name, part, kinds in (("indptr", indptr, "iu"), ("indices", indices, "iu"), ("data", data, "iufb")):
+        if len(part.shape) != 1 or part.dtype.kind not in kinds:
             raise ValueError(
-                f"{where}/{name} is {part.dtype} of shape {tuple(part.shape)}; it should be a list of whole numbers. "
-                "Is the file damaged? Copy it again."
+                f"{where}/{name} is {part.dtype} of shape {tuple(part.shape)}; it should be a list of "
+                f"{'whole ' if kinds == 'iu' else ''}numbers. Is the file damaged? Copy it again."
             )
     ends = np.asarray(indptr[:], np.int64)
     fault = None
     if n_major < 0 or n_minor < 0:
         fault = f"shape is {(n_major, n_minor)}"
     elif len(ends) != n_major + 1:
-        fault = f"indptr has {len(ends)} entries; {n_major + 1} are needed"
+        fault = f"indptr has {len(ends)} entries; {n_major + 1} are needed by the shape, {(n_major, n_minor)}"
     elif ends[0] != 0:
         fault = f"indptr[0] is {ends[0]}; it should be 0"
     elif (np.diff(ends) < 0).any():
         row = int((np.diff(ends) < 0).argmax())
         fault = f"indptr falls from {ends[row]} to {ends[row + 1]} in row {row}"
-    elif not ends[-1] == indices.shape[0] == n_values:
-        fault = f"indptr ends at {ends[-1]}, but there are {indices.shape[0]} indices and {n_values} values"
+    elif not ends[-1] == indices.shape[0] == data.shape[0]:
+        fault = f"indptr ends at {ends[-1]}, but indices has {indices.shape[0]} and data {data.shape[0]} values"
     if fault is not None:
         raise ValueError(f"{where}: {fault}. Is the file damaged? Copy it again.")
     for start in range(0, indices.shape[0] if within else 0, BLOCK):
@@ -69,7 +69,7 @@ def require_sparse_matrix(where: str, matrix: Any) -> None:
     """The same of a csr or csc matrix in memory; nothing of other matrices."""
     if getattr(matrix, "format", None) in {"csr", "csc"}:
         shape = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
-        require_sparse(where, matrix.indptr, matrix.indices, len(matrix.data), shape)
+        require_sparse(where, matrix.indptr, matrix.indices, matrix.data, shape)
 
 
 def require_counts(

@@ -87,7 +87,9 @@ def rings(where: Path | str, ids: Any, xy: np.ndarray, fields: str, *, cell: str
                 f"{cell} {str(cut[0])!r}; are vertices lost?"
             )
     if short.all():
-        raise ValueError(f"{where} has no outline with {CORNERS} corners. Export the outlines again.")
+        raise ValueError(
+            f"{where}: none of {len(names)} outlines ({cell}) has {CORNERS} corners. Export the outlines again."
+        )
     keep = np.repeat(~short, ends - starts)
     which = np.repeat(np.cumsum(~short) - 1, ends - starts)
     polygons = shapely.polygons(shapely.linearrings(xy[keep], indices=which[keep]))
@@ -108,13 +110,13 @@ def mended(polygons: Any, where: Path | str = "cells") -> Any:
     return valid
 
 
-def say_lost(where: Path | str, cells: Any, outlined: Any, what: str = "cells", then: str = "") -> None:
-    """Say which cells have no outline; refuse outlines of which none is of a cell."""
+def say_lost(where: Path | str, cells: Any, outlined: Any, what: str = "cells", then: str = "", *, field: str) -> None:
+    """Say which cells have no outline; refuse outlines, named by a field of a file, of which none is of a cell."""
     has = np.isin(np.asarray(cells, str), np.asarray(outlined, str))
     if not has.any():
         raise ValueError(
-            f"{where}: no outline is of one of the {len(has)} {what}: they are named like {str(cells[0])!r} and "
-            f"{str(outlined[0])!r}. Are both of one sample?"
+            f"{where}: no outline ({field}) is of one of the {len(has)} {what}: they are named like "
+            f"{str(outlined[0])!r} and {str(cells[0])!r}. Are both of one sample?"
         )
     if not has.all():
         first = str(cells[int((~has).argmax())])

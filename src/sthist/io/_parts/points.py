@@ -37,7 +37,9 @@ def molecules(
     metadata = pq.read_metadata(path)
     schema = metadata.schema.to_arrow_schema()
     there = schema.names
-    axes |= {axis: name for axis, name in (further or {}).items() if name in there}
+    further = {axis: name for axis, name in (further or {}).items() if name in there}
+    checks.require_parquet(path, [], numeric=list(further.values()), in_parts=True)
+    axes |= further
     columns = there if kept is None else [*axes.values(), gene, *(name for name in kept if name in there)]
     columns = [name for name in columns if not name.startswith("__index_level_")]
     empty = clear_known_categories(_as_frame(checks.decoded(path, schema.empty_table().select(columns))))

@@ -243,7 +243,9 @@ def _read_table(counts: Path, cells: Path) -> AnnData:
     obs = obs.set_index(obs.columns[0])
     obs.index = obs.index.astype(str)
     matrix, names, columns = checks.read_counts(counts)
-    rows = sample.match_cells(counts, names, cells, obs.index, by="the first column of both")
+    rows = sample.match_cells(
+        counts, names, cells, obs.index, by=f"the first columns ({names.name!r} and {obs.index.name!r})"
+    )
     obs, matrix = obs[rows >= 0], matrix[rows[rows >= 0]]
     obs.index.name = None
     blank = np.char.find(np.char.lower(np.asarray(columns, dtype=str)), "blank") >= 0
@@ -276,7 +278,7 @@ def _add_table(sdata: SpatialData, table: AnnData, to_px: np.ndarray, path: Path
     spatial = table.obs[CENTRE].to_numpy(np.float64)
     if "cells" in sdata.shapes:
         outlined = table.obs_names.isin(sdata.shapes["cells"].index)
-        say_lost(path, table.obs_names, sdata.shapes["cells"].index, then="; they are left out")
+        say_lost(path, table.obs_names, sdata.shapes["cells"].index, then="; they are left out", field="EntityID")
         table, spatial = table[outlined].copy(), spatial[outlined]
     else:
         logger.info("The cells are shown as circles of %g µm.", 2 * sample.CELL_RADIUS_UM)

@@ -82,8 +82,8 @@ def require_known(matrix: Path, barcodes: Any, rows: str, path: Path, known: Any
     missing = barcodes[~np.isin(np.asarray(barcodes, str), known.astype(str))]
     if len(missing):
         raise ValueError(
-            f"{len(missing)} of {len(barcodes)} {rows} of {matrix} have no position in {path}, the first of them "
-            f"{str(missing[0])!r}. Are both files of one sample?"
+            f"{len(missing)} of {len(barcodes)} {rows} of {matrix} (matrix/barcodes) have no position in {path} "
+            f"(barcode), the first of them {str(missing[0])!r}. Are both files of one sample?"
         )
 
 

@@ -121,7 +121,7 @@ def xenium(path: str | Path, *, he: str | Path | None = None, he_alignment: Any 
     sdata = SpatialData()
     for stain, files in stains.items():
         loose = _stain(files)
-        sdata.images[stain] = _image(loose, {"global": None}, options["image_models_kwargs"])
+        sdata.images[stain] = _image(files[0], loose, {"global": None}, options["image_models_kwargs"])
         for source, value in scale.sensible(loose.mpp, f"image {stain!r}").items():
             scale.record_mpp(sdata, stain, source, value)
     stain = next(iter(stains))
@@ -197,7 +197,7 @@ def _stain(files: list[Path]) -> LooseImage:
     return LooseImage(pixels, loose.dims, loose.mpp, names)
 
 
-def _image(loose: LooseImage, placed: dict[str, Any], options: Mapping[str, Any]) -> Any:
+def _image(file: Path, loose: LooseImage, placed: dict[str, Any], options: Mapping[str, Any]) -> Any:
     """An image as spatialdata-io makes it: with a pyramid of halves, one channel a chunk."""
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Affine, Identity
@@ -207,7 +207,9 @@ def _image(loose: LooseImage, placed: dict[str, Any], options: Mapping[str, Any]
         for system, matrix in placed.items()
     }
     options = {"chunks": (1, 4096, 4096), "scale_factors": [2, 2, 2, 2]} | dict(options)
-    return Image2DModel.parse(loose.pixels, dims=loose.dims, transformations=made, c_coords=loose.channels, **options)
+    named = {"dims": loose.dims, "transformations": made, "c_coords": loose.channels}
+    with checks.reading(file):
+        return Image2DModel.parse(loose.pixels, **named, **options)
 
 
 def _molecules(folder: Path, pixel_size: float, size: values.Box) -> Any:
@@ -289,7 +291,7 @@ def _add_aligned(sdata: SpatialData, name: str, file: Path, options: Mapping[str
     names = ["r", "g", "b"] if name == "he_image" and len(loose.pixels) == 3 or is_rgb else loose.channels
     names = None if names is not None and len(names) != len(loose.pixels) else names
     loose = LooseImage(loose.pixels, loose.dims, loose.mpp, names)
-    sdata.images[name] = _image(loose, {"global": _alignment.read_matrix(_alignment_of(file))}, options)
+    sdata.images[name] = _image(file, loose, {"global": _alignment.read_matrix(_alignment_of(file))}, options)
     for source, value in scale.sensible(loose.mpp, file.name).items():
         scale.record_mpp(sdata, name, f"{source} of {file.name}", value)
 

@@ -67,17 +67,19 @@ class Cells:
         """The value of each cell in its label image; None where the file does not tell, or not of these cells."""
         if "1" not in self._masks or self.names is None or not np.array_equal(self.names, cells):
             return None
-        if not self.has_numbers and "seg_mask_value" in self._group:
-            return np.asarray(self._group["seg_mask_value"][...], np.int64)
+        with checks.reading(self.path):
+            if not self.has_numbers and "seg_mask_value" in self._group:
+                return np.asarray(self._group["seg_mask_value"][...], np.int64)
         return np.arange(1, self._n + 1)
 
     def summary(self, cells: np.ndarray) -> dict[str, np.ndarray]:
         """Further facts of these cells by name."""
-        if "cell_summary" not in self._group or self.names is None or not np.array_equal(self.names, cells):
-            return {}
-        table = self._group["cell_summary"]
-        columns = [str(name) for name in table.attrs.get("column_names", [])]
-        return {name: np.asarray(table[:, columns.index(name)]) for name in SUMMARY if name in columns}
+        with checks.reading(self.path):
+            if "cell_summary" not in self._group or self.names is None or not np.array_equal(self.names, cells):
+                return {}
+            table = self._group["cell_summary"]
+            columns = [str(name) for name in table.attrs.get("column_names", [])]
+            return {name: np.asarray(table[:, columns.index(name)]) for name in SUMMARY if name in columns}
 
 
 def _open(path: Path) -> Any:
@@ -187,7 +189,7 @@ def read_outlines(folder: Path, key: str, cells: Cells, pixel_size: float, table
     else:
         outlines.index = pd.Index(names, name="cell_id")
     if table is not None and not is_nucleus:
-        say_lost(path, table.obs["cell_id"].to_numpy(), names)
+        say_lost(path, table.obs["cell_id"].to_numpy(), names, field="cell_id")
     if size is not None:
         middles = shapely.get_coordinates(shapely.centroid(polygons)) / pixel_size
         values.require_within(path, ", ".join(VERTICES), middles, size, STAIN, what="outlines", most=values.HALF)

@@ -255,7 +255,8 @@ def _read_table(path: Path) -> tuple[AnnData, np.ndarray]:
             stored = ad.read_h5ad(path)
         except (KeyError, TypeError, AttributeError) as error:  # of another HDF5 file, or one that lacks a part
             raise ValueError(
-                f"{path} holds no table of counts as anndata writes it: {error}.{fault_in(path)} Copy the file again."
+                f"{path} holds no table of counts as anndata writes it: {error}.{fault_in(path, error)} Copy the file "
+                "again."
             ) from None
     checks.require_rows(path, stored.n_obs, "spots (rows of obs)")
     checks.require_unique(path, stored.obs_names, "barcode")

@@ -149,6 +149,8 @@ def _read_spots(path: Path) -> tuple[pd.DataFrame, str]:
     with checks.reading(path), open_text(path) as file:
         frame = pd.read_csv(file, sep=separator(path))
     checks.require_rows(path, len(frame))
+    if set(NAMED) & set(frame) and not set(SELECTION) & set(frame):
+        checks.require_columns(path, frame, NAMED)
     if set(NAMED) <= set(frame) and not set(SELECTION) <= set(frame):
         checks.require_numbers(path, frame, NAMED)
         first = frame.columns[0]
@@ -192,8 +194,8 @@ def _resolve_scale(
     lattice = fit_lattice(places[["x", "y"]].to_numpy(np.float64) * pitch, _pixels(places))
     if lattice is None:
         nobody = (
-            f"{path}: the scale needs at least 3 spots that are not on one line of the array; it has {len(places)} "
-            "spots. Give it with mpp=."
+            f"{path}: the scale needs at least 3 spots that are not on one line of the array (x, y); it has "
+            f"{len(places)} spots. Give it with mpp=."
         )
         return scale.agreed_mpp(str(path), {}, mpp, nobody)
     if lattice.off_um > OFF_LATTICE * pitch.min():
@@ -203,8 +205,8 @@ def _resolve_scale(
         )
     if lattice.anisotropy > scale.TOLERANCE:
         scales = (
-            f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart give {lattice.mpp_x:.4g} µm/px along x of "
-            f"the array and {lattice.mpp_y:.4g} along y ({lattice.anisotropy:.1%})"
+            f"{path}: spots that are {pitch[0]:g} and {pitch[1]:g} µm apart ({fields}) give {lattice.mpp_x:.4g} µm/px "
+            f"along x of the array and {lattice.mpp_y:.4g} along y ({lattice.anisotropy:.1%})"
         )
         if mpp is None:
             raise ValueError(f"{scales}. Give the right distances with pitch_um=(x, y), or the scale with mpp=.")

@@ -187,7 +187,7 @@ def _scale(
         size = scale.agreed_mpp(str(path), {}, mpp, nobody)
         return size, "the argument mpp=", 2 * radius if pitch is None else pitch, "squares"
     diameter, step = SIZES_UM[technology]
-    stated = {} if pitch is None else {f"spots {step:g} µm apart in {path.name}": step / pitch}
+    stated = {} if pitch is None else {f"spots {step:g} µm apart (xaxis, yaxis) in {path.name}": step / pitch}
     if technology == "ST":
         stated[f"r of {path.name}, {diameter / 2:g} µm"] = diameter / 2 / radius
     nobody = f"{path}: the {len(px)} spots (xaxis, yaxis) lie on no lattice that tells the scale; give it with mpp=."

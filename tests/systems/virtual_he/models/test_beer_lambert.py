@@ -82,7 +82,7 @@ def test_save_and_load(tmp_path, toy):
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["system"] == "beer-lambert"
     (tmp_path / "config.json").write_text(json.dumps(content | {"system": "alchemy"}))
-    with pytest.raises(ValueError, match="names the system 'alchemy'; known are"):
+    with pytest.raises(ValueError, match="'system' is 'alchemy'; known are"):
         sthist.models.load(tmp_path)
     content["config"]["phlogiston"] = 1
     (tmp_path / "config.json").write_text(json.dumps(content))
