@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.options": ["AnnotatorTraining"],
         "systems.annotation.report": ["AnnotatorReport"],
         "systems.composition.model": ["CompositionModel"],
+        "systems.composition.models.hist2cell": ["Hist2Cell", "Hist2CellConfig"],
         "systems.composition.models.mlp": ["CompositionMLP", "CompositionMLPConfig"],
         "systems.composition.models.ridge": ["CompositionRidge"],
         "systems.expression.model": ["ExpressionModel"],

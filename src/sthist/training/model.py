@@ -39,6 +39,7 @@ SYSTEMS = {
     "composition-ridge": ("sthist.systems.composition.models.ridge", "CompositionRidge"),
     "deepspot": ("sthist.systems.expression.models.deepspot", "DeepSpot"),
     "genst": ("sthist.systems.expression.models.genst", "GenST"),
+    "hist2cell": ("sthist.systems.composition.models.hist2cell", "Hist2Cell"),
     "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),
     "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
     "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),

@@ -132,6 +132,8 @@ def _predict_one(
     if within is not None:
         inside = np.flatnonzero(lie_within(data, centres_of(rows, "within="), within, name))
     centres = None if model.config.smooth_um is None else centres_of(rows, "smooth_um")
+    needed = inside if centres is None else np.arange(adata.n_obs)
+    inputs, _ = model.encoded(inputs, needed, batch_size=batch_size, device=device)
     prediction = Prediction(model, inputs, centres, batch_size, device)
     usual = prediction.familiarity(inside)
     if usual is not None:

@@ -10,6 +10,7 @@ from sthist.systems.composition.model import CompositionModel
 MODELS = {
     "mlp": ("mlp", "CompositionMLP"),
     "ridge": ("ridge", "CompositionRidge"),
+    "hist2cell": ("hist2cell", "Hist2Cell"),
 }
 """Module and class of each model, by the name that verbs take."""
 
