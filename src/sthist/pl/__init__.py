@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_alignment": ["alignment"],
         "_classification": ["confusion", "roc"],
+        "_composition.colocalization": ["colocalization"],
         "_embedding": ["cells", "embedding"],
         "_benchmark": ["ablation", "benchmark", "image_metrics"],
         "_expression.branches": ["reconstructions"],

@@ -79,7 +79,7 @@ def niche_composition(
     shares, part_colours = _of_niches(adata, key) if groupby is None else _of_groups(adata, key, groupby)
     if not len(shares):
         raise ValueError(f"No row has a niche in {key!r}.")
-    shares = shares.iloc[_by_likeness(shares.to_numpy())]
+    shares = shares.iloc[by_likeness(shares.to_numpy())]
     ax = one_axes(ax, (1.8 + 0.45 * len(shares), 3.6))
     bottom = np.zeros(len(shares))
     for name in shares.columns:
@@ -129,7 +129,7 @@ def _colours(adata: AnnData, column: str, names: list[Any]) -> dict[Any, Any]:
     return dict(zip(names, class_colours(texts, known), strict=True))
 
 
-def _by_likeness(shares: np.ndarray) -> np.ndarray:
+def by_likeness(shares: np.ndarray) -> np.ndarray:
     """Order of rows in which like ones are neighbours; the largest niche's end first."""
     from scipy.cluster.hierarchy import leaves_list, linkage
 
