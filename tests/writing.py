@@ -94,6 +94,12 @@ def _ridge() -> sthist.models.Ridge:
     return sthist.models.Ridge(config).fit(rng.normal(size=(30, 4)), rng.normal(size=(30, 3)))
 
 
+def _composer() -> sthist.models.CompositionRidge:
+    rng = np.random.default_rng(0)
+    config = sthist.models.RidgeConfig(embeddings=("X_planted",))
+    return sthist.models.CompositionRidge(config).fit(rng.normal(size=(30, 4)), rng.uniform(size=(30, 3)))
+
+
 class Means:
     """An encoder of a slide: mean colours."""
 
@@ -148,6 +154,9 @@ VERBS = {
     "io.read_annotations": Verb(_drawn, reads=("he",)),
     "tl.annotate": Verb(
         lambda s, k, o: sthist.tl.annotate(s, PROMPTS, encoder=Planted(), overwrite=o, **_named(k)), _embedded
+    ),
+    "tl.composition": Verb(
+        lambda s, k, o: sthist.tl.composition(s, _composer(), regions="tiles", overwrite=o, **_named(k)), _embedded
     ),
     "tl.expression": Verb(
         lambda s, k, o: sthist.tl.expression(s, _ridge(), regions="tiles", overwrite=o, **_named(k)), _embedded

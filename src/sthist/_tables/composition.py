@@ -61,13 +61,16 @@ def read_composition(
             f"obsm[{key!r}] of {where} is an array, whose columns have no names. Store a DataFrame with a column per "
             "cell type: adata.obsm[key] = pd.DataFrame(values, index=adata.obs_names, columns=types)."
         )
-    shown = adata.uns.get("sthist", {}).get(key, {}).get("classes", {})
-    if not skip_missing:
-        return as_composition(frame, f"obsm[{key!r}] of {where}", quantity, shown)
-    rows = np.flatnonzero(~frame.isna().all(axis=1).to_numpy())
-    if len(frame) and not len(rows):
+    made = adata.uns.get("sthist", {}).get(key, {})
+    recorded = made.get("quantity") if quantity is None else None
+    rows = np.flatnonzero(~frame.isna().all(axis=1).to_numpy()) if skip_missing else None
+    if rows is not None and len(frame) and not len(rows):
         raise ValueError(f"obsm[{key!r}] of {where} has no row with values: all {len(frame)} are NaN.")
-    return replace(as_composition(frame.iloc[rows], f"obsm[{key!r}] of {where}", quantity, shown), rows=rows)
+    kept = frame if rows is None else frame.iloc[rows]
+    # Proportions that were predicted type by type need not sum to 1.
+    told = "abundances" if recorded else quantity
+    found = as_composition(kept, f"obsm[{key!r}] of {where}", told, made.get("classes", {}))
+    return replace(found, rows=rows, quantity=recorded or found.quantity)
 
 
 def as_composition(

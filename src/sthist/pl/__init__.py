@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_expression.branches": ["reconstructions"],
         "_expression.maps": ["clusters", "gene_maps"],
         "_expression.ranking": ["gene_ranking"],
+        "_composition.maps": ["composition"],
         "_niches": ["niche_composition"],
         "_overlay": ["overlay", "tiles"],
         "_scores": ["score_map", "top_tiles"],

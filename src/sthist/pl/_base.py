@@ -11,6 +11,7 @@ from sthist import _sample
 from sthist._disk import written_whole
 from sthist._imaging.colours import displayed
 from sthist._tables.rows import Rows, polygons_um
+from sthist.metrics._expression.correlation import correlate
 from sthist.pl._colours import MADE_HERE
 from sthist.tiles._images.image import open_image, values_at
 from sthist.tiles._images.reader import read_box, seen_grid
@@ -191,6 +192,56 @@ def show_image(ax: Axes, pixels: np.ndarray, extent_um: Extent, title: str, **kw
     x0, y0, x1, y1 = extent_um
     ax.imshow(pixels, extent=(x0, x1, y1, y0), interpolation="antialiased", **kwargs)
     ax.set(title=title, xticks=[], yticks=[], xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
+
+
+DOT = 0.95
+"""Diameter of a region, in distances to the next."""
+
+
+def draw_dots(
+    ax: Axes,
+    places: np.ndarray,
+    values: np.ndarray | None,
+    width: float,
+    extent: Extent,
+    title: str,
+    *,
+    cmap: str | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+    colours: np.ndarray | None = None,
+) -> Any:
+    """A disc of its size in µm at each place."""
+    from matplotlib.collections import EllipseCollection
+    from matplotlib.colors import Normalize
+
+    known = slice(None) if values is None else np.isfinite(values)
+    size = np.full(len(places[known]), DOT * width)
+    how: dict[str, Any] = {"facecolors": colours}
+    if values is not None:
+        how = {"array": values[known], "cmap": cmap, "norm": Normalize(low, high)}
+    where = {"offsets": places[known], "offset_transform": ax.transData}
+    dots = EllipseCollection(size, size, 0, units="xy", linewidths=0, rasterized=True, **where, **how)
+    ax.add_collection(dots)
+    x0, y0, x1, y1 = extent
+    ax.set(xticks=[], yticks=[], xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
+    ax.set_title(title, fontsize="medium")
+    return dots
+
+
+def dots_extent(places: np.ndarray, width: float) -> Extent:
+    """The box of all discs, and below them room for the scale bar."""
+    (x0, y0), (x1, y1) = places.min(axis=0) - width, places.max(axis=0) + width
+    return float(x0), float(y0), float(x1), float(y1 + 0.1 * (y1 - y0))
+
+
+def title_with_r(name: str, truth: np.ndarray, values: np.ndarray) -> str:
+    """Name of a panel, and its correlation with what was measured, where that is defined."""
+    both = np.isfinite(truth) & np.isfinite(values)
+    if both.sum() < 2:
+        return name
+    r = correlate(truth[both][:, None], values[both][:, None], None, 0, (1e-6, 1e-6))[0][0]
+    return f"{name}, r = {r:.2f}" if np.isfinite(r) else name
 
 
 def pictures(tiles: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

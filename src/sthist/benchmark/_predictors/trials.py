@@ -1,11 +1,18 @@
-"""What is tried: seeds, and what a model begins from."""
+"""What is tried: seeds, what a model begins from, what it says of rows that test, and what that took."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sthist._settings import settings
+from sthist.benchmark._predictors.measure import Cost, measured
+
 if TYPE_CHECKING:
+    from sthist.benchmark._predictors.slide_splits import SlideFold
     from sthist.regression.model import RegressionModel
+    from sthist.regression.trust.rehearsal import Rehearsal
 
 
 def require_seeds(seeds: Any) -> None:
@@ -22,3 +29,21 @@ def begins(model: RegressionModel) -> str:
         return f"{config.backbone}, {source}{', frozen' if config.embeddings else ''}"
     names = [str(each.get("encoder") or each.get("key")) for each in config.encoders] or list(config.embeddings)
     return ", ".join(names)
+
+
+def tried(job: Rehearsal, fold: SlideFold) -> tuple[RegressionModel, np.ndarray, Cost]:
+    """A model that is trained for a fold, what it says of the rows that test, and what both took."""
+    device = settings.torch_device(job.device)
+    with measured(device) as training:
+        model = job.fit(fold.train, watched=fold.watched)
+    with measured(device) as predicting:
+        predicted = job.predict(model, fold.test)
+    most = max(training.peak_gb, predicting.peak_gb)
+    return model, predicted, Cost(training.seconds, most, max(training.gpu_gb, predicting.gpu_gb), predicting.seconds)
+
+
+def exchanged(sample: np.ndarray, seed: Any) -> np.ndarray:
+    """For each row another one of its sample, at random."""
+    order = np.empty(len(sample), int)
+    order[np.argsort(sample, kind="stable")] = np.lexsort((np.random.default_rng(seed).random(len(sample)), sample))
+    return order

@@ -10,9 +10,8 @@ from sthist._sample.verbs import verb
 from sthist._settings import settings
 from sthist.metrics import clustering
 from sthist.metrics._compare import shuffled
-from sthist.metrics._expression.correlation import correlate
 from sthist.metrics._expression.maps import pitch_of
-from sthist.pl._base import add_scale_bar, finish, make_axes
+from sthist.pl._base import add_scale_bar, dots_extent, draw_dots, finish, make_axes, title_with_r
 from sthist.pl._colours import class_colours, limit, place_legend
 from sthist.pl._expression.found import Found, find_prediction
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
-
-DOT = 0.95
-"""Diameter of a region, in distances to the next."""
 
 
 @verb
@@ -109,7 +105,7 @@ def gene_maps(
         dealt = shuffled(len(predicted), settings.seed if seed is None else seed)
         panels[f"{found.model}, shuffled"] = predicted[dealt]
     width = pitch_of(places)
-    extent = _extent(places, width)
+    extent = dots_extent(places, width)
     names = [name for _ in genes for name in panels]
     drawn = make_axes(len(names), len(panels), extent, axes, names)
     for row, gene in enumerate(genes):
@@ -117,9 +113,10 @@ def gene_maps(
         values = np.concatenate([truth[:, row], predicted[:, row]])
         known = values[np.isfinite(values)]
         low, high = limit(vmin, known, "p0"), limit(vmax, known, "p100")
+        how: dict[str, Any] = {"cmap": cmap, "low": low, "high": max(high, low + 1e-6)}
         for ax, (name, each) in zip(own, panels.items(), strict=True):
-            title = name if name == "measured" else _title(name, truth[:, row], each[:, row])
-            dots = _draw(ax, places, each[:, row], width, extent, title, cmap=cmap, low=low, high=max(high, low + 1e-6))
+            title = name if name == "measured" else title_with_r(name, truth[:, row], each[:, row])
+            dots = draw_dots(ax, places, each[:, row], width, extent, title, **how)
         own[0].set_ylabel(_label(found, gene), fontsize="medium")
         own[0].figure.colorbar(dots, ax=own[-1], label="log expression", shrink=0.8)
         add_scale_bar(own[-1], extent, "black")
@@ -201,65 +198,19 @@ def clusters(
     )
     places = places[shown]
     width = pitch_of(places)
-    extent = _extent(places, width)
+    extent = dots_extent(places, width)
     titles = ["measured", f"{found.model}\nARI {scores.ari:.2f}, NMI {scores.nmi:.2f}, accuracy {scores.accuracy:.2f}"]
     drawn = make_axes(2, 2, extent, axes, ["measured", found.model])
     n = int(max(scores.truth.max(), scores.prediction.max())) + 1
     colours = class_colours([str(number) for number in range(n)])
     for ax, labels, title in zip(drawn, (scores.truth, scores.prediction), titles, strict=True):
-        _draw(ax, places, None, width, extent, title, colours=colours[labels])
+        draw_dots(ax, places, None, width, extent, title, colours=colours[labels])
     add_scale_bar(drawn[-1], extent, "black")
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
     place_legend(drawn[-1], handles=handles, labels=[str(number) for number in range(n)])
     return finish(drawn, save)
-
-
-def _draw(
-    ax: Axes,
-    places: np.ndarray,
-    values: np.ndarray | None,
-    width: float,
-    extent: tuple[float, float, float, float],
-    title: str,
-    *,
-    cmap: str | None = None,
-    low: float = 0.0,
-    high: float = 1.0,
-    colours: np.ndarray | None = None,
-) -> Any:
-    """A disc of its size in µm at each place."""
-    from matplotlib.collections import EllipseCollection
-    from matplotlib.colors import Normalize
-
-    known = slice(None) if values is None else np.isfinite(values)
-    size = np.full(len(places[known]), DOT * width)
-    how: dict[str, Any] = {"facecolors": colours}
-    if values is not None:
-        how = {"array": values[known], "cmap": cmap, "norm": Normalize(low, high)}
-    where = {"offsets": places[known], "offset_transform": ax.transData}
-    dots = EllipseCollection(size, size, 0, units="xy", linewidths=0, rasterized=True, **where, **how)
-    ax.add_collection(dots)
-    x0, y0, x1, y1 = extent
-    ax.set(xticks=[], yticks=[], xlim=(x0, x1), ylim=(y1, y0), aspect="equal")
-    ax.set_title(title, fontsize="medium")
-    return dots
-
-
-def _extent(places: np.ndarray, width: float) -> tuple[float, float, float, float]:
-    """The box of all discs, and below them room for the scale bar."""
-    (x0, y0), (x1, y1) = places.min(axis=0) - width, places.max(axis=0) + width
-    return float(x0), float(y0), float(x1), float(y1 + 0.1 * (y1 - y0))
-
-
-def _title(name: str, truth: np.ndarray, values: np.ndarray) -> str:
-    """Name of a panel, and its correlation with what was measured, where that is defined."""
-    both = np.isfinite(truth) & np.isfinite(values)
-    if both.sum() < 2:
-        return name
-    r = correlate(truth[both][:, None], values[both][:, None], None, 0, (1e-6, 1e-6))[0][0]
-    return f"{name}, r = {r:.2f}" if np.isfinite(r) else name
 
 
 def _label(found: Found, gene: str) -> str:

@@ -1,0 +1,1 @@
+"""How models of cell composition are compared."""
