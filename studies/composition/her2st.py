@@ -92,9 +92,7 @@ def section(name: str) -> SpatialData:
     return sdata
 
 
-def rows_of(
-    name: str, row: Row, task: str, kind: str, slides: dict[str, SpatialData], seeds: list[int]
-) -> pd.DataFrame:
+def rows_of(name: str, task: str, kind: str, slides: dict[str, SpatialData], seeds: list[int]) -> pd.DataFrame:
     """What a model reaches in a task."""
     row = ROWS[name]
     data = {each: slides[each] for each in C} if task == "within C" else slides
