@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from annotating import Planted
 
 import sthist
@@ -88,6 +89,22 @@ def _drawn(sdata: SpatialData, key: str | None, overwrite: bool) -> None:
     sthist.io.read_annotations(sdata, path, image="he", overwrite=overwrite, **_named(key))
 
 
+def _profiles(sdata: SpatialData) -> pd.DataFrame:
+    names = sdata["table"].var_names
+    return pd.DataFrame(np.random.default_rng(0).gamma(1, 1, (len(names), 2)), index=names, columns=["a", "b"])
+
+
+def _abundant(sdata: SpatialData) -> None:
+    sthist.tl.deconvolve(sdata, _profiles(sdata), table="table")
+
+
+def _estimated(sdata: SpatialData, key: str | None, overwrite: bool) -> None:
+    names = sdata["table"].obs_names
+    path = Path(tempfile.gettempdir()) / f"estimated-{os.getuid()}.csv"  # the result says where it is from
+    pd.DataFrame({"a": 0.25, "b": 0.75}, index=names).to_csv(path)
+    sthist.io.read_composition(sdata, path, table="table", overwrite=overwrite, **_named(key))
+
+
 def _ridge() -> sthist.models.Ridge:
     rng = np.random.default_rng(0)
     config = sthist.models.RidgeConfig(embeddings=("X_planted",))
@@ -152,6 +169,12 @@ VERBS = {
         lambda s, k, o: sthist.pp.set_scale(s, "morphology_focus", mpp=0.6, overwrite=True), names=False
     ),
     "io.read_annotations": Verb(_drawn, reads=("he",)),
+    "io.read_composition": Verb(_estimated, reads=("table",)),
+    "pp.proportions": Verb(lambda s, k, o: sthist.pp.proportions(s, overwrite=o, **_named(k)), _abundant),
+    "tl.deconvolve": Verb(
+        lambda s, k, o: sthist.tl.deconvolve(s, _profiles(s), table="table", overwrite=o, **_named(k)),
+        reads=("table",),
+    ),
     "tl.annotate": Verb(
         lambda s, k, o: sthist.tl.annotate(s, PROMPTS, encoder=Planted(), overwrite=o, **_named(k)), _embedded
     ),

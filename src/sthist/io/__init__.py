@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_annotations.read": ["read_annotations"],
         "_assemble": ["assemble"],
+        "_composition": ["read_composition"],
         "_platforms.cosmx": ["cosmx"],
         "_export": ["export_geojson", "export_ome_tiff", "export_xenium_explorer"],
         "_parts.sample": ["slide"],

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.train": ["train_annotator"],
         "systems.composition.apply": ["composition"],
         "systems.composition.train": ["train_composition"],
+        "systems.deconvolution.verb": ["deconvolve"],
         "systems.expression.apply": ["expression"],
         "systems.expression.train": ["train_expression"],
         "systems.virtual_he.apply": ["virtual_he"],

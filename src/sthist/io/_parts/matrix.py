@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._messages import plain
-from sthist._reading import open_text
+from sthist._reading import open_text, require_file
 from sthist._settings import logger
 from sthist.io._files import checks, values
 
@@ -72,6 +72,26 @@ def read_matrix(path: Path) -> Matrix:
         plain = _read_plain(path, sep, len(names))
     values, rows = plain or _read_any(path, sep, names)
     return Matrix(path, values, rows, names)
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A table of numbers with names of rows and columns: text, as :func:`read_matrix` takes it, or parquet."""
+    import pandas as pd
+
+    require_file(path)
+    if path.suffix.lower() != ".parquet":
+        matrix = read_matrix(path)
+        return pd.DataFrame(matrix.values.toarray(), index=matrix.rows, columns=matrix.columns)
+    checks.require_parquet(path, [])
+    with checks.reading(path):
+        frame = pd.read_parquet(path)
+    checks.require_rows(path, len(frame.columns), "columns")
+    if frame.index.dtype.kind in "biuf" and frame.iloc[:, 0].dtype.kind not in "biuf":
+        frame = frame.set_index(frame.columns[0])  # names of rows that are a column like others
+    checks.require_rows(path, len(frame.columns), "columns beside the names of its rows")
+    frame = frame.set_axis(frame.index.astype(str)).set_axis(frame.columns.astype(str), axis=1)
+    checks.require_numbers(path, frame, list(dict.fromkeys(frame.columns)))
+    return frame
 
 
 def _read_plain(path: Path, sep: str, n_columns: int) -> tuple[Any, pd.Index] | None:
