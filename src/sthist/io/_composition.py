@@ -113,12 +113,13 @@ def read_composition(
     path = Path(path)
     table, adata = find_expression(data, table)
     require_free(adata, called(table), [], [key_added], overwrite=overwrite)
-    frame = read_frame(path).drop(columns=list(RESIDUALS), errors="ignore")
+    frame = read_frame(path)
     by, rows = _match(path, frame.index, adata)
     turned, turned_rows = _match(path, frame.columns, adata)
     if (turned_rows >= 0).sum() > (rows >= 0).sum():
         logger.warning("%s has the spots as columns; it is turned.", path)
         frame, by, rows = frame.T, turned, turned_rows
+    frame = frame.drop(columns=list(RESIDUALS), errors="ignore")
     _require_matched(path, frame.index, adata, table, rows, missing)
     there = rows >= 0
     composition = as_composition(frame.iloc[rows[there]], str(path), quantity)

@@ -23,6 +23,15 @@ class TestRefused:
         with pytest.raises(ImportError, match=r'pip install "sthist\[deconv\]".*method=\'nnls\''):
             sthist.tl.deconvolve(spots, None, method="cell2location")
 
+    @pytest.mark.skipif(HAVE, reason="cell2location is installed, and can be imported")
+    def test_where_versions_do_not_go_together(self, monkeypatch, tmp_path):
+        (tmp_path / "cell2location.py").write_text("raise ImportError('no deep_getattr')")
+        (tmp_path / "scvi.py").write_text("")
+        monkeypatch.syspath_prepend(tmp_path)
+        spots, cells, _ = simulate("poisson", side=3, n_genes=60)
+        with pytest.raises(ImportError, match=r"cannot be imported \(no deep_getattr\).*sthist\[deconv\]"):
+            sthist.tl.deconvolve(spots, cells, method="cell2location")
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -43,7 +52,7 @@ class TestRefused:
             sthist.tl.deconvolve(spots, cells, **arguments)
 
     def test_batches_that_are_not_there(self, monkeypatch):
-        monkeypatch.setattr(cell2location, "find_spec", lambda name: name)
+        monkeypatch.setattr(cell2location, "require_cell2location", lambda: None)
         spots, cells, _ = simulate("poisson", side=3, n_genes=60)
         with pytest.raises(KeyError, match="no column 'donor'"):
             sthist.tl.deconvolve(spots, cells, method="cell2location", batch="donor")

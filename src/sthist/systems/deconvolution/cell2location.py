@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import random
+import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -78,11 +79,21 @@ class Run:
 
 def require_cell2location() -> None:
     """Say what is missing where cell2location cannot run."""
+    install = 'pip install "sthist[deconv]"'
     if find_spec("cell2location") is None or find_spec("scvi") is None:
         raise ImportError(
-            "method='cell2location' needs cell2location and scvi-tools: pip install \"sthist[deconv]\". Or take "
-            "method='nnls', which needs neither, is done in seconds, and is rougher."
+            f"method='cell2location' needs cell2location and scvi-tools: {install}. Or take method='nnls', which needs "
+            "neither, is done in seconds, and is rougher."
         )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import cell2location.models  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"cell2location is installed, but cannot be imported ({error}). {install} takes versions of it, of "
+            "scvi-tools and of pyro-ppl that go together."
+        ) from error
 
 
 def facts(options: Cell2locationOptions, run: Run) -> dict[str, Any]:

@@ -63,11 +63,10 @@ class Spots:
         side = names_of_table(self.adata)
         _require_genes_as_rows(known, side)
         match = match_names({"data": side, "reference": known.genes}, "reference")
-        spelled = [known.genes[match.columns["reference"]].astype(str).to_numpy()[match.index["reference"]]]
-        spelled += [names.astype(str).to_numpy()[match.index["reference"]] for names in known.genes.values()]
-        names = np.stack(spelled)
+        index = match.index["reference"]
+        names = np.stack([each.astype(str).to_numpy(str)[index] for each in known.genes.values()])
         if wanted is None:
-            kept = ~np.char.startswith(np.char.upper(names.astype(str)), "MT-").any(axis=0)
+            kept = ~np.char.startswith(np.char.upper(names), "MT-").any(axis=0)
         else:
             kept = np.isin(names, sorted(wanted)).any(axis=0)
         self.match, self.kept = match, np.flatnonzero(kept)
