@@ -169,11 +169,10 @@ VERBS = {
         lambda s, k, o: sthist.pp.set_scale(s, "morphology_focus", mpp=0.6, overwrite=True), names=False
     ),
     "io.read_annotations": Verb(_drawn, reads=("he",)),
-    "io.read_composition": Verb(_estimated, reads=("table",)),
+    "io.read_composition": Verb(_estimated),
     "pp.proportions": Verb(lambda s, k, o: sthist.pp.proportions(s, overwrite=o, **_named(k)), _abundant),
     "tl.deconvolve": Verb(
-        lambda s, k, o: sthist.tl.deconvolve(s, _profiles(s), table="table", overwrite=o, **_named(k)),
-        reads=("table",),
+        lambda s, k, o: sthist.tl.deconvolve(s, _profiles(s), table="table", overwrite=o, **_named(k))
     ),
     "tl.annotate": Verb(
         lambda s, k, o: sthist.tl.annotate(s, PROMPTS, encoder=Planted(), overwrite=o, **_named(k)), _embedded

@@ -102,10 +102,10 @@ def read_composition(
     >>> spots = sdata["table"].obs_names
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "props.tsv"
     >>> _ = path.write_text("\ttumour\tT/NK\n" + "".join(f"{spot}\t0.25\t0.75\n" for spot in spots))
-    >>> sthist.io.read_composition(sdata, path)
-    >>> list(sdata["table"].obsm["cell_abundance"])
+    >>> sthist.io.read_composition(sdata, path, key_added="stereoscope")
+    >>> list(sdata["table"].obsm["stereoscope"])
     ['tumour', 'T_NK']
-    >>> sdata["table"].uns["sthist"]["cell_abundance"]["quantity"]
+    >>> sdata["table"].uns["sthist"]["stereoscope"]["quantity"]
     'proportions'
     """
     if missing not in ("error", "nan"):

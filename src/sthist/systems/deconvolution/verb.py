@@ -153,10 +153,10 @@ def deconvolve(
     >>> rng = np.random.default_rng(0)
     >>> names = sdata["table"].var_names
     >>> profiles = pd.DataFrame(rng.gamma(1, 1, (len(names), 3)), index=names, columns=["B cells", "T/NK", "tumour"])
-    >>> sthist.tl.deconvolve(sdata, profiles)
-    >>> list(sdata["table"].obsm["cell_abundance"])
+    >>> sthist.tl.deconvolve(sdata, profiles, key_added="by_nnls")
+    >>> list(sdata["table"].obsm["by_nnls"])
     ['B cells', 'T_NK', 'tumour']
-    >>> sdata["table"].uns["sthist"]["cell_abundance"]["quantity"]
+    >>> sdata["table"].uns["sthist"]["by_nnls"]["quantity"]
     'abundances'
     """
     own = {
