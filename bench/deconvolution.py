@@ -3,9 +3,10 @@
 Run ``python bench/deconvolution.py [--json FILE] [--epochs N]`` where the extra ``deconv`` is installed. 196 spots of
 600 genes and six types, of which two lie together, two are related and one is rare in the reference, by the two
 simulators of ``tests/mixtures.py``: plain mixtures of Poisson; and overdispersed counts of genes that spots and cells
-see differently. ``mean`` gives each spot the mean composition, times its counts; ``shuffled`` is ``"nnls"`` with the
-labels of the cells shuffled. Where the data are there, also ``"nnls"`` with profiles of a lung tumour on a breast
-section (her2st C3), against the proportions that stereoscope had found: another method and reference, no truth.
+see differently. ``mean`` gives each spot the mean composition, times its counts (its proportions do not vary, so that
+the correlation of those is of rounding errors alone); ``shuffled`` is ``"nnls"`` with the labels of the cells shuffled.
+Where the data are there, also ``"nnls"`` with profiles of a lung tumour on a breast section (her2st C3), against the
+proportions that stereoscope had found: another method and reference, no truth.
 """
 
 from __future__ import annotations

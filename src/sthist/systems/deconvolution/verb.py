@@ -73,10 +73,10 @@ def deconvolve(
         cell2location has estimated, and parameters of stereoscope (whose column ``logit`` is applied), are profiles.
     method
         ``"nnls"``: non-negative least squares on the mean counts of each type, in seconds and with what sthist brings.
-        It is rough: no uncertainty, no correction for what two technologies see differently, weak for types that are
-        rare or alike. ``"cell2location"``: a hierarchical Bayesian model (Kleshchevnikov et al. 2022), the better
-        targets to train on; for a slide of Visium minutes to hours on a GPU, far more on a CPU. It needs the extra
-        ``sthist[deconv]``.
+        It is rough: no uncertainty, no correction for what two technologies see differently, nor for batches, and weak
+        for types that are rare or alike. ``"cell2location"``: a hierarchical Bayesian model of all of these
+        (Kleshchevnikov et al. 2022), in numbers of cells; for a slide of Visium up to hours on a GPU, far more on a
+        CPU. It needs the extra ``sthist[deconv]``.
     labels
         Column of ``reference.obs`` with the types; may be left out where one column alone can hold them. Cells without
         a label are left out.
@@ -141,8 +141,10 @@ def deconvolve(
     Notes
     -----
     ``"nnls"`` divides each gene by the root of its mean over the types, as counts vary, so that the same few genes do
-    not decide in every spot. Measured against known proportions, with cell2location beside it:
-    ``bench/results/deconvolution.json``. Signatures of cell2location are ``RegressionModel``'s where there are cells.
+    not decide in every spot. Signatures of cell2location are ``RegressionModel``'s where there are cells.
+
+    Both methods against known compositions, where they come out much alike, and what knows nothing:
+    ``bench/results/deconvolution.json``.
 
     Each sample of a mapping is one model of the spots; signatures are learnt once.
 
