@@ -37,6 +37,8 @@ from realdata import folder
 
 import sthist
 from sthist import models
+from sthist.benchmark._expression.gene_scores import drawn_means
+from sthist.benchmark._expression.nulls import NUCLEI, at_same_place, from_middle, one_map
 from sthist.encoders import morphology_feature_names
 from sthist.tiles import TileReader, TileSpec
 
@@ -55,8 +57,6 @@ SIZES_UM = {112: TileSpec(112.0, 224), 224: TileSpec(224.0, 224), 448: TileSpec(
 EARLY_SPECS = {112: TileSpec(112.0, 224), 224: TileSpec(224.0, 224), 448: TileSpec(448.0, 224)}
 FEWEST_COUNTS, N_BOOTSTRAP, N_SHUFFLES = 100, 200, 40
 EPOCHS, TILE_EPOCHS = 30, 15
-REACH_UM = 400.0
-"""Of the null that knows places alone."""
 
 MORPHOLOGY = tuple(f"X_morphology_{size}" for size in SIZES_UM)
 EARLY = tuple(f"X_early_{size}" for size in EARLY_SPECS)
@@ -274,28 +274,30 @@ def train_on_tiles(row: Row, fold: Fold, training: dict, measured: dict, seed: i
 # Nulls
 
 
+def training_spots(fold: Fold, measured: dict) -> np.ndarray:
+    """Expression of all spots of the training sections."""
+    return np.concatenate([logarithms(measured[name]["table"], fold.genes) for name in fold.train])
+
+
 def training_mean(fold: Fold, measured: dict) -> np.ndarray:
     """The mean of the training spots, everywhere."""
-    spots = np.concatenate([logarithms(measured[name]["table"], fold.genes) for name in fold.train])
-    return np.tile(spots.mean(axis=0), (measured[fold.test]["table"].n_obs, 1))
+    return np.tile(training_spots(fold, measured).mean(axis=0), (measured[fold.test]["table"].n_obs, 1))
 
 
 def nuclei_density(fold: Fold, measured: dict) -> np.ndarray:
     """One map for all genes: nuclei per mm² of tile."""
-    column = morphology_feature_names().index("sqrt_nuclei_density_per_mm2")
+    spots, column = training_spots(fold, measured), morphology_feature_names().index(NUCLEI)
     density = measured[fold.test]["table"].obsm["X_morphology_224"][:, column].astype(np.float64)
-    return training_mean(fold, measured) + (density - density.mean())[:, None]
+    return one_map(density, np.zeros(len(density)), spots.mean(axis=0), spots.std(axis=0))
 
 
 def places(fold: Fold, measured: dict) -> np.ndarray:
     """Gaussian mean of training spots at the same place, of sections that are laid on each other by their centres."""
-    centred = {name: np.asarray(measured[name]["table"].obsm["spatial"]) for name in (*fold.train, fold.test)}
-    centred = {name: xy - xy.mean(axis=0) for name, xy in centred.items()}
-    spots = np.concatenate([logarithms(measured[name]["table"], fold.genes) for name in fold.train])
-    known = np.concatenate([centred[name] for name in fold.train])
-    distance = np.linalg.norm(centred[fold.test][:, None] - known[None], axis=2)
-    weight = np.exp(-0.5 * (distance / REACH_UM) ** 2) + 1e-12
-    return weight @ spots / weight.sum(axis=1, keepdims=True)
+    spots = training_spots(fold, measured)
+    laid = {name: np.asarray(measured[name]["table"].obsm["spatial"]) for name in (*fold.train, fold.test)}
+    laid = {name: from_middle(xy, np.zeros(len(xy))) for name, xy in laid.items()}
+    known = np.concatenate([laid[name] for name in fold.train])
+    return at_same_place(laid[fold.test], known, spots, None, spots.mean(axis=0))
 
 
 NULLS = {"training mean": training_mean, "one map: nuclei density": nuclei_density, "places alone": places}
@@ -304,26 +306,11 @@ NULLS = {"training mean": training_mean, "one map: nuclei density": nuclei_densi
 # Scores
 
 
-def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson of each column; 0 where only the prediction, a, is constant, NaN where the truth is."""
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    size = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    found = np.divide((a * b).sum(axis=0), size, out=np.zeros(a.shape[1]), where=size > 1e-9)
-    return np.where((b**2).sum(axis=0) > 1e-9, found, np.nan)
-
-
-def beyond(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Values without what is linear in the logarithm of the counts."""
-    known = np.c_[np.ones(len(counts)), np.log1p(counts)]
-    return values - known @ np.linalg.lstsq(known, values, rcond=None)[0]
-
-
 def scores_of(
     folds: list[Fold], predicted: list[np.ndarray], measured: dict, name: str, draws: int = N_BOOTSTRAP
 ) -> dict[str, float]:
     """Scores for one set of genes, means over folds, and an interval of 95 % over spots."""
     rows, drawn = [], np.zeros(draws)
-    rng = np.random.default_rng(0)
     for fold, values in zip(folds, predicted, strict=True):
         genes = fold.sets[name]
         columns = [fold.genes.index(gene) for gene in genes]
@@ -331,22 +318,21 @@ def scores_of(
         truth, said = logarithms(table, genes), values[:, columns]
         there = ~np.isnan(truth).all(axis=0)
         truth, said = truth[:, there], said[:, there]
-        scored = sthist.metrics.expression(truth, said, metrics=["spot_pearson"]).summary
-        counts, varies = counts_of(table), bool(np.ptp(said, axis=0).any())
-        within = correlations(beyond(said, counts), beyond(truth, counts))
+        counts = np.log1p(counts_of(table))
+        scored = sthist.metrics.expression(truth, said, metrics=["spot_pearson"], given=counts).summary
+        varies = bool(np.ptp(said, axis=0).any())
         rows.append(
             {
                 "pearson_mean": scored["pearson_mean"] if varies else np.nan,
                 "pearson_median": scored["pearson_median"] if varies else np.nan,
-                "beyond_counts": np.nanmean(within) if varies else np.nan,
+                "beyond_counts": scored["pearson_given_mean"] if varies else np.nan,
                 "spot_pearson": scored["spot_pearson"],
                 "pearson_flattened": scored["pearson_flattened"],
                 "l1": scored["l1"],
             }
         )
-        for draw in range(draws):
-            spots = rng.integers(0, len(truth), len(truth))
-            drawn[draw] += np.nanmean(correlations(said[spots], truth[spots])) / len(folds)
+        n = len(truth)
+        drawn += drawn_means(truth, said, None, np.zeros(n), np.arange(n), draws, seed=0) / len(folds)
     mean = {key: round(float(value), 4) for key, value in pd.DataFrame(rows).mean(skipna=False).items()}
     low, high = np.quantile(drawn, [0.025, 0.975])
     return mean | {"low": round(float(low), 4), "high": round(float(high), 4)}

@@ -14,6 +14,7 @@ from sthist.benchmark import expression
 
 N_GENES = 30
 FAST = {"gene_sets": ["panel"], "n_boot": 0}
+ONCE = sthist.models.Split("random-slides", folds=1)
 
 
 def slide(seed, side=8, genes=N_GENES, patient=None, noise=0.1):
@@ -44,6 +45,12 @@ def slides():
 
 def log_expression(table):
     return np.log1p(table.X / table.X.sum(axis=1, keepdims=True) * 1e4)
+
+
+def without(table, *, counts=True, places=True):
+    """A table whose X are logarithms, or without places."""
+    obsm = {key: table.obsm[key] for key in table.obsm if places or key != "spatial"}
+    return ad.AnnData(table.X if counts else log_expression(table), obs=table.obs, var=table.var, obsm=obsm)
 
 
 def test_rows_are_what_scipy_and_the_model_itself_say(slides):
@@ -112,15 +119,15 @@ def test_splits_of_slides(slides, split, tested, n_train):
 
 def test_ten_slides_are_parted_seven_one_two():
     data = {f"s{i}": slide(i, side=3) for i in range(10)}
-    frame = expression(data, split="random-slides", folds=3, **FAST)
+    frame = expression(data, split=sthist.models.Split("random-slides", folds=3), **FAST)
     assert set(frame["n_train"]) == {7 * 9}
     assert set(frame["n_spots"]) == {2 * 9}
     assert frame["fold"].nunique() == 3
 
 
 def test_blocks_of_one_slide(slides):
-    split = sthist.models.Split("block", block_um=200, gap_um=150)
-    frame = expression(slides["a"], split=split, folds=2, n_boot=20, gene_sets=["panel"])
+    split = sthist.models.Split("block", block_um=200, gap_um=150, folds=2)
+    frame = expression(slides["a"], split=split, n_boot=20, gene_sets=["panel"])
     assert set(frame["drawn"]) == {"groups"}
     assert (frame["n_train"] + frame["n_spots"] < 64).all()  # the gap is in neither
     with pytest.raises(ValueError, match="one patient"):
@@ -202,8 +209,8 @@ class TestNothingIsLearnedFromTheTest:
 
 def test_several_models_by_name_and_config(slides):
     models = {"ridge": "ridge", "smoothed": sthist.models.RidgeConfig(smooth_um=100), "mlp": "mlp"}
-    frame = expression(slides, models, training={"epochs": 2}, folds=2, **FAST)
-    assert list(frame["model"].unique()) == ["training mean", "ridge", "smoothed", "mlp"]
+    frame = expression(slides, models, training={"epochs": 2}, split=sthist.models.Split(folds=2), **FAST)
+    assert list(frame["model"].unique()) == ["training mean", "places", "ridge", "smoothed", "mlp"]
     with pytest.raises(ValueError, match="mapping of what to call each"):
         expression(slides, ["ridge", sthist.models.RidgeConfig(alpha=1)], **FAST)
 
@@ -217,13 +224,108 @@ def test_the_papers_protocol_is_one_call(slides, monkeypatch):
         real(self, inputs, targets, rows, watched, options, where)
 
     monkeypatch.setattr(sthist.models.EmbeddingMLP, "_fit", fit)
-    frame = expression(slides, ["mlp"], protocol="genst", folds=1, training={"epochs": 1}, n_boot=0)
+    frame = expression(slides, ["mlp"], split=ONCE, protocol="genst", training={"epochs": 1}, n_boot=0)
     options, n_train, n_watched = used[0]
     assert (options.optimizer, options.lr, options.weight_decay) == ("radam", 1e-4, 1e-4)
     assert (n_train, n_watched) == (128, 64)
     assert set(frame["split"]) == {"random-slides"}
     assert set(frame["genes"]) == {"panel"}
     assert {"spot_pearson", "recall_top50", "spearman_top50"} <= set(frame)
+
+
+class TestNulls:
+    """What knows no single gene, or no image, has what is planted for it, and nothing of the rest."""
+
+    @staticmethod
+    def scores(frame):
+        return frame.groupby("method")[["pearson_mean", "beyond_counts"]].mean()
+
+    def test_places_are_gaussian_means_of_slides_that_lie_on_each_other(self):
+        """Against the sum over all pairs; slides lie elsewhere each, and their genes at the same places in them."""
+        data = {}
+        for number, name in enumerate("abc"):
+            data[name] = slide(7)
+            data[name].X = np.random.default_rng(number).poisson(data[name].X + 1).astype(np.float32)
+            data[name].obsm["spatial"] = data[name].obsm["spatial"] + 5000 * number
+            data[name].obsm["X_f"] = np.random.default_rng(number).normal(size=(64, 3)).astype(np.float32)
+        frame = expression(data, split="sample", **FAST)
+        found = self.scores(frame)
+        assert found.loc["places", "pearson_mean"] > 0.5
+        assert found.loc["places", "pearson_mean"] > found.loc["model", "pearson_mean"] + 0.4
+        row = frame[(frame["method"] == "places") & (frame["test"] == "c")].iloc[0]
+        xy = data["a"].obsm["spatial"]
+        weights = np.exp(-0.5 * (np.linalg.norm(xy[:, None] - xy[None], axis=2) / 400) ** 2)
+        both = (log_expression(data["a"]) + log_expression(data["b"])) / 2
+        expected = weights @ both / weights.sum(axis=1, keepdims=True)
+        truth = log_expression(data["c"])
+        by_gene = [pearsonr(truth[:, g], expected[:, g])[0] for g in range(N_GENES)]
+        assert row["pearson_mean"] == pytest.approx(np.mean(by_gene), abs=0.02)
+        assert row["l1"] == pytest.approx(np.abs(truth - expected).mean(), rel=0.01)
+
+    def test_without_places_there_is_no_such_null(self, slides):
+        data = {
+            name: ad.AnnData(each.X, obs=each.obs, var=each.var, obsm={"X_f": each.obsm["X_f"]})
+            for name, each in slides.items()
+        }
+        assert set(expression(data, **FAST)["method"]) == {"training mean", "model", "shuffled tiles"}
+
+    def test_one_map_is_the_nuclei_of_a_stored_embedding(self):
+        """Each gene follows the nuclei in one half of them, and the other way in the other half."""
+        names = sthist.encoders.morphology_feature_names()
+        data = {}
+        for seed, name in enumerate("abc"):
+            data[name] = slide(seed)
+            features = np.random.default_rng(seed).normal(size=(64, len(names))).astype(np.float32)
+            nuclei = features[:, names.index("sqrt_nuclei_density_per_mm2")]
+            sign = np.where(np.arange(N_GENES) < N_GENES // 2, 1.0, -1.0)
+            logs = 3 + 0.5 * nuclei[:, None] * sign
+            data[name].X = np.random.default_rng(seed).poisson(np.exp(logs)).astype(np.float32)
+            data[name].obsm["X_m"] = features
+            data[name].uns["sthist"] = {"X_m": {"encoder": "morphology"}}
+        halves = {"with": [f"GENE{i}" for i in range(15)], "against": [f"GENE{i}" for i in range(15, 30)]}
+        frame = expression(data, embedding="X_f", gene_sets=halves, n_boot=0)
+        found = frame[frame["method"] == "one map"].groupby("genes")["pearson_mean"].mean()
+        assert found["with"] > 0.7
+        assert found["against"] < -0.7
+        spread = frame[frame["method"] == "one map"].groupby("genes")["l1"].mean()
+        assert spread["with"] < spread["against"]
+        other = {name: each.copy() for name, each in data.items()}
+        other["b"].uns["sthist"] = {"X_m": {"encoder": "conch"}}
+        assert "one map" not in set(expression(other, embedding="X_f", **FAST)["method"])
+
+    def test_beyond_counts_is_the_partial_correlation_given_log_counts(self, slides):
+        frame = expression(slides, split="sample", **FAST)
+        train = pd.concat([pd.DataFrame(log_expression(slides[name])) for name in "bcd"])
+        features = np.concatenate([slides[name].obsm["X_f"] for name in "bcd"])
+        predicted = sthist.models.Ridge().fit(features, train).predict(slides["a"].obsm["X_f"])
+        truth, z = log_expression(slides["a"]), np.log1p(slides["a"].X.sum(axis=1))
+        rest = [
+            each - np.polynomial.Polynomial.fit(z, each, 1)(z)
+            for g in range(N_GENES)
+            for each in (truth[:, g], predicted[:, g])
+        ]
+        expected = np.mean([pearsonr(a, b)[0] for a, b in zip(rest[::2], rest[1::2], strict=True)])
+        row = frame[(frame["test"] == "a") & (frame["method"] == "model")].iloc[0]
+        assert row["beyond_counts"] == pytest.approx(expected, abs=1e-3)
+        logs = {
+            name: ad.AnnData(log_expression(each), var=each.var, obsm=dict(each.obsm)) for name, each in slides.items()
+        }
+        assert expression(logs, **FAST)["beyond_counts"].isna().all()
+
+
+def test_depth_is_of_what_trains_alone():
+    """As deep as the slides are, it changes nothing; shallower, the mean of the training is another, the truth not."""
+    data = {name: slide(seed) for seed, name in enumerate("abc")}
+    plain, deep, shallow = (expression(data, split="sample", depth=depth, **FAST) for depth in (None, 1e9, 60.0))
+    same = ["pearson_mean", "l1", "pearson_flattened", "n_spots"]
+    np.testing.assert_allclose(plain[same], deep[same], rtol=1e-5)
+    mean = [frame[frame["method"] == "training mean"]["l1"].mean() for frame in (plain, shallow)]
+    assert mean[1] > mean[0] + 0.1  # logarithms of few counts are lower on average
+    of_truth = "pearson_flattened_of_gene_means"
+    np.testing.assert_allclose(plain[of_truth], shallow[of_truth])
+    logs = {name: without(each, counts=False) for name, each in data.items()}
+    with pytest.raises(ValueError, match="needs raw counts"):
+        expression(logs, depth=60.0, **FAST)
 
 
 class TestRefused:
@@ -237,7 +339,8 @@ class TestRefused:
             ({"seeds": []}, "at least one number"),
             ({"protocol": "hest"}, "it is 'genst'"),
             ({"genes": 500}, "30 genes in common"),
-            ({"split": "single-slide", "folds": 2}, "each slide trains once"),
+            ({"split": sthist.models.Split("single-slide", folds=2)}, "each slide trains once"),
+            ({"depth": 0.0}, "a number of counts"),
         ],
     )
     def test_arguments(self, slides, arguments, message):
@@ -296,7 +399,7 @@ def test_the_papers_models_are_in_one_table():
         "mlp": "mlp",
     }
     frame = expression(
-        data, compared, protocol="genst", folds=1, n_boot=0, training={"epochs": 1, "batch_size": 8}, progress=False
+        data, compared, split=ONCE, protocol="genst", n_boot=0, training={"epochs": 1, "batch_size": 8}, progress=False
     )
     begins = frame[frame["method"] == "model"].set_index("model")["initialization"].to_dict()
     assert begins == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,9 @@ ROW_INCHES, GAP = 0.3, 0.8
 
 BASELINE = "baseline"
 
+NULL_LINES = (("0.3", "--"), ("C1", "-."), ("C2", ":"))
+"""Colours and styles of the lines of what is no model."""
+
 EXPRESSION_LABELS = {
     "pearson_mean": "Pearson correlation of genes, mean",
     "pearson_median": "Pearson correlation of genes, median",
@@ -58,9 +62,10 @@ def benchmark(
 ) -> list[Axes]:
     """Draw a score of models of expression: a point per fold and seed, their mean, and its interval.
 
-    One panel per gene set. Grey crosses are the same model with the tiles of other spots, the dashed line is the mean
-    of the training: what lies on them says nothing of the image. The interval is Student's, of the mean over folds,
-    each the mean of its seeds; folds that share training slides are alike, so that it is too narrow.
+    One panel per gene set. Grey crosses are the same model with the tiles of other spots, vertical lines are what knows
+    no image or no single gene, such as the mean of the training: a model says something of a gene where it lies beyond
+    all of them. The interval is Student's, of the mean over folds, each the mean of its seeds; folds that share
+    training slides are alike, so that it is too narrow.
 
     Parameters
     ----------
@@ -139,7 +144,7 @@ def benchmark(
 
 
 def _models(ax: Axes, frame: pd.DataFrame, metric: str, models: list[str], level: float) -> None:
-    """A row per model, its shuffled tiles in it, and the training mean across all."""
+    """A row per model, its shuffled tiles in it, and across all what is no model."""
     for at, name in enumerate(models):
         own = frame[frame["model"] == name]
         points = own[own["method"] == "model"]
@@ -149,9 +154,10 @@ def _models(ax: Axes, frame: pd.DataFrame, metric: str, models: list[str], level
         )
         ax.plot(points[metric], np.full(len(points), at), "o", color="C0", alpha=0.5, markersize=4)
         _mean_and_interval(ax, at, points.groupby("fold")[metric].mean().dropna().to_numpy(float), level)
-    of_mean = frame[frame["method"] == "training mean"][metric].mean()
-    if np.isfinite(of_mean):
-        ax.axvline(of_mean, color="0.3", linestyle="--", linewidth=1.2, zorder=0, label="training mean")
+    nulls = frame[~frame["method"].isin(["model", "shuffled tiles"])]
+    means = nulls.groupby("method", sort=False)[metric].mean().dropna()
+    for (name, value), (color, style) in zip(means.items(), cycle(NULL_LINES)):
+        ax.axvline(value, color=color, linestyle=style, linewidth=1.2, zorder=0, label=name)
     ax.set_yticks(range(len(models)), models)
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)

@@ -249,3 +249,41 @@ def test_repr_says_what_it_is():
     truth[:, 0] = 1
     shown = repr(metrics.expression(truth, truth))
     assert shown.endswith("gene-wise Pearson 1.000 (median 1.000), L1 0.000; 1 genes undefined")
+
+
+class TestGiven:
+    def test_it_is_the_partial_correlation(self):
+        """By its formula from three correlations, in each of two slides, with a gene that one has not measured."""
+        rng = np.random.default_rng(0)
+        given, slide = rng.normal(size=80), np.repeat(["a", "b"], [50, 30])
+        truth = rng.normal(size=(80, 4)) + given[:, None]
+        predicted = 0.5 * truth + rng.normal(size=(80, 4)) - given[:, None]
+        mask = np.ones((80, 4), bool)
+        mask[50:, 3] = False
+        found = metrics.expression(truth, predicted, mask=mask, groups=slide, given=given)
+        expected = []
+        for gene in range(4):
+            parts = []
+            for mine in (slide == "a", slide == "b")[: 1 if gene == 3 else 2]:
+                x, y, z = truth[mine, gene], predicted[mine, gene], given[mine]
+                xy, xz, yz = (np.corrcoef(*pair)[0, 1] for pair in ((x, y), (x, z), (y, z)))
+                parts.append(((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)), mine.sum()))
+            expected.append(np.average([r for r, _ in parts], weights=[n for _, n in parts]))
+        np.testing.assert_allclose(found.genes["pearson_given"], expected, rtol=1e-9)
+        assert found.summary["pearson_given_mean"] == pytest.approx(np.mean(expected))
+
+    def test_what_says_no_more_than_the_given_is_zero_and_what_is_no_more_is_undefined(self):
+        given = np.random.default_rng(1).normal(size=40)
+        other = np.random.default_rng(2).normal(size=40)
+        truth = np.stack([other, 2 * given + 5], 1).astype(np.float32)
+        predicted = np.stack([3 - given, other], 1).astype(np.float32)
+        assert metrics.expression(truth, predicted, given=given).genes["pearson_given"].tolist() == [
+            0,
+            pytest.approx(np.nan, nan_ok=True),
+        ]
+
+    def test_it_is_one_finite_number_of_each_spot(self):
+        truth = np.random.default_rng(0).normal(size=(5, 2))
+        for wrong in (np.ones(4), np.full(5, np.nan)):
+            with pytest.raises(ValueError, match="finite number of each spot"):
+                metrics.expression(truth, truth, given=wrong)

@@ -27,12 +27,20 @@ def score_row(
     sample: np.ndarray,
     training_mean: np.ndarray,
     metrics: Sequence[str],
+    log_counts: np.ndarray | None,
 ) -> dict[str, float]:
     """All scores of a set of genes; correlations of genes are taken within each slide."""
     summary = score(
-        truth, predicted, mask=mask, groups=sample, metrics=metrics, training_mean=training_mean
+        truth,
+        predicted,
+        mask=mask,
+        groups=sample,
+        metrics=metrics,
+        training_mean=training_mean,
+        given=log_counts,
     ).summary.drop(list(NOT_KEPT), errors="ignore")
     row: dict[str, float] = summary.to_dict()
+    row["beyond_counts"] = row.pop("pearson_given_mean", np.nan)
     for name in ("n_spots", "n_genes", "n_genes_undefined", "n_genes_constant"):
         row[name] = int(row[name])
     return row
@@ -57,6 +65,23 @@ def interval(
     seed: int,
 ) -> tuple[float, float]:
     """The middle 95 % of the gene-wise mean Pearson correlation, when rows or groups of rows are drawn anew."""
+    drawn = drawn_means(truth, predicted, mask, sample, unit, n_boot, seed)
+    if np.isnan(drawn).all():
+        return np.nan, np.nan
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def drawn_means(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    mask: np.ndarray | None,
+    sample: np.ndarray,
+    unit: np.ndarray,
+    n_boot: int,
+    seed: int,
+) -> np.ndarray:
+    """The gene-wise mean Pearson correlation of each draw of rows, or of groups of rows, (n_boot,)."""
     rng, n_units = np.random.default_rng(seed), int(unit.max()) + 1
     draws = np.array([np.bincount(rng.integers(n_units, size=n_units), minlength=n_units) for _ in range(n_boot)])
     weights = draws[:, unit].astype(np.float32)
@@ -67,10 +92,7 @@ def interval(
         value = _drawn(truth[:, part], predicted[:, part], own, sample, weights)
         total += np.nansum(value, axis=1)
         n += np.isfinite(value).sum(axis=1)
-    if not n.any():
-        return np.nan, np.nan
-    low, high = np.quantile(total[n > 0] / n[n > 0], [0.025, 0.975])
-    return float(low), float(high)
+    return np.divide(total, n, out=np.full(n_boot, np.nan), where=n > 0)
 
 
 def _drawn(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist.pp import gene_panel, gene_set
-from sthist.systems.expression.targets import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,8 +64,8 @@ def training_tables(
     return tables
 
 
-def panel(targets: Targets, genes: Sequence[str] | int | None, tables: Mapping[str, AnnData]) -> Targets:
-    """The genes that a fold predicts: named ones, so many of the most expressed, or the panel of what trains."""
+def panel(targets: Targets, genes: Sequence[str] | int | None, tables: Mapping[str, AnnData]) -> np.ndarray:
+    """Columns that a fold predicts: of named genes, of so many most expressed, or of the panel of what trains."""
     if genes is None:
         names = list(gene_panel(tables, key_added="panel"))  # type: ignore[arg-type]
     elif isinstance(genes, int):
@@ -77,7 +76,7 @@ def panel(targets: Targets, genes: Sequence[str] | int | None, tables: Mapping[s
         measured = set().union(*(table.var_names for table in tables.values()))
         names = [name for name in targets.names if name in measured]
     wanted = set(names)
-    return chosen(targets, np.array([i for i, name in enumerate(targets.names) if name in wanted], int))
+    return np.array([i for i, name in enumerate(targets.names) if name in wanted], int)
 
 
 def gene_sets(

@@ -14,6 +14,7 @@ from sthist._settings import logger, settings
 from sthist._tables.genes import match_names, names_of_list, names_of_table
 from sthist.benchmark._expression.gene_scores import interval, score_row, unit_of
 from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
+from sthist.benchmark._expression.nulls import at_same_place, counts_of, from_middle, nuclei_of, one_map
 from sthist.benchmark._predictors.measure import Cost, measured
 from sthist.benchmark._predictors.slide_splits import RANDOM, predictor_folds, require_testable, shares_patient
 from sthist.benchmark._predictors.trials import begins, require_seeds
@@ -21,10 +22,16 @@ from sthist.regression.collect import TileModel
 from sthist.regression.data.features import centres_of
 from sthist.regression.trust.rehearsal import Rehearsal
 from sthist.systems.expression.models import REGISTRY
-from sthist.systems.expression.targets import expression_rows, expression_targets
+from sthist.systems.expression.targets import (
+    DRAWS,
+    chosen,
+    expression_rows,
+    expression_targets,
+    targets_at_depth,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -37,8 +44,11 @@ if TYPE_CHECKING:
     from sthist.training.rows import SampleRows
     from sthist.training.splits import Grouping, Split, Units
 
-MODEL, SHUFFLED, MEAN = "model", "shuffled tiles", "training mean"
-"""Methods of a table: what a model says of each row, of other rows, and what knows no image."""
+MODEL, SHUFFLED = "model", "shuffled tiles"
+"""Methods of a table: what a model says of each row, and of other rows."""
+
+MEAN, ONE_MAP, PLACES = "training mean", "one map", "places"
+"""Methods that know nothing of single genes, or no image; they are models by themselves."""
 
 GENE_SETS = ("hvg50", "hvg500", "svg50", "svg500", "top250", PANEL)
 SCORED = ("spearman", "spot_pearson")
@@ -64,7 +74,7 @@ def expression(
     image: str | None = None,
     samples: Any = None,
     within: Any = None,
-    folds: int | None = None,
+    depth: float | None = None,
     seeds: Sequence[int] = (0,),
     training: Any = None,
     n_boot: int = 500,
@@ -90,7 +100,8 @@ def expression(
         ``"patient"`` (the default: each patient tests once), ``"sample"`` (each slide does), ``"single-slide"`` (train
         on each slide alone, test on all others), ``"random-slides"`` (70 % of the slides train, 10 % say when to stop,
         20 % test, at random, five times: test sets overlap), ``"block"`` (squares of tissue, with a gap), or what
-        :func:`sthist.tl.train_expression` takes.
+        :func:`sthist.tl.train_expression` takes. ``sthist.models.Split("random-slides", folds=3)`` says how many folds
+        or repeats.
     protocol
         ``"genst"``: as that paper compares. Random slides, its panel, RAdam with learning rate and weight decay 1e-4
         for 100 epochs; and, unless ``models`` says otherwise, its models. Its headline is ``spot_pearson``.
@@ -105,8 +116,9 @@ def expression(
         :func:`sthist.pp.gene_panel` on these rows. What a test slide lacks is counted, and not scored.
     embedding, table, image, samples, within
         As of :func:`sthist.tl.train_expression`; models of tiles take no ``embedding``, but their own backbone.
-    folds
-        How many folds, where not each group is to test by itself, or how many repeats of ``"random-slides"``.
+    depth
+        As of :func:`sthist.tl.train_expression`: models are trained on what slides of so many counts a row would show.
+        Genes are chosen, and predictions are scored, on expression as it was measured.
     seeds
         Seeds of the trainings.
     training
@@ -124,13 +136,12 @@ def expression(
     -------
     One row per model, method, fold, seed and gene set:
 
-    * ``model``, ``method`` (``"model"``; ``"shuffled tiles"``: the model's predictions of other rows of the slide;
-      ``"training mean"``, whose ``model`` is that, too), ``initialization`` (what weights or features it starts from),
-      ``split``, ``fold``, ``test`` (what tests), ``seed``, ``genes`` (the set), ``same_patient`` (whether a patient
-      that tests is trained on);
+    * ``model``, ``method``, ``initialization`` (what weights or features it starts from), ``split``, ``fold``, ``test``
+      (what tests), ``seed``, ``genes`` (the set), ``same_patient`` (whether a patient that tests is trained on);
     * gene-wise scores within slides: ``pearson_mean``, its 95 % interval ``low`` to ``high`` over draws of what
       ``drawn`` says (groups or slides where there are at least five, else spots, which are alike and make it narrow),
-      ``pearson_median``, ``spearman_mean``, ``spearman_median``;
+      ``pearson_median``, ``beyond_counts`` (the mean correlation given the logarithm of a row's counts; NaN without raw
+      counts), ``spearman_mean``, ``spearman_median``;
     * errors: ``l1``, ``rmse``;
     * scores that are dominated by the genes' means: ``spot_pearson``, ``pearson_flattened``, and what the means of the
       test rows alone reach, ``spot_pearson_of_gene_means``, ``pearson_flattened_of_gene_means``; with the protocol
@@ -139,6 +150,12 @@ def expression(
       ``n_genes_constant`` (constant in the prediction alone; 0 in the means), ``n_spots``, ``n_train``;
     * ``seconds`` of the training, ``predict_seconds``, ``peak_gb`` (the most memory of the process meanwhile, libraries
       and data included), ``gpu_gb``.
+
+    Methods are ``"model"``, and, as what is to be beaten: ``"shuffled tiles"``, the model's predictions of other rows
+    of the slide; and, under their own names as models, ``"training mean"``, the same everywhere; ``"places"``, the
+    Gaussian mean (400 µm) of training rows at the same place of slides that are laid on each other by their middles,
+    which knows no image; and ``"one map"``, the number of nuclei for all genes alike, where an embedding of
+    ``"morphology"`` is stored, which knows no gene.
 
     ``attrs`` hold ``leaks`` (why scores are better than they should be), ``gene_sets`` (the genes, by fold and name),
     ``left_out`` and ``dominated_by_gene_means``.
@@ -158,10 +175,11 @@ def expression(
     >>> import sthist
     >>> sdata = sthist.datasets.toy("visium", size_um=900)
     >>> sthist.pp.embed(sdata)
-    >>> frame = sthist.benchmark.expression(sdata, "ridge", split="block", folds=2, gene_sets=["top50"], n_boot=20)
+    >>> split = sthist.models.Split("block", folds=2)
+    >>> frame = sthist.benchmark.expression(sdata, "ridge", split=split, gene_sets=["top50"], n_boot=20)
     >>> means = frame.groupby("method", sort=False)["pearson_mean"].mean()
     >>> list(means.index), bool(means["model"] > means["shuffled tiles"])
-    (['training mean', 'model', 'shuffled tiles'], True)
+    (['training mean', 'places', 'one map', 'model', 'shuffled tiles'], True)
     """
     if protocol not in (None, "genst"):
         raise ValueError(f"protocol is {protocol!r}; it is 'genst', or None.")
@@ -178,6 +196,7 @@ def expression(
     trials = {name: (fresh, fresh.options(training)) for name, fresh in named.items()}
     rows = expression_rows(data, table, samples, within)
     targets = _pool(rows, genes)
+    trained = targets if depth is None else targets_at_depth(rows, targets.names, depth, DRAWS, seed)
     inputs = {
         name: fresh.collect(
             rows,
@@ -190,11 +209,15 @@ def expression(
     }
     size_um = next((fresh.spec.size_um for fresh in named.values() if fresh.spec is not None), None)
     units = rows.units(size_um)
-    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, folds, seed)
+    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, None, seed)
     require_testable(units, made)
+    counts = counts_of(rows)
     study = _Study(
         units=units,
         targets=targets,
+        trained=trained,
+        log_counts=None if counts is None else np.log1p(counts),
+        nuclei=nuclei_of(rows, embedding),
         genes=genes,
         centres=centres_of(rows, "places") if units.centres is not None else None,
         sets=sets,
@@ -220,7 +243,10 @@ class _Study:
     """What is trained how, on which rows, and scored on which others."""
 
     units: Units
-    targets: Targets  # all genes that any sample has
+    targets: Targets  # all genes that any sample has, as they were measured
+    trained: Targets  # the same, as models are trained on them
+    log_counts: np.ndarray | None  # (n,) of each row; None where there are no raw counts
+    nuclei: np.ndarray | None  # (n,) how many each row has; None where no embedding says it
     genes: Any  # as of the verb
     centres: np.ndarray | None  # (n, 2) in µm
     sets: Any
@@ -262,22 +288,24 @@ class _Study:
         kept: list[dict[str, list[str]]] = []
         for number, fold in enumerate(self.folds):
             tables = self.tables(fold)
-            targets = panel(self.targets, self.genes, tables)
+            columns = panel(self.targets, self.genes, tables)
+            targets, trained = chosen(self.targets, columns), chosen(self.trained, columns)
             sets, missing = gene_sets(self.sets, targets, tables)
             left_out |= missing
             if not sets:
                 raise ValueError(f"No gene set is left where {fold.name!r} tests: {missing}.")
             kept.append({name: [targets.names[i] for i in sets[name]] for name in sets if name != PANEL})
-            score = _Scorer(self, targets, fold, sets, number)
+            score = _Scorer(self, targets, trained, fold, sets, number)
             where = {"split": self.split, "fold": number, "test": fold.name}
-            scored = score(score.mean_of_training(), Cost(), is_constant=True)
-            for seed in self.seeds:
-                facts = {"model": MEAN, "method": MEAN, "initialization": "", **where, "seed": seed}
-                rows += [facts | each for each in scored]
+            for name, predicted in self._nulls(trained, fold):
+                scored = score(predicted, Cost(), is_constant=name == MEAN)
+                for seed in self.seeds:
+                    facts = {"model": name, "method": name, "initialization": "", **where, "seed": seed}
+                    rows += [facts | each for each in scored]
             for name in self.trials:
                 for seed in self.seeds:
                     logger.info("Fold %d of %d, %s, seed %d.", number + 1, len(self.folds), name, seed)
-                    begins, predicted, cost = self._predict(name, targets, fold, seed)
+                    begins, predicted, cost = self._predict(name, trained, fold, seed)
                     facts = {"model": name, "method": MODEL, "initialization": begins, **where, "seed": seed}
                     rows += [facts | each for each in score(predicted, cost)]
                     mixed = score.shuffled(predicted)
@@ -292,6 +320,17 @@ class _Study:
             "dominated_by_gene_means": list(DOMINATED),
         }
         return frame
+
+    def _nulls(self, trained: Targets, fold: SlideFold) -> Iterator[tuple[str, np.ndarray]]:
+        """What those say of the rows that test who know no image, or nothing of single genes."""
+        sample, (mean, scale) = self.units.sample.astype(str), trained.statistics(fold.train)
+        yield MEAN, np.tile(mean, (len(fold.test), 1))
+        if self.centres is not None and np.isfinite(self.centres).all():
+            laid = from_middle(self.centres, sample)
+            values, measured = trained.values[fold.train], trained.mask(fold.train)
+            yield PLACES, at_same_place(laid[fold.test], laid[fold.train], values, measured, mean)
+        if self.nuclei is not None:
+            yield ONE_MAP, one_map(self.nuclei[fold.test], sample[fold.test], mean, scale)
 
     def _predict(self, name: str, targets: Targets, fold: SlideFold, seed: int) -> tuple[str, np.ndarray, Cost]:
         """What a model begins from, what it says of the rows that test, and what that took."""
@@ -323,20 +362,23 @@ class _Scorer:
     """Scores predictions of the rows of a fold that test, by gene set."""
 
     def __init__(
-        self, study: _Study, targets: Targets, fold: SlideFold, sets: dict[str, np.ndarray], number: int
+        self,
+        study: _Study,
+        targets: Targets,
+        trained: Targets,
+        fold: SlideFold,
+        sets: dict[str, np.ndarray],
+        number: int,
     ) -> None:
         self._study, self._sets = study, sets
         rng = np.random.default_rng([study.seed, number])  # else all folds would have the same null
         self._truth, self._mask = targets.dense(fold.test), targets.mask(fold.test)
         self._sample = study.units.sample[fold.test].astype(str)
         self._order = np.lexsort((rng.random(len(fold.test)), self._sample))
-        self._mean = targets.statistics(fold.train)[0]
+        self._mean = trained.statistics(fold.train)[0]
+        self._log_counts = None if study.log_counts is None else study.log_counts[fold.test]
         self._drawn, self._unit = unit_of(study.grouping.groups[fold.test], self._sample)
         self._facts = {"same_patient": shares_patient(study.units, fold), "n_train": len(fold.train)}
-
-    def mean_of_training(self) -> np.ndarray:
-        """The mean of the training rows, as the prediction of each row."""
-        return np.tile(self._mean, (len(self._truth), 1))
 
     def shuffled(self, predicted: np.ndarray) -> np.ndarray:
         """What was predicted of another row of the same slide."""
@@ -349,7 +391,8 @@ class _Scorer:
         for name, columns in self._sets.items():
             mask = None if self._mask is None else self._mask[:, columns]
             truth, values = self._truth[:, columns], predicted[:, columns]
-            scores = score_row(truth, values, mask, self._sample, self._mean[columns], self._study.metrics)
+            metrics, mean = self._study.metrics, self._mean[columns]
+            scores = score_row(truth, values, mask, self._sample, mean, metrics, self._log_counts)
             low, high = np.nan, np.nan
             if self._study.n_boot and not is_constant:
                 arguments = (self._sample, self._unit, self._study.n_boot, self._study.seed)
@@ -359,7 +402,7 @@ class _Scorer:
         return rows
 
 
-FIRST = ("genes", "n_genes", "pearson_mean", "low", "high", "drawn", "pearson_median")
+FIRST = ("genes", "n_genes", "pearson_mean", "low", "high", "drawn", "pearson_median", "beyond_counts")
 
 
 def _ordered(row: Mapping[str, Any]) -> list[str]:

@@ -75,17 +75,23 @@ def over_groups(
     tolerance: tuple[float, float],
     *,
     ranks: bool = False,
+    given: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlation of each column within groups of rows, and which columns have a group in which the truth varies.
 
     The mean is weighted by measured rows, over groups in which the truth varies; in those, a constant prediction counts
-    as 0, unless it is constant in all.
+    as 0, unless it is constant in all. What is linear in ``given``, (n,), is taken from both before.
     """
     total, weight, known = (np.zeros(truth.shape[1]) for _ in range(3))
     for index in rows:
         part = slice(None) if len(rows) == 1 else index
         measured = None if mask is None else mask[part]
-        value, n, varies = correlate(truth[part], prediction[part], measured, 0, tolerance, ranks=ranks)
+        sides = truth[part], prediction[part]
+        if given is not None:
+            sides = tuple(  # type: ignore[assignment]
+                _without(values, given[part], measured, limit) for values, limit in zip(sides, tolerance, strict=True)
+            )
+        value, n, varies = correlate(*sides, measured, 0, tolerance, ranks=ranks)
         defined = np.isfinite(value)
         total += np.where(defined, value * n, 0.0)
         weight += np.where(varies, n, 0)
@@ -116,6 +122,20 @@ def correlate(
     defined = varies[0] & varies[1] & (scale > 0)
     value = np.divide(moments.products, scale, out=np.full(len(scale), np.nan), where=defined)
     return np.clip(value, -1, 1), n, varies[0]
+
+
+def _without(values: np.ndarray, given: np.ndarray, mask: np.ndarray | None, limit: float) -> np.ndarray:
+    """Columns without what is linear in ``given``; 0 where that is all but rounding, and where nothing was measured."""
+    there = np.ones(values.shape, bool) if mask is None else mask
+    n = np.maximum(there.sum(axis=0), 1)
+    known = np.where(there, given[:, None], 0.0)
+    known = np.where(there, known - known.sum(axis=0) / n, 0.0)
+    rest = np.where(there, values - np.where(there, values, 0.0).sum(axis=0) / n, 0.0)
+    squares = (known**2).sum(axis=0)
+    rest -= known * np.divide((known * rest).sum(axis=0), squares, out=np.zeros(len(squares)), where=squares > 0)
+    rounded = np.abs(rest).max(axis=0, initial=0) <= limit * np.abs(values).max(axis=0, initial=0)
+    rest[:, rounded] = 0
+    return rest
 
 
 def moments_of(truth: np.ndarray, prediction: np.ndarray, mask: np.ndarray | None, axis: int) -> Moments:

@@ -31,20 +31,21 @@ class ExpressionScores:
     ----------
     genes
         One row per gene: ``n`` spots in which it was measured, ``mean`` of the truth, ``l1``, ``rmse``, ``pearson``,
-        ``spearman``, ``ssim``, ``ceiling``, and ``undefined``: why there is no correlation (``"not measured"``,
-        ``"truth is constant"``, ``"prediction is constant"``), else empty.
+        ``spearman``, ``pearson_given``, ``ssim``, ``ceiling``, and ``undefined``: why there is no correlation
+        (``"not measured"``, ``"truth is constant"``, ``"prediction is constant"``), else empty.
     spots
         One row per spot: ``l1``, ``pearson`` and ``spearman`` across genes, ``pearson_of_gene_means`` (what the mean of
         each gene has, in place of the prediction), ``spearman_top<n>`` and ``recall_top<n>``.
     summary
         One number per score, float64. Gene-wise scores, which say whether a model knows where a gene is:
-        ``pearson_mean``, ``pearson_median``, ``spearman_mean``, ``spearman_median``, ``ssim_mean``, ``ceiling_mean``.
-        Errors: ``l1``, ``rmse``. Spot-wise scores, means over spots: ``spot_pearson``, ``spot_spearman``,
-        ``spearman_top<n>``, ``recall_top<n>``. All values as one vector: ``pearson_flattened``. The last two kinds are
-        dominated by the genes' means: ``spot_pearson_of_gene_means`` and ``pearson_flattened_of_gene_means`` are what
-        the means of the truth alone reach. Numbers of what is undefined: ``n_spots``, ``n_genes``,
-        ``n_genes_undefined`` (not measured, or constant in the truth; in no mean), ``n_genes_constant`` (constant in
-        the prediction alone; 0 in the means, as it does not say where the gene is), ``n_spots_undefined`` (in no mean).
+        ``pearson_mean``, ``pearson_median``, ``spearman_mean``, ``spearman_median``, ``pearson_given_mean``,
+        ``ssim_mean``, ``ceiling_mean``. Errors: ``l1``, ``rmse``. Spot-wise scores, means over spots:
+        ``spot_pearson``, ``spot_spearman``, ``spearman_top<n>``, ``recall_top<n>``. All values as one vector:
+        ``pearson_flattened``. The last two kinds are dominated by the genes' means: ``spot_pearson_of_gene_means`` and
+        ``pearson_flattened_of_gene_means`` are what the means of the truth alone reach. Numbers of what is undefined:
+        ``n_spots``, ``n_genes``, ``n_genes_undefined`` (not measured, or constant in the truth; in no mean),
+        ``n_genes_constant`` (constant in the prediction alone; 0 in the means, as it does not say where the gene is),
+        ``n_spots_undefined`` (in no mean).
 
     Examples
     --------
@@ -82,6 +83,7 @@ def expression(
     per_spot: bool = False,
     centres: Any = None,
     ceiling: Any = None,
+    given: Any = None,
 ) -> ExpressionScores:
     """Score predicted expression: by gene across spots first, by spot across genes, and all values as one.
 
@@ -118,6 +120,10 @@ def expression(
         :func:`skimage.metrics.structural_similarity` has it, on the spots' lattice, with the range of the gene's truth.
     ceiling
         (genes,) from :func:`noise_ceiling`, to stand beside.
+    given
+        (spots,) numbers, such as the logarithm of each spot's counts: ``pearson_given`` is then the correlation of each
+        gene without what is linear in them, within groups (the partial correlation). Expression of few counts follows
+        how many counts a spot has, for all genes alike.
 
     Returns
     -------
@@ -148,7 +154,8 @@ def expression(
     rows = group_rows(groups, pair.shape[0])
     own_mean = _vector(training_mean, "training_mean", pair)
     ceiling = _vector(ceiling, "ceiling", pair)
-    by_gene = _score_genes(pair, rows, wanted, _centres(centres, pair) if "ssim" in wanted else None)
+    known = None if given is None else _given(given, pair)
+    by_gene = _score_genes(pair, rows, wanted, _centres(centres, pair) if "ssim" in wanted else None, known)
     if ceiling is not None:
         by_gene["ceiling"] = ceiling
     means = by_gene["mean"].to_numpy()
@@ -160,7 +167,9 @@ SUMS = ["prediction_mean", "truth_squares", "prediction_squares", "products"]
 """Columns from which the correlation of all values follows."""
 
 
-def _score_genes(pair: Pair, rows: list[np.ndarray], wanted: set[str], centres: np.ndarray | None) -> pd.DataFrame:
+def _score_genes(
+    pair: Pair, rows: list[np.ndarray], wanted: set[str], centres: np.ndarray | None, given: np.ndarray | None
+) -> pd.DataFrame:
     """All scores across spots, and the sums of each gene."""
     import pandas as pd
 
@@ -186,6 +195,9 @@ def _score_genes(pair: Pair, rows: list[np.ndarray], wanted: set[str], centres: 
         }
         if "spearman" in wanted:
             block["spearman"] = over_groups(truth, prediction, mask, rows, tolerance, ranks=True)[0]
+        if given is not None:
+            value, has_rest = over_groups(truth, prediction, mask, rows, tolerance, given=given)
+            block["pearson_given"] = np.where(has_rest & np.isnan(value), 0.0, value)
         if maps is not None:
             block["ssim"] = maps.similarity(truth, prediction, mask)
         block |= {"undefined": undefined, **{name: getattr(moments, name) for name in SUMS}}
@@ -292,7 +304,7 @@ def _summary(by_gene: pd.DataFrame, by_spot: pd.DataFrame) -> pd.Series:
         if name in by_gene:
             values = by_gene[name].mask(constant, 0.0)
             row |= {f"{name}_mean": values.mean(), f"{name}_median": values.median()}
-    for name in ("ssim", "ceiling"):
+    for name in ("pearson_given", "ssim", "ceiling"):
         if name in by_gene:
             row[f"{name}_mean"] = by_gene[name].mean()
     for name in by_spot.columns.drop("l1"):
@@ -359,3 +371,10 @@ def _centres(centres: Any, pair: Pair) -> np.ndarray:
     if centres.shape != (pair.shape[0], 2) or not np.isfinite(centres).all():
         raise ValueError(f"centres are finite x, y of each spot, ({pair.shape[0]}, 2); these are {centres.shape}.")
     return centres
+
+
+def _given(given: Any, pair: Pair) -> np.ndarray:
+    given = np.asarray(given, np.float64)
+    if given.shape != (pair.shape[0],) or not np.isfinite(given).all():
+        raise ValueError(f"given is a finite number of each spot, ({pair.shape[0]},); it has shape {given.shape}.")
+    return given

@@ -27,14 +27,20 @@ def standards(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32)
 
 
+def gaussian_weights(centres: np.ndarray, others: np.ndarray, sigma_um: float) -> csr_matrix:
+    """Gaussian weights (n, m) that other places have at each place."""
+    from scipy.sparse import csr_matrix
+    from scipy.spatial import cKDTree
+
+    near = cKDTree(centres).sparse_distance_matrix(cKDTree(others), REACH * sigma_um, output_type="coo_matrix")
+    return csr_matrix((np.exp(-0.5 * (near.data / sigma_um) ** 2), (near.row, near.col)), shape=near.shape)
+
+
 def gaussian_means(centres: np.ndarray, sigma_um: float) -> csr_matrix:
     """Weights (n, n) that give for each place the Gaussian mean over those around it, itself among them."""
     from scipy.sparse import csr_matrix, diags
-    from scipy.spatial import cKDTree
 
-    tree = cKDTree(centres)
-    near = tree.sparse_distance_matrix(tree, REACH * sigma_um, output_type="coo_matrix")
-    weights = csr_matrix((np.exp(-0.5 * (near.data / sigma_um) ** 2), (near.row, near.col)), shape=near.shape)
+    weights = gaussian_weights(centres, centres, sigma_um)
     return csr_matrix(diags(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from sthist.training.rows import SampleRows
 
+DRAWS = 20
+"""Of the counts of a shallower slide, whose mean is trained on."""
+
 
 def expression_rows(data: Any, table: str | None, samples: Any, within: Any = None) -> SampleRows:
     """All rows of the tables with genes, of each sample, that lie within a region, if one is given."""
@@ -73,6 +76,13 @@ def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None, dept
         raise KeyError(f"No sample has {len(missing)} of the {len(names)} genes, such as {missing[0]!r}.")
     targets = Targets(tuple(names), values, rows.sample, there)
     return targets if not isinstance(genes, int) else most_expressed(targets, genes)
+
+
+def targets_at_depth(rows: SampleRows, genes: Sequence[str], depth: float, draws: int, seed: int) -> Targets:
+    """Expression as slides of so many counts a row would show it, the mean over draws of them."""
+    if not (np.isfinite(depth) and depth > 0):
+        raise ValueError(f"depth is {depth!r}; it is a number of counts.")
+    return expression_targets(rows, genes, Depth(depth, draws, seed))
 
 
 def most_expressed(targets: Targets, n: int) -> Targets:

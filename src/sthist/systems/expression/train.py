@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sthist._sample.verbs import verb
-from sthist._tables.expression import Depth
 from sthist.regression.train import train_scored
 from sthist.systems.expression.models import as_model
-from sthist.systems.expression.targets import expression_rows, expression_targets
+from sthist.systems.expression.targets import DRAWS, expression_rows, expression_targets, targets_at_depth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,9 +19,6 @@ if TYPE_CHECKING:
     from sthist.systems.expression.model import ExpressionModel
     from sthist.training.rows import SampleRows
     from sthist.training.splits import Split
-
-DRAWS = 20
-"""Of the counts of a shallower slide, whose mean is trained on."""
 
 
 @verb
@@ -148,7 +142,5 @@ def _targets(
     measured = expression_targets(rows, genes)
     if depth is None:
         return measured, measured
-    if not (np.isfinite(depth) and depth > 0):
-        raise ValueError(f"depth is {depth!r}; it is a number of counts.")
-    trained, scored = (expression_targets(rows, measured.names, Depth(depth, draws, seed)) for draws in (DRAWS, 1))
+    trained, scored = (targets_at_depth(rows, measured.names, depth, draws, seed) for draws in (DRAWS, 1))
     return trained, scored
