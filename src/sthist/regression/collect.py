@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from anndata import AnnData
 
     from sthist.training.embeddings import Origin
     from sthist.training.rows import SampleRows
@@ -153,7 +154,7 @@ class TileModel(RegressionModel):
                     f"{spec.size_um:g} µm at {spec.mpp:.4g} µm/px."
                 )
         sources = [
-            tiles_of(sample.data, adata, spec, image, name)
+            tiles_of(sample.data, adata, spec, image, name, coarser=self._coarser(adata))
             for sample, adata, name in zip(rows.samples, rows.tables, rows.names, strict=True)
         ]
         self.config = replace(self.config, spec=spec.to_dict())
@@ -167,6 +168,13 @@ class TileModel(RegressionModel):
     def extra(self, rows: SampleRows) -> dict[str, np.ndarray]:
         """Arrays that it takes beside the tiles, such as places; none by default."""
         return {}
+
+    def _coarser(self, adata: AnnData) -> str:
+        """How to have coarser tiles of a table."""
+        if not self.is_fitted and table_spec(adata) is not None and not is_folder(adata):
+            return "Lay tiles of {}, or coarser: pp.tiles(..., overwrite=True)."
+        config = f"sthist.models.{type(self.config).__name__}(spec={{}})"
+        return f"Predict on a finer image, or train {config}." if self.is_fitted else f"Train {config}, or coarser."
 
     @staticmethod
     def _laid(rows: SampleRows) -> TileSpec | None:

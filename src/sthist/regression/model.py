@@ -319,10 +319,20 @@ class NetworkModel(RegressionModel):
     """
 
     _net: nn.Module | None = None
+    _standards: tuple[np.ndarray, np.ndarray] | None = None  # of embeddings of the training rows
 
     @abstractmethod
     def make_net(self, n_outputs: int, mean: np.ndarray, scale: np.ndarray) -> nn.Module:
         """A network of new weights, by the number of outputs, their means and standard deviations."""
+
+    def standardized(self, net: nn.Module, dim: int) -> nn.Module:
+        """A network with embeddings of so many dimensions standardised before it, as those of the training rows."""
+        import torch
+
+        from sthist.nets import Standardized
+
+        mean, deviation = self._standards or (np.zeros(dim, np.float32), np.ones(dim, np.float32))
+        return Standardized(net, torch.from_numpy(mean), torch.from_numpy(deviation))
 
     def transform(self, tiles: Any) -> Any:
         """Tiles (n, px, px, 3) of uint8 as the network takes them."""

@@ -43,7 +43,6 @@ class PooledModel(BackboneModel, EmbeddingModel):
     """Base of the models on one vector of features for each tile; a subclass makes its network (:meth:`make_head`)."""
 
     config: PooledConfig
-    _standards: tuple[np.ndarray, np.ndarray] | None = None
 
     @abstractmethod
     def make_head(self, trunk: nn.Module | None, n_outputs: int, mean: Any) -> nn.Module:
@@ -95,14 +94,10 @@ class PooledModel(BackboneModel, EmbeddingModel):
         """The network on a new trunk, or on features that are standardised before it."""
         import torch
 
-        from sthist.nets import Standardized
-
         if not self.config.frozen:
             return self.make_head(self.trunk(), n_outputs, torch.from_numpy(mean))
-        n = self.config.n_features
-        centre, deviation = self._standards or (np.zeros(n, np.float32), np.ones(n, np.float32))
         head = self.make_head(None, n_outputs, torch.from_numpy(mean))
-        return Standardized(head, torch.from_numpy(centre), torch.from_numpy(deviation))
+        return self.standardized(head, self.config.n_features)
 
     def representation(self, inputs: Inputs, rows: np.ndarray, *, device: str | None = None) -> np.ndarray:
         """Features of the trunk, or those that are stored, (n, d) float32."""

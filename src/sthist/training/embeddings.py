@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 NO_EMBEDDINGS = {"X_pca", "X_umap", "X_tsne", "X_diffmap", "X_draw_graph_fa", "X_spatial", "X_pca_harmony", "X_scvi"}
 """What other packages keep under such keys."""
 
-COARSER = 'Pass training={{"spec": {}}}, or coarser.'
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -110,10 +108,12 @@ def is_folder(adata: AnnData) -> bool:
     return "tile_folder" in adata.uns.get("sthist", {})
 
 
-def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where: str) -> tuple[Any, np.ndarray]:
-    """A reader of the tiles of a table, and the places of its rows."""
+def tiles_of(
+    data: Any, adata: AnnData, spec: TileSpec, image: str | None, where: str, *, coarser: str
+) -> tuple[Any, np.ndarray]:
+    """A reader of the tiles of a table, and the places of its rows; ``coarser`` says how to ask for coarser tiles."""
     if is_folder(adata):
-        with coarser_by(COARSER):
+        with coarser_by(coarser):
             return FolderReader(adata, spec), np.arange(adata.n_obs)
     if not hasattr(data, "images"):
         raise ValueError(
@@ -122,7 +122,7 @@ def tiles_of(data: Any, adata: AnnData, spec: TileSpec, image: str | None, where
         )
     if "spatial" not in adata.obsm:
         raise KeyError(f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles.")
-    with coarser_by(COARSER):
+    with coarser_by(coarser):
         reader = TileReader.from_image(open_he(data, image), spec, fill=255)
     return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
 

@@ -168,7 +168,7 @@ def pixels_of(rows: SampleRows, encoder: Any, spec: TileSpec | None, image: str 
                 "if you want it nevertheless."
             )
     sources = [
-        tiles_of(sample.data, adata, chosen, image, name)
+        tiles_of(sample.data, adata, chosen, image, name, coarser='Pass training={{"spec": {}}}, or coarser.')
         for sample, adata, name in zip(rows.samples, rows.tables, rows.names, strict=True)
     ]
     readers, places = ([source[i] for source in sources] for i in (0, 1))

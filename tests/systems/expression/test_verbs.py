@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import spatialdata as sd
 from expressing import GENES, SPEC, planted_slide
 
 import sthist
+from sthist.systems.expression.targets import expression_rows
 
 EMBEDDED = {"encoder": "morphology", "regions": "spots", "spec": SPEC, "progress": False}
 
@@ -141,6 +143,35 @@ def test_saved_and_loaded_elsewhere(ridge, new_slide, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ridge.predict(rows), atol=1e-6)
     assert sthist.models.load(tmp_path / "model").scores.equals(ridge.scores)
+
+
+class TestTilesFinerThanTheImage:
+    """The message says how to go on, and it works."""
+
+    @staticmethod
+    def refused(slide, model, *pattern):
+        with pytest.raises(ValueError, match="more than 1.5 times finer") as caught:
+            model.collect(expression_rows(slide, None, None))
+        found = re.search(r"sthist\.tiles\.TileSpec\((\d+), (\d+)\)", str(caught.value))
+        for each in pattern:
+            assert each in str(caught.value)
+        assert "training=" not in str(caught.value)
+        return sthist.tiles.TileSpec(*map(int, found.groups()))
+
+    @pytest.mark.parametrize("name", ["STNet", "GenST"])
+    def test_of_the_config(self, name, new_slide):
+        model, config = (getattr(sthist.models, each) for each in (name, f"{name}Config"))
+        small = {"backbone": "test_resnet", "pretrained": False}
+        spec = self.refused(
+            new_slide, model(config(spec=sthist.tiles.TileSpec(32, 128), **small)), f"{name}Config(spec="
+        )
+        assert spec == SPEC
+        assert len(model(config(spec=spec, **small)).collect(expression_rows(new_slide, None, None))) == 144
+
+    def test_of_tiles_that_are_laid(self, new_slide):
+        model = sthist.models.STNet(sthist.models.STNetConfig(backbone="test_resnet", pretrained=False))
+        new_slide["table"].uns["tile_spec"] = {"size_um": 32.0, "px": 128}
+        assert self.refused(new_slide, model, "Lay tiles of", "pp.tiles") == SPEC
 
 
 class TestTargets:

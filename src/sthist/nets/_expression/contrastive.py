@@ -18,29 +18,7 @@ POSITION_STD = 0.02
 """Of what is learned of places, at the start: with torch's 1, it would drown the expression that it is added to."""
 
 
-class _Contrastive(nn.Module):
-    """What both share: a trunk with a projection on the side of the image."""
-
-    def __init__(
-        self, trunk: nn.Module | None, n_features: int, n_genes: int, width: int, dropout: float, temperature: float
-    ) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature!r}; a positive number is needed.")
-        self.trunk, self.temperature = trunk, temperature
-        self.image = Projection(n_features, width, dropout)
-        self.expression = Projection(n_genes, width, dropout)
-
-    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Embeddings (b, width) of the images, with which :class:`Retrieval` predicts."""
-        return self.image_embedding(batch)
-
-    def image_embedding(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Embeddings (b, width) of ``batch["tiles"]``, or of ``batch["spot"]`` where there is no trunk."""
-        return self.image(features_of(self.trunk, batch))  # type: ignore[no-any-return]
-
-
-class BLEEP(_Contrastive):
+class BLEEP(nn.Module):
     """BLEEP: tiles and expression in one space, where those that are alike in either may be alike (Xie et al. 2023).
 
     Expression needs no encoder; both sides have a projection. A batch's pairs are matched by a cross-entropy with soft
@@ -87,7 +65,20 @@ class BLEEP(_Contrastive):
         dropout: float = 0.1,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(trunk, n_features, n_genes, width, dropout, temperature)
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature!r}; a positive number is needed.")
+        self.trunk, self.temperature = trunk, temperature
+        self.image = Projection(n_features, width, dropout)
+        self.expression = Projection(n_genes, width, dropout)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings (b, width) of the images, with which :class:`Retrieval` predicts."""
+        return self.image_embedding(batch)
+
+    def image_embedding(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings (b, width) of ``batch["tiles"]``, or of ``batch["spot"]`` where there is no trunk."""
+        return self.image(features_of(self.trunk, batch))  # type: ignore[no-any-return]
 
     def expression_embedding(
         self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
@@ -99,15 +90,18 @@ class BLEEP(_Contrastive):
         self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """The contrastive ``"loss"`` of a batch of pairs."""
-        images, spots = self.image_embedding(batch), self.expression_embedding(batch, targets, mask)
-        return {"loss": soft_target_loss(images, spots, self.temperature)}
+        return {"loss": self.mismatch(self.image_embedding(batch), self.expression_embedding(batch, targets, mask))}
+
+    def mismatch(self, images: torch.Tensor, spots: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the pairs of a batch, with soft targets."""
+        return soft_target_loss(images, spots, self.temperature)
 
 
-class McLSTExp(_Contrastive):
+class McLSTExp(BLEEP):
     """mclSTExp: expression with its place, seen among the other spots of the batch, beside tiles (Min et al. 2024).
 
-    To the expression of a spot two learned vectors are added, of its row and of its column; blocks of self-attention
-    take the spots of a batch as a sequence. Pairs are matched by a symmetric cross-entropy.
+    As :class:`BLEEP`, but to the expression of a spot two learned vectors are added, of its row and of its column;
+    blocks of self-attention take the spots of a batch as a sequence. Pairs are matched by a symmetric cross-entropy.
     The embedding of a spot so depends on what else is in its batch; ``depth=0`` leaves that out.
 
     Parameters
@@ -162,7 +156,7 @@ class McLSTExp(_Contrastive):
         dropout: float = 0.0,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(trunk, n_features, n_genes, width, dropout, temperature)
+        super().__init__(trunk, n_features, n_genes, width=width, dropout=dropout, temperature=temperature)
         self.n_positions = n_positions
         if n_positions:
             self.row, self.column = nn.Embedding(n_positions, n_genes), nn.Embedding(n_positions, n_genes)
@@ -188,12 +182,9 @@ class McLSTExp(_Contrastive):
             spots = spots + self.row(positions[:, 0]) + self.column(positions[:, 1])
         return self.expression(self.blocks(spots[None])[0])  # type: ignore[no-any-return]
 
-    def losses(
-        self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The contrastive ``"loss"`` of a batch of pairs."""
-        images, spots = self.image_embedding(batch), self.expression_embedding(batch, targets, mask)
-        return {"loss": info_nce(spots, images, 1 / self.temperature)}
+    def mismatch(self, images: torch.Tensor, spots: torch.Tensor) -> torch.Tensor:
+        """Symmetric cross-entropy of the pairs of a batch."""
+        return info_nce(spots, images, 1 / self.temperature)
 
 
 class Projection(nn.Module):

@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-class _TileRegressor(nn.Module):
+class _Regressor(nn.Module):
+    """A network whose output is expression, with a mean error as its loss."""
+
+    error = staticmethod(mean_square)
+
+    def losses(
+        self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The error, ``"loss"``: squared, if nothing else is said; genes not measured (``mask`` False) do not count."""
+        return {"loss": self.error(self(batch), targets, mask)}
+
+
+class _TileRegressor(_Regressor):
     """A trunk and a linear head, whose bias starts at the mean expression."""
 
     def __init__(
@@ -96,7 +108,7 @@ class STNet(_TileRegressor):
         self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """The squared error, ``"loss"``; genes that were not measured (``mask`` False) do not count."""
-        loss = mean_square(self(batch), targets, mask)
+        loss = super().losses(batch, targets, mask)["loss"]
         return {"loss": loss * len(targets) if self.reduction == "sum" else loss}
 
 
@@ -129,14 +141,10 @@ class ResNetRegressor(_TileRegressor):
     torch.Size([2, 7])
     """
 
-    def losses(
-        self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The absolute error, ``"loss"``; genes that were not measured (``mask`` False) do not count."""
-        return {"loss": mean_absolute(self(batch), targets, mask)}
+    error = staticmethod(mean_absolute)
 
 
-class EmbeddingMLP(nn.Module):
+class EmbeddingMLP(_Regressor):
     """One hidden layer on an embedding whose encoder is left as it is ("UNI-MLP" of published comparisons).
 
     The comparisons state no widths; the defaults are ours.
@@ -185,12 +193,6 @@ class EmbeddingMLP(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Expression (b, n_genes) of ``batch["spot"]``; no gradient goes back to what has made it."""
         return self.layers(batch["spot"].detach())  # type: ignore[no-any-return]
-
-    def losses(
-        self, batch: Mapping[str, torch.Tensor], targets: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
-        """The squared error, ``"loss"``; genes that were not measured (``mask`` False) do not count."""
-        return {"loss": mean_square(self(batch), targets, mask)}
 
 
 def features_of(trunk: nn.Module | None, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

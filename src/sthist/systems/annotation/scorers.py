@@ -288,7 +288,8 @@ class FromAnnotator(ClassScorer):
         if spec is None:
             raise ValueError(f"Neither the annotator nor {where} says how large its tiles are.")
         self.annotator.require_spec(table_spec(adata), where)
-        reader, places = tiles_of(data, adata, spec, self.image, where)
+        advice = 'Annotate a finer image, or train an annotator with training={{"spec": {}}}.'
+        reader, places = tiles_of(data, adata, spec, self.image, where, coarser=advice)
         rows = np.empty((adata.n_obs, self.annotator.config.dim), np.float32)
         with progress_bar("annotate", len(places), self.progress) as advance:
             for index, tiles in TileLoader(reader, places, batch_size=self.batch_size):

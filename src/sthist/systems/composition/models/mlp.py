@@ -90,7 +90,6 @@ class CompositionMLP(CompositionModel, EmbeddingModel, NetworkModel):
     system: ClassVar[str] = "composition-mlp"
     config_class: ClassVar[type] = CompositionMLPConfig
     config: CompositionMLPConfig
-    _standards: tuple[np.ndarray, np.ndarray] | None = None
     default_training: ClassVar[dict[str, Any]] = {
         "epochs": 100,
         "batch_size": 512,
@@ -115,10 +114,9 @@ class CompositionMLP(CompositionModel, EmbeddingModel, NetworkModel):
         import torch
 
         from sthist.nets import CompositionMLP as Network
-        from sthist.nets import Ensemble, Standardized
+        from sthist.nets import Ensemble
 
         dim, settings = self.config.dim, self.config
-        centre, deviation = self._standards or (np.zeros(dim, np.float32), np.ones(dim, np.float32))
         size = float(np.sqrt((scale.astype(np.float64) ** 2).mean())) or 1.0
 
         def member() -> nn.Module:
@@ -134,7 +132,7 @@ class CompositionMLP(CompositionModel, EmbeddingModel, NetworkModel):
             )
 
         net = Ensemble([member() for _ in range(settings.members)], size)
-        return Standardized(net, torch.from_numpy(centre), torch.from_numpy(deviation))
+        return self.standardized(net, dim)
 
     def uncertainty(self, inputs: Any, rows: np.ndarray | None = None, *, device: str | None = None) -> Any:
         """Standard deviation of what the members predict of rows, (n, types) float32; None where there is one alone."""

@@ -96,7 +96,6 @@ class DeepSpot(EmbeddingModel, NetworkModel, ExpressionModel):
     system: ClassVar[str] = "deepspot"
     config_class: ClassVar[type] = DeepSpotConfig
     config: DeepSpotConfig
-    _standards: tuple[np.ndarray, np.ndarray] | None = None
     default_training: ClassVar[dict[str, Any]] = {
         "epochs": 100,
         "batch_size": 128,
@@ -145,7 +144,8 @@ class DeepSpot(EmbeddingModel, NetworkModel, ExpressionModel):
         found = np.empty((len(rows), PARTS**2, dim), np.float32)
         for number, (sample, adata, name) in enumerate(zip(rows.samples, rows.tables, rows.names, strict=True)):
             mine = np.flatnonzero(rows.sample == number)
-            reader, places = tiles_of(sample.data, adata, part, image, name)
+            advice = "Embed coarser tiles, or do without their parts: DeepSpotConfig(subspots=False)."
+            reader, places = tiles_of(sample.data, adata, part, image, name, coarser=advice)
             if places.ndim == 1:
                 raise ValueError(f"{name} lists files, which have no parts: DeepSpotConfig(subspots=False).")
             centres = (places[rows.row[mine], None] + offsets).reshape(-1, 2)
@@ -181,10 +181,8 @@ class DeepSpot(EmbeddingModel, NetworkModel, ExpressionModel):
         import torch
 
         from sthist.nets import DeepSpot as Network
-        from sthist.nets import Standardized
 
         config = self.config
-        centre, deviation = self._standards or (np.zeros(config.dim, np.float32), np.ones(config.dim, np.float32))
         net = Network(
             config.dim,
             n_outputs,
@@ -197,7 +195,7 @@ class DeepSpot(EmbeddingModel, NetworkModel, ExpressionModel):
             mean=torch.from_numpy(mean),
             scale=torch.from_numpy(scale),
         )
-        return Standardized(net, torch.from_numpy(centre), torch.from_numpy(deviation))
+        return self.standardized(net, config.dim)
 
 
 class Surroundings(Inputs):

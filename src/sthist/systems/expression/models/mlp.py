@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from sthist.regression.collect import EmbeddingModel
 from sthist.regression.data.features import standards
 from sthist.regression.model import NetworkModel, RegressionConfig
 from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from sthist.regression.data.inputs import Inputs
@@ -63,7 +62,6 @@ class EmbeddingMLP(EmbeddingModel, NetworkModel, ExpressionModel):
     system: ClassVar[str] = "mlp"
     config_class: ClassVar[type] = EmbeddingMLPConfig
     config: EmbeddingMLPConfig
-    _standards: tuple[np.ndarray, np.ndarray] | None = None
     default_training: ClassVar[dict[str, Any]] = {
         "epochs": 100,
         "batch_size": 64,
@@ -84,11 +82,9 @@ class EmbeddingMLP(EmbeddingModel, NetworkModel, ExpressionModel):
         import torch
 
         from sthist.nets import EmbeddingMLP as Network
-        from sthist.nets import Standardized
 
         dim = self.config.dim
-        centre, deviation = self._standards or (np.zeros(dim, np.float32), np.ones(dim, np.float32))
         net = Network(
             dim, n_outputs, hidden=self.config.width, dropout=self.config.dropout, mean=torch.from_numpy(mean)
         )
-        return Standardized(net, torch.from_numpy(centre), torch.from_numpy(deviation))
+        return self.standardized(net, dim)
