@@ -372,14 +372,14 @@ class TestRefused:
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
     """Spots are drawn anew: of many slides of known correlation, about 95 % of intervals cover it."""
-    from sthist.benchmark._expression.gene_scores import interval
+    from sthist.benchmark._expression.gene_scores import drawn_means, interval
 
     rng, covered = np.random.default_rng(0), 0
     for trial in range(100):
         first = rng.normal(size=(150, 4))
         second = 0.6 * first + 0.8 * rng.normal(size=first.shape)
         sample = np.repeat(["a", "b"], 75)
-        low, high = interval(first, second, None, sample, np.arange(150), 200, trial)
+        low, high = interval(drawn_means(first, second, None, sample, np.arange(150), 200, trial))
         covered += low <= 0.6 <= high
     assert 86 <= covered <= 100
 

@@ -40,6 +40,7 @@ NULL_LINES = (("0.3", "--"), ("C1", "-."), ("C2", ":"))
 EXPRESSION_LABELS = {
     "pearson_mean": "Pearson correlation of genes, mean",
     "pearson_median": "Pearson correlation of genes, median",
+    "beyond_counts": "Pearson correlation of genes, given counts",
     "spearman_mean": "Spearman correlation of genes, mean",
     "spearman_median": "Spearman correlation of genes, median",
     "spot_pearson": "Pearson correlation of spots",
@@ -139,7 +140,8 @@ def benchmark(
         for number, ax in enumerate(drawn):
             if number % min(len(shown), ncols):
                 ax.set_yticklabels([])
-    drawn[0].legend(loc="best", frameon=False, fontsize="small")
+    last = drawn[min(len(shown), ncols) - 1]  # of the first row: beside it there is room, whatever the scores are
+    last.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
     return finish(drawn, save)
 
 

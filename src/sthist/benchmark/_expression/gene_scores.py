@@ -55,17 +55,8 @@ def unit_of(groups: np.ndarray, sample: np.ndarray) -> tuple[str, np.ndarray]:
     return "spots", np.arange(len(groups))
 
 
-def interval(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    mask: np.ndarray | None,
-    sample: np.ndarray,
-    unit: np.ndarray,
-    n_boot: int,
-    seed: int,
-) -> tuple[float, float]:
-    """The middle 95 % of the gene-wise mean Pearson correlation, when rows or groups of rows are drawn anew."""
-    drawn = drawn_means(truth, predicted, mask, sample, unit, n_boot, seed)
+def interval(drawn: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of what was drawn; NaN where nothing is defined."""
     if np.isnan(drawn).all():
         return np.nan, np.nan
     low, high = np.nanquantile(drawn, [0.025, 0.975])

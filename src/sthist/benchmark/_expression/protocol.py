@@ -12,7 +12,7 @@ from sthist._messages import plain
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist._tables.genes import match_names, names_of_list, names_of_table
-from sthist.benchmark._expression.gene_scores import interval, score_row, unit_of
+from sthist.benchmark._expression.gene_scores import drawn_means, interval, score_row, unit_of
 from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
 from sthist.benchmark._expression.nulls import at_same_place, counts_of, from_middle, nuclei_of, one_map
 from sthist.benchmark._predictors.measure import Cost, measured
@@ -396,7 +396,7 @@ class _Scorer:
             low, high = np.nan, np.nan
             if self._study.n_boot and not is_constant:
                 arguments = (self._sample, self._unit, self._study.n_boot, self._study.seed)
-                low, high = interval(truth, values, mask, *arguments)
+                low, high = interval(drawn_means(truth, values, mask, *arguments))
             row = {"genes": name, **scores, "low": low, "high": high, "drawn": self._drawn, **self._facts}
             rows.append({key: row[key] for key in _ordered(row)} | vars(cost))
         return rows
