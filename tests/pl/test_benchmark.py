@@ -42,6 +42,24 @@ def test_a_panel_per_gene_set_and_a_row_per_model(frame):
         assert set(dashed[0].get_xdata()) == {0.0}
 
 
+def test_what_is_no_model_is_a_line_and_named(frame):
+    """Its mean over folds; the legend lies beside the axes, not on what is drawn."""
+    where = {"seed": 0, "genes": "panel", "n_genes": 300}
+    nulls = [
+        where | {"model": name, "method": name, "fold": fold, "pearson_mean": sign * value}
+        for name, sign in (("places", 1), ("one map", -1))
+        for fold, value in enumerate((0.3, 0.2, 0.1))
+    ]
+    (ax,) = sthist.pl.benchmark(pd.concat([frame, pd.DataFrame(nulls)]), gene_sets="panel")
+    lines = {line.get_label(): line.get_xdata()[0] for line in ax.lines if not line.get_label().startswith("_")}
+    assert {name: round(float(lines[name]), 9) for name in ("training mean", "places", "one map")} == {
+        "training mean": 0.0,
+        "places": 0.2,
+        "one map": -0.2,
+    }
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1 - 1
+
+
 def test_scores_of_gene_means_say_so(frame, tmp_path):
     axes = sthist.pl.benchmark(frame, "spot_pearson", gene_sets="panel", save=tmp_path / "figure.png")
     assert "dominated by the genes' means" in axes[0].get_xlabel()

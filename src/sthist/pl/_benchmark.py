@@ -158,8 +158,8 @@ def _models(ax: Axes, frame: pd.DataFrame, metric: str, models: list[str], level
         _mean_and_interval(ax, at, points.groupby("fold")[metric].mean().dropna().to_numpy(float), level)
     nulls = frame[~frame["method"].isin(["model", "shuffled tiles"])]
     means = nulls.groupby("method", sort=False)[metric].mean().dropna()
-    for (name, value), (color, style) in zip(means.items(), cycle(NULL_LINES)):
-        ax.axvline(value, color=color, linestyle=style, linewidth=1.2, zorder=0, label=name)
+    for (method, value), (color, style) in zip(means.items(), cycle(NULL_LINES), strict=False):
+        ax.axvline(value, color=color, linestyle=style, linewidth=1.2, zorder=0, label=str(method))
     ax.set_yticks(range(len(models)), models)
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
