@@ -71,22 +71,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="*", help="these cases, in place of --first and --cases")
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=Path, help="all outcomes, one JSON object a line")
-    parser.add_argument("--merge", type=Path, nargs="*", help="rows of shards")
+    parser.add_argument("--merge", type=Path, nargs="*", help="rows of shards; the last one of a case counts")
     parser.add_argument("--no-huge", action="store_true")
     arguments = parser.parse_args()
     rows: list[dict] = []
     if arguments.merge:
-        rows = [json.loads(line) for file in arguments.merge for line in file.read_text().splitlines()]
+        every = [json.loads(line) for file in arguments.merge for line in file.read_text().splitlines()]
+        rows = list({row["seed"]: row for row in every}.values())
     else:
         from fuzz.engine import Fuzzer, as_row
 
         fuzzer = Fuzzer(arguments.only, huge=not arguments.no_huge)
         start = time.monotonic()
         out = arguments.rows.open("a") if arguments.rows else None
-        for seed in range(arguments.first, arguments.first + arguments.cases):
+        for seed in arguments.seeds or range(arguments.first, arguments.first + arguments.cases):
             row = as_row(fuzzer.case(seed))
             rows.append(row)
             if out:

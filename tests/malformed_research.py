@@ -226,7 +226,7 @@ HEST: list[Case] = [
         "hest: no samples",
         lambda path: lambda: sthist.io.hest(path),
         FileNotFoundError,
-        r"has no samples \(st/<id>.h5ad",
+        r"has no samples \(st/\*.h5ad",
     ),
     ("hest: no image", hest(remove(TIFF)), FileNotFoundError, "no wsis/TENX1.tif. Download it, or .* image=False"),
     (

@@ -10,6 +10,8 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
@@ -155,3 +157,11 @@ def test_the_column_of_lists_is_named(tmp_path):
     path = tmp_path / "cells.parquet"
     pd.DataFrame({"cell_id": [[1, 2], [3]], "n": [1, 2]}).to_parquet(path)
     assert "Column 'cell_id' holds list" in damaged(path, path.read_bytes())
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b'{"a": 1}', b"[]"])
+def test_the_metadata_of_parquet_is_named(tmp_path, value):
+    path = tmp_path / "cells.parquet"
+    table = pa.table({"cell_id": ["a"]}).replace_schema_metadata({b"pandas": value, b"other": b"any"})
+    pq.write_table(table, path)
+    assert "Its metadata 'pandas' is no JSON object with columns and index_columns" in damaged(path, path.read_bytes())

@@ -27,8 +27,9 @@ SAFETENSORS_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
     "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+METADATA = {b"geo": {"columns", "primary_column"}, b"pandas": {"columns", "index_columns"}}
 LARGEST_TABLE = 2**26
-"""Bytes of a Parquet file up to which its columns are looked through once more."""
+"""Bytes of a Parquet file or a zip up to which all of it is looked through once more."""
 
 
 def fault_in(path: Path, error: Exception | None = None) -> str:
@@ -193,16 +194,18 @@ def _named(keys: list[str]) -> str:
 
 def _of_members(path: Path) -> Iterator[str]:
     """Members of a zip that cannot be unpacked, are no JSON where they should be, or cannot be opened by zarr."""
+    is_small = os.stat(path).st_size < LARGEST_TABLE
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.file_size > LARGEST_TEXT:
+            is_metadata = info.filename.rpartition("/")[2] in {".zarray", ".zattrs", ".zgroup", "zarr.json"}
+            if info.file_size > LARGEST_TEXT or not (is_metadata or is_small):
                 continue
             try:
                 content = archive.read(info)
             except Exception as error:  # noqa: BLE001
                 yield f"Member {info.filename!r} cannot be unpacked: {error}."
                 continue
-            if info.filename.rpartition("/")[2] in {".zarray", ".zattrs", ".zgroup", "zarr.json"}:
+            if is_metadata:
                 try:
                     json.loads(content)
                 except ValueError as error:
@@ -223,7 +226,7 @@ def _of_members(path: Path) -> Iterator[str]:
             yield f"Member {name!r} describes no array: {error}."
             continue
         try:
-            _ = array[...] if array.nbytes < LARGEST_TEXT else None
+            _ = array[...] if is_small and array.nbytes < LARGEST_TEXT else None
         except Exception as error:  # noqa: BLE001
             yield f"The array {array.path!r} cannot be read: {error}."
 
@@ -303,11 +306,11 @@ def _of_group(group: Any) -> Iterator[str]:
         if isinstance(found, h5py.Group):
             if not len(found) and not found.attrs:
                 yield f"{place!r} is an empty group."
+            yield from _of_group(found)
             yield from _of_frame(place, found)
             counts = found.get("data")
             if {"indices", "indptr"} <= set(found) and getattr(counts, "dtype", np.dtype(int)).kind not in "iufb":
                 yield f"{counts.name.lstrip('/')!r} holds {counts.dtype}, no numbers."
-            yield from _of_group(found)
         elif found.dtype.kind in "SO" and found.size < LARGEST_HEADER:
             try:
                 [each.decode() for each in found[()].ravel().tolist() if isinstance(each, bytes)]
@@ -334,6 +337,13 @@ def _of_columns(path: Path) -> Iterator[str]:
     if os.stat(path).st_size > LARGEST_TABLE:
         return
     file = pq.ParquetFile(path)
+    for key, value in (file.schema_arrow.metadata or {}).items():
+        needed = METADATA.get(key, set())
+        with contextlib.suppress(ValueError):
+            stated = json.loads(value)
+            needed = set() if isinstance(stated, dict) and needed <= set(stated) else needed
+        if needed:
+            yield f"Its metadata {key.decode()!r} is no JSON object with {' and '.join(sorted(needed))}."
     for name in file.schema_arrow.names:
         try:
             column = file.read([name]).column(0)

@@ -18,6 +18,7 @@ another name of a gene, cell, class or sample; pixels of another picture of the 
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
 import pickle
@@ -216,7 +217,7 @@ def _told(error: BaseException, damaged: set[str], names: set[str], fields: tupl
     message = str(error)
     own = module.split(".")[0] == "sthist"
     ours = isinstance(error, ValueError | KeyError | OSError | ImportError | MemoryError | TypeError)
-    mentioned = any(name in message for name in names)
+    mentioned = any(_is_mentioned(name, message) for name in names)
     kind = "foreign" if not (own and ours) else "own" if mentioned else "no file"
     if isinstance(error, MemoryError) and not (own and mentioned):
         kind = "memory"
@@ -225,10 +226,16 @@ def _told(error: BaseException, damaged: set[str], names: set[str], fields: tupl
     where = f"{module}:{last.lineno}" if last else ""
     where += f" < {Path(mine.filename).name}:{mine.lineno}" if mine is not None and not own else ""
     named = {
-        "names_it": any(name in message for name in damaged),
+        "names_it": any(_is_mentioned(name, message) for name in damaged),
         "names_field": any(_is_named(field, message) for field in fields),
     }
     return {"kind": kind, "error": type(error).__name__, "message": message[:400], "where": where} | named
+
+
+def _is_mentioned(file: str, message: str) -> bool:
+    """Whether a message names a file, or says by a pattern of its name that there is none."""
+    patterns = re.findall(r"[\w.*-]*\*[\w.*-]{4,}", message)
+    return file in message or any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
 
 
 def _is_named(field: str, message: str) -> bool:

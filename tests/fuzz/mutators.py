@@ -241,8 +241,10 @@ def h5_edit(path: Path, rng: Random) -> Damage:
         names: list[str] = []
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         if not names:
-            file.attrs[rng.choice(sorted(file.attrs))] = rng.choice(["{", "", "null", "[]", '{"hd_layout_json": 5}'])
-            return "h5 attribute"
+            value = rng.choice(["{", "", "null", "[]", '{"hd_layout_json": 5}'])
+            key = rng.choice(sorted(file.attrs))
+            file.attrs[key] = value
+            return "h5 attribute", (key,)
         ours = [name for name in names if re.search(r"indptr|indices|data$|shape|barcodes|index|spatial", name)]
         name = rng.choice(ours if ours and rng.random() < 0.7 else names)
         fields = (name.rpartition("/")[2],)
@@ -346,6 +348,8 @@ def parquet_edit(path: Path, rng: Random) -> Damage:
     if kind == "checks":
         return flip(path, rng)
     del pd
+    if kind == "geo":
+        return "parquet geo", tuple(key.decode() for key in table.schema.metadata or ())
     of_column = kind in {"value", "null", "drop", "text", "bytes", "nested"}
     return f"parquet {kind}", (name,) if of_column else ()
 

@@ -190,7 +190,8 @@ def require_types(path: Path, config_class: type, config: Mapping[str, Any]) -> 
     hints = get_type_hints(config_class)
     for name, value in config.items():
         if not _fits(value, hints[name]):
-            wanted = str(getattr(hints[name], "__name__", hints[name])).replace("typing.", "")
+            hint = hints[name]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ValueError(
                 f"{path}: {name!r} is {value!r:.80}; it should be {wanted}. Copy the model's folder again."
             )

@@ -385,6 +385,14 @@ HD_DAMAGES = {
         KeyError,
         "feature_slice.h5 has no attribute metadata_json",
     ),
+    **{
+        f"a slice that says {text!r}": (
+            lambda path, text=text: h5py.File(path / "feature_slice.h5", "a").attrs.__setitem__("metadata_json", text),
+            KeyError,
+            "feature_slice.h5 has no attribute metadata_json with hd_layout_json",
+        )
+        for text in ("", "{", "[]", '{"hd_layout_json": 5}', 5)
+    },
     "no bins": (
         lambda path: shutil.rmtree(path / BIN),
         FileNotFoundError,

@@ -63,6 +63,16 @@ def test_incomplete_folder(linear, tmp_path):
         Annotator.load(tmp_path)
 
 
+def test_a_way_of_training_that_there_is_not(linear, tmp_path):
+    """It would say later that embeddings are of no use."""
+    linear.save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["config"]["mode"] = ""
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json .*mode is ''; it is one of"):
+        Annotator.load(tmp_path)
+
+
 def test_report_round_trip():
     report = AnnotatorReport(classes=["a"], auc=[float("nan")], auc_low=[0.1], weighted_auc=0.5)
     again = AnnotatorReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))

@@ -189,7 +189,7 @@ def chosen(root: Path, ids: Any, there: Sequence[str], where: str) -> list[str]:
     """The samples that are to be read."""
     names = list(there) if ids is None else [ids] if isinstance(ids, str) else [str(name) for name in ids]
     if not there:
-        raise FileNotFoundError(f"{root} has no samples ({where.format('<id>')}).")
+        raise FileNotFoundError(f"{root} has no samples ({where.format('*')}).")
     if not names:
         raise FileNotFoundError(f"ids= names no sample of {root}.")
     for name in names:

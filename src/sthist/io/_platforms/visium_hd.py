@@ -164,15 +164,22 @@ def _check_slice(folder: Path, dataset_id: str | None) -> str:
         begins = ", ".join(file.name.removesuffix(f"_{SLICE}") for file in several)
         raise ValueError(f"{folder} has several samples: {begins}; choose one with dataset_id=.")
     file = checks.require_file(folder, *names, vendor=VENDOR)
-    with checks.reading(file):
-        with h5py.File(file) as content:
-            metadata = json.loads(content.attrs["metadata_json"]) if "metadata_json" in content.attrs else None
-        layout = json.loads(metadata["hd_layout_json"]) if metadata and "hd_layout_json" in metadata else {}
-    if "file_format" not in layout:
+    with checks.reading(file), h5py.File(file) as content:
+        stated = content.attrs.get("metadata_json")
+    if "file_format" not in _json_object(_json_object(stated).get("hd_layout_json")):
         raise KeyError(
             f"{file} has no attribute metadata_json with hd_layout_json and its file_format; copy the file again."
         )
     return file.name.removesuffix(SLICE)
+
+
+def _json_object(text: Any) -> dict[str, Any]:
+    """An object that is written as JSON; empty where it is none."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _bins(folder: Path, bin_size: int | Sequence[int] | None) -> dict[int, Path]:

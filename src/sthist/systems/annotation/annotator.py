@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WEIGHTS = "model.safetensors"
+MODES = ("linear", "finetune", "text")
 ENCODER = "encoder."
 """Before the names of an encoder's own weights."""
 
@@ -62,6 +63,10 @@ class AnnotatorConfig:
     spec: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}; it is one of {MODES}.")
 
 
 class Annotator(Model):

@@ -84,7 +84,12 @@ def test_save_and_load(tmp_path, toy):
     (tmp_path / "config.json").write_text(json.dumps(content | {"system": "alchemy"}))
     with pytest.raises(ValueError, match="'system' is 'alchemy'; known are"):
         sthist.models.load(tmp_path)
-    content["config"]["phlogiston"] = 1
+    vector = content["config"]["eosin_vector"]
+    content["config"]["eosin_vector"] = [1.0, 2.0, 3.0, 4.0]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"'eosin_vector' is .* should be tuple\[float, float, float\]"):
+        sthist.models.load(tmp_path)
+    content["config"] |= {"eosin_vector": vector, "phlogiston": 1}
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"does not know: \['phlogiston'\]"):
         sthist.models.load(tmp_path)
