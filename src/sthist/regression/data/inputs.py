@@ -80,9 +80,7 @@ class Tissue(Inputs):
 
     def take(self, rows: np.ndarray) -> Batch:
         """Tiles of some rows, (n, px, px, 3) uint8."""
-        found = dict(self._pairs(self.tiles.in_order(rows, len(rows))))
-        tiles = np.stack([found[row] for row in rows.tolist()])
-        return {"tiles": tiles, **{name: values[rows] for name, values in self.extra.items()}}
+        return {"tiles": self.tiles.read(rows), **{name: values[rows] for name, values in self.extra.items()}}
 
     def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
         """Sample by sample, each chunk of the slide read once."""
@@ -95,11 +93,6 @@ class Tissue(Inputs):
     def _with_extra(self, batches: Iterator[Any]) -> Iterator[tuple[np.ndarray, Batch]]:
         for rows, tiles in batches:
             yield rows, {"tiles": tiles, **{name: values[rows] for name, values in self.extra.items()}}
-
-    @staticmethod
-    def _pairs(batches: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
-        for rows, tiles in batches:
-            yield from zip(rows.tolist(), tiles, strict=True)
 
 
 @dataclass(frozen=True, eq=False)

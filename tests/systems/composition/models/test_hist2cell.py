@@ -9,7 +9,7 @@ from expressing import TILE_UM, planted_slide
 
 import sthist
 from sthist import models
-from sthist.regression.data.inputs import Inputs, Tissue
+from sthist.regression.data.inputs import Tissue
 from sthist.tiles import TileReader, TileSpec
 
 SPEC = TileSpec(TILE_UM, 16)
@@ -183,8 +183,7 @@ class TestThroughTheVerbs:
         assert model.config.frozen
         assert (model.scores["pearson"] > 0.8).all()
 
-    def test_by_name(self, slides):
-        assert type(sthist.models.Hist2Cell()) is models.Hist2Cell
+    def test_a_frozen_backbone_needs_weights(self, slides):
         with pytest.raises(ValueError, match="pretrained=True"):
             sthist.tl.train_composition(slides, models.Hist2CellConfig(frozen=True, pretrained=False, spec=SPEC))
 
@@ -220,5 +219,4 @@ def test_is_trained_as_published():
     options = models.Hist2Cell().options(None)
     published = {"optimizer": "adam", "lr": 1e-4, "lr_end": 1e-5, "weight_decay": 1e-4, "epochs": 20, "batch_size": 16}
     assert {name: getattr(options, name) for name in published} == published
-    assert issubclass(type(models.Hist2Cell().config), models.PooledConfig)
-    assert Inputs.rows_at_once(None, 16) == 16
+    assert models.Hist2Cell().config.backbone == "resnet18"
