@@ -133,7 +133,8 @@ def saved(path: Path | None, made: list[dict[str, Any]]) -> None:
         "command": "PYTHONPATH=tests python studies/composition/her2st.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
-    path.write_text(json.dumps({**facts, "rows": list(rows.values())}, indent=1).replace("NaN", "null") + "\n")
+    text = json.dumps({**facts, "rows": list(rows.values())}, indent=1, default=lambda value: value.item())
+    path.write_text(text.replace("NaN", "null") + "\n")
 
 
 SHOWN = ("model", "embedding", "method", "task", "types", "seed", "pearson", "l1", "coloc_pearson", "seconds")
