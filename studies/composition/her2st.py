@@ -156,10 +156,7 @@ def main() -> None:
             for task in TASKS:
                 made = summary(rows_of(name, task, kind, slides, options.seeds))
                 for row in made:
-                    print(
-                        {key: row[key] for key in ("model", "embedding", "method", "task", "types", "pearson", "l1")},
-                        flush=True,
-                    )
+                    print(*(row[key] for key in SHOWN), flush=True)
                 saved(options.json, made)
 
 
