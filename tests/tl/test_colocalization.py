@@ -378,6 +378,12 @@ class TestInput:
         with pytest.raises(KeyError, match="no obsm\\['spatial'\\]"):
             found_in(adata)
 
+    def test_a_column_of_numbers(self):
+        adata = random_spots()
+        adata.obs["total"] = np.linspace(0, 1, 60)
+        with pytest.raises(ValueError, match="Column 'total' of the table holds numbers"):
+            found_in(adata, key="total")
+
     def test_more_pairs_than_memory_holds(self, monkeypatch):
         """Said before the pairs are looked for."""
         from sthist.tl._colocalization import moran

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def _results(data: Any, keys: list[str], table: str | None) -> dict[str, Any]:
     results = {}
     for sample, each in samples.items():
         for key in keys:
-            where, adata = find_table(each, table, lambda one, key=key: _is_result(one, key), f"a result uns[{key!r}]")
+            where, adata = find_table(each, table, partial(_is_result, key=key), f"a result uns[{key!r}]")
             if not _is_result(adata, key):
                 there = [name for name in adata.uns if _is_result(adata, name)]
                 raise KeyError(

@@ -21,6 +21,7 @@ from sthist.tl._colocalization.moran import (
     adjusted,
     analytic_p,
     morans_r,
+    order_in_space,
     permutation_p,
     spatial_weights,
     standardised,
@@ -142,6 +143,8 @@ def colocalization(
     _require_free(adata, where, key, key_added, overwrite=overwrite)
     types, values, rows = _amounts(adata, key, where)
     places = _places(adata, rows, where)
+    order = order_in_space(places)
+    places, values = places[order], values[order]
     length, weights = _weights(places, options, where)
     seed = settings.seed if seed is None else seed
     found, constant = measured(values, weights, options, seed)
@@ -241,6 +244,8 @@ def _amounts(adata: AnnData, key: str, where: str) -> tuple[list[str], np.ndarra
         found = read_composition(adata, key, where, "abundances", skip_missing=True)
         types, values, rows = list(found.types), found.values, found.rows
     else:
+        if adata.obs[key].dtype.kind == "f":
+            raise ValueError(f"Column {key!r} of {where} holds numbers, not the types of cells.")
         codes, types = as_classes(adata.obs[key], f"Column {key!r} of {where}")
         rows = np.flatnonzero(codes >= 0)
         values = (codes[rows, None] == np.arange(len(types))).astype(np.float64)
