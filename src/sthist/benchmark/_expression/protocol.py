@@ -15,9 +15,9 @@ from sthist._tables.genes import match_names, names_of_list, names_of_table
 from sthist.benchmark._expression.gene_scores import drawn_means, interval, score_row, unit_of
 from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
 from sthist.benchmark._expression.nulls import at_same_place, counts_of, from_middle, nuclei_of, one_map
-from sthist.benchmark._predictors.measure import Cost, measured
+from sthist.benchmark._predictors.measure import Cost
 from sthist.benchmark._predictors.slide_splits import RANDOM, predictor_folds, require_testable, shares_patient
-from sthist.benchmark._predictors.trials import begins, require_seeds
+from sthist.benchmark._predictors.trials import begins, exchanged, require_seeds, tried
 from sthist.regression.collect import TileModel
 from sthist.regression.data.features import centres_of
 from sthist.regression.trust.rehearsal import Rehearsal
@@ -348,13 +348,7 @@ class _Study:
             device=self.device,
             progress=self.progress,
         )
-        device = settings.torch_device(self.device)
-        with measured(device) as training:
-            model = job.fit(fold.train, watched=fold.watched)
-        with measured(device) as predicting:
-            predicted = job.predict(model, fold.test)
-        most = max(training.peak_gb, predicting.peak_gb)
-        cost = Cost(training.seconds, most, max(training.gpu_gb, predicting.gpu_gb), predicting.seconds)
+        model, predicted, cost = tried(job, fold)
         return begins(model), predicted, cost
 
 
@@ -371,10 +365,9 @@ class _Scorer:
         number: int,
     ) -> None:
         self._study, self._sets = study, sets
-        rng = np.random.default_rng([study.seed, number])  # else all folds would have the same null
         self._truth, self._mask = targets.dense(fold.test), targets.mask(fold.test)
         self._sample = study.units.sample[fold.test].astype(str)
-        self._order = np.lexsort((rng.random(len(fold.test)), self._sample))
+        self._others = exchanged(self._sample, [study.seed, number])  # else all folds would have the same null
         self._mean = trained.statistics(fold.train)[0]
         self._log_counts = None if study.log_counts is None else study.log_counts[fold.test]
         self._drawn, self._unit = unit_of(study.grouping.groups[fold.test], self._sample)
@@ -382,9 +375,7 @@ class _Scorer:
 
     def shuffled(self, predicted: np.ndarray) -> np.ndarray:
         """What was predicted of another row of the same slide."""
-        mixed = np.empty_like(predicted)
-        mixed[np.argsort(self._sample, kind="stable")] = predicted[self._order]
-        return mixed
+        return predicted[self._others]
 
     def __call__(self, predicted: np.ndarray, cost: Cost, *, is_constant: bool = False) -> list[dict[str, Any]]:
         rows = []
