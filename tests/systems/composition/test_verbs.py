@@ -226,10 +226,6 @@ class TestBadInput:
         with pytest.raises(ValueError, match="more than once"):
             sthist.tl.train_composition(twice, "ridge")
 
-    def test_an_unknown_type(self, slides):
-        with pytest.raises(KeyError, match="'Plasma'"):
-            sthist.tl.train_composition(slides, "ridge", types=["Tumour", "Plasma"])
-
     def test_no_composition(self, slides):
         with pytest.raises(KeyError, match="cell_abundence"):
             sthist.tl.train_composition(slides, "ridge", key="cell_abundence")

@@ -45,13 +45,11 @@ def composition(
     key: str = "cell_abundance",
     embedding: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     split: str | Mapping[str, str] | Split | None = None,
-    types: Sequence[str] | None = None,
     quantity: Quantity | None = None,
     table: str | None = None,
     image: str | None = None,
     samples: Any = None,
     within: Any = None,
-    folds: int | None = None,
     seeds: Sequence[int] = (0,),
     training: Any = None,
     seed: int | None = None,
@@ -75,11 +73,9 @@ def composition(
         each model of embeddings is then trained on each. Models of tiles take none.
     split
         ``"patient"`` (the default: each patient tests once), ``"sample"``, ``"single-slide"``, ``"random-slides"``,
-        ``"block"``, or what :func:`sthist.tl.train_composition` takes.
-    types, quantity, table, image, samples, within
+        ``"block"``, or what :func:`sthist.tl.train_composition` takes; a :class:`sthist.models.Split` says how many folds.
+    quantity, table, image, samples, within
         As of :func:`sthist.tl.train_composition`.
-    folds
-        How many folds, where not each group is to test by itself.
     seeds
         Seeds of the trainings.
     training
@@ -113,7 +109,7 @@ def composition(
     Raises
     ------
     KeyError
-        If there is no such model, table, composition, type or embedding.
+        If there is no such model, table, composition or embedding.
     ValueError
         If amounts cannot be trained on, a split leaves nothing to train or to test on, or a patient has two spellings.
     TypeError
@@ -124,7 +120,7 @@ def composition(
     >>> import sthist
     >>> sdata = sthist.datasets.toy("visium", size_um=900)
     >>> sthist.pp.embed(sdata)
-    >>> frame = sthist.benchmark.composition(sdata, "ridge", split="block", folds=2)
+    >>> frame = sthist.benchmark.composition(sdata, "ridge", split=sthist.models.Split("block", folds=2))
     >>> means = frame[frame["type"] == "mean"].groupby("method", sort=False)["pearson"].mean()
     >>> list(means.index), bool(means["model"] > means["shuffled tiles"])
     (['training mean', 'model', 'shuffled tiles'], True)
@@ -133,7 +129,7 @@ def composition(
     require_seeds(seeds)
     seed = settings.seed if seed is None else int(seed)
     rows = composition_rows(data, key, table, samples, within)
-    targets, found = composition_targets(rows, key, types, quantity)
+    targets, found = composition_targets(rows, key, quantity)
     sources = dict(embedding) if isinstance(embedding, Mapping) else {"": embedding}
     trials = []
     for name, model in named.items():
@@ -144,7 +140,7 @@ def composition(
             trials.append(_Trial(name, source, fresh, fresh.options(training), inputs))
     size_um = next((each.model.spec.size_um for each in trials if each.model.spec is not None), None)
     units = rows.units(size_um)
-    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, folds, seed)
+    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, seed)
     require_testable(units, made)
     centres = centres_of(rows, "places") if units.centres is not None else None
     study = _Study(

@@ -209,7 +209,7 @@ def expression(
     }
     size_um = next((fresh.spec.size_um for fresh in named.values() if fresh.spec is not None), None)
     units = rows.units(size_um)
-    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, None, seed)
+    made, grouping, validation, called = predictor_folds(units, "patient" if split is None else split, seed)
     require_testable(units, made)
     counts = counts_of(rows)
     study = _Study(

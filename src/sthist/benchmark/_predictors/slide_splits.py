@@ -33,22 +33,19 @@ class SlideFold:
     name: str  # what tests
 
 
-def predictor_folds(
-    units: Units, split: Any, folds: int | None, seed: int
-) -> tuple[list[SlideFold], Grouping, float, str]:
+def predictor_folds(units: Units, split: Any, seed: int) -> tuple[list[SlideFold], Grouping, float, str]:
     """The folds, the groups that they are made of, the part that validates, and what the split is called."""
     chosen = as_split(split)
-    folds = folds or chosen.folds
     if chosen.by in (SINGLE, RANDOM):
         called = str(chosen.by)
-        if folds is not None and called == SINGLE:
+        if chosen.folds is not None and called == SINGLE:
             raise ValueError("folds= says nothing of split='single-slide': each slide trains once.")
         names, grouping = _slides(units, called), group_rows(units, "sample")
-        made = _single(units, names) if called == SINGLE else _random(units, names, folds or REPEATS, seed)
+        made = _single(units, names) if called == SINGLE else _random(units, names, chosen.folds or REPEATS, seed)
         return made, grouping, VALIDATION, called
     grouping = group_rows(units, chosen.by, block_um=chosen.block_um, gap_um=chosen.gap_um)
     groups = np.unique(grouping.groups)
-    n = folds or (len(groups) if grouping.by in WHOLE else min(REPEATS, len(groups)))
+    n = chosen.folds or (len(groups) if grouping.by in WHOLE else min(REPEATS, len(groups)))
     if grouping.parts is None and len(groups) < 2:
         raise ValueError(
             f"There is one {grouping.by}, {plain(groups[0])!r}: if it tested, nothing would be left to train on. Split "

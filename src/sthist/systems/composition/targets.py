@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist._messages import listed, plain
+from sthist._messages import listed
 from sthist._sample.samples import naming
 from sthist._settings import logger
 from sthist._tables.composition import read_composition
@@ -15,8 +15,6 @@ from sthist.regression.data.targets import Targets
 from sthist.regression.rows import rows_of_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sthist._tables.composition import Quantity
     from sthist.training.rows import SampleRows
 
@@ -30,9 +28,7 @@ def composition_rows(data: Any, key: str, table: str | None, samples: Any, withi
     return rows_of_samples(data, samples, within, find)
 
 
-def composition_targets(
-    rows: SampleRows, key: str, types: Sequence[str] | None, quantity: Quantity | None
-) -> tuple[Targets, str]:
+def composition_targets(rows: SampleRows, key: str, quantity: Quantity | None) -> tuple[Targets, str]:
     """Amounts of cell types in each row, which of the types each sample has, and what amounts are.
 
     All samples hold proportions, or all hold abundances: a model of both would predict neither.
@@ -47,7 +43,7 @@ def composition_targets(
             f"obsm[{key!r}] holds abundances in {kinds['abundances']} and proportions in {kinds['proportions']}. Bring "
             "them to one: pp.proportions makes proportions of abundances."
         )
-    names = list(dict.fromkeys(name for each in found for name in each.types)) if types is None else _chosen(types)
+    names = list(dict.fromkeys(name for each in found for name in each.types))
     values = np.zeros((len(rows), len(names)), np.float32)
     measured = np.zeros((len(found), len(names)), bool)
     for number, each in enumerate(found):
@@ -64,16 +60,4 @@ def composition_targets(
                 rows.samples[number].name,
                 listed(missing),
             )
-    unknown = [names[column] for column in np.flatnonzero(~measured.any(axis=0))]
-    if unknown:
-        known_types = sorted({name for each in found for name in each.types})
-        raise KeyError(f"No sample has the cell type {plain(unknown[0])!r}; there are {known_types}.")
     return Targets(tuple(names), values, rows.sample, measured), next(iter(kinds))
-
-
-def _chosen(types: Sequence[str]) -> list[str]:
-    """Names of types, each once."""
-    names = [types] if isinstance(types, str) else [str(name) for name in types]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"types= is {names}; it names cell types, each once.")
-    return names

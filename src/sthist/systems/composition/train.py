@@ -26,7 +26,6 @@ def train_composition(
     model: str | CompositionModel | RegressionConfig = "mlp",
     *,
     key: str = "cell_abundance",
-    types: Sequence[str] | None = None,
     quantity: Quantity | None = None,
     embedding: str | Sequence[str] | None = None,
     table: str | None = None,
@@ -55,10 +54,8 @@ def train_composition(
         model with settings of its own, such as ``sthist.models.CompositionMLPConfig(members=5)``.
     key
         Key in ``obsm`` of the amounts of cell types, a DataFrame with a column for each: of
-        :func:`sthist.tl.deconvolve`, :func:`sthist.io.read_composition`, or any other.
-    types
-        Cell types to predict; by default all that any sample has. Where a sample lacks a column, it does not count for
-        that type.
+        :func:`sthist.tl.deconvolve`, :func:`sthist.io.read_composition`, or any other. Where a sample lacks a column,
+        it does not count for that type.
     quantity
         ``"proportions"``, which sum to 1 in each row, or ``"abundances"``; by default told from the sums. It is
         recorded, and samples of the two are never mixed.
@@ -97,7 +94,7 @@ def train_composition(
     Raises
     ------
     KeyError
-        If there is no such table, composition, cell type, embedding or model.
+        If there is no such table, composition, embedding or model.
     ValueError
         If amounts are NaN or negative, proportions do not sum to 1 or stand beside abundances, types have one name,
         embeddings are NaN or of several encoders or scales, or a split leaves nothing to train or to test on.
@@ -113,7 +110,7 @@ def train_composition(
     fresh = as_model(model)
     options = fresh.options(training)
     rows = composition_rows(data, key, table, samples, within)
-    targets, found = composition_targets(rows, key, types, quantity)
+    targets, found = composition_targets(rows, key, quantity)
     inputs = fresh.collect(rows, embedding=embedding, image=image, device=device, progress=progress)
     return train_scored(
         "tl.train_composition",
