@@ -39,8 +39,8 @@ OWNS = {
     "client": "pp.embed tiles.map_tiles tl.virtual_he",
     "overwrite": (
         "io.export_geojson io.export_ome_tiff io.export_xenium_explorer io.read_annotations pp.aggregate pp.align "
-        "pp.embed pp.genes pp.label_regions pp.set_scale pp.stain_normalize pp.tiles pp.tissue pp.tma tl.annotate "
-        "tl.colocalization tl.heatmap tl.niches tl.pool_topk tl.transfer_labels tl.virtual_he"
+        "pp.background pp.embed pp.genes pp.label_regions pp.set_scale pp.stain_normalize pp.tiles pp.tissue pp.tma "
+        "tl.annotate tl.colocalization tl.heatmap tl.niches tl.pool_topk tl.transfer_labels tl.virtual_he"
     ),
     "allow_upsampling": "tiles.TileReader tiles.Overlay",
     "precision": "encoders.get pp.embed",

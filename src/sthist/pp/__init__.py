@@ -19,7 +19,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_stain_normalize.normalizer": ["StainNormalizer"],
         "_stain_normalize.reference": ["StainReference"],
         "_tiles": ["tiles"],
-        "_tissue": ["tissue"],
+        "_tissue.background": ["background"],
+        "_tissue.outlines": ["tissue"],
         "_tma.verb": ["tma"],
     },
 )

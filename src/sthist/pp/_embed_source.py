@@ -89,7 +89,7 @@ class RegionSource(_Source):
         self._rows = rows_of(sdata, find_regions(sdata) if regions is None else regions)
         self.name = repr(self._rows.table or self._rows.shapes)
         self.places = centroids_um(sdata, self._rows)
-        self.spec = spec or _laid_spec(sdata, self._rows)
+        self.spec = spec or laid_spec(sdata, self._rows)
 
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
         """A reader of the tiles."""
@@ -273,7 +273,8 @@ def find_regions(sdata: SpatialData) -> str:
     )
 
 
-def _laid_spec(sdata: SpatialData, rows: Rows) -> TileSpec | None:
+def laid_spec(sdata: SpatialData, rows: Rows) -> TileSpec | None:
+    """What the tiles show that were laid; None for other regions."""
     try:
         return laid_tiles(sdata, rows.shapes)[1]
     except KeyError:

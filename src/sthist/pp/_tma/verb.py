@@ -21,7 +21,7 @@ from sthist._tables.rows import (
     require_free_columns,
     rows_of,
 )
-from sthist.pp._tissue import image_for_tissue, tissue_mask
+from sthist.pp._tissue.outlines import image_for_tissue, tissue_mask
 from sthist.pp._tma.find import LOST_SHARE, Corner, find_cores, is_broken
 from sthist.pp._tma.names import core_name, join_core_map, parse_core_name
 from sthist.tiles._regions.raster import polygonize

@@ -13,7 +13,7 @@ import numpy as np
 from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist._settings import logger
-from sthist.pp._tissue import tissue_mask
+from sthist.pp._tissue.outlines import tissue_mask
 from sthist.tiles._images.reader import read_grid
 from sthist.tiles._regions.raster import rasterize
 from sthist.tiles._spec import TileSpec

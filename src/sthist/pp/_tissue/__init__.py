@@ -1,0 +1,1 @@
+"""What is tissue: its outlines, and which regions show none."""
