@@ -73,7 +73,7 @@ def composition(
         each model of embeddings is then trained on each. Models of tiles take none.
     split
         ``"patient"`` (the default: each patient tests once), ``"sample"``, ``"single-slide"``, ``"random-slides"``,
-        ``"block"``, or what :func:`sthist.tl.train_composition` takes; a :class:`sthist.models.Split` says how many folds.
+        ``"block"``, or what :func:`sthist.tl.train_composition` takes; :class:`sthist.models.Split` has the folds.
     quantity, table, image, samples, within
         As of :func:`sthist.tl.train_composition`.
     seeds
