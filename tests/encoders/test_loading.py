@@ -229,6 +229,16 @@ class TestWrongFiles:
         with pytest.raises(ValueError, match=f"{name}.*damaged"):
             get("uni", weights=tmp_path / name, device="cpu")
 
+    def test_weights_beyond_all_measure(self, tmp_path):
+        """They are finite, so that nothing but the embeddings shows it."""
+        state = snapshots.uni(tmp_path).state_dict()
+        save_file(state | {"norm.weight": torch.full_like(state["norm.weight"], 3e38)}, tmp_path / "odd.safetensors")
+        encoder = get("uni", weights=tmp_path / "odd.safetensors", device="cpu")
+        with pytest.raises(
+            ValueError, match=r"'uni' gave NaN .* get its weights \(odd.safetensors\) again"
+        ):
+            encoder.embed(snapshots.tiles_of())
+
     def test_another_network_names_the_first_tensors_with_both_shapes(self, tmp_path):
         snapshots.uni(tmp_path)
         pattern = r"another network.*cls_token \(1, 1, 24\) in the file, \(1, 1, 64\) in the network"

@@ -234,7 +234,7 @@ def checked_tiles(tiles: Any) -> Any:
     return tiles
 
 
-def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
+def checked_rows(rows: np.ndarray, n: int, name: str, weights: str | None = None) -> np.ndarray:
     """Embeddings as they are given, if there is one finite row per tile."""
     if rows.ndim != 2 or len(rows) != n:
         raise ValueError(
@@ -243,7 +243,10 @@ def checked_rows(rows: np.ndarray, n: int, name: str) -> np.ndarray:
         )
     if not np.isfinite(rows).all():
         row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-        raise ValueError(f"{name!r} gave NaN or infinity, first for tile {row} of the batch. Try precision='float32'.")
+        damaged = f", or, if they are damaged, get its weights ({weights}) again" if weights else ""
+        raise ValueError(
+            f"{name!r} gave NaN or infinity, first for tile {row} of the batch. Try precision='float32'{damaged}."
+        )
     return rows
 
 

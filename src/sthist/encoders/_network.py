@@ -78,7 +78,8 @@ class NetworkEncoder(Encoder):
             yield self._fetched(*running.popleft())
 
     def _fetched(self, rows: Any, n: int) -> np.ndarray:
-        return checked_rows(rows.cpu().numpy(), n, self.name) if n else np.empty((0, self.dim), np.float32)
+        weights = self.provenance.get("weights")
+        return checked_rows(rows.cpu().numpy(), n, self.name, weights) if n else np.empty((0, self.dim), np.float32)
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Embed texts into the space of the images, as the network gives them: (n, d) float32."""
@@ -91,7 +92,7 @@ class NetworkEncoder(Encoder):
             return np.empty((0, self.dim), np.float32)
         with torch.inference_mode(), self._autocast(), evaluating(self.text):
             rows = self.text.embed_text(listed).float().cpu().numpy()
-        return checked_rows(rows, len(listed), self.name)
+        return checked_rows(rows, len(listed), self.name, self.provenance.get("weights"))
 
     def dense(self, tiles: np.ndarray) -> np.ndarray:
         """Embed the places within each tile, patch tokens or the last map: (n, gh, gw, d) float32."""
