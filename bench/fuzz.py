@@ -5,10 +5,10 @@ runs with other ``--first``, and ``--merge FILE ...`` puts their rows together. 
 reader takes, of which one file is damaged (``tests/fuzz/mutators.py``: truncated, flipped and zeroed bytes, exchanged,
 empty and missing files, links to nowhere, wrong values and types in HDF5, Parquet, JSON, csv, zip, safetensors and
 TIFF, small files that unpack to gigabytes), and which is read in a child process with 3 GB above what Python itself has
-and 20 s. The classes, and what a format cannot show, stand in ``tests/fuzz/engine.py``. Where the damage is to one
-column, key, dataset, tensor, member or line, it is counted whether the message names it. The exit status says whether
-no process died, hung or took too much memory, no change went unsaid, and 99.5 % of the errors are sthist's own and
-name a file and, where it is known, the field.
+and 20 s of computing. The classes, and what a format cannot show, stand in ``tests/fuzz/engine.py``. Where the damage
+is to one column, key, dataset, tensor, member or line, it is counted whether the message names it. The exit status says
+whether no process died, hung or took too much memory, no change went unsaid, and 99.5 % of the errors are sthist's own
+and name a file and, where it is known, the field.
 """
 
 from __future__ import annotations
