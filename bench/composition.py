@@ -183,7 +183,11 @@ def main() -> None:
         found[kind]["in_units_of_mlp"] = {name: round(found[kind][name] / of_mlp[name], 1) for name in costs}
         print(kind, found[kind]["in_units_of_mlp"])
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    results = {"command": f"python bench/composition.py --spots {options.spots}", "machine": machine, **found}
+    results = {
+        "command": f"python bench/composition.py --spots {options.spots} --steps {options.steps}",
+        "machine": machine,
+        **found,
+    }
     results["of_the_paper"] = PAPER
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
