@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import tracemalloc
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import research
 import tifffile
+from fuzz import engine
 from fuzz.engine import Fuzzer
 from fuzz.targets import TARGETS
 from PIL import Image
@@ -35,6 +37,13 @@ def test_damage_is_refused_by_name(fuzzer, name):
     outcomes = [fuzzer.case(seed, name) for seed in range(FIRST, FIRST + CASES)]
     assert [outcome for outcome in outcomes if outcome.kind in WRONG] == []
     assert len(outcomes) == CASES
+
+
+def test_what_computes_without_end_is_a_hang(monkeypatch):
+    """Whatever else the machine does meanwhile, which takes time by the clock."""
+    monkeypatch.setattr(engine, "LIMIT_S", 1)
+    assert engine._in_child(lambda: all(zero == 0 for zero in iter(int, 1)))[0] == {"kind": "hang"}
+    assert engine._in_child(lambda: time.sleep(1.5) or {"kind": "own"})[0] == {"kind": "own"}
 
 
 def test_what_unpacks_beyond_the_limit_is_refused_and_can_be_insisted_on(tmp_path, monkeypatch):
