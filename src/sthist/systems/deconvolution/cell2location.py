@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sthist._settings import logger, settings
-from sthist.training.trainer import quiet_and_repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,6 +194,8 @@ def _where(device: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _running(run: Run) -> Iterator[None]:
     """Without what the packages print, and with all random states as they were before."""
+    from sthist.training.trainer import quiet_and_repeatable  # with all of Lightning, which least squares do without
+
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     log = logging.getLogger("scvi")
     level = log.level
