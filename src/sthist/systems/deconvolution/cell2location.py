@@ -85,7 +85,7 @@ def require_cell2location() -> None:
             "neither, is done in seconds, and is rougher."
         )
     try:
-        with warnings.catch_warnings():
+        with _same_random_states(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import cell2location.models  # noqa: F401
     except ImportError as error:
@@ -192,14 +192,25 @@ def _where(device: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def _same_random_states() -> Iterator[None]:
+    """Have Python's and numpy's random states as they were before; quiet_and_repeatable does torch's."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextlib.contextmanager
 def _running(run: Run) -> Iterator[None]:
     """Without what the packages print, and with all random states as they were before."""
-    from sthist.training.trainer import quiet_and_repeatable  # with all of Lightning, which least squares do without
-
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     log = logging.getLogger("scvi")
     level = log.level
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_same_random_states())  # importing draws, too
+        from sthist.training.trainer import quiet_and_repeatable  # brings Lightning, which least squares do without
+
         stack.enter_context(quiet_and_repeatable(run.seed))
         if not run.bar:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -215,6 +226,4 @@ def _running(run: Run) -> Iterator[None]:
         finally:
             clear_param_store()
             scvi.settings.seed = before
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
             log.setLevel(level)
