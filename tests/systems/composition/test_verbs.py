@@ -124,6 +124,12 @@ class TestApplied:
             sthist.tl.composition(new_slide, ridge, progress=False)
         sthist.tl.composition(new_slide, ridge, overwrite=True, progress=False)
 
+    def test_what_a_user_keeps_under_the_name_of_the_scores_stays(self, ridge, new_slide):
+        new_slide["table"].uns["composition_scores"] = {"mine": 1}
+        with pytest.raises(ValueError, match="composition_scores"):
+            sthist.tl.composition(new_slide, ridge, progress=False)
+        assert new_slide["table"].uns["composition_scores"] == {"mine": 1}
+
     def test_an_ensemble_says_how_far_its_members_differ(self, slides, new_slide):
         config = sthist.models.CompositionMLPConfig(widths=(16,), members=3)
         model = sthist.tl.train_composition(slides, config, training=TRAINING, progress=False)
@@ -245,6 +251,12 @@ class TestBadInput:
     def test_too_few_rows_for_a_correlation(self):
         with pytest.raises(ValueError, match="correlation='types'"):
             sthist.models.CompositionMLP().fit(np.eye(5), np.ones((5, 3)))
+
+    def test_batches_too_small_for_a_correlation(self):
+        with pytest.raises(ValueError, match="batch_size is 4"):
+            sthist.models.CompositionMLP(QUICK).fit(np.eye(20), np.ones((20, 3)), training={"batch_size": 4})
+        config = sthist.models.CompositionMLPConfig(widths=(4,), l2=0.0)
+        sthist.models.CompositionMLP(config).fit(np.eye(20), np.ones((20, 3)), training={"batch_size": 4, "epochs": 1})
 
     def test_spots_without_embeddings(self, ridge):
         bare = ad.AnnData(np.zeros((12, 1), np.float32))

@@ -127,6 +127,8 @@ def _predict_one(
         require_free_columns(data, found, *columns, overwrite=overwrite)
     else:
         require_free(adata, name[0].upper() + name[1:], *columns, overwrite=overwrite)
+    if f"{key}_scores" in adata.uns and not overwrite:
+        raise ValueError(f"uns[{key + '_scores'!r}] of {name} exists. Pass overwrite=True, or key_added=.")
     inputs = model.collect(rows, image=image, device=device, progress=progress)
     inside = np.arange(adata.n_obs)
     if within is not None:

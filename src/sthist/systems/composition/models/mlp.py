@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sthist.regression.data.inputs import Inputs
     from sthist.regression.data.targets import Targets
+    from sthist.regression.module import RegressionTraining
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,24 @@ class CompositionMLP(CompositionModel, EmbeddingModel, NetworkModel):
         "lr": 1e-4,
         "weight_decay": 1e-4,
         "lr_end": 1e-6,
+        "drop_last": True,  # a correlation over the few rows that are left says nothing
     }
+
+    def options(self, training: Any) -> RegressionTraining:
+        """How it is trained: what is given, over its defaults; batches are large enough for a correlation."""
+        found = super().options(training)
+        if self._correlates and found.batch_size < FEWEST:
+            raise ValueError(f"batch_size is {found.batch_size}, and {NEEDS_ROWS}")
+        return found
+
+    @property
+    def _correlates(self) -> bool:
+        return self.config.l2 > 0 and self.config.correlation == "spots"
 
     def settle(self, inputs: Inputs, targets: Targets, rows: np.ndarray) -> None:
         """The size of an embedding, and what standardises it."""
-        if self.config.l2 and self.config.correlation == "spots" and len(rows) < FEWEST:
-            raise ValueError(
-                f"There are {len(rows)} rows to train on, and the correlation over spots, a part of the loss, asks for "
-                f"{FEWEST}. Set l2=0 or correlation='types' in the CompositionMLPConfig, or take 'ridge'."
-            )
+        if self._correlates and len(rows) < FEWEST:
+            raise ValueError(f"There are {len(rows)} rows to train on, and {NEEDS_ROWS}")
         features = inputs.take(rows)["spot"]
         self.config = replace(self.config, dim=features.shape[1])
         self._standards = standards(features)
@@ -145,6 +155,11 @@ class CompositionMLP(CompositionModel, EmbeddingModel, NetworkModel):
 
 FEWEST = 8
 """Rows of a batch below which a correlation over them says nothing."""
+
+NEEDS_ROWS = (
+    f"the correlation over spots, a part of the loss, asks for {FEWEST}. Set l2=0 or correlation='types' in the "
+    "CompositionMLPConfig, or take 'ridge'."
+)
 
 
 def _spread(net: Any, batch: dict[str, Any]) -> Any:
