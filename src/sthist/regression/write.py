@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _store
+from sthist._settings import settings
 from sthist._tables.genes import match_names, names_of_list, names_of_table
-from sthist.regression.data.features import gaussian_means
-from sthist.regression.model import placed
-from sthist.regression.trust.familiarity import Familiarity
+from sthist._tables.rows import lie_within
+from sthist.regression.data.features import centres_of, gaussian_means
+from sthist.regression.model import placed, plain_config
+from sthist.regression.trust.familiarity import Familiarity, say_strange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from sthist.regression.data.inputs import Inputs
     from sthist.regression.model import RegressionModel
+    from sthist.training.rows import SampleRows
 
 BLOCK = 2**24
 """Values of a block that is predicted at once: 64 MB."""
@@ -85,6 +88,42 @@ class Prediction:
     def _plain(self, rows: np.ndarray) -> np.ndarray:
         batches = self.model.predict_batches(self.inputs, rows, batch_size=self.batch_size, device=self.device)
         return placed(batches, rows)
+
+
+def asked(
+    verb: str,
+    data: Any,
+    rows: SampleRows,
+    model: RegressionModel,
+    *,
+    image: str | None,
+    within: Any,
+    batch_size: int,
+    device: str | None,
+    progress: bool | None,
+) -> tuple[Prediction, np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """The prediction of a slide, the rows that it is wanted of, how usual these are, and what is recorded of it."""
+    inputs = model.collect(rows, image=image, device=device, progress=progress)
+    inside, name = np.arange(len(rows)), rows.names[0]
+    if within is not None:
+        inside = np.flatnonzero(lie_within(data, centres_of(rows, "within="), within, name))
+    centres = None if model.config.smooth_um is None else centres_of(rows, "smooth_um")
+    needed = inside if centres is None else np.arange(len(rows))
+    inputs, beside = model.encoded(inputs, needed, batch_size=batch_size, device=device)
+    prediction = Prediction(model, inputs, centres, batch_size, device, beside)
+    usual = prediction.familiarity(inside)
+    if usual is not None:
+        say_strange(usual, name)
+    made = _store.provenance(
+        verb,
+        model=model.system,
+        sha256=model.sha256,
+        settings=plain_config(model),
+        trained=model.config.training,
+        image=image,
+        device=settings.torch_device(device),
+    )
+    return prediction, inside, usual, made
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,8 @@ import numpy as np
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist.benchmark._composition.scores import score_rows
-from sthist.benchmark._predictors.measure import Cost
 from sthist.benchmark._predictors.slide_splits import predictor_folds, require_testable, shares_patient
-from sthist.benchmark._predictors.trials import begins, exchanged, require_seeds, tried
+from sthist.benchmark._predictors.trials import Cost, begins, exchanged, require_seeds, tried
 from sthist.regression.collect import TileModel
 from sthist.regression.data.features import centres_of
 from sthist.regression.trust.rehearsal import Rehearsal

@@ -15,9 +15,8 @@ from sthist._tables.genes import match_names, names_of_list, names_of_table
 from sthist.benchmark._expression.gene_scores import drawn_means, interval, score_row, unit_of
 from sthist.benchmark._expression.gene_sets import PANEL, gene_sets, panel, require_known, training_tables
 from sthist.benchmark._expression.nulls import at_same_place, counts_of, from_middle, nuclei_of, one_map
-from sthist.benchmark._predictors.measure import Cost
 from sthist.benchmark._predictors.slide_splits import RANDOM, predictor_folds, require_testable, shares_patient
-from sthist.benchmark._predictors.trials import begins, exchanged, require_seeds, tried
+from sthist.benchmark._predictors.trials import Cost, begins, exchanged, require_seeds, tried
 from sthist.regression.collect import TileModel
 from sthist.regression.data.features import centres_of
 from sthist.regression.trust.rehearsal import Rehearsal

@@ -6,18 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _store
 from sthist._sample.samples import over_samples
 from sthist._sample.verbs import verb
-from sthist._settings import settings
 from sthist._tables.composition import composition_columns
 from sthist._tables.find import require_free
-from sthist._tables.rows import add_columns, lie_within, require_free_columns, rows_of, write_columns
-from sthist.regression.data.features import centres_of
-from sthist.regression.model import plain_config
+from sthist._tables.rows import add_columns, require_free_columns, rows_of, write_columns
 from sthist.regression.rows import as_trained, rows_of_slide
-from sthist.regression.trust.familiarity import say_strange
-from sthist.regression.write import SCORES, Prediction
+from sthist.regression.write import SCORES, asked
 from sthist.systems.composition.model import CompositionModel
 
 if TYPE_CHECKING:
@@ -129,30 +124,20 @@ def _predict_one(
         require_free(adata, name[0].upper() + name[1:], *columns, overwrite=overwrite)
     if f"{key}_scores" in adata.uns and not overwrite:
         raise ValueError(f"uns[{key + '_scores'!r}] of {name} exists. Pass overwrite=True, or key_added=.")
-    inputs = model.collect(rows, image=image, device=device, progress=progress)
-    inside = np.arange(adata.n_obs)
-    if within is not None:
-        inside = np.flatnonzero(lie_within(data, centres_of(rows, "within="), within, name))
-    centres = None if model.config.smooth_um is None else centres_of(rows, "smooth_um")
-    needed = inside if centres is None else np.arange(adata.n_obs)
-    inputs, _ = model.encoded(inputs, needed, batch_size=batch_size, device=device)
-    prediction = Prediction(model, inputs, centres, batch_size, device)
-    usual = prediction.familiarity(inside)
-    if usual is not None:
-        say_strange(usual, name)
-    frame, shown = composition_columns(model.types, _spread(prediction.of(inside), inside, adata.n_obs))
-    spread = model.uncertainty(inputs, inside, device=device)
-    made = _store.provenance(
+    prediction, inside, usual, made = asked(
         "tl.composition",
-        model=model.system,
-        sha256=model.sha256,
-        quantity=model.quantity,
-        **shown,
-        settings=plain_config(model),
-        trained=model.config.training,
+        data,
+        rows,
+        model,
         image=image,
-        device=settings.torch_device(device),
+        within=within,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
+    frame, shown = composition_columns(model.types, _spread(prediction.of(inside), inside, adata.n_obs))
+    made |= {"quantity": model.quantity, **shown}
+    spread = model.uncertainty(prediction.inputs, inside, device=device)
     scores = model.scores
     obsm = {key: frame, f"{key}_sd": None}
     if spread is not None:

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sthist import _store
 from sthist._sample.samples import over_samples
 from sthist._sample.verbs import verb
-from sthist._settings import settings
-from sthist._tables.rows import lie_within
-from sthist.regression.data.features import centres_of
-from sthist.regression.model import plain_config
 from sthist.regression.rows import as_trained, rows_of_slide
-from sthist.regression.trust.familiarity import say_strange
-from sthist.regression.write import Place, Prediction
+from sthist.regression.write import Place, asked
 from sthist.systems.expression.model import ExpressionModel
 
 if TYPE_CHECKING:
@@ -131,25 +123,15 @@ def _predict_one(
 ) -> None:
     rows, key = rows_of_slide(data, model, regions)
     place = Place.of(data, rows.tables[0], key, model, key_added, overwrite=overwrite)
-    inputs = model.collect(rows, image=image, device=device, progress=progress)
-    adata = rows.tables[0]
-    inside = np.arange(adata.n_obs)
-    if within is not None:
-        inside = np.flatnonzero(lie_within(data, centres_of(rows, "within="), within, rows.names[0]))
-    centres = None if model.config.smooth_um is None else centres_of(rows, "smooth_um")
-    needed = inside if centres is None else np.arange(adata.n_obs)
-    inputs, beside = model.encoded(inputs, needed, batch_size=batch_size, device=device)
-    prediction = Prediction(model, inputs, centres, batch_size, device, beside)
-    made = _store.provenance(
+    prediction, inside, usual, made = asked(
         "tl.expression",
-        model=model.system,
-        sha256=model.sha256,
-        settings=plain_config(model),
-        trained=model.config.training,
+        data,
+        rows,
+        model,
         image=image,
-        device=settings.torch_device(device),
+        within=within,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
     )
-    usual = prediction.familiarity(inside)
-    if usual is not None:
-        say_strange(usual, rows.names[0])
-    place.write(data, adata, prediction, inside, made, usual)
+    place.write(data, rows.tables[0], prediction, inside, made, usual)
