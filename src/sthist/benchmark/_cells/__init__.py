@@ -1,0 +1,1 @@
+"""Protocols for models of single cells."""
