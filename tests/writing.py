@@ -145,6 +145,7 @@ VERBS = {
         reads=("he", "tissue"),
     ),
     "pp.tma": Verb(lambda s, k, o: sthist.pp.tma(s, overwrite=o, **_named(k)), kind="tma", reads=("he",)),
+    "pp.nuclei": Verb(lambda s, k, o: sthist.pp.nuclei(s, progress=False, overwrite=o, **_named(k)), reads=("he",)),
     "pp.background": Verb(lambda s, k, o: sthist.pp.background(s, regions="tiles", overwrite=o, **_named(k)), _tiles),
     "pp.aggregate": Verb(
         lambda s, k, o: sthist.pp.aggregate(s, bin_um=50, overwrite=o, **_named(k)), reads=("transcripts",)

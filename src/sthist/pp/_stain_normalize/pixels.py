@@ -65,18 +65,34 @@ def _of_section(
     he = open_he(sdata, image)
     spec = TileSpec.from_mpp(max(mpp, he.coarsest_mpp), TILE_PX)
     reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
+    drawn = tissue_tiles(sdata, reader, within=within, n_tiles=n_tiles, seed=seed)
+    white = _white_of(drawn.glass) if white is None else _checked_white(white)
+    origin = f"images[{he.key!r}], {len(drawn.tiles)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
+    return StainPixels(drawn.tiles[drawn.on_tissue], white, origin)
+
+
+@dataclass(frozen=True)
+class TissueTiles:
+    """Tiles drawn from the tissue, (n, px, px, 3); which of their pixels show tissue; pixels of glass, (m, 3)."""
+
+    tiles: np.ndarray
+    on_tissue: np.ndarray
+    glass: np.ndarray
+
+
+def tissue_tiles(sdata: SpatialData, reader: TileReader, *, within: Any, n_tiles: int, seed: int) -> TissueTiles:
+    """Tiles of an H&E that stand for its tissue."""
     tissue, glass = _overview(sdata, reader)
-    white = _white_of(glass) if white is None else _checked_white(white)
     if within is not None:
         tissue &= rasterize([region_geometry(sdata, within)], reader.extent_um[:2], OVERVIEW_MPP, tissue.shape) > 0
     if not tissue.any():
         where = "" if within is None else f" within {within!r}"
         raise ValueError(
-            f"Found no tissue in image {he.key!r}{where}: its stain cannot be measured. Outline it with pp.tissue."
+            f"Found no tissue in image {reader.image.key!r}{where}: its stain cannot be measured. Outline it with "
+            "pp.tissue."
         )
     centres, on_tissue = _sample(tissue, reader, n_tiles, seed)
-    origin = f"images[{he.key!r}], {len(centres)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
-    return StainPixels(reader.read(centres)[on_tissue & reader.seen(centres)], white, origin)
+    return TissueTiles(reader.read(centres), on_tissue & reader.seen(centres), glass)
 
 
 def _overview(sdata: SpatialData, reader: TileReader) -> tuple[np.ndarray, np.ndarray]:
