@@ -202,6 +202,11 @@ VERBS = {
     "tl.pool_topk": Verb(
         lambda s, k, o: sthist.tl.pool_topk(s, "kind", groupby="part", k=2, overwrite=o, **_named(k)), _scored
     ),
+    "tl.cell_types": Verb(
+        lambda s, k, o: sthist.tl.cell_types(
+            s, {"epithelial": ["EPCAM", "KRT8"], "fibroblast": ["COL1A1"]}, overwrite=o, key_added=k or "type_called"
+        )
+    ),
     "tl.niches": Verb(
         lambda s, k, o: sthist.tl.niches(s, "cell_type", method="kmeans", n_niches=2, overwrite=o, **_named(k))
     ),

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.expression.train": ["train_expression"],
         "systems.virtual_he.apply": ["virtual_he"],
         "systems.virtual_he.train": ["train_virtual_he"],
+        "tl._cell_types": ["cell_types"],
         "tl._colocalization.verb": ["colocalization"],
         "tl._niches": ["niches"],
         "tl._pool_topk": ["pool_topk"],
