@@ -169,7 +169,8 @@ def collected(stores: list[Path], config: Any) -> tuple[Any, Any, Any]:
     import spatialdata as sd
 
     import sthist
-    from sthist.systems.expression.targets import expression_rows, expression_targets
+    from sthist.regression.data.expression import expression_targets
+    from sthist.regression.rows import expression_rows
 
     model = sthist.models.GenST(config)
     rows = expression_rows({store.stem: sd.read_zarr(store) for store in stores}, None, None)

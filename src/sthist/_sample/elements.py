@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+PREDICTS = ("tl.expression", "tl.cell_expression")
+"""Verbs whose tables hold what a model says of genes."""
+
 MISSING = "missing"
 """State of a core of a microarray that is not there: its region is where it would be."""
 
@@ -390,8 +393,10 @@ def find_expression_table(sdata: SpatialData, table: str | None = None) -> str:
 
 def _is_predicted(name: str, adata: Any) -> bool:
     """Whether a table holds what a model says of its genes, not what was measured."""
-    made = adata.uns.get("sthist", {}).get(name)
-    return hasattr(made, "get") and made.get("call") == "tl.expression"
+    return any(
+        hasattr(made, "get") and made.get("call") in PREDICTS and (key == name or made.get("place") == "X")
+        for key, made in adata.uns.get("sthist", {}).items()
+    )
 
 
 def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:

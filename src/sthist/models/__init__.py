@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.annotator": ["Annotator", "AnnotatorConfig"],
         "systems.annotation.options": ["AnnotatorTraining"],
         "systems.annotation.report": ["AnnotatorReport"],
+        "systems.cells.bags": ["Bags"],
+        "systems.cells.model": ["SCellST", "SCellSTConfig"],
         "systems.composition.model": ["CompositionModel"],
         "systems.composition.models.hist2cell": ["Hist2Cell", "Hist2CellConfig"],
         "systems.composition.models.mlp": ["CompositionMLP", "CompositionMLPConfig"],

@@ -5,6 +5,12 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "_cells.mil": [
+            "CellNetwork",
+            "negative_binomial_mean",
+            "negative_binomial_total",
+            "segment_mean",
+        ],
         "_composition.hist2cell": ["GraphAttention", "Hist2Cell"],
         "_composition.ensemble": ["Ensemble"],
         "_composition.mlp": ["CompositionMLP", "negative_correlation"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sthist import pp
 from sthist._settings import logger
@@ -34,6 +34,9 @@ DEFAULT_SPEC = TileSpec(112.0, 224)
 class EmbeddingModel(RegressionModel):
     """A model of stored embeddings."""
 
+    default_spec: ClassVar[TileSpec | None] = None
+    """Of the tiles that are embedded where nothing says how large they are; None for that of ``pp.embed``."""
+
     def collect(
         self,
         rows: SampleRows,
@@ -63,7 +66,8 @@ class EmbeddingModel(RegressionModel):
             keys, names = (f"X_{DEFAULT_ENCODER}",), [DEFAULT_ENCODER]
         keys = keys or (find_embedding(rows.tables[0], None, rows.names[0]),)
         for key, name in zip(keys, names or [""] * len(keys), strict=True):
-            self._embed_missing(rows, key, (name or key).removeprefix("X_"), image, device, progress)
+            encoder = (name or key).removeprefix("X_")
+            self._embed_missing(rows, key, encoder, image, device, progress, self.default_spec)
         if not self.config.embeddings:
             self.config = replace(self.config, embeddings=keys)
 

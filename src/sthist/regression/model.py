@@ -76,12 +76,14 @@ class RegressionConfig:
     training: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
+    STANDARDS: ClassVar[tuple[str, ...]] = ("training", "sample")
+
     def __post_init__(self) -> None:
         for name in ("outputs", "embeddings", "encoders", "context_um"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str | int | float) else tuple(value))
-        if self.standardize not in ("training", "sample"):
-            raise ValueError(f"standardize is {self.standardize!r}; it is 'training' or 'sample'.")
+        if self.standardize not in self.STANDARDS:
+            raise ValueError(f"standardize is {self.standardize!r}; it is one of {list(self.STANDARDS)}.")
         for name, sizes in (("context_um", self.context_um), ("smooth_um", (self.smooth_um,))):
             if any(each is not None and not (np.isfinite(each) and each > 0) for each in sizes):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; sizes are positive, in µm.")
@@ -240,6 +242,12 @@ class RegressionModel(Model):
     def representation(self, inputs: Inputs, rows: np.ndarray, *, device: str | None = None) -> np.ndarray:
         """Features that say how alike regions are, (n, d) float32: the embeddings, by default."""
         return placed(((part, batch["spot"]) for part, batch in inputs.in_order(rows, PREDICTED_AT_ONCE)), rows)
+
+    def references(
+        self, inputs: Inputs, rows: np.ndarray, *, seed: int, device: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the training that others are compared with, (m, d), and which of the rows each belongs to."""
+        return self.representation(inputs, rows, device=device), np.arange(len(rows))
 
     def encoded(
         self, inputs: Inputs, rows: np.ndarray, *, batch_size: int, device: str | None = None

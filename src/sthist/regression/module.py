@@ -109,8 +109,7 @@ class RegressionModule(TrainingModule):
         """Forward and backward pass on the first rows, tiles black and of the size that is asked for."""
         batch_size = self.feed.inputs.rows_at_once(batch_size)
         rows = np.resize(self.feed.rows, batch_size)
-        numbers, arrays, targets, mask = self._tensors(rows, self.feed.inputs.take(rows[:1]))
-        arrays = {name: values.expand(batch_size, *values.shape[1:]).clone() for name, values in arrays.items()}
+        _, arrays, targets, mask = self._tensors(rows, self.feed.inputs.trial(rows))
         if "tiles" in arrays and px:
             arrays["tiles"] = torch.zeros(batch_size, px, px, 3, dtype=torch.uint8)
         arrays = on_device(arrays, self.device, self.feed.transform)

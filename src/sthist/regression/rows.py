@@ -9,6 +9,7 @@ import numpy as np
 
 from sthist._sample.samples import Sample, samples_of
 from sthist._settings import logger
+from sthist._tables.find import find_expression
 from sthist._tables.rows import lie_within, new_table, rows_of
 from sthist.pp._embed_source import find_regions
 from sthist.training.model import load
@@ -44,6 +45,15 @@ def rows_of_samples(
         rows.append(np.arange(adata.n_obs) if within is None else _inside(each.data, adata, within, name))
     sample = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
     return SampleRows(listed, [adata for _, adata in keyed], names, sample, np.concatenate(rows))
+
+
+def expression_rows(data: Any, table: str | None, samples: Any, within: Any = None) -> SampleRows:
+    """All rows of the tables with genes, of each sample, that lie within a region, if one is given."""
+    rows = rows_of_samples(data, samples, within, lambda sample: find_expression(sample, table))
+    for adata, name in zip(rows.tables, rows.names, strict=True):
+        if adata.n_vars == 0:
+            raise ValueError(f"{name} is empty: it has {adata.n_obs} rows and 0 genes.")
+    return rows
 
 
 def _inside(data: Any, adata: AnnData, within: Any, name: str) -> np.ndarray:

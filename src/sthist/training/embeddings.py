@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NO_EMBEDDINGS = {"X_pca", "X_umap", "X_tsne", "X_diffmap", "X_draw_graph_fa", "X_spatial", "X_pca_harmony", "X_scvi"}
 """What other packages keep under such keys."""
 
+CHECKED = 8192
+"""Rows that are looked through at a time."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -65,16 +68,24 @@ def find_embedding(adata: AnnData, embedding: str | None, where: str) -> str:
 
 def rows_of_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
     """Embeddings (n, d) float32; a row with NaN is an error that names it."""
+    return np.asarray(stored_embedding(adata, key, where), np.float32)
+
+
+def stored_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
+    """Embeddings (n, d) as they are stored, not copied; a row with NaN is an error that names it."""
     kept = adata.obsm[key]
     if hasattr(kept, "toarray"):
         raise ValueError(
             f"obsm[{key!r}] of {where} is sparse; embeddings are dense: adata.obsm[{key!r}] = "
             f"adata.obsm[{key!r}].toarray()."
         )
-    rows = np.asarray(kept, np.float32)
+    rows = np.asarray(kept)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d).")
-    finite = np.isfinite(rows).all(axis=1)
+    if rows.dtype.kind != "f":
+        rows = rows.astype(np.float32)
+    parts = (rows[start : start + CHECKED] for start in range(0, len(rows), CHECKED))
+    finite = np.concatenate([np.isfinite(part.astype(np.float32, copy=False)).all(axis=1) for part in parts] or [[]])
     if not finite.all():
         row = int(finite.argmin())
         raise ValueError(

@@ -43,6 +43,7 @@ SYSTEMS = {
     "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),
     "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
     "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),
+    "scellst": ("sthist.systems.cells.model", "SCellST"),
     "resnet": ("sthist.systems.expression.models.resnet", "ResNet"),
     "ridge": ("sthist.systems.expression.models.ridge", "Ridge"),
     "stnet": ("sthist.systems.expression.models.stnet", "STNet"),

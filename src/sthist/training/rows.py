@@ -22,7 +22,7 @@ from sthist.training.embeddings import (
     find_embedding,
     is_folder,
     origin_of,
-    rows_of_embedding,
+    stored_embedding,
     table_spec,
     tiles_of,
 )
@@ -131,7 +131,14 @@ def _inside(data: Any, adata: Any, within: Any, name: str) -> np.ndarray:
 
 
 def features_of(rows: SampleRows, embedding: str | None) -> tuple[np.ndarray, str, Origin]:
-    """Embeddings of the rows, (n, d), their key, and what made them."""
+    """Embeddings of the rows, (n, d) float32, their key, and what made them."""
+    tables, key, origin = stored_features(rows, embedding)
+    parts = [np.asarray(table, np.float32)[rows.row[rows.sample == i]] for i, table in enumerate(tables)]
+    return np.concatenate(parts), key, origin
+
+
+def stored_features(rows: SampleRows, embedding: str | None) -> tuple[list[np.ndarray], str, Origin]:
+    """Embeddings of all rows of each table as they are stored, their key, and what made them."""
     keys = [find_embedding(adata, embedding, name) for adata, name in zip(rows.tables, rows.names, strict=True)]
     if len(set(keys)) > 1:
         other = next(i for i, key in enumerate(keys) if key != keys[0])
@@ -142,16 +149,13 @@ def features_of(rows: SampleRows, embedding: str | None) -> tuple[np.ndarray, st
     origins = [origin_of(adata, keys[0]) for adata in rows.tables]
     for origin, name in zip(origins, rows.names, strict=True):
         _require_alike(origins[0], origin, rows.names[0], name)
-    parts = [
-        rows_of_embedding(adata, keys[0], name)[rows.row[rows.sample == i]]
-        for i, (adata, name) in enumerate(zip(rows.tables, rows.names, strict=True))
-    ]
-    widths = {part.shape[1] for part in parts}
+    tables = [stored_embedding(adata, keys[0], name) for adata, name in zip(rows.tables, rows.names, strict=True)]
+    widths = {table.shape[1] for table in tables}
     if len(widths) > 1:
         raise ValueError(
             f"obsm[{keys[0]!r}] has {sorted(widths)} dimensions in the samples; one encoder gives one number."
         )
-    return np.concatenate(parts), keys[0], origins[0]
+    return tables, keys[0], origins[0]
 
 
 def pixels_of(rows: SampleRows, encoder: Any, spec: TileSpec | None, image: str | None) -> tuple[Tiles, TileSpec]:

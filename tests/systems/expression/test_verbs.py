@@ -13,7 +13,7 @@ import spatialdata as sd
 from expressing import GENES, SPEC, planted_slide
 
 import sthist
-from sthist.systems.expression.targets import expression_rows
+from sthist.regression.rows import expression_rows
 
 EMBEDDED = {"encoder": "morphology", "regions": "spots", "spec": SPEC, "progress": False}
 

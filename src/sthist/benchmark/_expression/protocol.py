@@ -18,16 +18,11 @@ from sthist.benchmark._expression.nulls import at_same_place, counts_of, from_mi
 from sthist.benchmark._predictors.slide_splits import RANDOM, predictor_folds, require_testable, shares_patient
 from sthist.benchmark._predictors.trials import Cost, begins, exchanged, require_seeds, tried
 from sthist.regression.collect import TileModel
+from sthist.regression.data.expression import DRAWS, chosen, expression_targets, targets_at_depth
 from sthist.regression.data.features import centres_of
+from sthist.regression.rows import expression_rows
 from sthist.regression.trust.rehearsal import Rehearsal
 from sthist.systems.expression.models import REGISTRY
-from sthist.systems.expression.targets import (
-    DRAWS,
-    chosen,
-    expression_rows,
-    expression_targets,
-    targets_at_depth,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

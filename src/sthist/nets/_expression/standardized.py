@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-EMBEDDINGS = ("spot", "subspots", "neighbours")
+EMBEDDINGS = ("spot", "subspots", "neighbours", "cells")
 
 
 class Standardized(nn.Module):
@@ -47,6 +47,6 @@ class Standardized(nn.Module):
         return self.net.losses(self.standard(batch), targets, mask)  # type: ignore[operator,no-any-return]
 
     def standard(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch with its embeddings standardised, also those of sub-tiles and of neighbours."""
+        """A batch with its embeddings standardised, also those of sub-tiles, neighbours and cells."""
         there = [name for name in EMBEDDINGS if name in batch]
         return {**batch, **{name: (batch[name] - self.mean) / self.scale for name in there}}

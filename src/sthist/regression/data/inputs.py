@@ -53,6 +53,10 @@ class Inputs(ABC):
         """Rows that a batch has at most."""
         return batch_size
 
+    def trial(self, rows: np.ndarray) -> Batch:
+        """A batch that costs as much as that of these rows; all are like the first."""
+        return {name: np.repeat(values, len(rows), axis=0) for name, values in self.take(rows[:1]).items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Arrays(Inputs):

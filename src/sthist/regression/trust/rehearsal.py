@@ -94,8 +94,8 @@ class Rehearsal:
 
     def keep_familiarity(self, model: RegressionModel, rows: np.ndarray) -> None:
         """Let a model know what is usual among the rows that it was trained on."""
-        features = model.representation(self.inputs, rows, device=self.device)
-        kept = Familiarity.of_training(features, self.grouping.groups[rows], seed=self.options.seed)
+        features, of_row = model.references(self.inputs, rows, seed=self.options.seed, device=self.device)
+        kept = Familiarity.of_training(features, self.grouping.groups[rows][of_row], seed=self.options.seed)
         model.weights |= kept.weights()
 
     def require_learned(self, model: RegressionModel, rows: np.ndarray) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sthist._sample.verbs import verb
+from sthist.regression.data.expression import DRAWS, expression_targets, targets_at_depth
+from sthist.regression.rows import expression_rows
 from sthist.regression.train import train_scored
 from sthist.systems.expression.models import as_model
-from sthist.systems.expression.targets import DRAWS, expression_rows, expression_targets, targets_at_depth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

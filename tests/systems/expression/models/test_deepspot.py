@@ -8,7 +8,7 @@ from expressing import TILE_UM, planted_slide
 
 import sthist
 from sthist import models
-from sthist.systems.expression.targets import expression_rows
+from sthist.regression.rows import expression_rows
 from sthist.tiles import TileReader, TileSpec
 
 SPEC = TileSpec(1.5 * TILE_UM, 48)  # its parts have 16 px, the least that morphology takes

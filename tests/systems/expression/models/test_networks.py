@@ -11,6 +11,7 @@ from expressing import GENES, TILE_UM, planted_slide
 
 import sthist
 from sthist import models
+from sthist.regression.rows import expression_rows
 from sthist.tiles import TileReader, TileSpec
 
 SPEC = TileSpec(TILE_UM, 16)
@@ -170,7 +171,7 @@ class TestPlaces:
     def test_without_an_array_those_of_the_lattice(self, slides):
         sdata = planted_slide(6, side=5)
         expected = sdata["table"].obs[["array_row", "array_col"]].to_numpy()
-        rows = sthist.systems.expression.targets.expression_rows({"s": sdata}, None, None)
+        rows = expression_rows({"s": sdata}, None, None)
         assert (model_of("mclstexp").extra(rows)["positions"] == expected).all()
         del sdata["table"].obs["array_row"]
         found = model_of("mclstexp").extra(rows)["positions"]
@@ -188,6 +189,6 @@ def test_tiles_of_another_scale_are_refused(slides):
     model = model_of("resnet")
     sdata = planted_slide(7, side=4)
     sdata["table"].uns["tile_spec"] = TileSpec(64.0, 16).to_dict()
-    rows = sthist.systems.expression.targets.expression_rows({"s": sdata}, None, None)
+    rows = expression_rows({"s": sdata}, None, None)
     with pytest.raises(ValueError, match="this model is for tiles of 32 µm at 2 µm/px"):
         model.collect(rows)

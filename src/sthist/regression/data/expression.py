@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,15 +11,14 @@ from sthist._messages import plain
 from sthist._sample.samples import naming
 from sthist._settings import logger
 from sthist._tables.expression import Depth, log_expression
-from sthist._tables.find import find_expression
 from sthist._tables.genes import collect_columns, match_names, names_of_list, names_of_table
 from sthist.regression.data.targets import Targets
-from sthist.regression.rows import rows_of_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
     from sthist.training.rows import SampleRows
 
@@ -26,19 +26,15 @@ DRAWS = 20
 """Of the counts of a shallower slide, whose mean is trained on."""
 
 
-def expression_rows(data: Any, table: str | None, samples: Any, within: Any = None) -> SampleRows:
-    """All rows of the tables with genes, of each sample, that lie within a region, if one is given."""
-    rows = rows_of_samples(data, samples, within, lambda sample: find_expression(sample, table))
-    for adata, name in zip(rows.tables, rows.names, strict=True):
-        if adata.n_vars == 0:
-            raise ValueError(f"{name} is empty: it has {adata.n_obs} rows and 0 genes.")
-    return rows
-
-
-def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None, depth: Depth | None = None) -> Targets:
+def expression_targets(
+    rows: SampleRows,
+    genes: Sequence[str] | int | None,
+    read: Callable[[AnnData, str], csr_matrix] = log_expression,
+) -> Targets:
     """Expression of the rows in the order of a list of genes; which of them each sample has.
 
-    None takes the genes that all samples have, a number the most expressed of these.
+    None takes the genes that all samples have, a number the most expressed of these. ``read`` gives the expression of
+    all genes of a table, by default log-normalised.
     """
     from scipy.sparse import vstack
 
@@ -63,11 +59,7 @@ def expression_targets(rows: SampleRows, genes: Sequence[str] | int | None, dept
             places = np.arange(len(names)) if match is not None else own.index["genes"]
             positions = np.full(adata.n_vars, -1)
             positions[own.index[side]] = places
-            parts.append(
-                collect_columns(log_expression(adata, name, depth), positions, len(names))[
-                    rows.row[rows.sample == number]
-                ]
-            )
+            parts.append(collect_columns(read(adata, name), positions, len(names))[rows.row[rows.sample == number]])
             measured.append(np.isin(np.arange(len(names)), positions))
     values, there = vstack(parts, format="csr"), np.array(measured)
     known = there.sum(axis=0) > 0
@@ -82,7 +74,7 @@ def targets_at_depth(rows: SampleRows, genes: Sequence[str], depth: float, draws
     """Expression as slides of so many counts a row would show it, the mean over draws of them."""
     if not (np.isfinite(depth) and depth > 0):
         raise ValueError(f"depth is {depth!r}; it is a number of counts.")
-    return expression_targets(rows, genes, Depth(depth, draws, seed))
+    return expression_targets(rows, genes, partial(log_expression, depth=Depth(depth, draws, seed)))
 
 
 def most_expressed(targets: Targets, n: int) -> Targets:

@@ -1,0 +1,1 @@
+"""Networks of single cells."""
