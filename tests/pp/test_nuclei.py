@@ -7,7 +7,7 @@ import pytest
 import shapely
 
 import sthist
-from sthist.pp._nuclei.methods import sample_of, stains_of
+from sthist.pp._nuclei.methods import Called, sample_of, stains_of
 from sthist.pp._nuclei.verb import _segmenter, find
 from sthist.pp._nuclei.windows import Lattice
 from sthist.tiles._images.image import open_he
@@ -89,7 +89,7 @@ def test_same_nuclei_for_any_blocks(toy):
     he = open_he(toy)
     tiles, on_tissue = sample_of(toy, he, 0.5, 0)
     lattice, vectors = Lattice(he, 0.5), stains_of(tiles[on_tissue])
-    method = _segmenter("watershed", None, tiles, 0.5)
+    method = _segmenter("watershed", None, None, None, tiles, 0.5)
     whole, *others = (find(lattice, method, vectors, (10, 400), None, False, block_px=side) for side in (512, 160, 112))
     assert len(whole) > 50
     for other in others:
@@ -209,3 +209,154 @@ def test_bad_input(toy):
 def test_nothing_on_an_empty_slide():
     with pytest.raises(ValueError, match="Found no nuclei"):
         sthist.pp.nuclei(slide(np.full((200, 200, 3), 240, np.uint8)))
+
+
+@pytest.fixture(scope="module")
+def painted_slide(discs):
+    return slide(painted(*discs))
+
+
+def test_nuclei_that_are_known(painted_slide, discs, tmp_path, caplog):
+    import json
+
+    import geopandas as gpd
+
+    places, radii = discs
+    circles = shapely.buffer(shapely.points(places * 0.5), radii * 0.5)
+    bow_tie = shapely.Polygon([(10, 5), (20, 15), (20, 5), (10, 15)])
+    frame = gpd.GeoDataFrame(geometry=[*circles, bow_tie, shapely.Point(3, 3)])
+    frame.index = [f"cell{i}" for i in range(len(frame))]
+    sthist.pp.nuclei(painted_slide, method=frame, key_added="from_frame")
+    table = painted_slide["from_frame_table"]
+    assert table.obs["source_id"].tolist() == frame.index[:-1].tolist()
+    assert "cross themselves" in caplog.text
+    assert "no area" in caplog.text
+    assert painted_slide["from_frame"].is_valid.all()
+    area = table.obs["area_um2"].to_numpy()
+    assert np.allclose(area[:-1], shapely.area(circles))
+    assert area[-1] == pytest.approx(50)  # two triangles of 10 by 5
+    # The discs are of haematoxylin; the bow tie lies partly on them, and has less.
+    assert table.obs["haematoxylin"].iloc[:-1].min() > table.obs["haematoxylin"].iloc[-1]
+
+    cells = [{"contour": (np.array(each.exterior.coords[:-1]) * 2).tolist(), "type": 1} for each in circles]
+    (tmp_path / "cells.json").write_text(json.dumps({"wsi_metadata": {}, "cells": cells}))
+    features = [
+        {
+            "type": "Feature",
+            "properties": {},
+            "geometry": {"type": "Polygon", "coordinates": [[*c["contour"], c["contour"][0]]]},
+        }
+        for c in cells
+    ]
+    (tmp_path / "cells.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    for source, key in ((tmp_path / "cells.json", "a"), (str(tmp_path / "cells.geojson"), "b"), ("a", "c")):
+        sthist.pp.nuclei(painted_slide, method=source, key_added=key)
+        assert np.allclose(painted_slide[f"{key}_table"].obs["area_um2"], shapely.area(circles))
+        assert np.allclose(painted_slide[f"{key}_table"].obsm["spatial"], places * 0.5, atol=1e-6)
+
+    (tmp_path / "broken.json").write_text(json.dumps({"cells": [{"contour": [[1, 2]]}]}))
+    with pytest.raises(ValueError, match=r"cells\[0\]"):
+        sthist.pp.nuclei(painted_slide, method=tmp_path / "broken.json", key_added="d")
+    with pytest.raises(FileNotFoundError):
+        sthist.pp.nuclei(painted_slide, method="none.geojson", key_added="d")
+    with pytest.raises(ValueError, match="None of the"):
+        sthist.pp.nuclei(painted_slide, method=frame.translate(1e4).to_frame("geometry"), key_added="d")
+    with pytest.raises(ValueError, match="no outlines with an area; they are Point"):
+        sthist.pp.nuclei(painted_slide, method=frame.iloc[-1:], key_added="d")
+
+
+def dark_labels(rgb):
+    from scipy.ndimage import label
+
+    return label(np.asarray(rgb)[..., 0] < 150)[0]
+
+
+class FakeInstanSeg:
+    def __init__(self, model, device=None, verbosity=1):
+        assert model == "brightfield_nuclei"
+
+    def eval_small_image(self, image, pixel_size, return_image_tensor, target):
+        import torch
+
+        assert (pixel_size, return_image_tensor, target) == (0.5, False, "nuclei")
+        return torch.from_numpy(dark_labels(image))[None, None].float()
+
+
+class FakeCellpose:
+    def __init__(self, gpu, device, **chosen):
+        assert not gpu
+        assert set(chosen) <= {"pretrained_model"}
+
+    def eval(self, image):
+        return dark_labels(image), [], []
+
+
+class FakeZoo:
+    license, is_gated, hf_url = "MIT", False, None
+
+    def __init__(self, model_path=None):
+        self.device = None
+
+    def to(self, device):
+        self.device = device
+        return self
+
+    def get_transform(self):
+        return None
+
+    def segment(self, pixels):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(instance_map=dark_labels(pixels[0].permute(1, 2, 0).numpy())[None])
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    import sys
+    from types import ModuleType
+
+    for name, facts in {
+        "instanseg": {"InstanSeg": FakeInstanSeg},
+        "cellpose.models": {"CellposeModel": FakeCellpose},
+        "cellpose": {},
+        "lazyslide_models": {"MODEL_REGISTRY": {"nulite": FakeZoo}},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(facts)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["cellpose"].models = sys.modules["cellpose.models"]
+    monkeypatch.setattr("sthist._weights.hub.reachable", lambda: False)
+
+
+@pytest.mark.parametrize("method", ["instanseg", "cellpose", "nulite"])
+def test_networks_of_other_packages(packages, painted_slide, discs, method):
+    sthist.pp.nuclei(painted_slide, method=method, device="cpu", key_added=f"by_{method}")
+    centres = painted_slide[f"by_{method}_table"].obsm["spatial"]
+    assert len(centres) == len(discs[0])
+    assert np.linalg.norm(centres[:, None] - discs[0] * 0.5, axis=2).min(0).max() < 0.3
+
+
+def test_packages_that_are_not_there(painted_slide):
+    for method in ("instanseg", "cellpose"):
+        with pytest.raises(ImportError, match=r"sthist\[seg\]"):
+            sthist.pp.nuclei(painted_slide, method=method, key_added="e")
+    with pytest.raises(ValueError, match=r"sthist\[zoo\]"):
+        sthist.pp.nuclei(painted_slide, method="nulite", key_added="e")
+    with pytest.raises(ValueError, match="weights="):
+        sthist.pp.nuclei(painted_slide, weights="a.pt", key_added="e")
+    with pytest.raises(FileNotFoundError, match="none.pt"):
+        sthist.pp.nuclei(painted_slide, method="cellpose", weights="none.pt", key_added="e")
+
+
+def test_what_two_blocks_find_is_counted_once(painted_slide, discs):
+    """A function that sees each window a little differently: its nuclei differ between blocks by a rim."""
+    calls = []
+
+    def shaky(rgb):
+        calls.append(1)
+        return dark_labels(np.clip(rgb.astype(int) + (20 if len(calls) % 2 else -20), 0, 255))
+
+    he = open_he(painted_slide)
+    found = find(Lattice(he, 0.5), Called(shaky), np.eye(2, 3), (10, 400), None, False, block_px=64)
+    assert len(calls) > 10
+    assert len(found) == len(discs[0])

@@ -3,13 +3,19 @@
 from sthist._weights.files import MetricUnavailable
 from sthist.metrics._compare import compare, summarize
 from sthist.metrics._deep import clip_similarity, fid, kid, lpips
-from sthist.metrics._nuclei import NucleusPreservation, nucleus_preservation
+from sthist.metrics._nuclei import (
+    NucleusPreservation,
+    NucleusSegmentation,
+    nucleus_preservation,
+    nucleus_segmentation,
+)
 from sthist.metrics._pixels import mse, psnr, seam_score, ssim
 from sthist.metrics._regions import RegionTest, region_tests
 
 __all__ = [
     "MetricUnavailable",
     "NucleusPreservation",
+    "NucleusSegmentation",
     "RegionTest",
     "clip_similarity",
     "compare",
@@ -18,6 +24,7 @@ __all__ = [
     "lpips",
     "mse",
     "nucleus_preservation",
+    "nucleus_segmentation",
     "psnr",
     "region_tests",
     "seam_score",

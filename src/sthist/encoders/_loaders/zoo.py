@@ -28,7 +28,7 @@ def cards() -> dict[str, Card]:
     """What is known of the models; names alone where the package is not installed."""
     if not installed():
         return {name: Card("", "see its page", "zoo", known=False) for name in ZOO_NAMES}
-    return {name: _card(kind) for name, kind in _registry().items() if _is_encoder(kind)}
+    return {name: _card(kind) for name, kind in registry().items() if _is_encoder(kind)}
 
 
 def installed() -> bool:
@@ -44,21 +44,33 @@ def load(name: str, weights: Path | None) -> tuple[Card, Loaded]:
         raise ImportError(
             f'{name!r} is an encoder of lazyslide-models, which is not installed: pip install "sthist[zoo]".'
         )
-    registry = _registry()
-    if name not in registry or not _is_encoder(registry[name]):
+    known = registry()
+    if name not in known or not _is_encoder(known[name]):
         raise KeyError(
             f"lazyslide-models has no encoder of tiles {name!r}; it has "
-            f"{sorted(k for k in registry if _is_encoder(registry[k]))}."
+            f"{sorted(key for key, kind in known.items() if _is_encoder(kind))}."
         )
-    card = _card(registry[name])
-    card.announce("lazyslide-models loads")
-    logger.warning("lazyslide-models pins no revision, and some of its models run code from their page.")
-    with _asking_network_once(card):
-        model = registry[name](**({} if weights is None else {"model_path": str(weights)}))
+    card = _card(known[name])
+    model = _made(known[name], card, weights)
     return card, _loaded(model, card)
 
 
-def _registry() -> Any:
+def load_segmenter(name: str, weights: Path | None) -> Any:
+    """Have the package load a model that segments; it fetches the weights itself."""
+    kind = registry()[name]
+    return _made(kind, _card(kind), weights)
+
+
+def _made(kind: Any, card: Card, weights: Path | None) -> Any:
+    """A model of the package."""
+    card.announce("lazyslide-models loads")
+    logger.warning("lazyslide-models pins no revision, and some of its models run code from their page.")
+    with _asking_network_once(card):
+        return kind(**({} if weights is None else {"model_path": str(weights)}))
+
+
+def registry() -> Any:
+    """Every model of the package, by its key."""
     import importlib
 
     return importlib.import_module(PACKAGE).MODEL_REGISTRY
@@ -77,7 +89,7 @@ def _card(kind: Any) -> Card:
         licence,
         "zoo",
         gated=bool(kind.is_gated),
-        dim=kind.encode_dim,
+        dim=getattr(kind, "encode_dim", None),
         text=hasattr(kind, "encode_text"),
         dense=hasattr(kind, "encode_image_dense"),
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
-    from sthist.pp._nuclei.windows import Window
+    from sthist.pp._nuclei.windows import Lattice, Window
     from sthist.tiles import Image
 
 FINEST_MPP = 0.5
@@ -36,8 +36,8 @@ class Watershed:
         self.levels = levels
         self.mpp: float | None = mpp
 
-    def __call__(self, rgb: np.ndarray, seen: np.ndarray, window: Window, mpp: float) -> np.ndarray:
-        return local_nuclei(absorbed(rgb), mpp, self.levels, seen)
+    def __call__(self, rgb: np.ndarray, seen: np.ndarray, window: Window, lattice: Lattice) -> np.ndarray:
+        return local_nuclei(absorbed(rgb), lattice.mpp, self.levels, seen)
 
 
 class Called:
@@ -48,7 +48,7 @@ class Called:
     def __init__(self, function: Callable[[np.ndarray], Any], mpp: float | None = None) -> None:
         self.function, self.mpp = function, mpp
 
-    def __call__(self, rgb: np.ndarray, seen: np.ndarray, window: Window, mpp: float) -> np.ndarray:
+    def __call__(self, rgb: np.ndarray, seen: np.ndarray, window: Window, lattice: Lattice) -> np.ndarray:
         from skimage.measure import label
 
         labels = np.asarray(self.function(rgb))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +15,17 @@ from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
 from sthist._settings import logger, settings
 from sthist._tables.rows import core_columns
+from sthist.pp._nuclei.known import known_nuclei, measured, on_image
 from sthist.pp._nuclei.methods import FINEST_MPP, Called, Watershed, sample_of, stains_of
-from sthist.pp._nuclei.outlines import FACTS, Nuclei, Owned, nuclei_of
+from sthist.pp._nuclei.others import PACKAGES, names_of_zoo, other
+from sthist.pp._nuclei.outlines import Nuclei, Owned, nuclei_of
 from sthist.pp._nuclei.windows import LARGEST_UM, Lattice, over_blocks
 from sthist.tiles._images.image import open_he
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from geopandas import GeoDataFrame
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
@@ -39,7 +43,9 @@ def nuclei(
     data: SpatialData,
     image: str | None = None,
     *,
-    method: str | Callable[[np.ndarray], Any] = "watershed",
+    method: str | Path | GeoDataFrame | Callable[[np.ndarray], Any] = "watershed",
+    weights: str | Path | None = None,
+    device: str | None = None,
     mpp: float | None = None,
     within: Any = None,
     tissue: str | bool | None = None,
@@ -64,11 +70,19 @@ def nuclei(
         Key of the H&E image; found where there is one.
     method
         ``"watershed"``: built in, without weights. What takes up more red light than what lies around it, as
-        haematoxylin does, is nucleus; what touches is parted at its waists. A function: it takes pixels (h, w, 3)
-        uint8 and returns labels (h, w), integers with 0 between nuclei.
+        haematoxylin does, is nucleus; what touches is parted at its waists. ``"instanseg"`` or ``"cellpose"``, networks
+        of these packages (``pip install "sthist[seg]"``), or the key of a model of lazyslide-models that segments
+        nuclei (``pip install "sthist[zoo]"``); they fetch their weights themselves. A function: it takes pixels
+        (h, w, 3) uint8 and returns labels (h, w), integers with 0 between nuclei. Nuclei that are known already: the
+        key of shapes, a GeoDataFrame in µm, or the path of GeoJSON or of CellViT's cells (``.json``) in pixels of the
+        image; those are measured as they are, repaired where they cross themselves.
+    weights
+        File of weights for a network of another package, which then fetches none.
+    device
+        Where a network runs, as torch names it; ``settings.device`` by default.
     mpp
-        µm per pixel that the method works at: by default 0.5, or those of the image where it is coarser; for a
-        function those of the image.
+        µm per pixel that the method works at: by default 0.5, for the built-in one those of the image where it is
+        coarser; for a function those of the image.
     within
         Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. Nuclei are kept whose centre
         lies in it; what is nucleus is told from the whole slide.
@@ -76,7 +90,7 @@ def nuclei(
         Key of the outlines of the tissue, to which nuclei are restricted in the same way; by default those of
         :func:`sthist.pp.tissue`, where there are any. ``False`` looks everywhere.
     min_area_um2, max_area_um2
-        Smaller and larger things are left out. So is what is longer than 40 µm.
+        Smaller and larger things are left out. So is what is longer than 40 µm. Nuclei that are known stay.
     key_added
         Name of the shapes; the table is named ``<key_added>_table``.
     overwrite
@@ -91,16 +105,18 @@ def nuclei(
     None. Writes ``sdata.shapes[key_added]``, polygons in µm, and ``sdata.tables[key_added + "_table"]``, one row per
     nucleus and no variables yet: ``obsm["spatial"]`` (centres x, y in µm); in ``obs`` ``region``, ``instance_id``,
     ``area_um2``, ``eccentricity`` (0 for a disc, near 1 for a needle), ``haematoxylin`` and ``eosin`` (means of the
-    stain's amounts, by the slide's own stain vectors), ``haematoxylin_sd`` (how coarse the chromatin is), and ``core``
-    after :func:`sthist.pp.tma`.
+    stain's amounts, by the slide's own stain vectors), ``haematoxylin_sd`` (how coarse the chromatin is), ``source_id``
+    of nuclei that were known, and ``core`` after :func:`sthist.pp.tma`.
 
     Raises
     ------
-    KeyError
-        If there is no such image or outline.
+    KeyError, FileNotFoundError
+        If there is no such image or outline, or no such file.
+    ImportError
+        If the method's package is not installed.
     ValueError
         If the image is not RGB of 8 bits, has no scale, or more than 1.5 µm per pixel; if no nucleus is found, an
-        argument is out of range, or a name is taken.
+        argument is out of range, a file is broken, or a name is taken.
 
     Examples
     --------
@@ -118,12 +134,20 @@ def nuclei(
     area = _area(data, within, tissue, key_added)
     he = open_he(data, image)
     _require_fine(he)
+    known = None if callable(method) else known_nuclei(data, method, he.key)
+    if known is None:
+        _require_method(method, weights)
     seed = settings.seed if seed is None else seed
     # What the slide's stain is does not depend on the method.
     tiles, on_tissue = sample_of(data, he, max(FINEST_MPP, he.coarsest_mpp), seed)
-    segmenter = _segmenter(method, mpp, tiles, max(FINEST_MPP, he.coarsest_mpp))
-    lattice = Lattice(he, segmenter.mpp or he.coarsest_mpp)
-    found = find(lattice, segmenter, stains_of(tiles[on_tissue]), (min_area_um2, max_area_um2), area, progress)
+    vectors, native = stains_of(tiles[on_tissue]), max(FINEST_MPP, he.coarsest_mpp)
+    if known is not None:
+        lattice = Lattice(he, mpp or native)
+        found = taken(lattice, known, vectors, area, progress)
+    else:
+        segmenter = _segmenter(method, mpp, weights, device, tiles, native)
+        lattice = Lattice(he, segmenter.mpp or he.coarsest_mpp)
+        found = find(lattice, segmenter, vectors, (min_area_um2, max_area_um2), area, progress)
     if not len(found):
         where = "" if area is None else " within the tissue that was asked for"
         raise ValueError(
@@ -133,7 +157,8 @@ def nuclei(
     made = _store.provenance(
         "pp.nuclei",
         image=he.key,
-        method=method if isinstance(method, str) else getattr(method, "__qualname__", type(method).__qualname__),
+        method=str(method) if isinstance(method, str | Path) else _name_of(method),
+        weights=None if weights is None else str(weights),
         mpp=lattice.mpp,
         min_area_um2=min_area_um2,
         max_area_um2=max_area_um2,
@@ -168,7 +193,7 @@ def find(
         window = block.grown(margin)
         rgb, seen = lattice.read(window)
         with alone:
-            labels = segmenter(rgb, seen, window, lattice.mpp)
+            labels = segmenter(rgb, seen, window, lattice)
         here = nuclei_of(labels, rgb, vectors, window, lattice, Owned(block, areas_um2, slack))
         if area is None or not len(here):
             return here
@@ -176,6 +201,24 @@ def find(
 
     found = Nuclei.joined([Nuclei.none(), *over_blocks(work, blocks, progress=progress)])
     return found if segmenter.exact else found.without_doubles()
+
+
+def taken(
+    lattice: Lattice,
+    known: tuple[np.ndarray, np.ndarray],
+    vectors: np.ndarray,
+    area: BaseGeometry | None,
+    progress: bool | None,
+) -> Nuclei:
+    """Nuclei that are known, in their own order."""
+    import shapely
+
+    outlines, names = on_image(known, lattice)
+    if area is not None:
+        inside = shapely.intersects_xy(area, *shapely.get_coordinates(shapely.centroid(outlines)).T)
+        outlines, names = outlines[inside], names[inside]
+    facts = measured(outlines, lattice, vectors, progress)
+    return Nuclei(outlines, {**facts, "source_id": names}, np.empty((len(outlines), 2), np.int64))
 
 
 def write(sdata: SpatialData, found: Nuclei, key: str, made: dict[str, Any], *, overwrite: bool) -> None:
@@ -194,7 +237,7 @@ def write(sdata: SpatialData, found: Nuclei, key: str, made: dict[str, Any], *, 
             "region": pd.Categorical([key] * len(ids)),
             "instance_id": ids,
             "area_um2": shapely.area(found.outlines),
-            **{name: found.facts[name] for name in FACTS},
+            **found.facts,
             **core_columns(sdata, centres),
         }
     ).set_index(ids.astype(str))
@@ -246,10 +289,34 @@ def _area(sdata: SpatialData, within: Any, tissue: str | bool | None, key: str) 
     return area
 
 
-def _segmenter(method: Any, mpp: float | None, tiles: np.ndarray, tiles_mpp: float) -> Segmenter:
-    """What a method stands for."""
+def _segmenter(
+    method: Any, mpp: float | None, weights: Any, device: str | None, tiles: np.ndarray, native: float
+) -> Segmenter:
+    """What a method stands for that has been checked."""
     if callable(method):
         return Called(method, mpp)
-    if method != "watershed":
-        raise ValueError(f"method is {method!r}; it is 'watershed' or a function of pixels that returns labels.")
-    return Watershed(Levels.of([absorbed(tile) for tile in tiles], tiles_mpp), mpp or tiles_mpp)
+    if method == "watershed":
+        return Watershed(Levels.of([absorbed(tile) for tile in tiles], native), mpp or native)
+    found = other(method, weights, device, mpp)
+    assert found is not None  # as there is such a name
+    return found
+
+
+def _require_method(method: Any, weights: Any) -> None:
+    """Refuse what is no method, before anything is read."""
+    built_in = callable(method) or method == "watershed"
+    if built_in and weights is not None:
+        raise ValueError("weights= is for networks of other packages; a function and the built-in method have none.")
+    if built_in or method in PACKAGES or method in names_of_zoo():
+        return
+    zoo, hint = names_of_zoo(), ' Models of lazyslide-models need pip install "sthist[zoo]".'
+    names = ["watershed", *PACKAGES, *(name for name in zoo if name not in PACKAGES)]
+    raise ValueError(
+        f"method is {method!r}; it is {', '.join(map(repr, names))}, a function of pixels that returns labels, a "
+        "GeoDataFrame, the path of a GeoJSON or CellViT file, or the key of shapes."
+        f"{'' if zoo else hint}"
+    )
+
+
+def _name_of(method: Any) -> str:
+    return str(getattr(method, "__qualname__", type(method).__qualname__))

@@ -49,7 +49,7 @@ class Segmenter(Protocol):
     exact: bool
     concurrent: bool
 
-    def __call__(self, rgb: np.ndarray, seen: np.ndarray, window: Window, mpp: float) -> np.ndarray:
+    def __call__(self, rgb: np.ndarray, seen: np.ndarray, window: Window, lattice: Lattice) -> np.ndarray:
         """Labels, (h, w) integers."""
 
 
