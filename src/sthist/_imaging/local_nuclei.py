@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GRAIN_UM, SURROUND_UM = 0.6, 8.0
+GRAIN_UM, SURROUND_UM = 0.5, 6.0
 """Standard deviation of what smooths grain away, and of the weights of what lies around a pixel."""
 
 BLOCK_UM = 2.0  # surroundings are averaged over blocks of about this width first
@@ -23,13 +23,13 @@ BETWEEN = 0.5  # part of the way from what lies between nuclei to the nuclei, fr
 OPENING_UM, HOLE_UM2 = 0.8, 15.0
 """Half the width of bridges that are cut, and the size of holes that are filled."""
 
-DEPTH_UM, RISE_UM, RISE_SHARE = 0.7, 0.2, 0.0
+DEPTH_UM, RISE_UM, RISE_SHARE = 0.5, 0.15, 0.0
 """Smoothing of the depth inside a mask; and how far, in µm and as a share, a nucleus is deeper than a waist."""
 
-PRIOR = 0.05  # weight of the slide's levels beside those around a pixel
+PRIOR = 0.03  # weight of the slide's levels beside those around a pixel
 DEEPEST_UM = 15.0
 LEAST_CONTRAST = 0.05
-REACH_UM = 32.0
+REACH_UM = 40.0
 """How far away something may lie that decides about a pixel."""
 
 

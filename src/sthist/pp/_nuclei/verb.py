@@ -19,7 +19,7 @@ from sthist.pp._nuclei.known import known_nuclei, measured, on_image
 from sthist.pp._nuclei.methods import FINEST_MPP, Called, Watershed, sample_of, stains_of
 from sthist.pp._nuclei.others import PACKAGES, names_of_zoo, other
 from sthist.pp._nuclei.outlines import Nuclei, Owned, nuclei_of
-from sthist.pp._nuclei.windows import LARGEST_UM, Lattice, over_blocks
+from sthist.pp._nuclei.windows import BLOCK_PX, LARGEST_UM, Lattice, over_blocks
 from sthist.tiles._images.image import open_he
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from sthist.tiles import Image
 
 COARSE_MPP, COARSEST_MPP = 1.0, 1.5
-BLOCK_PX = 1024
 SLACK_UM = 2.0
 """How far beyond its block a nucleus is taken by a method that may place it a little differently next time."""
 

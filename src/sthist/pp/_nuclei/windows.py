@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READ_PX = 128
 """Pixels are read in squares of a lattice that is fixed for the image: so each is resampled in one way only."""
 
-BLOCK_PX = 1024
+BLOCK_PX = 1536
 LARGEST_UM = 40.0
 """A nucleus is no wider or higher than this; what is belongs to no block."""
 
