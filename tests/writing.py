@@ -207,6 +207,10 @@ VERBS = {
             s, {"epithelial": ["EPCAM", "KRT8"], "fibroblast": ["COL1A1"]}, overwrite=o, key_added=k or "type_called"
         )
     ),
+    "tl.match_cells": Verb(
+        lambda s, k, o: sthist.tl.match_cells(s, "nucleus_boundaries", "cell_boundaries", overwrite=o, **_named(k)),
+        reads=("nucleus_boundaries", "cell_boundaries"),
+    ),
     "tl.niches": Verb(
         lambda s, k, o: sthist.tl.niches(s, "cell_type", method="kmeans", n_niches=2, overwrite=o, **_named(k))
     ),

@@ -184,10 +184,10 @@ class TestCells:
         assert raster(ax).ndim == 2
 
     def test_what_is_refused(self, toy):
-        with pytest.raises(KeyError, match=r"a column 'cell_typ'.*Did you mean 'cell_type'"):
+        with pytest.raises(KeyError, match=r"a column or gene 'cell_typ'.*Did you mean 'cell_type'"):
             sthist.pl.cells(toy, "cell_typ")
         with pytest.raises(KeyError, match=r"no obsm\['umap'\]"):
-            sthist.pl.cells(toy, "cell_type")
+            sthist.pl.cells(toy, "cell_type", basis="umap")
 
 
 class TestNicheComposition:

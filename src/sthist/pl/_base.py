@@ -10,7 +10,6 @@ import numpy as np
 from sthist import _sample
 from sthist._disk import written_whole
 from sthist._imaging.colours import displayed
-from sthist._tables.rows import Rows, polygons_um
 from sthist.metrics._expression.correlation import correlate
 from sthist.pl._colours import MADE_HERE
 from sthist.tiles._images.image import open_image, values_at
@@ -64,55 +63,81 @@ def sample_image(sdata: SpatialData, key: str, channel: str, extent: Extent, mpp
 
 def _centres(extent: Extent, mpp: float) -> tuple[np.ndarray, tuple[int, int]]:
     x0, y0, x1, y1 = extent
-    height, width = (max(1, int(np.ceil((high - low) / mpp - 1e-3))) for low, high in ((y0, y1), (x0, x1)))
+    height, width = _panel_shape(extent, mpp)
     x = x0 + (np.arange(width) + 0.5) * (x1 - x0) / width
     y = y0 + (np.arange(height) + 0.5) * (y1 - y0) / height
     return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), (height, width)
 
 
-def paint_values(sdata: SpatialData, rows: Rows, values: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
+def _panel_shape(extent: Extent, mpp: float) -> tuple[int, int]:
+    """Rows and columns of pixels of a panel."""
+    x0, y0, x1, y1 = extent
+    height, width = (max(1, int(np.ceil((high - low) / mpp - 1e-3))) for low, high in ((y0, y1), (x0, x1)))
+    return height, width
+
+
+SMALL_PX = 3.0
+"""Regions that are usually smaller on the screen are drawn as dots: most outlines would fall between pixels."""
+
+DOT_PX = 1.5
+
+
+def paint_values(polygons: np.ndarray, values: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
     """Regions with a value each, (h, w) float64: the mean where squares overlap; NaN where there are none."""
-    polygons, known = _with_polygons(sdata, rows, np.isfinite(values))
-    _, shape = _centres(extent, mpp)
-    boxes = _as_boxes(polygons)
-    if boxes is not None:
-        return _mean_of_boxes(boxes, values[known], extent, shape)
-    return _painted(polygons, values[known], extent, shape)
+    shape = _panel_shape(extent, mpp)
+    shown, boxes = _in_view(polygons, np.isfinite(values), extent)
+    squares = _as_boxes(polygons[shown], boxes, extent, shape)
+    if squares is not None:
+        return _mean_of_boxes(squares, values[shown], extent, shape)
+    return _painted(polygons[shown], values[shown], extent, shape)
 
 
-def paint_codes(sdata: SpatialData, rows: Rows, codes: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
+def paint_codes(polygons: np.ndarray, codes: np.ndarray, extent: Extent, mpp: float) -> np.ndarray:
     """Regions with a category each, (h, w) int: the most frequent where squares overlap; -1 where there are none."""
-    polygons, known = _with_polygons(sdata, rows, codes >= 0)
-    codes = codes[known]
-    _, shape = _centres(extent, mpp)
-    boxes = _as_boxes(polygons)
-    if boxes is None:
-        painted = _painted(polygons, codes.astype(np.float64), extent, shape)
+    shape = _panel_shape(extent, mpp)
+    shown, boxes = _in_view(polygons, codes >= 0, extent)
+    codes = codes[shown]
+    squares = _as_boxes(polygons[shown], boxes, extent, shape)
+    if squares is None:
+        painted = _painted(polygons[shown], codes.astype(np.float64), extent, shape)
         return np.where(np.isfinite(painted), painted, -1).astype(int)
     best, most = np.full(shape, -1), np.zeros(shape)
     for code in np.unique(codes):
-        share = np.nan_to_num(_mean_of_boxes(boxes, (codes == code).astype(np.float64), extent, shape))
-        best[share > most + 1e-9] = code
-        most = np.maximum(most, share)
+        count = _count_of_boxes(squares[codes == code], extent, shape)
+        best[count > most + 1e-9] = code
+        most = np.maximum(most, count)
     return best
 
 
-def _with_polygons(sdata: SpatialData, rows: Rows, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Polygons of the rows that are known and have one, and which rows these are."""
+def usual_width(boxes: np.ndarray) -> float:
+    """The median of the larger sides of boxes, in their unit."""
+    return float(np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))) if len(boxes) else 0.0
+
+
+def _in_view(polygons: np.ndarray, known: np.ndarray, extent: Extent) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the regions that are known and lie at least partly in a box, and their bounds."""
     import shapely
 
-    polygons = polygons_um(sdata, rows)
-    known = known & ~(shapely.is_missing(polygons) | shapely.is_empty(polygons))
-    return polygons[known], known
+    x0, y0, x1, y1 = extent
+    boxes = shapely.bounds(polygons)  # NaN of what is empty: nowhere in view
+    inside = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+    shown = np.flatnonzero(known & inside)
+    return shown, boxes[shown]
 
 
-def _as_boxes(polygons: np.ndarray) -> np.ndarray | None:
-    """(n, 4) bounds, if all are upright rectangles."""
+def _as_boxes(polygons: np.ndarray, boxes: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray | None:
+    """(n, 4) bounds, if all are upright rectangles; or squares that can be seen, of regions that are too small."""
     import shapely
 
-    boxes = shapely.bounds(polygons)
     full = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return boxes if np.allclose(shapely.area(polygons), full, rtol=1e-3) else None
+    if np.allclose(shapely.area(polygons), full, rtol=1e-3):
+        return boxes
+    px = (extent[3] - extent[1]) / shape[0]
+    if usual_width(boxes) >= SMALL_PX * px:
+        return None
+    middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).mean(axis=1, keepdims=True)
+    half = np.maximum(sides, DOT_PX * px) / 2
+    return np.concatenate([middles - half, middles + half], axis=1)
 
 
 def _painted(polygons: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
@@ -122,7 +147,14 @@ def _painted(polygons: np.ndarray, values: np.ndarray, extent: Extent, shape: tu
 
 
 def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
-    """By sums over corners.
+    total, n = (_count_of_boxes(boxes, extent, shape, weights) for weights in (values, None))
+    return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
+
+
+def _count_of_boxes(
+    boxes: np.ndarray, extent: Extent, shape: tuple[int, int], weights: np.ndarray | None = None
+) -> np.ndarray:
+    """How many boxes, or what sum of their weights, lie at each pixel, by sums over corners.
 
     Each box adds to what lies right of and below its first corner, and takes it away at the others.
     """
@@ -130,12 +162,11 @@ def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape:
     height, width = shape
     left, right = (np.clip(np.round((boxes[:, i] - x0) / (x1 - x0) * width), 0, width).astype(int) for i in (0, 2))
     top, bottom = (np.clip(np.round((boxes[:, i] - y0) / (y1 - y0) * height), 0, height).astype(int) for i in (1, 3))
-    total, n = np.zeros((height + 1, width + 1)), np.zeros((height + 1, width + 1))
+    weights = np.ones(len(boxes)) if weights is None else weights
+    total = np.zeros((height + 1) * (width + 1))
     for y, x, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
-        np.add.at(total, (y, x), sign * values)
-        np.add.at(n, (y, x), sign)
-    total, n = (each.cumsum(0).cumsum(1)[:height, :width] for each in (total, n))
-    return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
+        total += np.bincount(y * (width + 1) + x, weights=sign * weights, minlength=len(total))
+    return total.reshape(height + 1, width + 1).cumsum(0).cumsum(1)[:height, :width]
 
 
 Extent = tuple[float, float, float, float]

@@ -23,6 +23,9 @@ GREY = "#d3d3d3"
 NO_CLASS = "NA"
 """How the legend calls points without a class, as scanpy does."""
 
+UNKNOWN, UNKNOWN_GREY = "unknown", "#9a9a9a"
+"""Cells that :func:`sthist.tl.cell_types` could not tell: darker than what has no class, and in no other colour."""
+
 LEGEND_NAMES, ROW_INCHES = 150, 0.16
 
 
@@ -163,7 +166,8 @@ def class_colours(
         raise ValueError(
             f"palette= gives {plain(wrong[0])!r} the colour {plain(given[wrong[0]])!r}, which matplotlib does not know."
         )
-    known = {name: to_rgb(colour) for name, colour in (dict(kept or {}) | given).items() if name in names}
+    usual = {UNKNOWN: UNKNOWN_GREY}
+    known = {name: to_rgb(colour) for name, colour in (usual | dict(kept or {}) | given).items() if name in names}
     taken = {to_hex(colour) for colour in known.values()}
     free = (colour for colour in _usual_colours(len(names)) if to_hex(colour) not in taken)
     return np.array([known[name] if name in known else next(free) for name in names]).reshape(-1, 3)

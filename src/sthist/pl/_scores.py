@@ -147,7 +147,7 @@ class Scores:
         if self.channel is not None:
             return sample_image(sdata, self.key, self.channel, extent, mpp)
         assert self.rows is not None
-        return paint_values(sdata, self.rows, self.values, extent, mpp)
+        return paint_values(polygons_um(sdata, self.rows), self.values, extent, mpp)
 
 
 def find_scores(

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.virtual_he.train": ["train_virtual_he"],
         "tl._cell_types": ["cell_types"],
         "tl._colocalization.verb": ["colocalization"],
+        "tl._match_cells": ["match_cells"],
         "tl._niches": ["niches"],
         "tl._pool_topk": ["pool_topk"],
         "tl._transfer_labels": ["transfer_labels"],
