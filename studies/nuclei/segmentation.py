@@ -26,8 +26,8 @@ from scipy.spatial import cKDTree
 from truth import Known, drawn_nuclei, resized, stained_pairs, svs_pixels, tumour_centres
 
 import sthist
+from sthist._imaging.local_nuclei import Levels, absorbed, local_nuclei
 from sthist.metrics.image import nucleus_segmentation
-from sthist.tiles._regions.raster import rasterize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,23 +63,13 @@ def main() -> None:
 
 
 def built_in(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    """Labels of ``pp.nuclei``."""
-    sdata = sthist.io.assemble(images={"he": rgb.transpose(2, 0, 1)}, mpp=mpp)
-    try:
-        sthist.pp.nuclei(sdata, "he", tissue=False, progress=False)
-    except ValueError as error:
-        if "Found no nuclei" in str(error):
-            return np.zeros(rgb.shape[:2], np.int64)
-        raise
-    outlines = sdata["nuclei"].geometry.to_numpy()
-    return rasterize(outlines, (0, 0), mpp, rgb.shape[:2], np.arange(1, len(outlines) + 1)).astype(np.int64)
+    """Labels of the built-in method, as ``pp.nuclei`` has them before it makes outlines."""
+    amount = absorbed(rgb)
+    return of_nuclear_size(local_nuclei(amount, mpp, Levels.of([amount], mpp)), mpp)
 
 
 def plain(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    """Labels of scikit-image's plain watershed: Otsu on haematoxylin, then the distance to the border.
-
-    What is smaller or larger than a nucleus is left out, as ``pp.nuclei`` does.
-    """
+    """Labels of scikit-image's plain watershed: Otsu on haematoxylin, then the distance to the border."""
     from scipy.ndimage import distance_transform_edt
     from scipy.ndimage import label as pieces
     from skimage.color import rgb2hed
@@ -93,7 +83,11 @@ def plain(rgb: np.ndarray, mpp: float) -> np.ndarray:
     peaks = peak_local_max(distance, min_distance=round(2.5 / mpp), labels=pieces(mask)[0], exclude_border=False)
     markers = np.zeros(mask.shape, int)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(-distance, markers, mask=mask)
+    return of_nuclear_size(watershed(-distance, markers, mask=mask), mpp)
+
+
+def of_nuclear_size(labels: np.ndarray, mpp: float) -> np.ndarray:
+    """Labels without what is smaller or larger than a nucleus."""
     areas = np.bincount(labels.ravel()) * mpp**2
     return np.where(((areas >= 10) & (areas <= 400))[labels], labels, 0)
 
