@@ -5,6 +5,7 @@ A new verb is covered by standing in :data:`VERBS`; a test holds them to the pub
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 from annotating import Planted
+from spatialdata.models import TableModel
 
 import sthist
 
@@ -117,6 +120,27 @@ def _composer() -> sthist.models.CompositionRidge:
     return sthist.models.CompositionRidge(config).fit(rng.normal(size=(30, 4)), rng.uniform(size=(30, 3)))
 
 
+def _cells(sdata: SpatialData) -> None:
+    """Nuclei with embeddings, and a table of theirs without genes."""
+    sdata.shapes["nuclei"] = sdata["cell_boundaries"]
+    names = sdata["cell_boundaries"].index
+    obs = pd.DataFrame(
+        {"region": pd.Categorical(["nuclei"] * len(names)), "instance_id": names}, index=names.astype(str)
+    )
+    table = ad.AnnData(obs=obs, obsm={"X_planted": np.random.default_rng(0).normal(size=(len(names), 4))})
+    sdata.tables["nuclei_table"] = TableModel.parse(
+        table, region="nuclei", region_key="region", instance_key="instance_id"
+    )
+
+
+@functools.cache
+def _cell_model() -> sthist.models.SCellST:
+    rng = np.random.default_rng(0)
+    config = sthist.models.SCellSTConfig(embeddings=("X_planted",), widths=(8,))
+    training = {"epochs": 1, "patience": None}
+    return sthist.models.SCellST(config).fit(rng.normal(size=(30, 4)), rng.random((30, 3)), training=training)
+
+
 class Means:
     """An encoder of a slide: mean colours."""
 
@@ -146,6 +170,10 @@ VERBS = {
     ),
     "pp.tma": Verb(lambda s, k, o: sthist.pp.tma(s, overwrite=o, **_named(k)), kind="tma", reads=("he",)),
     "pp.nuclei": Verb(lambda s, k, o: sthist.pp.nuclei(s, progress=False, overwrite=o, **_named(k)), reads=("he",)),
+    "pp.assign_cells": Verb(
+        lambda s, k, o: sthist.pp.assign_cells(s, spots="tiles", overwrite=o, **_named(k)),
+        lambda s: (_tiles(s), _cells(s)),
+    ),
     "pp.background": Verb(lambda s, k, o: sthist.pp.background(s, regions="tiles", overwrite=o, **_named(k)), _tiles),
     "pp.aggregate": Verb(
         lambda s, k, o: sthist.pp.aggregate(s, bin_um=50, overwrite=o, **_named(k)), reads=("transcripts",)
@@ -178,6 +206,9 @@ VERBS = {
     ),
     "tl.annotate": Verb(
         lambda s, k, o: sthist.tl.annotate(s, PROMPTS, encoder=Planted(), overwrite=o, **_named(k)), _embedded
+    ),
+    "tl.cell_expression": Verb(
+        lambda s, k, o: sthist.tl.cell_expression(s, _cell_model(), overwrite=o, **_named(k)), _cells
     ),
     "tl.composition": Verb(
         lambda s, k, o: sthist.tl.composition(s, _composer(), regions="tiles", overwrite=o, **_named(k)), _embedded

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_genes": ["genes"],
         "_labels": ["label_regions"],
         "_match_genes": ["GeneMatch", "match_genes"],
+        "_nuclei.assign": ["assign_cells"],
         "_nuclei.verb": ["nuclei"],
         "_proportions": ["proportions"],
         "_scale": ["set_scale"],

@@ -38,6 +38,8 @@ def train_scored(
     scored: Targets | None = None,
     options: Any,
     split: Any,
+    validation: float = VALIDATION,
+    size_um: float | None = None,
     folder: str | Path | None,
     device: str | None,
     progress: bool | None,
@@ -46,10 +48,11 @@ def train_scored(
     """Train a model on each fold and score it on the others, then train the one that is returned.
 
     It is trained on all rows, or without those that test where the split says which. ``scored`` is what predictions are
-    compared with, where that differs from the targets.
+    compared with, where that differs from the targets; ``validation`` the part of the training rows that says when to
+    stop, where the split does not say; ``size_um`` how much tissue a row shows, where that is more than a tile.
     """
-    size_um = None if fresh.spec is None else fresh.spec.size_um
-    split, grouping = grouped(rows.units(size_um), split, size_um, VALIDATION)
+    size_um = fresh.spec.size_um if size_um is None and fresh.spec is not None else size_um
+    split, grouping = grouped(rows.units(size_um), split, size_um, validation)
     alike = np.zeros(len(targets), int)
     folds = split.folds or max(2, min(FOLDS, len(np.unique(grouping.groups))))
     pairs = folds_of(grouping, alike, test=split.test, folds=folds, seed=options.seed)

@@ -19,6 +19,7 @@ from sthist.regression.trust.familiarity import Familiarity, say_strange
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import pandas as pd
     from anndata import AnnData
 
     from sthist.regression.data.inputs import Inputs
@@ -51,13 +52,15 @@ class Prediction:
     batch_size: int
     device: str | None
     beside: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n, d) by the form of its key in obsm
+    convert: Callable[[np.ndarray], np.ndarray] | None = None  # from the model's units to those that are written
     # One block is predicted while another one is written: a network is on one device at a time.
     _turn: Any = field(default_factory=Lock, repr=False)
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Predictions of some rows, (n, outputs) float32."""
         with self._turn:
-            return self._smoothed(rows)
+            values = self._smoothed(rows)
+        return values if self.convert is None else self.convert(values)
 
     def _smoothed(self, rows: np.ndarray) -> np.ndarray:
         if self.model.config.smooth_um is None:
@@ -134,6 +137,7 @@ class Place:
     key: str  # name of the layer, or of the new table
     columns: np.ndarray | None  # column of the table for each output; None for a table of their own
     overwrite: bool
+    fills: bool = False  # whether they become the matrix of the regions' table, which has none
 
     @classmethod
     def of(
@@ -145,10 +149,23 @@ class Place:
         key_added: str | None,
         *,
         overwrite: bool,
+        fill: bool = False,
     ) -> Place:
-        """Beside what was measured, where the table has all outputs; else a table of their own."""
-        columns = _columns_of(adata, model.config.outputs)
+        """Beside what was measured, where the table has all outputs; else a table of their own.
+
+        With ``fill`` a table without genes gets those of the model.
+        """
         is_table = hasattr(data, "tables")
+        if fill and is_table and table is not None and key_added is None:
+            before = [key for key, made in adata.uns.get("sthist", {}).items() if _is_matrix(made)]
+            if before and not overwrite:
+                raise ValueError(
+                    f"Table {table!r} has predictions of {before[0]!r} already. Pass overwrite=True to replace them, "
+                    "or key_added= for another table."
+                )
+            if before or adata.n_vars == 0:
+                return cls(table, _store.check_name(model.system), None, overwrite, fills=True)
+        columns = _columns_of(adata, model.config.outputs)
         if columns is not None or not is_table:
             if columns is None:
                 raise ValueError(
@@ -178,7 +195,9 @@ class Place:
         usual: np.ndarray | None,
     ) -> None:
         """Write what is predicted of the rows inside."""
-        if self.columns is None:
+        if self.fills:
+            _fill_table(self, data, adata, prediction, inside, made, usual)
+        elif self.columns is None:
             _write_table(self, data, adata, prediction, inside, made, usual)
         else:
             _write_layer(self, data, adata, prediction, inside, made, usual)
@@ -235,6 +254,56 @@ def _write_layer(
         _store.replace_table(data, str(place.table), changed)
 
 
+def _fill_table(
+    place: Place,
+    data: Any,
+    adata: AnnData,
+    prediction: Prediction,
+    inside: np.ndarray,
+    made: dict[str, Any],
+    usual: Any,
+) -> None:
+    """Predictions as the matrix of a table that has none, NaN for rows that were not asked for; all else stays."""
+    import anndata as ad
+
+    backed = _store.store_path(data) is not None
+    var = _var_of(prediction.model)
+
+    def make(start: int, stop: int) -> np.ndarray:
+        block = np.full((stop - start, len(var)), np.nan, np.float32)
+        rows = inside[(inside >= start) & (inside < stop)]
+        if len(rows):
+            block[rows - start] = prediction.of(rows)
+        return block
+
+    obs = adata.obs.copy()
+    if usual is not None:
+        obs["familiarity"] = np.full(adata.n_obs, np.nan, np.float32)
+        obs.iloc[inside, obs.columns.get_loc("familiarity")] = np.asarray(usual, np.float32)
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "obsp", "uns")}
+    kept = {key: each for key, each in adata.uns.get("sthist", {}).items() if not _is_matrix(each)}
+    parts["uns"]["sthist"] = {**kept, place.key: {**made, "place": "X"}}
+    values = _in_blocks(make, (adata.n_obs, len(var)), backed=backed)
+    changed = ad.AnnData(values, obs=obs, var=var, **parts)
+    _store.replace_table(data, str(place.table), changed)
+
+
+def _is_matrix(made: Any) -> bool:
+    """Whether what is recorded of a result says that it is the matrix of its table."""
+    return hasattr(made, "get") and made.get("place") == "X"
+
+
+def _var_of(model: RegressionModel) -> pd.DataFrame:
+    """Outputs by name, with how far each can be trusted."""
+    import pandas as pd
+
+    scores = model.scores
+    var = pd.DataFrame(index=pd.Index(model.config.outputs, dtype=object).astype(str))
+    for name in scores.columns.intersection(list(SCORES)):
+        var[name] = scores[name].to_numpy()
+    return var
+
+
 def _write_table(
     place: Place,
     data: Any,
@@ -246,17 +315,13 @@ def _write_table(
 ) -> None:
     """Predictions as a table with the rows' names, link and places."""
     import anndata as ad
-    import pandas as pd
 
-    scores = prediction.model.scores
     link = adata.uns.get("spatialdata_attrs", {})
     kept = [name for name in (link.get("region_key"), link.get("instance_key")) if name]
     obs = adata.obs.iloc[inside][kept].copy()
     if usual is not None:
         obs["familiarity"] = np.asarray(usual, np.float32)
-    var = pd.DataFrame(index=pd.Index(prediction.model.config.outputs, dtype=object).astype(str))
-    for name in scores.columns.intersection(list(SCORES)):
-        var[name] = scores[name].to_numpy()
+    var = _var_of(prediction.model)
     obsm = {name: np.asarray(adata.obsm[name])[inside] for name in ("spatial",) if name in adata.obsm}
     obsm |= {form.format(prediction.model.system): values[inside] for form, values in prediction.beside.items()}
     uns = {"spatialdata_attrs": dict(link)} if link else {}

@@ -8,6 +8,8 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.annotate": ["annotate"],
         "systems.annotation.heat_maps.verb": ["heatmap"],
         "systems.annotation.train": ["train_annotator"],
+        "systems.cells.apply": ["cell_expression"],
+        "systems.cells.train": ["train_cell_expression"],
         "systems.composition.apply": ["composition"],
         "systems.composition.train": ["train_composition"],
         "systems.deconvolution.verb": ["deconvolve"],
