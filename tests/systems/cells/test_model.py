@@ -16,7 +16,8 @@ from sklearn.preprocessing import RobustScaler
 
 import sthist
 from sthist.models import Bags, SCellST, SCellSTConfig
-from sthist.systems.cells.targets import filtered
+from sthist.regression.data.targets import Targets
+from sthist.systems.cells.targets import filtered, scaled
 
 SMALL = SCellSTConfig(widths=(64, 64))
 QUICK = {"epochs": 40, "lr": 1e-2, "batch_size": 64, "patience": None}
@@ -181,6 +182,19 @@ class TestTargets:
         np.testing.assert_allclose(model.to_log(scaler.transform(means)), means, rtol=1e-5, atol=1e-6)
         assert np.isfinite(model.predict(cells)).all()
 
+    def test_scale_of_several_slides(self):
+        values = np.random.default_rng(0).gamma(2, 1, (40, 3))
+        sample, whole = np.repeat([0, 1], 20), np.ones((2, 3), bool)
+        targets = Targets(tuple(GENES), csr_matrix(values, dtype=np.float32), sample, whole)
+        of = {"slide": [values[:20], values[20:]], "all": [values, values]}
+        for by, parts in of.items():
+            found = scaled(targets, by)
+            for number, part in enumerate(parts):
+                scaler = RobustScaler(with_centering=False, quantile_range=(0, 95)).fit(part)
+                np.testing.assert_allclose(found.scale[number], scaler.scale_, rtol=1e-5)
+                mine = sample == number
+                np.testing.assert_allclose(found.dense(np.flatnonzero(mine)), values[mine] / scaler.scale_, rtol=1e-5)
+
     def test_counts_of_spots(self):
         cells, spot, truth, means = planted(0)
         rng = np.random.default_rng(0)
@@ -258,7 +272,7 @@ class TestSaved:
         "wrong",
         [
             {"loss": "l1"},
-            {"scaling": "all"},
+            {"scaling": "gene"},
             {"standardize": "all"},
             {"dropout": 1},
             {"context_um": 30},

@@ -17,8 +17,8 @@ from sthist.models import SCellSTConfig
 
 KEY, ENCODER = "X_planted", {"encoder": "planted", "sha256": "ab", "spec": {"size_um": 12.0, "px": 48}}
 GENES = ["A", "B", "C", "MT-X"]
-SMALL = SCellSTConfig(widths=(32,))
-QUICK = {"epochs": 30, "lr": 1e-2, "batch_size": 64}
+SMALL = SCellSTConfig(widths=(32,), scaling="all")  # each spot has each gene
+QUICK = {"epochs": 30, "lr": 1e-2, "batch_size": 32, "patience": None}
 SLOPES = np.random.default_rng(99).normal(size=(4, len(GENES)))
 
 
@@ -56,7 +56,7 @@ def slide(seed=0, side=9, per_spot=5, outside=20, genes=GENES, patient=None):
         },
         tables={"nuclei_table": linked(nuclei, "nuclei"), "table": linked(table, "spots")},
     )
-    sdata.attrs["expected"] = expected
+    sdata["nuclei_table"].obsm["expected"] = expected
     return sdata
 
 
@@ -79,8 +79,8 @@ def test_held_out_spots_and_cells_are_predicted(slides, model):
     assert model.config.training["n_cells_outside"] == 60
     new = slide(9)
     sthist.tl.cell_expression(new, model)
-    log_share = np.log(new.attrs["expected"][:, :3])
-    log_share -= np.log(new.attrs["expected"][:, :3].sum(axis=1, keepdims=True))
+    log_share = np.log(new["nuclei_table"].obsm["expected"][:, :3])
+    log_share -= np.log(new["nuclei_table"].obsm["expected"][:, :3].sum(axis=1, keepdims=True))
     found = new["nuclei_table"].X
     assert all(np.corrcoef(found[:, gene], log_share[:, gene])[0, 1] > 0.5 for gene in range(3))
 
@@ -97,7 +97,7 @@ def test_counts(slides, loss):
 def test_measured_cells_are_full_supervision(slides):
     cells = {}
     for name, sdata in slides.items():
-        counts = np.random.default_rng(0).poisson(sdata.attrs["expected"]).astype(np.float32)
+        counts = np.random.default_rng(0).poisson(sdata["nuclei_table"].obsm["expected"]).astype(np.float32)
         cells[name] = ad.AnnData(counts, obs=pd.DataFrame({"patient": name}, index=sdata["nuclei_table"].obs_names))
         cells[name].var_names = GENES
         cells[name].obsm[KEY] = sdata["nuclei_table"].obsm[KEY]

@@ -49,7 +49,9 @@ class SCellSTConfig(RegressionConfig):
         counts, by its mean or by its total count (:class:`sthist.nets.CellNetwork`).
     scaling
         ``"slide"``: logarithms of each gene are divided by the range from their least to their 95th percentile on the
-        slide, so that all genes weigh much the same; None leaves them. Of the negative binomial it means nothing.
+        slide, so that all genes weigh much the same; ``"all"``: on all slides together; None leaves them. A gene
+        that every spot has is nowhere 0, and divided slide by slide its level differs between slides: ``"all"`` or None
+        is for such. Of the negative binomial it means nothing.
     filter_genes
         Train on genes of at least 200 counts that are seen in a tenth of the spots, without those called ``"MT-"``, and
         on spots of 20 counts; of cells, on genes that 5 have. Genes that are asked for by name stay in any case.
@@ -63,7 +65,7 @@ class SCellSTConfig(RegressionConfig):
 
     standardize: Literal["training", "sample", "none"] = "training"  # type: ignore[assignment]
     loss: Loss = "mse"
-    scaling: Literal["slide"] | None = "slide"
+    scaling: Literal["slide", "all"] | None = "slide"
     filter_genes: bool = True
     widths: tuple[int, ...] = (256, 256, 256)
     dropout: float = 0.1
@@ -76,8 +78,8 @@ class SCellSTConfig(RegressionConfig):
         object.__setattr__(self, "widths", tuple(self.widths))
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss is {self.loss!r}; it is one of {list(get_args(Loss))}.")
-        if self.scaling not in ("slide", None):
-            raise ValueError(f"scaling is {self.scaling!r}; it is 'slide' or None.")
+        if self.scaling not in ("slide", "all", None):
+            raise ValueError(f"scaling is {self.scaling!r}; it is 'slide', 'all' or None.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r}; it is a part, from 0 to less than 1.")
         if self.context_um or self.smooth_um is not None:

@@ -61,12 +61,12 @@ def as_cell_targets(values: Any, loss: str, scaling: str | None, library: Any = 
     if loss == "mse":
         if library is not None:
             raise ValueError("library= is for the negative binomial of counts; this loss is 'mse'.")
-        return scaled(plain_targets) if scaling == "slide" else CellTargets(**vars(plain_targets))
+        return CellTargets(**vars(plain_targets)) if scaling is None else scaled(plain_targets, scaling)
     return divided_counts(plain_targets, library)
 
 
-def scaled(targets: Targets) -> CellTargets:
-    """Logarithms divided, slide by slide, by the range from their least to their 95th percentile; zeros stay zeros.
+def scaled(targets: Targets, by: str = "slide") -> CellTargets:
+    """Logarithms divided, slide by slide or all alike, by the range from their least to their 95th percentile.
 
     That is scikit-learn's ``RobustScaler(with_centering=False, quantile_range=(0, 95))``, which leaves genes that have
     no such range as they are.
@@ -74,14 +74,16 @@ def scaled(targets: Targets) -> CellTargets:
     from scipy.sparse import csr_matrix, issparse
 
     scale = np.ones((len(targets.measured), len(targets.names)), np.float32)
-    for sample in np.unique(targets.sample):
-        rows = np.flatnonzero(targets.sample == sample)
+    group = targets.sample if by == "slide" else np.zeros_like(targets.sample)
+    for sample in np.unique(group):
+        rows = np.flatnonzero(group == sample)
         step = max(1, AT_ONCE // len(rows))
         for start in range(0, len(targets.names), step):
             part = targets.dense(rows, slice(start, start + step))
             low, high = part.min(axis=0), np.percentile(part, QUANTILE, axis=0)
             spread = high - low
-            scale[sample, start : start + step] = np.where(spread > 10 * np.finfo(np.float32).eps, spread, 1)
+            those = sample if by == "slide" else slice(None)
+            scale[those, start : start + step] = np.where(spread > 10 * np.finfo(np.float32).eps, spread, 1)
     if issparse(targets.values):
         values = csr_matrix(targets.values, copy=True)
         by_row = np.repeat(targets.sample, np.diff(values.indptr))
@@ -210,7 +212,7 @@ def cell_targets(rows: SampleRows, genes: Sequence[str] | int | None, loss: str,
     found = _of_all(expression_targets(rows, None if isinstance(genes, int) else genes, read), rows)
     found = most_expressed(found, genes) if isinstance(genes, int) else found
     if loss == "mse":
-        return scaled(found) if scaling == "slide" else CellTargets(**vars(found))
+        return CellTargets(**vars(found)) if scaling is None else scaled(found, scaling)
     totals = [np.asarray(adata.X.sum(axis=1, dtype=np.float64)).ravel() for adata in rows.tables]
     return divided_counts(found, [totals[sample][row] for sample, row in zip(rows.sample, rows.row, strict=True)])
 
