@@ -53,7 +53,7 @@ def matrix_to(element: Any, coordinate_system: str = _sample.UM) -> np.ndarray:
     )
 
 
-def matrix_to_um(sdata: SpatialData, kind: Literal["points", "shapes"], key: str) -> np.ndarray:
+def matrix_to_um(sdata: SpatialData, kind: Literal["images", "points", "shapes"], key: str) -> np.ndarray:
     """(3, 3) from an element's coordinates to µm; a ValueError says that it is not registered there."""
     element = _sample.get(sdata, kind, key)
     try:

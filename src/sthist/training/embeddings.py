@@ -84,8 +84,10 @@ def stored_embedding(adata: AnnData, key: str, where: str) -> np.ndarray:
         raise ValueError(f"obsm[{key!r}] of {where} has shape {rows.shape}; embeddings are (n, d).")
     if rows.dtype.kind != "f":
         rows = rows.astype(np.float32)
-    parts = (rows[start : start + CHECKED] for start in range(0, len(rows), CHECKED))
-    finite = np.concatenate([np.isfinite(part.astype(np.float32, copy=False)).all(axis=1) for part in parts] or [[]])
+    finite = np.ones(len(rows), np.bool_)
+    for start in range(0, len(rows), CHECKED):
+        part = rows[start : start + CHECKED]
+        finite[start : start + CHECKED] = np.isfinite(part.astype(np.float32, copy=False)).all(axis=1)
     if not finite.all():
         row = int(finite.argmin())
         raise ValueError(

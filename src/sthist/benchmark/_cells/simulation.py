@@ -350,9 +350,9 @@ class _Cells:
         )
         obs = pd.DataFrame(
             {
-                "spot": pd.Categorical.from_codes(spot, names),
+                "spot": pd.Categorical.from_codes(spot, pd.Index(names)),
                 "cell": pd.Categorical(self.names[drawn]),
-                "cell_type": pd.Categorical.from_codes(self.cluster[drawn], types),
+                "cell_type": pd.Categorical.from_codes(self.cluster[drawn], pd.Index(types)),
             },
             index=[f"{names[i]}_{j}" for i in range(n) for j in range(size)],
         )

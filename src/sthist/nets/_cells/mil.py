@@ -101,7 +101,9 @@ class CellNetwork(nn.Module):
 
     def of_bags(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean over cells of what the layers give for each, at least 0."""
-        cells = self.softplus(self.layers(batch["cells"].to(self.layers[-1].weight.dtype)))
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        cells = self.softplus(self.layers(batch["cells"].to(last.weight.dtype)))
         return segment_mean(cells, batch["bag"], batch["size"]) if "bag" in batch else cells  # type: ignore[no-any-return]
 
     def losses(

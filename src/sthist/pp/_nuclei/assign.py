@@ -90,7 +90,7 @@ def assign_cells(
     counts = np.bincount(spot[spot >= 0], minlength=len(spot_rows))
     with _store.changing(data):
         add_columns(data, spot_rows, N_CELLS, made, obs={N_CELLS: counts})
-        add_columns(data, cell_rows, key_added, made, obs={key_added: pd.Categorical.from_codes(spot, names)})
+        add_columns(data, cell_rows, key_added, made, obs={key_added: pd.Categorical.from_codes(spot, pd.Index(names))})
 
 
 def cells_of(sdata: SpatialData, cells: str) -> Rows:

@@ -230,7 +230,7 @@ def _of_all(targets: Targets, rows: SampleRows) -> Targets:
             len(rows.tables),
             listed(adata.n_vars for adata in rows.tables),
         )
-    common = targets.measured.all(axis=0)
+    common = np.asarray(targets.measured.all(axis=0))
     if common.all():
         return targets
     missing = [name for name, there in zip(targets.names, common, strict=True) if not there]
