@@ -331,7 +331,7 @@ def test_pickle_threads_and_shapes(stained):
             normalizer(wrong)
 
 
-@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+@pytest.mark.parametrize("method", ["macenko", "reinhard", "channels"])
 def test_files(stained, tmp_path, method):
     """References and normalisers are the same after a JSON file, which holds plain values."""
     reference = StainReference.fit(stained, method=method)
@@ -426,7 +426,7 @@ def _box(*bounds: float):
 
 def test_bad_arguments(stained, tmp_path):
     sdata = slide(stained)
-    with pytest.raises(ValueError, match=r"there are 'macenko', 'reinhard'\. Vahadane's is left out"):
+    with pytest.raises(ValueError, match=r"there are 'macenko', 'reinhard', 'channels'\. Vahadane's is left out"):
         stain_normalize(sdata, method="vahadane")
     with pytest.raises(ValueError, match="method is 'none'"):
         StainReference.default("none")

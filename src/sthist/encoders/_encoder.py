@@ -166,6 +166,16 @@ class Encoder(ABC):
             logger.warning("%s", msg)
         return self
 
+    def on(self, device: str | None = None, precision: str | None = None, compile: bool = False) -> Encoder:
+        """The encoder on a device: itself, unless a class of its own says otherwise.
+
+        Parameters
+        ----------
+        device, precision, compile
+            As of :func:`sthist.encoders.get`.
+        """
+        return self
+
     @property
     def dim(self) -> int:
         """Size of an embedding."""

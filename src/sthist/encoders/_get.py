@@ -73,7 +73,7 @@ TIMM, OPEN_CLIP = "timm:", "open_clip:"
 
 
 def get(
-    encoder: str | Encoder | Callable[[Any], Any] | Sequence[Any],
+    encoder: str | Path | Encoder | Callable[[Any], Any] | Sequence[Any],
     *,
     weights: str | Path | None = None,
     revision: str | None = None,
@@ -98,8 +98,9 @@ def get(
         of its early layers, which say more of histology than its last; a name of :func:`available`;
         ``"timm:<name>"`` (also ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also
         ``"open_clip:hf-hub:<owner>/<name>"``); a function from tiles (n, px, px, 3) of uint8 to (n, d); a
-        :class:`torch.nn.Module` from float images (n, 3, px, px) to (n, d); an :class:`Encoder`; or a list of these,
-        which is joined in its order.
+        :class:`torch.nn.Module` from float images (n, 3, px, px) to (n, d); an :class:`Encoder`, such as a trained
+        :class:`sthist.models.MoCoV3`, or the folder that it was saved to; or a list of these, which is joined in its
+        order.
     weights
         A local file (safetensors, or a state dict of torch), or a folder like the hub's with its ``config.json``.
         Nothing is ever unpickled.
@@ -153,6 +154,9 @@ def get(
     origin = {"weights": weights, "revision": revision, "pretrained": pretrained}
     if isinstance(encoder, (list, tuple)):
         return _joined(encoder, origin | running, transform, spec, name)
+    if _is_saved(encoder):
+        _refuse(str(encoder), weights=weights, revision=revision)
+        encoder = _saved(Path(encoder))
     if not isinstance(encoder, str):
         _refuse(type(encoder).__name__, weights=weights, revision=revision)
         return _own(encoder, transform, spec, name, running)
@@ -166,6 +170,22 @@ def get(
 
         return _renamed(Morphology(spec=spec), name)
     return _named(encoder, origin, spec, name, running)
+
+
+def _is_saved(encoder: Any) -> bool:
+    """Whether an argument is the folder of a model; names that are known come first."""
+    if not isinstance(encoder, str | Path) or encoder in CARDS or encoder in ("morphology", *ZOO_NAMES):
+        return False
+    return isinstance(encoder, Path) or (Path(encoder).expanduser() / "config.json").is_file()
+
+
+def _saved(folder: Path) -> Encoder:
+    """A model of sthist that is an encoder, from its folder."""
+    load = importlib.import_module("sthist.models").load  # models stand above encoders, and are loaded by name alone
+    model = load(folder.expanduser())
+    if not isinstance(model, Encoder):
+        raise ValueError(f"{folder} holds a model of system {model.system!r}, which is no encoder.")
+    return model
 
 
 def _named(
@@ -258,7 +278,7 @@ def _from_zoo(typed: str, weights: Path | None, origin: dict[str, Any]) -> tuple
 def _own(encoder: Any, transform: Any, spec: TileSpec | None, name: str | None, running: dict[str, Any]) -> Encoder:
     """An encoder, a module or a function of the user's own."""
     if isinstance(encoder, Encoder):
-        return _renamed(encoder, name)
+        return _renamed(encoder.on(**running), name)
     import torch
 
     from sthist.encoders._network import FunctionEncoder, NetworkEncoder
@@ -292,7 +312,10 @@ def _joined(
         raise ValueError(
             f"{of_one or ['transform']} belong to one encoder: load each with get(), and pass the list of them."
         )
-    parts = [part if isinstance(part, Encoder) else get(part, spec=spec, **arguments) for part in encoders]
+    running = {argument: arguments[argument] for argument in ("device", "precision", "compile")}
+    parts = [
+        part.on(**running) if isinstance(part, Encoder) else get(part, spec=spec, **arguments) for part in encoders
+    ]
     return _renamed(parts[0] if len(parts) == 1 else Joined(parts), name)
 
 

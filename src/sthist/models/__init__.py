@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.report": ["AnnotatorReport"],
         "systems.cells.bags": ["Bags"],
         "systems.cells.model": ["SCellST", "SCellSTConfig"],
+        "systems.cells.moco.model": ["MoCoV3", "MoCoV3Config"],
+        "systems.cells.moco.training_module": ["MoCoTraining"],
         "systems.composition.model": ["CompositionModel"],
         "systems.composition.models.hist2cell": ["Hist2Cell", "Hist2CellConfig"],
         "systems.composition.models.mlp": ["CompositionMLP", "CompositionMLPConfig"],

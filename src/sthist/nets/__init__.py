@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "negative_binomial_total",
             "segment_mean",
         ],
+        "_cells.augment": ["CellAugmentation", "augment_cells", "draw_views"],
+        "_cells.moco": ["LARS", "MoCo", "cell_backbone", "contrastive_loss"],
         "_composition.hist2cell": ["GraphAttention", "Hist2Cell"],
         "_composition.ensemble": ["Ensemble"],
         "_composition.mlp": ["CompositionMLP", "negative_correlation"],

@@ -14,7 +14,7 @@ from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._sample.verbs import verb
 from sthist._settings import logger
-from sthist.pp._embed_source import find_source
+from sthist.pp._embed_source import find_source, standardized
 from sthist.tiles._blocks.array import ResumableArray, TileEmbedder
 from sthist.tiles._blocks.run import run_pending
 
@@ -42,7 +42,7 @@ def embed(
     image: str | None = None,
     regions: str | None = None,
     spec: TileSpec | None = None,
-    normalizer: Callable[[np.ndarray], np.ndarray] | None = None,
+    normalizer: Callable[[np.ndarray], np.ndarray] | Literal["self"] | None = None,
     weights: str | Path | None = None,
     revision: str | None = None,
     precision: str | None = None,
@@ -70,7 +70,7 @@ def embed(
         One sample, or a mapping of name to sample; or a folder of tiles (:func:`sthist.io.tile_folder`).
     encoder
         As of :func:`sthist.encoders.get`: ``"morphology"``, which needs no weights, ``"uni"``, ``"timm:resnet18"``, a
-        function, a list of several, ...
+        function, a trained :class:`sthist.models.MoCoV3` or its folder, a list of several, ...
     image
         The image; by default the H&E, or the virtual H&E where there is no other.
     regions
@@ -78,9 +78,13 @@ def embed(
         or the spots.
     spec
         How much tissue a tile shows, and on how many pixels; by default that of the tiles, else the one that the
-        encoder was trained for.
+        encoder was trained for. Of nuclei (shapes called so, or made by ``pp.nuclei``), 12 µm on 48 px unless the
+        encoder was trained on cells; encoders that take other pixels resize these, and images that are coarser are
+        sampled more finely than they are. What lies outside of the image is white, as glass.
     normalizer
-        What :func:`sthist.pp.stain_normalize` returned; applied to each tile before it is embedded.
+        What :func:`sthist.pp.stain_normalize` returned; applied to each tile before it is embedded. ``"self"``: red,
+        green and blue of the tiles of each sample get the mean and spread that the encoder expects, measured on up to
+        1,000 of them, which makes up for another scanner or stain; by default they are left as they are.
     weights, revision, precision, compile
         As of :func:`sthist.encoders.get`.
     batch_size
@@ -167,7 +171,7 @@ def _embed_sample(
     image: str | None,
     regions: str | None,
     spec: TileSpec | None,
-    normalizer: Callable[[np.ndarray], np.ndarray] | None,
+    normalizer: Callable[[np.ndarray], np.ndarray] | Literal["self"] | None,
     batch_size: int | Literal["auto"],
     outside: Literal["error", "nan"],
     within: Any,
@@ -180,15 +184,20 @@ def _embed_sample(
     strict = not source.spec_given
     encoders = [each if source.spec is None else each.at(source.spec, strict=strict) for each in load()]
     first = encoders[0]
+    if isinstance(normalizer, str) and normalizer != "self":
+        raise ValueError(f"normalizer is {normalizer!r}; it is 'self', a normaliser, a function of tiles, or None.")
     key = _sample.safe_key(key_added or first.key)
     if client is not None and source.store is None:
         raise ValueError(
             "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
             "sd.read_zarr(path)."
         )
-    reader = source.reader(first, normalizer)
+    reader = source.reader(first, None if isinstance(normalizer, str) else normalizer)
     chosen = source.lie_within(within)
     inside = source.require_inside(reader, outside, chosen)
+    if isinstance(normalizer, str):
+        normalizer = standardized(reader, source.places[inside], first)
+        reader = source.reader(first, normalizer)
     facts = {
         "encoder": _identity(first),
         "spec": reader.spec.to_dict(),

@@ -13,6 +13,7 @@ from sthist import _sample, _store
 from sthist._imaging.colours import require_rgb8
 from sthist._messages import plain
 from sthist._scratch import resumable_folder
+from sthist._settings import logger
 from sthist._tables.find import require_free
 from sthist._tables.rows import (
     Rows,
@@ -24,6 +25,8 @@ from sthist._tables.rows import (
     rows_of,
     write_columns,
 )
+from sthist.pp._stain_normalize.normalizer import StainNormalizer
+from sthist.pp._stain_normalize.reference import of_channels
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._spec import coarser_by
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.encoders import Encoder
+    from sthist.tiles import Image
 
 COARSER = "Pass spec={}, or coarser."
 
@@ -46,6 +50,18 @@ PAPER = 255
 
 N_SAMPLED = 64
 """Tiles whose pixels tell one image from another."""
+
+NUCLEUS_SPEC = TileSpec(12.0, 48)
+"""What is shown of a nucleus, by default: as large a nucleus as most, and some of its cell."""
+
+MOST_OF_CELLS_UM = 32.0
+"""Encoders of tiles up to this side were trained on cells, and see nuclei as they were trained to."""
+
+COARSE_MPP = 1.0
+"""Images from this µm/px on show a nucleus on less than 12 px."""
+
+N_MEASURED = 1000
+"""Tiles that the mean and spread of the channels are of, at most."""
 
 
 def find_source(data: Any, image: str | None, regions: str | None, spec: TileSpec | None) -> Source:
@@ -67,9 +83,12 @@ class _Source:
     spec_given: bool  # whether the call says it
     image: str | None  # key of the image
     store: Path | None  # where the object lies on disk
+    nuclei: bool = False  # whether they are nuclei
 
     def _spec(self, encoder: Encoder) -> TileSpec:
         spec = self.spec or encoder.spec
+        if self.nuclei and self.spec is None and (spec is None or spec.size_um > MOST_OF_CELLS_UM):
+            return NUCLEUS_SPEC
         if spec is None:
             raise ValueError(
                 f"Nothing says how much tissue a tile of {self.name} shows: pass "
@@ -90,10 +109,12 @@ class RegionSource(_Source):
         self.name = repr(self._rows.table or self._rows.shapes)
         self.places = centroids_um(sdata, self._rows)
         self.spec = spec or laid_spec(sdata, self._rows)
+        self.nuclei = are_nuclei(sdata, self._rows.shapes)
 
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
-        """A reader of the tiles."""
-        options = {} if normalizer is None else {"normalizer": normalizer}
+        """A reader of the tiles; those of nuclei are as large as they are, also where the image is coarse."""
+        options: dict[str, Any] = {} if normalizer is None else {"normalizer": normalizer}
+        options["allow_upsampling"] = self.nuclei
         with coarser_by(COARSER):
             reader = TileReader(self.sdata, str(self.image), self._spec(encoder), fill=PAPER, **options)
         require_rgb8(f"Image {self.image!r}", len(reader.channels), reader.dtype)
@@ -114,6 +135,8 @@ class RegionSource(_Source):
         image = shapely.union_all([shapely.MultiPoint(field.corners_um()).convex_hull for field in reader.image.fields])
         inside = chosen & np.isfinite(self.places).all(axis=1)
         inside[inside] = shapely.intersects_xy(image, *self.places[inside].T)
+        if self.nuclei:
+            warn_of_coarse(reader.image)
         missing = chosen & ~inside
         if not missing.any() or (outside == "nan" and inside.any()):
             return inside
@@ -246,6 +269,47 @@ class FolderSource(_Source):
 
 
 Source = RegionSource | FolderSource
+
+
+def are_nuclei(sdata: SpatialData, shapes: str) -> bool:
+    """Whether shapes are nuclei: called so, or made by :func:`sthist.pp.nuclei`."""
+    made = sdata.attrs.get("sthist", {}).get("results", {}).get(shapes, {})
+    return shapes.casefold() == "nuclei" or made.get("call") == "pp.nuclei"
+
+
+def warn_of_coarse(image: Image) -> None:
+    """Warn of an image that shows too little of a nucleus."""
+    mpp = image.coarsest_mpp
+    if mpp >= COARSE_MPP:
+        logger.warning(
+            "Image %r has %.3g µm/px: %g µm around a nucleus are %.1f of its pixels, and show little more than its "
+            "colour. Images of 0.5 µm/px or finer show a nucleus.",
+            image.key,
+            mpp,
+            NUCLEUS_SPEC.size_um,
+            NUCLEUS_SPEC.size_um / mpp,
+        )
+
+
+def standardized(reader: Any, places: np.ndarray, encoder: Encoder) -> StainNormalizer:
+    """What gives the channels of these tiles the mean and spread that an encoder expects."""
+    expected = getattr(encoder, "transform", None)
+    if not (hasattr(expected, "mean") and hasattr(expected, "std")):
+        raise ValueError(
+            f"normalizer='self' brings the channels of a slide to the mean and spread that a network expects; "
+            f"{encoder.name!r} states none. Pass what pp.stain_normalize(method='channels') returns."
+        )
+    some = places[np.unique(np.linspace(0, len(places) - 1, N_MEASURED).astype(int))]
+    total, squares, n = np.zeros(3), np.zeros(3), 0
+    for start in range(0, len(some), 64):
+        tiles = reader.read(some[start : start + 64]).reshape(-1, 3).astype(np.float64)
+        total, squares, n = total + tiles.sum(0), squares + (tiles**2).sum(0), n + len(tiles)
+    mean = total / n
+    spread = np.sqrt(np.maximum(squares / n - mean**2, 1.0))
+    own = of_channels(mean, spread, "the tiles themselves")
+    mean, std = (255 * np.array(each) for each in (expected.mean, expected.std))
+    theirs = of_channels(mean, std, f"what {encoder.name!r} expects")
+    return StainNormalizer(own, theirs)
 
 
 def _find_image(sdata: SpatialData, image: str | None) -> str:

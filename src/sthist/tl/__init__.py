@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.annotation.train": ["train_annotator"],
         "systems.cells.apply": ["cell_expression"],
         "systems.cells.train": ["train_cell_expression"],
+        "systems.cells.moco.train": ["train_cell_encoder"],
         "systems.composition.apply": ["composition"],
         "systems.composition.train": ["train_composition"],
         "systems.deconvolution.verb": ["deconvolve"],

@@ -101,14 +101,14 @@ class CollapseDetector(lightning.Callback):
         self.failed = self.failed + 1 if self.wrong and self.passed else 0
         if self.failed >= CHECKS:
             raise Collapsed(
-                f"Stopped at step {pl_module.step}: {self.wrong}, in {CHECKS} checks in a row. Lower lr= or the "
-                "adversarial weight."
+                f"Stopped at step {pl_module.step}: {self.wrong}, in {CHECKS} checks in a row. Lower lr= or, where "
+                "there is one, the adversarial weight."
             )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Warn of what never looked right."""
         if self.wrong and not self.passed:
-            logger.warning("The outputs have never looked like the real images: %s. Train for longer.", self.wrong)
+            logger.warning("The outputs have never looked as they should: %s. Train for longer.", self.wrong)
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far."""

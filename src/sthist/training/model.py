@@ -42,6 +42,7 @@ SYSTEMS = {
     "hist2cell": ("sthist.systems.composition.models.hist2cell", "Hist2Cell"),
     "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),
     "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
+    "moco-v3": ("sthist.systems.cells.moco.model", "MoCoV3"),
     "pix2pix": ("sthist.systems.virtual_he.models.pix2pix", "Pix2Pix"),
     "scellst": ("sthist.systems.cells.model", "SCellST"),
     "resnet": ("sthist.systems.expression.models.resnet", "ResNet"),

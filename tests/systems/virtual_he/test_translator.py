@@ -363,7 +363,7 @@ class TestStops:
         made, real = (as_input(torch.from_numpy(tiles), -1.0) for tiles in (model.predict(blots()[0]), blots()[1]))
         assert complaint({"fake": made, "real": real})
         assert len(model.fit(pairs(), training=training).history) == 1
-        assert "never looked like the real images: " in caplog.text
+        assert "never looked as they should: " in caplog.text
 
     @pytest.mark.parametrize(
         ("change", "said"),

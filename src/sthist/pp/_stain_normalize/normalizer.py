@@ -36,10 +36,11 @@ class StainNormalizer(JSONFile):
     Macenko's takes optical densities apart into haematoxylin, eosin and what is neither; brings both stains to the
     colour and strength of the reference, and leaves the rest as it is, so that pigment and ink do not take on a stain
     (the paper drops it), and a slide that has the reference's stain does not change. Reinhard's gives the tissue the
-    mean and spread of the reference's colours.
+    mean and spread of the reference's colours; with both, glass (optical density up to 0.1 against the slide's own)
+    stays as it is, byte by byte, and so does pure black, and the change sets in smoothly above it.
 
-    Glass (optical density up to 0.1 against the slide's own) stays as it is, byte by byte, and so does pure black; the
-    change sets in smoothly above it.
+    ``"channels"`` is for the input of networks: red, green and blue each get the mean and standard deviation of the
+    reference, whatever they show, glass included.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ class StainNormalizer(JSONFile):
 
     @property
     def method(self) -> Method:
-        """``"macenko"`` or ``"reinhard"``."""
+        """``"macenko"``, ``"reinhard"`` or ``"channels"``."""
         return self.source.method
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
@@ -116,6 +117,8 @@ class StainNormalizer(JSONFile):
         """What runs over the pixels, and its arguments between the pixels and the result."""
         from sthist._imaging.stain_kernels import recolour_cones, recolour_densities
 
+        if self.method == "channels":
+            return _look_up, (self._channel_levels(),)
         white = np.array(self.source.white)
         levels = np.maximum(np.arange(256), 1.0)
         density = -np.log(levels / white[:, None]).astype(np.float32)
@@ -144,6 +147,19 @@ class StainNormalizer(JSONFile):
         wider = np.array(self.reference.spread) / np.array(self.source.spread)
         shift = np.array(self.reference.mean) - wider * np.array(self.source.mean)
         return to_lms @ np.diag(wider) @ stains.LMS_TO_LAB, to_lms @ shift
+
+    def _channel_levels(self) -> np.ndarray:
+        """Grey level that each grey level of each channel becomes, (3, 256) uint8."""
+        (mean, spread), (to_mean, to_spread) = (
+            (np.array(each.mean)[:, None], np.array(each.spread)[:, None]) for each in (self.source, self.reference)
+        )
+        return np.clip(np.rint((np.arange(256) - mean) / spread * to_spread + to_mean), 0, 255).astype(np.uint8)
+
+
+def _look_up(pixels: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None:
+    """Replace each channel's grey levels by those of its table."""
+    for channel, table in enumerate(levels):
+        np.take(table, pixels[:, channel], out=out[:, channel])
 
 
 def _with_residual(vectors: np.ndarray) -> np.ndarray:

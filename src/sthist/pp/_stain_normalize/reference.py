@@ -17,12 +17,13 @@ from sthist.pp._stain_normalize.pixels import StainPixels, pixels_of
 if TYPE_CHECKING:
     from typing import Self
 
-Method = Literal["macenko", "reinhard"]
+Method = Literal["macenko", "reinhard", "channels"]
 Triple = tuple[float, float, float]
 
 FIELDS: dict[str, dict[str, tuple[int, ...]]] = {
     "macenko": {"white": (3,), "vectors": (2, 3), "amounts": (2,)},
     "reinhard": {"white": (3,), "mean": (3,), "spread": (3,)},
+    "channels": {"white": (3,), "mean": (3,), "spread": (3,)},
 }
 """What each method measures, and the shape of it."""
 
@@ -88,7 +89,7 @@ class StainReference(JSONFile):
     Parameters
     ----------
     method
-        ``"macenko"`` or ``"reinhard"``.
+        ``"macenko"``, ``"reinhard"`` or ``"channels"``.
     white
         Grey level of glass in red, green and blue.
     vectors
@@ -97,7 +98,7 @@ class StainReference(JSONFile):
         For Macenko: 99th percentile of the amount of each over the stained pixels.
     mean, spread
         For Reinhard: mean and standard deviation of the stained pixels' l, alpha and beta
-        (:func:`sthist.stains.ruderman_lab`).
+        (:func:`sthist.stains.ruderman_lab`). For channels: of their red, green and blue, 0 to 255.
     origin
         Where the numbers come from.
 
@@ -180,7 +181,7 @@ class StainReference(JSONFile):
                 f"Only {len(stained)} of {len(density)} pixels of {sample.origin} are stained (optical density above "
                 f"{stains.TISSUE_OD}, glass is {sample.white}); at least {MIN_PIXELS} are needed. Is this an H&E image?"
             )
-        return _macenko(stained, sample) if method == "macenko" else _reinhard(stained, sample)
+        return _macenko(stained, sample) if method == "macenko" else _mean_and_spread(stained, sample, method)
 
     @classmethod
     def default(cls, method: Method = "macenko") -> StainReference:
@@ -191,7 +192,7 @@ class StainReference(JSONFile):
         method
             For ``"macenko"``, the target that M. Veta's implementation of the method ships, and torchstain and others
             after it. For ``"reinhard"``, the region of slide TCGA-A2-A3XS-DX1 that Amgad et al. 2019 normalised their
-            breast cancer sections to, as HistomicsTK states it.
+            breast cancer sections to, as HistomicsTK states it. For ``"channels"``, the photographs of ImageNet.
         """
         require_method(method)
         return DEFAULTS[method]
@@ -213,6 +214,13 @@ class StainReference(JSONFile):
         if unknown or not {"method", "white"} <= set(values):
             raise ValueError(f"These are not the values of a stain reference: {sorted(values)}.")
         return cls(**values)
+
+
+def of_channels(mean: Any, spread: Any, origin: str) -> StainReference:
+    """A reference of red, green and blue, 0 to 255, by mean and standard deviation of each."""
+    r, g, b = (float(value) for value in mean)
+    x, y, z = (float(value) for value in spread)
+    return StainReference("channels", (255.0, 255.0, 255.0), mean=(r, g, b), spread=(x, y, z), origin=origin)
 
 
 def require_method(method: str) -> None:
@@ -265,8 +273,8 @@ def _macenko(stained: np.ndarray, sample: StainPixels) -> StainReference:
     return StainReference("macenko", sample.white, vectors=pair, amounts=tuple(amounts.tolist()), origin=sample.origin)
 
 
-def _reinhard(stained: np.ndarray, sample: StainPixels) -> StainReference:
-    colours = stains.ruderman_lab(stained)
+def _mean_and_spread(stained: np.ndarray, sample: StainPixels, method: Method) -> StainReference:
+    colours = stains.ruderman_lab(stained) if method == "reinhard" else stained.astype(np.float64)
     mean, spread = colours.mean(0), colours.std(0)
     if spread.min() < 1e-3:
         raise ValueError(
@@ -274,7 +282,7 @@ def _reinhard(stained: np.ndarray, sample: StainPixels) -> StainReference:
             "image?"
         )
     return StainReference(
-        "reinhard", sample.white, mean=tuple(mean.tolist()), spread=tuple(spread.tolist()), origin=sample.origin
+        method, sample.white, mean=tuple(mean.tolist()), spread=tuple(spread.tolist()), origin=sample.origin
     )
 
 
@@ -310,5 +318,12 @@ DEFAULTS: dict[str, StainReference] = {
         mean=(8.74108109, -0.12440419, 0.0444982),
         spread=(0.6135447, 0.10989545, 0.0286032),
         origin="a region of slide TCGA-A2-A3XS-DX1 (Amgad et al. 2019), as HistomicsTK states it",
+    ),
+    "channels": StainReference(
+        "channels",
+        (255.0, 255.0, 255.0),
+        mean=(123.675, 116.28, 103.53),
+        spread=(58.395, 57.12, 57.375),
+        origin="the photographs of ImageNet",
     ),
 }

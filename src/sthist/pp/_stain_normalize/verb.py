@@ -55,7 +55,9 @@ def stain_normalize(
         Key of the H&E image; found where there is one.
     method
         ``"macenko"``: the directions of haematoxylin and eosin in optical density, and the 99th percentile of each
-        one's amount. ``"reinhard"``: mean and spread of the colours of the tissue.
+        one's amount. ``"reinhard"``: mean and spread of the colours of the tissue. ``"channels"``: mean and standard
+        deviation of red, green and blue of the tissue, for the input of a network (of a :class:`sthist.models.MoCoV3`,
+        ``reference=model.reference``).
     reference
         What to bring it to: a :class:`StainReference`, or the path of its JSON file; a SpatialData with one H&E, or an
         (h, w, 3) uint8 array, which are measured in the same way. :meth:`StainReference.default` by default.

@@ -1,0 +1,1 @@
+"""An encoder of cells that learns without labels, from crops of nuclei."""
