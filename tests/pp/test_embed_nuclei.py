@@ -73,6 +73,15 @@ def test_an_encoder_of_cells_sees_what_it_was_trained_on(of_encoder, size_um):
     assert sdata["nuclei_table"].uns["sthist"]["X_pixels"]["spec"]["size_um"] == size_um
 
 
+def test_morphology_measures_nuclei_in_um():
+    sdata = slide(0.5, centres=((30.0, 30.0), (60.0, 45.0)))
+    sthist.pp.embed(sdata, "morphology", regions="nuclei", progress=False)
+    reader = TileReader(sdata, "he", TileSpec(12.0, 48), fill=255, allow_upsampling=True)
+    tiles = reader.read(sdata["nuclei_table"].obsm["spatial"])
+    expected = sthist.encoders.get("morphology").embed(tiles, mpp=0.25)
+    np.testing.assert_allclose(sdata["nuclei_table"].obsm["X_morphology"], expected, rtol=1e-5)
+
+
 def test_a_spec_that_is_given_counts():
     sdata = slide(0.5)
     sthist.pp.embed(sdata, Pixels(), regions="nuclei", spec=TileSpec(20.0, 40), progress=False)

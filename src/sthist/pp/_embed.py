@@ -181,8 +181,11 @@ def _embed_sample(
     progress: bool | None,
 ) -> None:
     source = find_source(data, image, regions, spec)
-    strict = not source.spec_given
-    encoders = [each if source.spec is None else each.at(source.spec, strict=strict) for each in load()]
+    encoders = load()
+    spec = source.settled_spec(encoders[0])
+    # What an encoder was trained on is no reason to show it more than a nucleus.
+    strict = not (source.spec_given or source.nuclei)
+    encoders = [each if spec is None else each.at(spec, strict=strict) for each in encoders]
     first = encoders[0]
     if isinstance(normalizer, str) and normalizer != "self":
         raise ValueError(f"normalizer is {normalizer!r}; it is 'self', a normaliser, a function of tiles, or None.")

@@ -85,10 +85,13 @@ class _Source:
     store: Path | None  # where the object lies on disk
     nuclei: bool = False  # whether they are nuclei
 
+    def settled_spec(self, encoder: Encoder) -> TileSpec | None:
+        """The tiles, unless the encoder alone says which: of the call, as they were laid, or those of nuclei."""
+        for_cells = encoder.spec is not None and encoder.spec.size_um <= MOST_OF_CELLS_UM
+        return NUCLEUS_SPEC if self.spec is None and self.nuclei and not for_cells else self.spec
+
     def _spec(self, encoder: Encoder) -> TileSpec:
-        spec = self.spec or encoder.spec
-        if self.nuclei and self.spec is None and (spec is None or spec.size_um > MOST_OF_CELLS_UM):
-            return NUCLEUS_SPEC
+        spec = self.settled_spec(encoder) or encoder.spec
         if spec is None:
             raise ValueError(
                 f"Nothing says how much tissue a tile of {self.name} shows: pass "
