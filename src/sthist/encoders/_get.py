@@ -156,7 +156,7 @@ def get(
         return _joined(encoder, origin | running, transform, spec, name)
     if _is_saved(encoder):
         _refuse(str(encoder), weights=weights, revision=revision)
-        encoder = _saved(Path(encoder))
+        encoder = _saved(Path(str(encoder)))
     if not isinstance(encoder, str):
         _refuse(type(encoder).__name__, weights=weights, revision=revision)
         return _own(encoder, transform, spec, name, running)

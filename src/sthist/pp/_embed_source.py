@@ -296,7 +296,7 @@ def warn_of_coarse(image: Image) -> None:
 
 def standardized(reader: Any, places: np.ndarray, encoder: Encoder) -> StainNormalizer:
     """What gives the channels of these tiles the mean and spread that an encoder expects."""
-    expected = getattr(encoder, "transform", None)
+    expected: Any = getattr(encoder, "transform", None)
     if not (hasattr(expected, "mean") and hasattr(expected, "std")):
         raise ValueError(
             f"normalizer='self' brings the channels of a slide to the mean and spread that a network expects; "

@@ -119,7 +119,7 @@ def test_saved_and_loaded_it_is_the_same(model, crops, tmp_path):
         np.testing.assert_array_equal(again.embed(tiles), expected)
         assert (again.key, again.spec, again.dim) == ("X_moco_v3", TINY.spec, 64)
         assert again.provenance["sha256"] == model.provenance["sha256"]
-    by_name = sthist.encoders.get([str(tmp_path / "model"), "morphology"])
+    by_name = sthist.encoders.get([str(tmp_path / "model"), "morphology"], spec=TINY.spec)
     assert by_name.embed(tiles[:2]).shape[1] > 64
     config = sthist.models.load(tmp_path / "model").config
     assert config == model.config

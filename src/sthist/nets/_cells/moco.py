@@ -57,12 +57,14 @@ def cell_backbone(name: str = "resnet50", *, width: float = 1.0, stem: Stem = "s
     if not isinstance(network, ResNet):
         raise ValueError(f"{name!r} is no residual network of timm, such as 'resnet18' or 'resnet50'.")
     if stem == "small":
+        stem_layers: Any = network
         if isinstance(network.conv1, nn.Conv2d):
-            network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+            conv = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            stem_layers.conv1 = conv
         else:
-            network.conv1[0].stride = (1, 1)
-        network.maxpool = nn.Identity()
+            stem_layers.conv1[0].stride = (1, 1)
+        stem_layers.maxpool = nn.Identity()
     return network  # type: ignore[no-any-return]
 
 
