@@ -79,7 +79,7 @@ def test_results_are_in_the_store(store, tmp_path):
     sthist.pp.tissue(str(copies["a"]))
     assert "tissue" in sd.read_zarr(copies["a"]).shapes
     sthist.pp.tissue({"a": copies["a"], "b": str(copies["b"])}, overwrite=True)
-    sthist.pp.tiles(copies, size_um=32, px=32)
+    sthist.pp.tiles(copies, size_um=64, px=32)
     sthist.pp.embed(copies, "morphology", progress=False)
     for path in copies.values():
         table = sd.read_zarr(path)["tiles_table"]

@@ -18,13 +18,13 @@ from sthist._store import store
 @pytest.mark.parametrize(
     ("name", "overwrite", "exchange", "every"),
     [
-        ("pp.tiles", False, True, 3),
+        ("pp.tiles", False, True, 5),
         ("pp.align", False, True, 1),
         ("pp.align", True, False, 1),
-        ("io.read_annotations", False, False, 1),
-        ("io.read_annotations", True, True, 1),
-        ("pp.tissue", True, False, 1),
-        ("pp.tissue", False, True, 1),
+        ("io.read_annotations", False, False, 2),
+        ("io.read_annotations", True, True, 2),
+        ("pp.tissue", True, False, 3),
+        ("pp.tissue", False, True, 2),
         *(pytest.param(name, False, True, 1, marks=pytest.mark.slow) for name in VERBS),
     ],
 )
@@ -58,5 +58,5 @@ def test_a_hidden_table_is_found_by_the_next_call(tmp_path, monkeypatch):
     verb = VERBS["pp.genes"]
     start = verb.write(tmp_path / "start.zarr")
     killed.run(verb, start, False)
-    wrong = dict(killed.kills(verb, start, tmp_path, overwrite=True, exchange=False, every=9))
+    wrong = dict(killed.kills(verb, start, tmp_path, overwrite=True, exchange=False, every=12))
     assert not any(wrong.values())

@@ -132,7 +132,7 @@ class TestApplied:
 
     def test_an_ensemble_says_how_far_its_members_differ(self, slides, new_slide):
         config = sthist.models.CompositionMLPConfig(widths=(16,), members=3)
-        model = sthist.tl.train_composition(slides, config, training=TRAINING, progress=False)
+        model = sthist.tl.train_composition(slides, config, training={"epochs": 2}, progress=False)
         sthist.tl.composition(new_slide, model, progress=False)
         spread = new_slide["table"].obsm["composition_sd"]
         assert list(spread.columns) == list(new_slide["table"].obsm["composition"].columns)
