@@ -100,7 +100,8 @@ def test_measured_cells_are_full_supervision(slides):
         cells[name] = ad.AnnData(counts, obs=pd.DataFrame({"patient": name}, index=sdata["nuclei_table"].obs_names))
         cells[name].var_names = GENES
         cells[name].obsm[KEY] = sdata["nuclei_table"].obsm[KEY]
-    fitted = sthist.tl.train_cell_expression(cells, SMALL, level="cell", training={**QUICK, "batch_size": 256}, progress=False)
+    training = {**QUICK, "batch_size": 256}
+    fitted = sthist.tl.train_cell_expression(cells, SMALL, level="cell", training=training, progress=False)
     assert (fitted.scores["pearson"] > 0.8).all()
     assert fitted.config.training["n_cells"] == 3 * 425
 
