@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from sthist._disk import written_whole
-from sthist._reading import reading, require_file
+from sthist._reading import reading
 from sthist._settings import settings
 from sthist.regression.data.inputs import as_inputs
 from sthist.regression.data.targets import as_targets
 from sthist.tiles._spec import TileSpec
-from sthist.training.model import Model
+from sthist.training.model import WEIGHTS, Model, read_weights, write_weights
 from sthist.training.options import as_training
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from sthist.regression.module import RegressionTraining
     from sthist.training.rows import SampleRows
 
-WEIGHTS = "model.safetensors"
 NET = "net."
 """Before the names of a network's weights."""
 
@@ -293,25 +292,14 @@ class RegressionModel(Model):
         folder
             Where to; is made.
         """
-        from safetensors.numpy import save_file
-
         with written_whole(Path(folder) / WEIGHTS) as partial:
-            save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, partial)
+            write_weights(partial, self.weights)
             super().save(folder)  # they take their places together
 
     @classmethod
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
-        from safetensors.numpy import load_file
-
-        path = folder / WEIGHTS
-        if not path.exists() and not path.is_symlink():
-            raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the model was not saved completely.")
-        with reading(path):
-            require_file(path)
-            weights = load_file(path)
-            for name, values in weights.items():
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers. Is it damaged? Copy it again.")
+        weights = read_weights(folder)
+        with reading(folder / WEIGHTS):
             model = cls(cls.config_class(**config), weights)
             model._require_weights()
         return model

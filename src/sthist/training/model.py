@@ -15,7 +15,10 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 import numpy as np
 
 from sthist._disk import written_whole
-from sthist._reading import read_object, reader, reading
+from sthist._reading import read_object, reader, reading, require_file
+
+WEIGHTS = "model.safetensors"
+"""File of a saved model's weights."""
 
 
 def weight_hash(provenance: Any) -> str | None:
@@ -185,6 +188,29 @@ def load(folder: str | Path, **changes: Any) -> Model:
     with reading(path):
         model_class.config_class(**config)  # its own checks, which name no file
     return model_class._from_folder(Path(folder), config)
+
+
+def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name as safetensors."""
+    from safetensors.numpy import save_file
+
+    save_file({name: np.array(value, order="C") for name, value in weights.items()}, path)
+
+
+def read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a saved model, all of them finite."""
+    from safetensors.numpy import load_file
+
+    path = folder / WEIGHTS
+    if not path.exists() and not path.is_symlink():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the model was not saved completely.")
+    with reading(path):
+        require_file(path)
+        weights = load_file(path)
+        for name, values in weights.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers. Is it damaged? Copy it again.")
+    return weights
 
 
 def require_types(path: Path, config_class: type, config: Mapping[str, Any]) -> None:

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist._disk import written_whole
-from sthist._reading import reading, require_file
+from sthist._reading import reading
 from sthist.systems.annotation.prompts import normalised, softmax
 from sthist.systems.annotation.report import AnnotatorReport
 from sthist.tiles._spec import TileSpec, same_scale
-from sthist.training.model import Model, weight_hash
+from sthist.training.model import WEIGHTS, Model, read_weights, weight_hash, write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WEIGHTS = "model.safetensors"
 MODES = ("linear", "finetune", "text")
 ENCODER = "encoder."
 """Before the names of an encoder's own weights."""
@@ -275,22 +274,14 @@ class Annotator(Model):
         folder
             Where to.
         """
-        from safetensors.numpy import save_file
-
         with written_whole(Path(folder) / WEIGHTS) as partial:
-            save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, partial)
+            write_weights(partial, self.weights)
             super().save(folder)  # they take their places together
 
     @classmethod
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Model:
-        from safetensors.numpy import load_file
-
-        path = folder / WEIGHTS
-        if not path.exists() and not path.is_symlink():
-            raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the annotator was not saved completely.")
+        weights, path = read_weights(folder), folder / WEIGHTS
         with reading(path):
-            require_file(path)
-            weights = load_file(path)
             made = AnnotatorConfig(**config)
             _require_weights(path, made, weights)
         annotator = cls(made, weights)
@@ -301,7 +292,7 @@ class Annotator(Model):
 
 
 def _require_weights(path: Path, config: AnnotatorConfig, weights: Mapping[str, np.ndarray]) -> None:
-    """Refuse weights that lack a part, are of other shapes than the config says, or are no finite numbers."""
+    """Refuse weights that lack a part or are of other shapes than the config says."""
     n, dim = len(config.classes), config.dim
     shapes: dict[str, tuple[int, ...]] = {"mean": (dim,), "scale": (dim,), "weight": (n, dim), "bias": (n,)}
     if config.mode == "text":
@@ -316,9 +307,6 @@ def _require_weights(path: Path, config: AnnotatorConfig, weights: Mapping[str, 
                 f"{path}: {name!r} has the shape {weights[name].shape}; with {n} classes and embeddings of {dim}, as "
                 f"config.json says, it should be {shape}. Do both files belong together?"
             )
-    for name, values in weights.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers. Is it damaged? Copy it again.")
 
 
 def checked_rows(rows: Any, dim: int, encoder: str) -> np.ndarray:

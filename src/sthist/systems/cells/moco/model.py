@@ -13,11 +13,11 @@ import numpy as np
 
 from sthist import _store, _weights
 from sthist._disk import written_whole
-from sthist._reading import reading, require_file
+from sthist._reading import reading
 from sthist._settings import logger
 from sthist.encoders import Encoder, Transform
 from sthist.tiles import TileSpec
-from sthist.training.model import Model
+from sthist.training.model import WEIGHTS, Model, read_weights, write_weights
 from sthist.training.options import as_training
 from sthist.training.run_folder import read_history
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sthist.pp import StainReference
     from sthist.systems.cells.moco.training_module import MoCoTraining
 
-WEIGHTS = "model.safetensors"
 
 MARGIN = 1.5
 """Side of a crop that can be turned by any angle, in sides of what is embedded: more than the root of 2."""
@@ -358,29 +357,22 @@ class MoCoV3(Model, Encoder):
         folder
             Where to; is made.
         """
-        from safetensors.numpy import save_file
-
         self._require_fitted()
         with written_whole(Path(folder) / WEIGHTS) as partial:
-            save_file({name: np.array(value, order="C") for name, value in self.weights.items()}, partial)
+            write_weights(partial, self.weights)
             super().save(folder)  # they take their places together
 
     @classmethod
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
-        from safetensors.numpy import load_file
-
-        path = folder / WEIGHTS
-        if not path.exists() and not path.is_symlink():
-            raise FileNotFoundError(f"{folder} has no {WEIGHTS}: the model was not saved completely.")
+        weights, path = read_weights(folder), folder / WEIGHTS
         with reading(path):
-            require_file(path)
-            model = cls(cls.config_class(**config), load_file(path))
+            model = cls(cls.config_class(**config), weights)
             model._require_weights(path)
         model.history = read_history(folder)
         return model
 
     def _require_weights(self, path: Path) -> None:
-        """Refuse weights that are not those of the backbone, or no finite numbers."""
+        """Refuse weights that are not those of the backbone."""
         state = self.backbone().state_dict()
         wrong = [name for name in state if name not in self.weights or self.weights[name].shape != state[name].shape]
         more = sorted(set(self.weights) - set(state))
@@ -390,9 +382,6 @@ class MoCoV3(Model, Encoder):
                 f"{self.config.stem} stem, as config.json says, first at {(wrong or more)[0]!r}. Do both files belong "
                 "together?"
             )
-        for name, values in self.weights.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ValueError(f"{path}: {name!r} holds NaN or infinite numbers. Is it damaged? Copy it again.")
 
     def _require_fitted(self) -> None:
         if not self.is_fitted:
