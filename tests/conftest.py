@@ -8,8 +8,8 @@ import shutil
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than one each would wait for one another
     from threadpoolctl import threadpool_limits
 
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    _limits = threadpool_limits(1)  # of libraries that plugins have loaded before this file
+    os.environ.update(dict.fromkeys((f"{each}_NUM_THREADS" for each in ("OMP", "OPENBLAS", "MKL", "NUMBA")), "1"))
+    _limits = threadpool_limits(1)  # of libraries that plugins have loaded before this file; numba would undo it
 
 import pytest
 

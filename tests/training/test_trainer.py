@@ -271,7 +271,15 @@ def test_what_lies_beside_a_model_may_be_damaged(tmp_path, name, content):
 
 @pytest.mark.parametrize(
     ("px", "batch_size", "environment", "expected"),
-    [(64, 4, {}, 1), (None, 1024, {}, 6), (64, 32, {}, 6), (256, 4, {}, 6), (64, 4, {"OMP_NUM_THREADS": "6"}, 6)],
+    [
+        (64, 4, {}, 1),
+        (64, 32, {}, 6),
+        (256, 4, {}, 6),
+        (None, 1024, {}, 1),
+        (None, 2**25, {}, 6),
+        (64, 4, {"OMP_NUM_THREADS": "5"}, 5),
+        (256, 4, {"OMP_NUM_THREADS": "1"}, 1),
+    ],
 )
 def test_small_batches_take_one_thread(monkeypatch, px, batch_size, environment, expected):
     """As many as the batch is worth, unless they were set; never by what else the machine does."""
@@ -285,4 +293,6 @@ def test_small_batches_take_one_thread(monkeypatch, px, batch_size, environment,
     module.px = px
     assert trainer.threads_of(module, module.options) == expected
     monkeypatch.setattr(trainer, "DEFAULT_THREADS", 8)  # torch.set_num_threads(6), by a user
-    assert trainer.threads_of(module, module.options) == 6
+    assert trainer.threads_of(module, module.options) == (expected if environment else 6)
+    monkeypatch.setattr(trainer.os, "cpu_count", lambda: 6)  # numba, which starts a thread per core
+    assert trainer.threads_of(module, module.options) == expected

@@ -49,6 +49,9 @@ DEFAULT_THREADS = torch.get_num_threads()
 SMALL_BATCH = 2**16
 """Pixels of a batch up to which one thread computes it: 16 tiles of 64 px."""
 
+SMALL_NETWORK = 2**25
+"""Parameters times rows of a batch of stored embeddings up to which one thread computes it: some milliseconds."""
+
 
 def train(
     make: Callable[[], TrainingModule],
@@ -125,14 +128,23 @@ def threads_of(module: TrainingModule, options: Training) -> int:
     """Threads of torch for a training on a CPU: one for small batches, else those that torch has.
 
     Threads that share little work wait for each other: 4 tiles of 64 px took 1.4 s a step with one thread and 9.4 s
-    with two, on two cores that were busy otherwise. The number decides on the last bits of the weights, so that it
-    follows from the batch alone, and not from how long a step takes today: the same seed gives the same weights, also
-    where a training is resumed. What a user has set (``OMP_NUM_THREADS``, ``torch.set_num_threads``) is left.
+    with two, on two cores that were busy otherwise, and a small network on stored embeddings 3 ms and 190 ms. The number
+    decides on the last bits of the weights, so that it follows from the batch alone, and not from how long a step takes
+    today: the same seed gives the same weights, also where a training is resumed. What a user has set
+    (``OMP_NUM_THREADS``, ``torch.set_num_threads``) is kept to, also where kernels of numba, as scanpy has them, have
+    given torch a thread per core.
     """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
     n_threads = torch.get_num_threads()
-    given = any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")) or n_threads != DEFAULT_THREADS
-    small = module.px is not None and options.batch_size * module.px**2 <= SMALL_BATCH
-    return 1 if small and not given else n_threads
+    if n_threads not in (DEFAULT_THREADS, os.cpu_count()):  # torch.set_num_threads, by a user
+        return n_threads
+    if module.px is None:
+        small = options.batch_size * sum(each.numel() for each in module.parameters()) <= SMALL_NETWORK
+    else:
+        small = options.batch_size * module.px**2 <= SMALL_BATCH
+    return 1 if small else n_threads
 
 
 def _trainer(
