@@ -128,9 +128,9 @@ def threads_of(module: TrainingModule, options: Training) -> int:
     """Threads of torch for a training on a CPU: one for small batches, else those that torch has.
 
     Threads that share little work wait for each other: 4 tiles of 64 px took 1.4 s a step with one thread and 9.4 s
-    with two, on two cores that were busy otherwise, and a small network on stored embeddings 3 ms and 190 ms. The number
-    decides on the last bits of the weights, so that it follows from the batch alone, and not from how long a step takes
-    today: the same seed gives the same weights, also where a training is resumed. What a user has set
+    with two, on two cores that were busy otherwise, and a small network on stored embeddings 3 ms and 190 ms. The
+    number decides on the last bits of the weights, so that it follows from the batch alone, and not from how long a
+    step takes today: the same seed gives the same weights, also where a training is resumed. What a user has set
     (``OMP_NUM_THREADS``, ``torch.set_num_threads``) is kept to, also where kernels of numba, as scanpy has them, have
     given torch a thread per core.
     """
