@@ -380,7 +380,9 @@ class NetworkModel(RegressionModel):
         self.settle(inputs, targets, rows)
         mean, scale = targets.statistics(rows)
         feed = Feed(inputs, targets, rows, watched, self.transform, self.augment)
-        px = None if self.spec is None else self.spec.px
+        px = (
+            self.spec.px if self.spec is not None and "tiles" in inputs.take(rows[:1]) else None
+        )  # embeddings have none
 
         def make() -> RegressionModule:
             return RegressionModule(self.make_net(len(targets.names), mean, scale), feed, options, px)
