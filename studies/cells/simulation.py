@@ -7,12 +7,12 @@ have no raw counts, so that log-normalised vectors are summed, as the published 
 
 5,000 spots of 20 cells train, and as many, of other cells, test. ``markers``: of each of the six types the ten genes
 that tell it best from the other five (Wilcoxon); ``hvg``: the 250 genes of the highest normalised dispersion among
-those that are no markers. Genes are scored by the Pearson correlation over the spots that test, and over the different
-cells that test; what stands in the table is the mean over genes (one that is predicted constant counts as 0). Rows:
-``mil``, trained on spots; ``supervised``, on the training cells, one by one; each from embeddings, and ``mil`` from the
-cluster of a cell, too (``one-hot``), which no embedding can beat. The published figures, of an ovarian reference, 1,000
-HVG and 51 markers, stand beside. Training takes steps ten times as long as published (1e-3), of 32 spots, and stops after
-15 epochs at most: minutes in place of hours.
+those that are no markers. Genes are scored by the Pearson correlation over the spots that test, and over the
+different cells that test; what stands in the table is the mean over genes (one that is predicted constant counts as
+0). Rows: ``mil``, trained on spots; ``supervised``, on the training cells, one by one; each from embeddings, and
+``mil`` from the cluster of a cell, too (``one-hot``), which no embedding can beat. The published figures, of an
+ovarian reference, 1,000 HVG and 51 markers, stand beside. Training takes steps ten times as long as published (1e-3),
+of 32 spots, and stops after 15 epochs at most: minutes in place of hours.
 """
 
 from __future__ import annotations
