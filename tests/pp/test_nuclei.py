@@ -46,7 +46,7 @@ def toy():
 def test_discs_have_their_place_and_size(discs):
     places, radii = discs
     sdata = slide(painted(places, radii))
-    sthist.pp.nuclei(sdata)
+    sthist.pp.nuclei(sdata, method="watershed")
     found = sdata["nuclei_table"]
     assert len(found) == len(places)
     distance = np.linalg.norm(found.obsm["spatial"][:, None] - places * 0.5, axis=2)
@@ -63,7 +63,7 @@ def test_places_are_those_of_a_moved_and_flipped_image(discs):
     sdata = slide(painted(places, radii))
     mirrored = np.array([[-0.5, 0, 700.0], [0, 0.5, 40.0], [0, 0, 1]])
     sthist.pp.align(sdata, "he", to="um", matrix=mirrored, overwrite=True)
-    sthist.pp.nuclei(sdata)
+    sthist.pp.nuclei(sdata, method="watershed")
     there = places * [-0.5, 0.5] + [700, 40]
     distance = np.linalg.norm(sdata["nuclei_table"].obsm["spatial"][:, None] - there, axis=2)
     assert len(sdata["nuclei_table"]) == len(places)
@@ -76,7 +76,7 @@ def test_needles_are_told_from_discs():
     disc = np.hypot(x - 150, y - 60) < 10
     rgb = np.where((needle | disc)[..., None], NUCLEUS, TISSUE).astype(np.uint8)
     sdata = slide(rgb)
-    sthist.pp.nuclei(sdata)
+    sthist.pp.nuclei(sdata, method="watershed")
     by_place = (
         sdata["nuclei_table"].obs["eccentricity"].to_numpy()[np.argsort(sdata["nuclei_table"].obsm["spatial"][:, 0])]
     )
@@ -85,12 +85,15 @@ def test_needles_are_told_from_discs():
     assert by_place[1] < 0.3
 
 
-def test_same_nuclei_for_any_blocks(toy):
+@pytest.mark.parametrize("name", ["small", "watershed"])
+def test_same_nuclei_for_any_blocks(toy, name):
     he = open_he(toy)
     tiles, on_tissue = sample_of(toy, he, 0.5, 0)
     lattice, vectors = Lattice(he, 0.5), stains_of(tiles[on_tissue])
-    method = _segmenter("watershed", None, None, None, tiles, 0.5)
-    whole, *others = (find(lattice, method, vectors, (10, 400), None, False, block_px=side) for side in (512, 160, 112))
+    whole, *others = (
+        find(lattice, _segmenter(name, None, None, None, tiles, 0.5), vectors, (10, 400), None, False, block_px=side)
+        for side in (512, 160, 112)
+    )
     assert len(whole) > 50
     for other in others:
         assert np.array_equal(whole.rank, other.rank)
@@ -98,9 +101,10 @@ def test_same_nuclei_for_any_blocks(toy):
         assert all(a.equals_exact(b) for a, b in zip(whole.outlines, other.outlines, strict=True))
 
 
-def test_nuclei_do_not_lie_on_each_other_and_match_the_truth(toy):
+@pytest.mark.parametrize("method", ["small", "watershed"])
+def test_nuclei_do_not_lie_on_each_other_and_match_the_truth(toy, method):
     sdata = toy.subset(["he", "nucleus_boundaries"])
-    sthist.pp.nuclei(sdata)
+    sthist.pp.nuclei(sdata, method=method)
     outlines = sdata["nuclei"].geometry.to_numpy()
     assert shapely.is_valid(outlines).all()
     assert shapely.area(shapely.union_all(outlines)) > 0.99 * shapely.area(outlines).sum()
@@ -114,11 +118,11 @@ def test_nuclei_do_not_lie_on_each_other_and_match_the_truth(toy):
 def test_parts_of_a_slide(discs):
     places, radii = discs
     sdata = slide(painted(places, radii))
-    sthist.pp.nuclei(sdata, within=(0, 0, 60, 150))
+    sthist.pp.nuclei(sdata, method="watershed", within=(0, 0, 60, 150))
     assert len(sdata["nuclei"]) == (places[:, 0] * 0.5 < 60).sum()
-    sthist.pp.nuclei(sdata, within=shapely.box(60, 0, 1000, 1000), key_added="rest")
+    sthist.pp.nuclei(sdata, method="watershed", within=shapely.box(60, 0, 1000, 1000), key_added="rest")
     assert len(sdata["nuclei"]) + len(sdata["rest"]) == len(places)
-    sthist.pp.nuclei(sdata, min_area_um2=float(np.pi * (9 * 0.5) ** 2), key_added="large")
+    sthist.pp.nuclei(sdata, method="watershed", min_area_um2=float(np.pi * (9 * 0.5) ** 2), key_added="large")
     assert 0 < len(sdata["large"]) < len(places)
 
 
@@ -167,7 +171,7 @@ def test_written_and_read(discs, tmp_path):
     places, radii = discs
     sdata = slide(painted(places, radii))
     sdata.write(tmp_path / "slide.zarr")
-    sthist.pp.nuclei(tmp_path / "slide.zarr")
+    sthist.pp.nuclei(tmp_path / "slide.zarr", method="watershed")
     back = sd.read_zarr(tmp_path / "slide.zarr")
     table = back["nuclei_table"]
     assert table.shape == (len(places), 0)
@@ -180,7 +184,7 @@ def test_written_and_read(discs, tmp_path):
 def test_coarse_images(discs, caplog):
     places, radii = discs
     sdata = slide(painted(places / 2, radii / 2, (150, 170)), mpp=1.0)
-    sthist.pp.nuclei(sdata)
+    sthist.pp.nuclei(sdata, method="watershed")
     assert "1 µm/px" in caplog.text
     assert "12 µm around it 12" in caplog.text
     assert len(sdata["nuclei"]) > 0.9 * len(places)
@@ -343,7 +347,7 @@ def test_packages_that_are_not_there(painted_slide):
     with pytest.raises(ValueError, match=r"sthist\[zoo\]"):
         sthist.pp.nuclei(painted_slide, method="nulite", key_added="e")
     with pytest.raises(ValueError, match="weights="):
-        sthist.pp.nuclei(painted_slide, weights="a.pt", key_added="e")
+        sthist.pp.nuclei(painted_slide, method="watershed", weights="a.pt", key_added="e")
     with pytest.raises(FileNotFoundError, match="none.pt"):
         sthist.pp.nuclei(painted_slide, method="cellpose", weights="none.pt", key_added="e")
 
@@ -360,3 +364,47 @@ def test_what_two_blocks_find_is_counted_once(painted_slide, discs):
     found = find(Lattice(he, 0.5), Called(shaky), np.eye(2, 3), (10, 400), None, False, block_px=64)
     assert len(calls) > 10
     assert len(found) == len(discs[0])
+
+
+def test_weights_of_the_small_network(painted_slide, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from sthist.nets import NucleusUNet
+    from sthist.pp._nuclei.small import SHIPPED
+
+    state = load_file(SHIPPED / "model.safetensors")
+    save_file(state, tmp_path / "copy.safetensors")
+    sthist.pp.nuclei(painted_slide, method="small", key_added="shipped")
+    sthist.pp.nuclei(painted_slide, method="small", weights=tmp_path / "copy.safetensors", key_added="copied")
+    assert painted_slide["copied"].geometry.equals(painted_slide["shipped"].geometry)
+
+    # One of another width, which takes nothing for nucleus.
+    mine = NucleusUNet(width=4)
+    torch.nn.init.constant_(mine.last.bias, -100.0)
+    save_file(mine.state_dict(), tmp_path / "mine.safetensors")
+    with pytest.raises(ValueError, match="Found no nuclei"):
+        sthist.pp.nuclei(painted_slide, method="small", weights=tmp_path / "mine.safetensors", key_added="mine")
+
+    (tmp_path / "text.safetensors").write_text("none")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    save_file(state | {"last.bias": torch.full_like(state["last.bias"], torch.nan)}, tmp_path / "nan.safetensors")
+    for name, error, message in (
+        ("missing", FileNotFoundError, "missing"),
+        ("text", ValueError, "cannot be read as weights"),
+        ("other", ValueError, "weights of another network"),
+        ("nan", ValueError, "'last.bias' holds NaN"),
+    ):
+        with pytest.raises(error, match=message):
+            sthist.pp.nuclei(painted_slide, method="small", weights=tmp_path / f"{name}.safetensors", key_added="e")
+
+
+def test_the_small_network_sees_nuclei_that_the_border_cuts():
+    """Beyond the border it sees the image mirrored: half a disc is one nucleus of half the area."""
+    places, radii = np.stack([np.arange(30, 330, 50), np.zeros(6)], 1), np.full(6, 9.0)
+    sdata = slide(painted(places, radii))
+    sthist.pp.nuclei(sdata, method="small")
+    found = sdata["nuclei_table"]
+    assert len(found) == len(places)
+    assert np.abs(np.sort(found.obsm["spatial"][:, 0]) - places[:, 0] * 0.5).max() < 0.5
+    assert np.abs(found.obs["area_um2"] / (np.pi * (9 * 0.5) ** 2 / 2) - 1).max() < 0.25

@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_expression.regression": ["EmbeddingMLP", "ResNetRegressor", "STNet"],
         "_expression.retrieval": ["Retrieval"],
         "_expression.standardized": ["Standardized"],
+        "_segmentation.nucleus_unet": ["NucleusUNet"],
         "_translation.discriminator": ["ClipFeatures", "MultilevelDiscriminator", "PatchDiscriminator", "augment"],
         "_translation.lora": ["add_lora", "merge_lora", "plain_name"],
         "_translation.losses": ["ImageTextLoss", "PerceptualLoss", "StructuralLoss", "l2_loss", "ssim"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample, _store
+from sthist import _sample, _store, _weights
 from sthist._imaging.local_nuclei import Levels, absorbed
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import over_samples
@@ -19,6 +19,7 @@ from sthist.pp._nuclei.known import known_nuclei, measured, on_image
 from sthist.pp._nuclei.methods import FINEST_MPP, Called, Watershed, sample_of, stains_of
 from sthist.pp._nuclei.others import PACKAGES, names_of_zoo, other
 from sthist.pp._nuclei.outlines import Nuclei, Owned, nuclei_of
+from sthist.pp._nuclei.small import Small, file_of, trained
 from sthist.pp._nuclei.windows import BLOCK_PX, LARGEST_UM, Lattice, over_blocks
 from sthist.tiles._images.image import open_he
 
@@ -42,7 +43,7 @@ def nuclei(
     data: SpatialData,
     image: str | None = None,
     *,
-    method: str | Path | GeoDataFrame | Callable[[np.ndarray], Any] = "watershed",
+    method: str | Path | GeoDataFrame | Callable[[np.ndarray], Any] = "small",
     weights: str | Path | None = None,
     device: str | None = None,
     mpp: float | None = None,
@@ -58,7 +59,7 @@ def nuclei(
     """Find the nuclei of an H&E.
 
     The slide is read block by block, with a margin around each; a nucleus belongs to the block that holds its centre.
-    So it is counted once, memory does not grow with the slide, and the built-in method finds the same nuclei however
+    So it is counted once, memory does not grow with the slide, and the built-in methods find the same nuclei however
     the slide is divided.
 
     Parameters
@@ -68,20 +69,23 @@ def nuclei(
     image
         Key of the H&E image; found where there is one.
     method
-        ``"watershed"``: built in, without weights. What takes up more red light than what lies around it, as
-        haematoxylin does, is nucleus; what touches is parted at its waists. ``"instanseg"`` or ``"cellpose"``, networks
-        of these packages (``pip install "sthist[seg]"``), or the key of a model of lazyslide-models that segments
-        nuclei (``pip install "sthist[zoo]"``); they fetch their weights themselves. A function: it takes pixels
-        (h, w, 3) uint8 and returns labels (h, w), integers with 0 between nuclei. Nuclei that are known already: the
-        key of shapes, a GeoDataFrame in µm, or the path of GeoJSON or of CellViT's cells (``.json``) in pixels of the
-        image; those are measured as they are, repaired where they cross themselves.
+        ``"small"``: built in, a network of half a million weights that comes with the package. It has learned from
+        hand-drawn nuclei of purple tissue in many colours, never from H&E itself. ``"watershed"``: built in, without
+        weights. What takes up more red light than what lies around it, as haematoxylin does, is nucleus; what touches
+        is parted at its waists. ``"instanseg"`` or ``"cellpose"``, networks of these packages
+        (``pip install "sthist[seg]"``), or the key of a model of lazyslide-models that segments nuclei
+        (``pip install "sthist[zoo]"``); they fetch their weights themselves. A function: it takes pixels (h, w, 3)
+        uint8 and returns labels (h, w), integers with 0 between nuclei. Nuclei that are known already: the key of
+        shapes, a GeoDataFrame in µm, or the path of GeoJSON or of CellViT's cells (``.json``) in pixels of the image;
+        those are measured as they are, repaired where they cross themselves.
     weights
-        File of weights for a network of another package, which then fetches none.
+        File of weights for a network of another package, which then fetches none; or, for ``"small"``, a file or folder
+        of weights of your own :class:`sthist.nets.NucleusUNet`.
     device
         Where a network runs, as torch names it; ``settings.device`` by default.
     mpp
-        µm per pixel that the method works at: by default 0.5, for the built-in one those of the image where it is
-        coarser; for a function those of the image.
+        µm per pixel that the method works at: by default 0.5, for the watershed those of the image where it is coarser;
+        for a function those of the image.
     within
         Part of the slide: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes. Nuclei are kept whose centre
         lies in it; what is nucleus is told from the whole slide.
@@ -158,6 +162,7 @@ def nuclei(
         image=he.key,
         method=str(method) if isinstance(method, str | Path) else _name_of(method),
         weights=None if weights is None else str(weights),
+        sha256=_weights.sha256(file_of(weights)) if isinstance(method, str) and method == "small" else None,
         mpp=lattice.mpp,
         min_area_um2=min_area_um2,
         max_area_um2=max_area_um2,
@@ -296,6 +301,8 @@ def _segmenter(
         return Called(method, mpp)
     if method == "watershed":
         return Watershed(Levels.of([absorbed(tile) for tile in tiles], native), mpp or native)
+    if method == "small":
+        return Small(trained(weights), device, mpp)
     found = other(method, weights, device, mpp)
     assert found is not None  # as there is such a name
     return found
@@ -303,13 +310,15 @@ def _segmenter(
 
 def _require_method(method: Any, weights: Any) -> None:
     """Refuse what is no method, before anything is read."""
-    built_in = callable(method) or method == "watershed"
-    if built_in and weights is not None:
-        raise ValueError("weights= is for networks of other packages; a function and the built-in method have none.")
-    if built_in or method in PACKAGES or method in names_of_zoo():
+    without = callable(method) or method == "watershed"
+    if without and weights is not None:
+        raise ValueError("weights= is for networks; a function and the watershed have none.")
+    if method == "small":
+        trained(weights)
+    if without or method == "small" or method in PACKAGES or method in names_of_zoo():
         return
     zoo, hint = names_of_zoo(), ' Models of lazyslide-models need pip install "sthist[zoo]".'
-    names = ["watershed", *PACKAGES, *(name for name in zoo if name not in PACKAGES)]
+    names = ["small", "watershed", *PACKAGES, *(name for name in zoo if name not in PACKAGES)]
     raise ValueError(
         f"method is {method!r}; it is {', '.join(map(repr, names))}, a function of pixels that returns labels, a "
         "GeoDataFrame, the path of a GeoJSON or CellViT file, or the key of shapes."
