@@ -148,7 +148,7 @@ def tumour_nuclei(spec: Any, per_image: int | None, *, alike: bool) -> tuple[Lab
     crops: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for (case, image), part in marks.groupby(["case_guess", "image"]):
         sdata = sthist.io.assemble({"he": data / "images" / f"{image}.jpg"}, mpp=0.25)
-        sthist.pp.nuclei(sdata, tissue=False)
+        sthist.pp.nuclei(sdata, method="watershed", tissue=False)
         places = np.asarray(sdata["nuclei_table"].obsm["spatial"])
         truth = part[["x_px", "y_px"]].to_numpy() * 0.25
         # A mark is of the nucleus that is nearest to it.

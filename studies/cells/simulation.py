@@ -70,7 +70,7 @@ def nuclei(name: str, encoder: str) -> ad.AnnData:
         unit="px",
         spot_diameter_um=100.0,
     )
-    sthist.pp.nuclei(sdata)
+    sthist.pp.nuclei(sdata, method="watershed")
     found = sdata["nuclei"]
     some = np.sort(np.random.default_rng(0).permutation(len(found))[:N_NUCLEI])
     sdata["some"] = found.iloc[some]
