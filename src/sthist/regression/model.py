@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -321,14 +322,14 @@ class NetworkModel(RegressionModel):
     def make_net(self, n_outputs: int, mean: np.ndarray, scale: np.ndarray) -> nn.Module:
         """A network of new weights, by the number of outputs, their means and standard deviations."""
 
-    def standardized(self, net: nn.Module, dim: int) -> nn.Module:
+    def standardized(self, net: nn.Module, dim: int, limit: float = math.inf) -> nn.Module:
         """A network with embeddings of so many dimensions standardised before it, as those of the training rows."""
         import torch
 
         from sthist.nets import Standardized
 
         mean, deviation = self._standards or (np.zeros(dim, np.float32), np.ones(dim, np.float32))
-        return Standardized(net, torch.from_numpy(mean), torch.from_numpy(deviation))
+        return Standardized(net, torch.from_numpy(mean), torch.from_numpy(deviation), limit)
 
     def transform(self, tiles: Any) -> Any:
         """Tiles (n, px, px, 3) of uint8 as the network takes them."""

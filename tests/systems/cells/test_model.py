@@ -46,6 +46,26 @@ def fitted():
     return SCellST(SMALL).fit(Bags(cells, spot), frame, training=QUICK, progress=False)
 
 
+def test_one_odd_cell_does_not_carry_its_spot_away():
+    """A feature 70 deviations off counts as one at the limit: the spots that stop a training stay believable."""
+    cells, spot, _, means = planted(0)
+    frame = pd.DataFrame(means, columns=GENES)
+    odd = cells.copy()
+    slopes = np.random.default_rng(99).normal(size=(5, len(GENES)))  # of planted()
+    odd[np.flatnonzero(spot == 0)[0]] = 100 * np.linalg.lstsq(slopes.T, np.ones(len(GENES)))[0]  # much of all genes
+    bags, inside = Bags(odd, spot), np.arange(1, 150)
+    limited, free = (
+        SCellST(replace(SMALL, limit=limit)).fit(bags, frame, rows=inside, training=QUICK, progress=False)
+        for limit in (5.0, None)
+    )
+    range_of = np.ptp(means, axis=0)
+    assert (np.abs(limited.predict(bags)[0] - means[0]) < range_of).all()
+    assert (np.abs(free.predict(bags)[0] - means[0]) > 3 * range_of).any()
+    np.testing.assert_allclose(limited.predict(bags)[1:], free.predict(bags)[1:], atol=range_of.max() / 4)
+    with pytest.raises(ValueError, match="limit is -1"):
+        replace(SMALL, limit=-1)
+
+
 class TestBags:
     def test_cells_of_spots_by_row_and_by_name(self):
         cells = np.arange(12.0).reshape(6, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ class Standardized(nn.Module):
         Takes a batch with ``"spot"``, and has ``losses``.
     mean, scale
         (d,) of the embeddings.
+    limit
+        Standard deviations from the mean beyond which a feature does not go: one odd cell or spot must not carry a
+        prediction away.
 
     Examples
     --------
@@ -32,9 +36,9 @@ class Standardized(nn.Module):
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, net: nn.Module, mean: torch.Tensor, scale: torch.Tensor) -> None:
+    def __init__(self, net: nn.Module, mean: torch.Tensor, scale: torch.Tensor, limit: float = math.inf) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.limit = net, limit
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
 
@@ -49,4 +53,5 @@ class Standardized(nn.Module):
     def standard(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch with its embeddings standardised, also those of sub-tiles, neighbours and cells."""
         there = [name for name in EMBEDDINGS if name in batch]
-        return {**batch, **{name: (batch[name] - self.mean) / self.scale for name in there}}
+        standard = {name: (batch[name] - self.mean) / self.scale for name in there}
+        return {**batch, **{name: values.clamp(-self.limit, self.limit) for name, values in standard.items()}}
