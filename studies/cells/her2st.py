@@ -46,9 +46,6 @@ TASKS = {
 NUCLEUS = TileSpec(12.0, 24)  # of images of 0.69 µm/px
 SPECS = {112: TileSpec(112.0, 224), 224: TileSpec(224.0, 224)}
 FEWEST_COUNTS = 100
-CELLS_TRAINING = {"lr": 1e-3, "epochs": 100, "patience": None}
-"""Stopped by the loss of a fifth of the spots, it ends after some 15 epochs of 3 steps, and fits nothing."""
-
 N_NULLS = 20
 
 
@@ -131,7 +128,7 @@ def cell_model(train: list[Section], truth: list[np.ndarray], seed: int) -> tupl
     bags = models.Bags(np.concatenate(nuclei), np.concatenate(spots), spots=first)
     targets = np.concatenate(truth)
     model = models.SCellST(models.SCellSTConfig(scaling=None))
-    model.fit(bags, targets, training={**CELLS_TRAINING, "seed": seed})
+    model.fit(bags, targets, training={"seed": seed})
     said = np.asarray(model.predict(bags), np.float64)
     deep = np.concatenate([part.deep for part in train])
     return model, pearson(targets[deep], said[deep])
