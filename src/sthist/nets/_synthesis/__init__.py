@@ -1,0 +1,1 @@
+"""Diffusion of histology tiles, and its adapter to gene expression."""
