@@ -71,7 +71,7 @@ def test_crops_are_18_um_around_each_nucleus_that_is_whole(slide, seen):
 
 def test_many_crops_lie_in_a_file(slide, seen, monkeypatch):
     in_memory = train(slide)
-    monkeypatch.setattr("sthist.systems.cells.moco.train.IN_MEMORY", 1000)
+    monkeypatch.setattr("sthist.training.crops.IN_MEMORY", 1000)
     on_disk = train(slide)
     assert np.array_equal(*seen)
     assert all(np.array_equal(on_disk.weights[name], value) for name, value in in_memory.weights.items())

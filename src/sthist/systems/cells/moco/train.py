@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sthist._sample.samples import naming, samples_of
 from sthist._sample.verbs import verb
-from sthist._scratch import temporary_folder
 from sthist._settings import logger
 from sthist._tables.genes import closest
-from sthist._tables.rows import centroids_um, have_shapes, lie_within, rows_of
 from sthist.pp._embed_source import PAPER, warn_of_coarse
 from sthist.systems.cells.moco.model import MoCoV3, MoCoV3Config
 from sthist.systems.cells.moco.training_module import MoCoTraining
 from sthist.tiles import TileReader
 from sthist.tiles._images.image import open_he
+from sthist.training.crops import drawn, kept_tiles, regions_on_image
 from sthist.training.options import as_training
 from sthist.training.run_folder import require_resumable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+
+    import numpy as np
 
     from sthist.tiles import TileSpec
 
-IN_MEMORY = 2 * 2**30
-"""Bytes of crops up to which they are kept in memory; more are kept in a file."""
-
-READ_AT_ONCE = 1024
 PARTS = ("train", "validation", "test")
 
 
@@ -125,9 +119,9 @@ def train_cell_encoder(
             reader, mine = _nuclei_of(sample, cells, image, within, fresh.config.crop_spec)
         readers.append(reader)
         places.append(mine)
-    chosen = _drawn(places, max_cells, options.seed)
+    chosen = drawn(places, max_cells, options.seed, "max_cells")
     logger.info("Crops of %d nuclei of %d samples are read.", sum(map(len, chosen)), len(readers))
-    with _crops_of(readers, chosen, fresh.config.crop_spec.px) as crops:
+    with kept_tiles(readers, chosen, fresh.config.crop_spec.px) as crops:
         return fresh.fit(crops, folder=path, training=options, device=device, progress=progress)
 
 
@@ -163,53 +157,6 @@ def _nuclei_of(sdata: Any, cells: str, image: str | None, within: Any, spec: Til
     if not hasattr(sdata, "images"):
         raise TypeError("An AnnData has no pixels: pass the SpatialData with the H&E and its nuclei.")
     he = open_he(sdata, image)
-    rows = rows_of(sdata, cells)
-    places = centroids_um(sdata, rows)
-    chosen = have_shapes(sdata, rows) & np.isfinite(places).all(axis=1)
-    if within is not None:
-        chosen &= lie_within(sdata, places, within, cells)
     reader = TileReader.from_image(he, spec, fill=PAPER, allow_upsampling=True)
     warn_of_coarse(he)
-    half = spec.size_um / 2
-    corners = places[chosen, None] + half * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
-    whole = np.logical_or.reduce([field.holds(corners).all(axis=1) for field in he.fields])
-    if not whole.any():
-        raise ValueError(
-            f"None of the {int(chosen.sum())} nuclei of {cells!r} lies {half:g} µm or more inside the image "
-            f"{he.key!r}. Is it registered with them in 'um'?"
-        )
-    return reader, places[chosen][whole]
-
-
-def _drawn(places: list[np.ndarray], n: int, seed: int) -> list[np.ndarray]:
-    """At most n of the places of all samples, each as likely as any other."""
-    if n < 2:
-        raise ValueError(f"max_cells is {n!r}; at least 2 are needed.")
-    total = sum(map(len, places))
-    if total <= n:
-        return places
-    kept = np.zeros(total, np.bool_)
-    kept[np.random.default_rng(seed).choice(total, n, replace=False)] = True
-    ends = np.cumsum([len(each) for each in places])
-    return [mine[part] for mine, part in zip(places, np.split(kept, ends[:-1]), strict=True)]
-
-
-@contextmanager
-def _crops_of(readers: list[TileReader], places: list[np.ndarray], px: int) -> Iterator[np.ndarray]:
-    """Crops of all samples, read once: in memory, or in a file of the scratch folder where they are many."""
-    shape = (sum(map(len, places)), px, px, 3)
-    if np.prod(shape, dtype=np.int64) <= IN_MEMORY:
-        yield _read(readers, places, np.empty(shape, np.uint8))
-        return
-    with temporary_folder("crops-") as scratch:
-        file = np.lib.format.open_memmap(scratch / "crops.npy", "w+", np.uint8, shape)
-        yield _read(readers, places, file)
-
-
-def _read(readers: list[TileReader], places: list[np.ndarray], out: np.ndarray) -> np.ndarray:
-    start = 0
-    for reader, mine in zip(readers, places, strict=True):
-        for part in np.array_split(reader.order(mine), -(-len(mine) // READ_AT_ONCE)):
-            out[start : start + len(part)] = reader.read(mine[part])
-            start += len(part)
-    return out
+    return reader, regions_on_image(sdata, cells, he, spec.size_um, within)
