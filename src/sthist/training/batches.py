@@ -13,6 +13,8 @@ from sthist.tiles._loader import TileLoader
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
 
 BLOCK = 32
 """Neighbouring tiles of a slide that stay together when tiles are shuffled, so that their chunks are decoded once."""
@@ -86,3 +88,16 @@ def augmented(tiles: np.ndarray, rows: np.ndarray, seed: int, epoch: int) -> np.
         tile = np.rot90(tiles[i], way % 4)
         turned[i] = tile[:, ::-1] if way >= 4 else tile
     return turned
+
+
+def as_input(tiles: torch.Tensor, low: float) -> torch.Tensor:
+    """Tiles (n, h, w, 3) of 8 bits as images (n, 3, h, w) from ``low`` to 1."""
+    return tiles.permute(0, 3, 1, 2).float() / (255 / (1 - low)) + low
+
+
+def as_tiles(images: torch.Tensor) -> np.ndarray:
+    """Images (n, 3, h, w) from -1 to 1 as tiles (n, h, w, 3) of 8 bits."""
+    import torch
+
+    rounded = (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return rounded.permute(0, 2, 3, 1).cpu().numpy()

@@ -37,6 +37,7 @@ SYSTEMS = {
     "annotator": ("sthist.systems.annotation.annotator", "Annotator"),
     "beer-lambert": ("sthist.systems.virtual_he.models.beer_lambert", "BeerLambert"),
     "bleep": ("sthist.systems.expression.models.bleep", "BLEEP"),
+    "c2l": ("sthist.systems.synthesis.model", "C2L"),
     "clip": ("sthist.systems.expression.models.clip", "CLIP"),
     "composition-mlp": ("sthist.systems.composition.models.mlp", "CompositionMLP"),
     "composition-ridge": ("sthist.systems.composition.models.ridge", "CompositionRidge"),

@@ -16,7 +16,7 @@ from turbo_files import TINY, Upstream, write_backbone
 import sthist
 from sthist.io._files.images import read_image
 from sthist.models import ST2HE, ArrayPairs, LossWeights, Pix2PixConfig, ST2HEConfig, TranslationTraining
-from sthist.systems.virtual_he.generator import as_input, as_tiles
+from sthist.training.batches import as_input, as_tiles
 from sthist.systems.virtual_he.training_module import TranslationModule
 from sthist.systems.virtual_he.training_set.pairs import order_of, turned
 from sthist.systems.virtual_he.validation import complaint

@@ -23,19 +23,6 @@ if TYPE_CHECKING:
     from sthist.tiles._images.image import Image
 
 
-def as_input(tiles: torch.Tensor, low: float) -> torch.Tensor:
-    """Tiles (n, h, w, 3) of 8 bits as images (n, 3, h, w) from ``low`` to 1."""
-    return tiles.permute(0, 3, 1, 2).float() / (255 / (1 - low)) + low
-
-
-def as_tiles(images: torch.Tensor) -> np.ndarray:
-    """Images (n, 3, h, w) from -1 to 1 as tiles (n, h, w, 3) of 8 bits."""
-    import torch
-
-    rounded = (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    return rounded.permute(0, 2, 3, 1).cpu().numpy()
-
-
 @dataclass(frozen=True)
 class PreparedSection:
     """A virtual-staining model made ready for one section."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.systems.virtual_he.generator import PreparedSection, as_input, as_tiles
+from sthist.systems.virtual_he.generator import PreparedSection
 from sthist.systems.virtual_he.section import TISSUE_MPP, find_tissue
 from sthist.tiles import Overlay, TileReader
 from sthist.tiles._molecules.density import Grid, count_transcripts
+from sthist.training.batches import as_input, as_tiles
 
 if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements

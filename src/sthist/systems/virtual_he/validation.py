@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sthist._disk import written_whole
-from sthist.systems.virtual_he.generator import as_tiles
+from sthist.training.batches import as_tiles
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Synthetic histology of an expression: C2L-ST."""
