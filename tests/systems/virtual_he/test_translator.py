@@ -16,11 +16,11 @@ from turbo_files import TINY, Upstream, write_backbone
 import sthist
 from sthist.io._files.images import read_image
 from sthist.models import ST2HE, ArrayPairs, LossWeights, Pix2PixConfig, ST2HEConfig, TranslationTraining
-from sthist.training.batches import as_input, as_tiles
 from sthist.systems.virtual_he.training_module import TranslationModule
 from sthist.systems.virtual_he.training_set.pairs import order_of, turned
 from sthist.systems.virtual_he.validation import complaint
 from sthist.training import trainer
+from sthist.training.batches import as_input, as_tiles
 from sthist.training.callbacks import Collapsed, CollapseDetector, NotFinite
 
 MAKERS = {"st2he": small, "pix2pix": pix2pix}
