@@ -9,9 +9,12 @@ import numpy as np
 
 from sthist._scratch import temporary_folder
 from sthist._tables.rows import centroids_um, have_shapes, lie_within, rows_of
+from sthist.tiles._sampling import lies_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from sthist.training.batches import Tiles
 
 IN_MEMORY = 2 * 2**30
 """Bytes of tiles up to which they are kept in memory; more are kept in a file."""
@@ -26,12 +29,10 @@ def regions_on_image(sdata: Any, regions: str, he: Any, size_um: float, within: 
     chosen = have_shapes(sdata, rows) & np.isfinite(places).all(axis=1)
     if within is not None:
         chosen &= lie_within(sdata, places, within, regions)
-    half = size_um / 2
-    corners = places[chosen, None] + half * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
-    whole = np.logical_or.reduce([field.holds(corners).all(axis=1) for field in he.fields])
+    whole = lies_inside(he, places[chosen], size_um)
     if not whole.any():
         raise ValueError(
-            f"None of the {int(chosen.sum())} shapes of {regions!r} lies {half:g} µm or more inside the image "
+            f"None of the {int(chosen.sum())} shapes of {regions!r} lies {size_um / 2:g} µm or more inside the image "
             f"{he.key!r}. Is it registered with them in 'um'?"
         )
     return np.asarray(places[chosen][whole])
@@ -52,20 +53,33 @@ def drawn(places: Sequence[np.ndarray], n: int, seed: int, name: str) -> list[np
 
 @contextmanager
 def kept_tiles(readers: Sequence[Any], places: Sequence[np.ndarray], px: int) -> Iterator[np.ndarray]:
-    """Tiles of all samples, read once: in memory, or in a file of the scratch folder where they are many."""
-    shape = (sum(map(len, places)), px, px, 3)
+    """Tiles of all samples, read once, in the order in which they are read best."""
+    with _space(sum(map(len, places)), px) as out:
+        done = 0
+        for reader, mine in zip(readers, places, strict=True):
+            order = reader.order(mine)  # of none, where nothing of a sample was drawn
+            for start in range(0, len(order), READ_AT_ONCE):
+                part = order[start : start + READ_AT_ONCE]
+                out[done : done + len(part)] = reader.read(mine[part])
+                done += len(part)
+        yield out
+
+
+@contextmanager
+def kept_rows(tiles: Tiles, px: int) -> Iterator[np.ndarray]:
+    """Tiles, read once, in the order of their rows."""
+    with _space(len(tiles), px) as out:
+        for rows, part in tiles.in_order(np.arange(len(tiles)), READ_AT_ONCE):
+            out[rows] = part
+        yield out
+
+
+@contextmanager
+def _space(n: int, px: int) -> Iterator[np.ndarray]:
+    """Room for n tiles: in memory, or in a file of the scratch folder where they are many."""
+    shape = (n, px, px, 3)
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY:
-        yield _read(readers, places, np.empty(shape, np.uint8))
+        yield np.empty(shape, np.uint8)
         return
     with temporary_folder("crops-") as scratch:
-        file = np.lib.format.open_memmap(scratch / "crops.npy", "w+", np.uint8, shape)
-        yield _read(readers, places, file)
-
-
-def _read(readers: Sequence[Any], places: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
-    start = 0
-    for reader, mine in zip(readers, places, strict=True):
-        for part in np.array_split(reader.order(mine), -(-len(mine) // READ_AT_ONCE)):
-            out[start : start + len(part)] = reader.read(mine[part])
-            start += len(part)
-    return out
+        yield np.lib.format.open_memmap(scratch / "crops.npy", "w+", np.uint8, shape)

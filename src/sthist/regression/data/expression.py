@@ -30,11 +30,13 @@ def expression_targets(
     rows: SampleRows,
     genes: Sequence[str] | int | None,
     read: Callable[[AnnData, str], csr_matrix] = log_expression,
+    *,
+    may_lack: bool = False,
 ) -> Targets:
     """Expression of the rows in the order of a list of genes; which of them each sample has.
 
     None takes the genes that all samples have, a number the most expressed of these. ``read`` gives the expression of
-    all genes of a table, by default log-normalised.
+    all genes of a table, by default log-normalised. A gene that no sample has is an error unless it ``may_lack``.
     """
     from scipy.sparse import vstack
 
@@ -63,7 +65,7 @@ def expression_targets(
             measured.append(np.isin(np.arange(len(names)), positions))
     values, there = vstack(parts, format="csr"), np.array(measured)
     known = there.sum(axis=0) > 0
-    if not known.all():
+    if not known.all() and not may_lack:
         missing = [name for name, each in zip(names, known, strict=True) if not each]
         raise KeyError(f"No sample has {len(missing)} of the {len(names)} genes, such as {missing[0]!r}.")
     targets = Targets(tuple(names), values, rows.sample, there)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -89,6 +90,15 @@ class C2LAdapter:
             if not all(np.isfinite(value).all() for value in weights.values()):
                 raise ValueError(f"{path} holds NaN or infinite numbers. Is it damaged? Copy it again.")
             return cls(C2LAdapterConfig(**facts), weights)
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of its weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.weights.items()):
+            digest.update(f"{name} {value.shape} {value.dtype}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
     def module(self, sites: Sequence[int]) -> GeneAdapter:
         """The adapter as a module, for a U-Net of some sites."""

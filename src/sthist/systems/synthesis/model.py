@@ -220,6 +220,7 @@ class C2L(Model):
         described: str = "log-normalised expression",
         latent: int = 128,
         where: str = "all",
+        spots: pd.DataFrame | None = None,
         folder: str | Path | None = None,
         training: DiffusionTraining | Mapping[str, Any] | None = None,
         device: str | None = None,
@@ -241,6 +242,8 @@ class C2L(Model):
             Numbers that expression is projected to.
         where
             The blocks that are modulated: ``"all"``, or ``"mid+up"``.
+        spots
+            What the rows are, a frame of ``sample`` and ``instance_id``, which the model keeps.
         folder, training, device, progress
             As of :meth:`fit`.
 
@@ -293,7 +296,7 @@ class C2L(Model):
         def trained(module: DiffusionModule, history: list[dict[str, float]]) -> C2L:
             facts = self._facts("C2L.adapt", len(tiles), options, history)
             model = self.with_adapter(C2LAdapter(replace(config, training=facts), _arrays(module.kept())))
-            model.history = history
+            model.history, model.spots = history, spots
             return model
 
         identity = {
@@ -399,7 +402,9 @@ class C2L(Model):
         guidance, steps, seed, device, precision, compile
             As of :meth:`generate`.
         """
-        return Sampler(self, guidance, steps, seed, device, precision, compile)
+        unet = self.unet()
+        adapter = None if self.adapter is None else self.adapter.module(unet.sites)
+        return Sampler(unet, adapter, self.config.px, guidance, steps, seed, device, precision, compile)
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and, if there is an adapter, ``adapter.safetensors``.

@@ -13,17 +13,22 @@ from sthist.nets import ddim, ddim_times, guided
 from sthist.training.batches import as_tiles
 
 if TYPE_CHECKING:
-    from sthist.systems.synthesis.model import C2L
+    from sthist.nets import DiffusionUNet, GeneAdapter
 
 PRECISIONS = ("auto", "float32", "bf16")
 
 
 class Sampler:
-    """Makes tiles of conditions, the same ones of the same seed and number; arguments as of ``C2L.generate``."""
+    """Makes tiles of conditions, the same ones of the same seed and number.
+
+    Networks are moved to the device; the other arguments are those of ``C2L.generate``.
+    """
 
     def __init__(
         self,
-        model: C2L,
+        unet: DiffusionUNet,
+        adapter: GeneAdapter | None,
+        px: int,
         guidance: float,
         steps: int,
         seed: int | None = None,
@@ -38,14 +43,14 @@ class Sampler:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; it is one of {list(PRECISIONS)}.")
         ddim_times(steps)
-        self.guidance, self.steps, self.px = float(guidance), steps, model.config.px
+        self.guidance, self.steps, self.px = float(guidance), steps, px
         self.seed = settings.seed if seed is None else int(seed)
         self.device = torch.device(settings.torch_device(device))
         cuda = self.device.type == "cuda"
         self.half = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
-        unet: Any = model.unet().to(self.device).requires_grad_(False)
-        self.adapter = None if model.adapter is None else model.adapter.module(unet.sites).to(self.device)
-        self.unet = torch.compile(unet) if compile else unet
+        unet.to(self.device).requires_grad_(False)
+        self.unet: Any = torch.compile(unet) if compile else unet
+        self.adapter = None if adapter is None else adapter.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, conditions: np.ndarray | None, numbers: np.ndarray) -> np.ndarray:
