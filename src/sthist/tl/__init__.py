@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.deconvolution.verb": ["deconvolve"],
         "systems.expression.apply": ["expression"],
         "systems.expression.train": ["train_expression"],
+        "systems.synthesis.apply": ["synthesize"],
         "systems.synthesis.train": ["adapt_local", "train_central"],
         "systems.virtual_he.apply": ["virtual_he"],
         "systems.virtual_he.train": ["train_virtual_he"],
