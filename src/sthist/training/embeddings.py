@@ -122,12 +122,19 @@ def is_folder(adata: AnnData) -> bool:
 
 
 def tiles_of(
-    data: Any, adata: AnnData, spec: TileSpec, image: str | None, where: str, *, coarser: str
+    data: Any,
+    adata: AnnData,
+    spec: TileSpec,
+    image: str | None,
+    where: str,
+    *,
+    coarser: str,
+    normalizer: Any = None,
 ) -> tuple[Any, np.ndarray]:
     """A reader of the tiles of a table, and the places of its rows; ``coarser`` says how to ask for coarser tiles."""
     if is_folder(adata):
         with coarser_by(coarser):
-            return FolderReader(adata, spec), np.arange(adata.n_obs)
+            return FolderReader(adata, spec, normalizer=normalizer), np.arange(adata.n_obs)
     if not hasattr(data, "images"):
         raise ValueError(
             f"{where} is an AnnData without pixels: tiles need a SpatialData with an image, or a table of "
@@ -136,7 +143,7 @@ def tiles_of(
     if "spatial" not in adata.obsm:
         raise KeyError(f"{where} has no obsm['spatial'], the centres of its tiles in µm; lay tiles with pp.tiles.")
     with coarser_by(coarser):
-        reader = TileReader.from_image(open_he(data, image), spec, fill=255)
+        reader = TileReader.from_image(open_he(data, image), spec, fill=255, normalizer=normalizer)
     return reader, np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
 
 

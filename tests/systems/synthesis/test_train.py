@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 import sthist
 from sthist.models import C2L, C2LConfig
-from sthist.tiles import TileReader
+from sthist.tiles import TileReader, TileSpec
 
 TINY = C2LConfig(px=16, dim=8, multipliers=(1, 2))
 QUICK = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 4, "seed": 5}
@@ -117,6 +117,36 @@ class TestCentral:
     def test_no_pixels(self, slide):
         with pytest.raises(ValueError, match="has no pixels"):
             sthist.tl.train_central(slide["table"], TINY, **OPTIONS)
+
+
+class TestStain:
+    def test_slide_and_folder_are_brought_to_one_stain_that_adapters_keep(self, slide, shown, tmp_path):
+        rows = TileReader(slide, "he", TileSpec(150, 300), fill=255).read(
+            slide["table"].obsm["spatial"][inside(slide)][:6]
+        )
+        for i, tile in enumerate(rows):
+            Image.fromarray(tile).save(tmp_path / f"{i}.png")
+        folder = sthist.io.tile_folder(tmp_path, mpp=0.5, labels=None)
+        reference = sthist.pp.StainReference.default("reinhard")
+        central = sthist.tl.train_central(folder, TINY, stain_reference="reinhard", **OPTIONS)
+        assert central.config.stain == reference.to_dict()
+        assert TINY.stain is None
+        local = sthist.tl.adapt_local(slide, central, fraction=1, **OPTIONS)
+        normalizer = sthist.pp.stain_normalize(slide, method="reinhard")
+        reader = TileReader(slide, "he", TINY.spec, fill=255, normalizer=normalizer)
+        places = slide["table"].obsm["spatial"][slide["table"].obs_names.get_indexer(local.spots["instance_id"])]
+        assert np.array_equal(shown[-1][0], reader.read(places))
+        plain = TileReader(slide, "he", TINY.spec, fill=255).read(places)
+        of_folder, of_slide, before = (each.reshape(-1, 3).mean(0) for each in (shown[0][0], shown[-1][0], plain))
+        assert np.abs(of_folder - of_slide).max() < 0.5 * np.abs(before - of_slide).max()
+        central.save(tmp_path / "central")
+        assert sthist.models.load(tmp_path / "central").config == central.config
+
+    def test_a_trained_model_keeps_its_stain(self, slide, central):
+        with pytest.raises(ValueError, match="normalised to another stain, or not at all"):
+            sthist.tl.train_central(slide, central, stain_reference="macenko", **OPTIONS)
+        with pytest.raises(ValueError, match="not the values of a stain reference"):
+            C2LConfig(stain={"method": "macenko"})
 
 
 class TestLocal:

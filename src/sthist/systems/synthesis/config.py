@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from sthist.pp import StainReference
 from sthist.tiles import TileSpec
 from sthist.training.options import Training
 
@@ -22,6 +23,9 @@ class C2LConfig:
         Channels of the U-Net at full resolution; even.
     multipliers
         Channels of each of its levels, in units of ``dim``.
+    stain
+        Values of a :class:`sthist.pp.StainReference` that slides are normalised to, for the central model and for
+        adapters alike; None to take them as they are.
     training
         How it was trained; plain values.
 
@@ -36,6 +40,7 @@ class C2LConfig:
     px: int = 128
     dim: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    stain: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,6 +55,8 @@ class C2LConfig:
                 f"multiple of {step}."
             )
         TileSpec(self.size_um, self.px)  # its checks
+        if self.stain is not None:
+            StainReference.from_dict(self.stain)
 
     @classmethod
     def paper(cls, **changes: Any) -> Self:

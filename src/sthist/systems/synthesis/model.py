@@ -63,7 +63,7 @@ class C2L(Model):
 
     References
     ----------
-    The C2L-ST paper, as read in the page "Synthesis" of the documentation.
+    C2L-ST: central-to-local adaptation of a diffusion model; the U-Net is that of denoising-diffusion-pytorch 2.3.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from sthist._sample.samples import naming, samples_of
 from sthist._sample.verbs import verb
 from sthist._settings import logger
 from sthist._tables.rows import rows_of
+from sthist.pp import StainNormalizer, StainReference, stain_normalize
 from sthist.pp._embed_source import find_regions, laid_spec
 from sthist.regression.rows import as_trained, expression_rows
 from sthist.scale import TOLERANCE
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from sthist.training.rows import SampleRows
 
 WHITE = 255
+N_MEASURED = 200
+"""Tiles of a folder by which its stain is measured."""
+
 SHAPES = ("small", "paper")
 COARSER = "Train a central model of coarser tiles, no finer than {}: sthist.models.C2LConfig.small(px=...)."
 
@@ -46,6 +51,7 @@ def train_central(
     *,
     regions: str | None = None,
     image: str | None = None,
+    stain_reference: Literal["macenko", "reinhard"] | str | Path | StainReference | None = None,
     max_tiles: int = 1_000_000,
     within: Any = None,
     folder: str | Path | None = None,
@@ -70,6 +76,11 @@ def train_central(
         Key of the shapes around whose centres tiles are read; by default tiles that were laid, or spots.
     image
         Key of the H&E.
+    stain_reference
+        Normalise all tiles to one stain, which the model keeps, and adapters of it, too: ``"macenko"`` or
+        ``"reinhard"`` for the built-in reference of the method, or a reference or its file. Each slide is measured as
+        of :func:`sthist.pp.stain_normalize`, a folder on some of its tiles. Where real tiles stand beside synthetic
+        ones they have to be normalised, too. By default tiles are taken as they are.
     max_tiles
         Tiles to train on at most, drawn from all.
     within
@@ -108,7 +119,7 @@ def train_central(
     >>> central.generate(2, steps=2, device="cpu").shape
     (2, 16, 16, 3)
     """
-    fresh = _as_model(model)
+    fresh = _with_stain(_as_model(model), stain_reference)
     options = as_training(DiffusionTraining, training, CENTRAL[shape_of(fresh.config)])
     path = None if folder is None else Path(folder)
     require_resumable(path, resume=options.resume)
@@ -116,7 +127,7 @@ def train_central(
     places: list[np.ndarray] = []
     for sample in samples_of(data):
         with naming(sample.name):
-            reader, mine = _tiles_of(sample.data, regions, image, within, fresh.config.spec)
+            reader, mine = _tiles_of(sample.data, regions, image, within, fresh.config)
         readers.append(reader)
         places.append(mine)
     chosen = drawn(places, max_tiles, options.seed, "max_tiles")
@@ -213,7 +224,7 @@ def adapt_local(
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction!r}; it is a part of the spots, above 0 and up to 1.")
     rows = expression_rows(data, table, None, within)
-    readers, places = _readers_of(rows, image, central.config.spec)
+    readers, places = _readers_of(rows, image, central.config)
     usable = _on_image(rows, readers, places, central.config.spec.size_um)
     n = round(fraction * len(usable))
     if n < 2:
@@ -252,21 +263,54 @@ def _as_model(model: Any) -> C2L:
     raise ValueError(f"model is {model!r}; it is one of {list(SHAPES)}, a C2LConfig or a C2L.")
 
 
-def _tiles_of(data: Any, regions: str | None, image: str | None, within: Any, spec: TileSpec) -> tuple[Any, np.ndarray]:
+def _with_stain(model: C2L, stain_reference: Any) -> C2L:
+    """The model with a stain to normalise to; one that was trained keeps its own."""
+    if stain_reference is None:
+        return model
+    if stain_reference in ("macenko", "reinhard"):
+        stain_reference = StainReference.default(stain_reference)
+    elif isinstance(stain_reference, str | Path):
+        stain_reference = StainReference.load(stain_reference)
+    stain = stain_reference.to_dict()
+    if model.is_fitted and model.config.stain != stain:
+        raise ValueError(
+            "The model was trained on tiles that were normalised to another stain, or not at all: leave "
+            "stain_reference= out, or train a new one."
+        )
+    model.config = replace(model.config, stain=stain)
+    return model
+
+
+def _normalizer(data: Any, image: str | None, config: C2LConfig) -> StainNormalizer | None:
+    """What brings a slide, or a folder of tiles, to the stain that a model knows."""
+    if config.stain is None:
+        return None
+    reference = StainReference.from_dict(config.stain)
+    if hasattr(data, "images"):
+        return stain_normalize(data, image, method=reference.method, reference=reference)
+    some = np.unique(np.linspace(0, data.n_obs - 1, N_MEASURED).astype(int))
+    tiles = FolderReader(data, config.spec).read(some)
+    return StainNormalizer(StainReference.fit(np.concatenate(tiles), method=reference.method), reference)
+
+
+def _tiles_of(
+    data: Any, regions: str | None, image: str | None, within: Any, config: C2LConfig
+) -> tuple[Any, np.ndarray]:
     """A reader of tiles of a slide or of a folder, and their places."""
+    spec = config.spec
     if not hasattr(data, "images"):
         if not is_folder(data):
             raise ValueError("An AnnData has no pixels: pass the SpatialData, or a table of io.tile_folder.")
         if within is not None or regions is not None:
             raise ValueError("within= and regions= are for slides; a folder of tiles has neither: leave rows out.")
         with coarser_by(COARSER):
-            return FolderReader(data, spec), np.arange(data.n_obs)
+            return FolderReader(data, spec, normalizer=_normalizer(data, None, config)), np.arange(data.n_obs)
     he = open_he(data, image)
     key = find_regions(data) if regions is None else regions
     _require_size(laid_spec(data, rows_of(data, key)), spec, f"{key!r}")
+    places = regions_on_image(data, key, he, spec.size_um, within)
     with coarser_by(COARSER):
-        reader = TileReader.from_image(he, spec, fill=WHITE)
-    return reader, regions_on_image(data, key, he, spec.size_um, within)
+        return TileReader.from_image(he, spec, fill=WHITE, normalizer=_normalizer(data, image, config)), places
 
 
 def _require_size(laid: TileSpec | None, spec: TileSpec, where: str) -> None:
@@ -279,16 +323,19 @@ def _require_size(laid: TileSpec | None, spec: TileSpec, where: str) -> None:
         )
 
 
-def _readers_of(rows: SampleRows, image: str | None, spec: TileSpec) -> tuple[list[Any], list[np.ndarray]]:
+def _readers_of(rows: SampleRows, image: str | None, config: C2LConfig) -> tuple[list[Any], list[np.ndarray]]:
     """Readers of the tiles of each table, and the places of all of its rows."""
     for adata, name in zip(rows.tables, rows.names, strict=True):
         if not is_folder(adata):
-            _require_size(table_spec(adata), spec, name)
-    sources = [
-        tiles_of(sample.data, adata, spec, image, name, coarser=COARSER)
-        for sample, adata, name in zip(rows.samples, rows.tables, rows.names, strict=True)
-    ]
-    return [reader for reader, _ in sources], [places for _, places in sources]
+            _require_size(table_spec(adata), config.spec, name)
+    readers, places = [], []
+    for sample, adata, name in zip(rows.samples, rows.tables, rows.names, strict=True):
+        has_pixels = hasattr(sample.data, "images") or is_folder(adata)  # what has none is refused below
+        normalizer = _normalizer(sample.data, image, config) if has_pixels else None
+        reader, mine = tiles_of(sample.data, adata, config.spec, image, name, coarser=COARSER, normalizer=normalizer)
+        readers.append(reader)
+        places.append(mine)
+    return readers, places
 
 
 def _on_image(rows: SampleRows, readers: list[Any], places: list[np.ndarray], size_um: float) -> np.ndarray:
