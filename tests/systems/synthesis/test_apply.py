@@ -165,6 +165,16 @@ class TestSpots:
             assert len(synthesize(slide, stranger)["tiles"]) == slide["table"].n_obs
         assert "is not known" in caplog.text
 
+    def test_slides_that_have_barcodes_in_common(self, slide, local, colours):
+        other = sd.deepcopy(slide)
+        named = local.with_adapter(local.adapter)
+        named.spots = local.spots.assign(sample="mine")
+        made = synthesize({"mine": slide, "other": other}, named)["tiles_table"].obs
+        assert set(made["sample"]) == {"mine"}
+        assert set(made["source"]) == set(local.spots["instance_id"])
+        assert len(synthesize({"other": other}, named)["tiles"]) == other["table"].n_obs
+        assert len(synthesize(slide["table"], named)["tiles"]) == len(local.spots)
+
     def test_an_anndata_in_another_order_of_genes(self, slide, local):
         adata = slide["table"]
         made = [synthesize(each, local) for each in (adata, adata[:, ::-1].copy())]

@@ -17,10 +17,11 @@ from sthist._settings import logger, settings
 from sthist.regression.rows import as_trained, expression_rows
 from sthist.systems.synthesis.model import C2L
 from sthist.systems.synthesis.mosaic import Mosaic
-from sthist.systems.synthesis.spots import chosen_rows, expression_for
+from sthist.systems.synthesis.spots import chosen_rows, expression_for, sample_and_name
 from sthist.tiles import Canvas
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from sthist.training.rows import SampleRows
 
 IMAGE, TILES = "he", "tiles"
+UNNAMED = "sample"
+"""What a sample is called that does not say its name."""
 
 
 @verb
@@ -47,6 +50,7 @@ def synthesize(
     seed: int | None = None,
     device: str | None = None,
     precision: str = "auto",
+    compile: bool = False,
     progress: bool | None = None,
 ) -> SpatialData:
     """Make H&E tiles of the expression of spots with an adapted C2L-ST.
@@ -87,6 +91,8 @@ def synthesize(
         Of torch; ``settings.device`` by default.
     precision
         ``"auto"`` (bf16 on cuda devices that have it, float32 elsewhere), ``"float32"`` or ``"bf16"``.
+    compile
+        Compile the U-Net, which takes a minute and is faster after it.
     progress
         Show a bar; ``settings.progress`` by default.
 
@@ -130,7 +136,7 @@ def synthesize(
     adapter = local.adapter
     rows, expression = expression_for(adapter, _rows(data, local, table, within, adapted_only=adapted_only))
     conditions = local.conditions(expression)
-    make = local.sampler(guidance, steps, seed=seed, device=device, precision=precision)
+    make = local.sampler(guidance, steps, seed=seed, device=device, precision=precision, compile=compile)
     mosaic = Mosaic(n * len(rows), local.config.spec)
     facts = {
         "spec": local.config.spec.to_dict(),
@@ -172,9 +178,7 @@ def _rows(data: Any, model: C2L, table: str | None, within: Any, *, adapted_only
     rows = expression_rows(data, table, None, within)
     if not adapted_only:
         return rows
-    known = set() if model.spots is None else set(model.spots["instance_id"].astype(str))
-    names = [str(rows.tables[i].obs_names[k]) for i, k in zip(rows.sample, rows.row, strict=True)]
-    mine = np.flatnonzero([name in known for name in names])
+    mine = np.flatnonzero(_of_adaptation(rows, model.spots))
     if len(mine):
         return chosen_rows(rows, mine)
     logger.warning(
@@ -182,6 +186,24 @@ def _rows(data: Any, model: C2L, table: str | None, within: Any, *, adapted_only
         len(rows),
     )
     return rows
+
+
+def _of_adaptation(rows: SampleRows, spots: pd.DataFrame | None) -> np.ndarray:
+    """Which rows an adapter was trained on: by sample and name, as slides have barcodes in common.
+
+    A table alone does not know its sample; it is taken for that of the adaptation.
+    """
+    if spots is None:
+        return np.zeros(len(rows), np.bool_)
+    pairs = set(zip(spots["sample"], spots["instance_id"].astype(str), strict=True))
+    names = {name for _, name in pairs}
+    nameless = {UNNAMED} >= set(spots["sample"])
+    return np.array(
+        [
+            (sample, name) in pairs or (name in names and (nameless or sample == UNNAMED))
+            for sample, name in sample_and_name(rows)
+        ]
+    )
 
 
 def _fill(
@@ -242,14 +264,14 @@ def _table(
 
     measured = ~np.isnan(expression).any(axis=0)
     genes = np.array(adapter.config.genes)[measured]
-    names = [str(rows.tables[i].obs_names[k]) for i, k in zip(rows.sample, rows.row, strict=True)]
+    samples, names = zip(*sample_and_name(rows), strict=True)
     ids = np.arange(n * len(rows))
     obs = pd.DataFrame(
         {
             "region": pd.Categorical([TILES] * len(ids)),
             "instance_id": ids,
             "synthetic": True,
-            "sample": pd.Categorical(np.repeat([rows.samples[i].name for i in rows.sample], n)),
+            "sample": pd.Categorical(np.repeat(samples, n)),
             "source": np.repeat(names, n),
             "replicate": ids % n,
         },

@@ -65,7 +65,7 @@ class C2LConfig:
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
-        """A shape for a minute of an accelerator, or for a CPU, of 2.2 million parameters, with changes."""
+        """A shape for a minute of an accelerator, or for a CPU, of 2.6 million parameters, with changes."""
         return cls(**{"px": 64, "dim": 32, "multipliers": (1, 2, 4), **changes})
 
     @property

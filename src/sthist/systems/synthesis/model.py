@@ -412,7 +412,7 @@ class C2L(Model):
         Parameters
         ----------
         folder
-            Where to; is made. ``spots.csv`` says which spots the adapter was trained on.
+            Where to; is made. ``tiles.csv`` says which spots the adapter was trained on.
         """
         self.unet()  # whether there is something to save
         folder = Path(folder)

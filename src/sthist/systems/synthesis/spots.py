@@ -32,6 +32,13 @@ def chosen_rows(rows: SampleRows, places: np.ndarray) -> SampleRows:
     return SampleRows(rows.samples, rows.tables, rows.names, rows.sample[places], rows.row[places])
 
 
+def sample_and_name(rows: SampleRows) -> list[tuple[str, str]]:
+    """Sample and name of each row."""
+    return [
+        (rows.samples[i].name, str(rows.tables[i].obs_names[k])) for i, k in zip(rows.sample, rows.row, strict=True)
+    ]
+
+
 def expression_of_adaptation(
     rows: SampleRows, genes: Sequence[str] | int | None
 ) -> tuple[SampleRows, np.ndarray, list[str], str]:

@@ -18,7 +18,7 @@ from sthist.regression.rows import as_trained, expression_rows
 from sthist.scale import TOLERANCE
 from sthist.systems.synthesis.config import CENTRAL, LOCAL, C2LConfig, DiffusionTraining, shape_of
 from sthist.systems.synthesis.model import C2L
-from sthist.systems.synthesis.spots import chosen_rows, expression_of_adaptation
+from sthist.systems.synthesis.spots import chosen_rows, expression_of_adaptation, sample_and_name
 from sthist.tiles import FolderReader, TileReader, TileSpec
 from sthist.tiles._images.image import open_he
 from sthist.tiles._sampling import lies_inside
@@ -31,8 +31,6 @@ from sthist.training.run_folder import require_resumable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pandas as pd
 
     from sthist.training.rows import SampleRows
 
@@ -217,6 +215,8 @@ def adapt_local(
     >>> len(local.adapter.config.genes), local.sha256 == central.sha256
     (60, True)
     """
+    import pandas as pd
+
     central = as_trained(model, C2L, "tl.train_central").central
     options = as_training(DiffusionTraining, training, LOCAL[shape_of(central.config)])
     path = None if folder is None else Path(folder)
@@ -234,7 +234,7 @@ def adapt_local(
         )
     mine = np.sort(np.random.default_rng(options.seed).choice(usable, n, replace=False))
     adapted, expression, names, described = expression_of_adaptation(chosen_rows(rows, mine), genes)
-    spots = _frame(adapted)
+    spots = pd.DataFrame(sample_and_name(adapted), columns=["sample", "instance_id"])
     logger.info("The adapter listens to %d genes of %d spots.", len(names), len(adapted))
     with kept_rows(Tiles(readers, places, adapted.sample, adapted.row), central.config.px) as tiles:
         return central.adapt(
@@ -348,11 +348,3 @@ def _on_image(rows: SampleRows, readers: list[Any], places: list[np.ndarray], si
     if not usable.all():
         logger.info("%d of %d spots lie too near the border of the image.", int((~usable).sum()), len(usable))
     return np.flatnonzero(usable)
-
-
-def _frame(rows: SampleRows) -> pd.DataFrame:
-    """Sample and name of each row."""
-    import pandas as pd
-
-    names = [str(rows.tables[i].obs_names[k]) for i, k in zip(rows.sample, rows.row, strict=True)]
-    return pd.DataFrame({"sample": [rows.samples[i].name for i in rows.sample], "instance_id": names})
