@@ -65,7 +65,7 @@ def test_times_are_those_of_the_paper_and_end_without_noise():
         times = ddim_times(steps)
         assert (times[0], times[-1], len(times)) == (999, -1, steps + 1)
         assert all(a > b for a, b in zip(times, times[1:], strict=False))
-    for steps in (0, 1001, 2.0):
+    for steps in (0, 1001, 2.5, float("nan")):
         with pytest.raises(ValueError, match="from 1 to 1000"):
             ddim_times(steps)
 

@@ -11,6 +11,7 @@ import spatialdata as sd
 
 import sthist
 from sthist.models import C2LConfig
+from sthist.systems.synthesis.mosaic import Mosaic
 from sthist.systems.synthesis.sampler import Sampler
 from sthist.tiles import TileReader, TileSpec
 
@@ -84,9 +85,20 @@ def test_tiles_are_those_of_the_model_and_say_what_they_are(slide, local):
     assert (facts["guidance"], facts["steps"], facts["seed"]) == (2.0, 2, 4)
 
 
-@pytest.mark.parametrize(("px", "n"), [(16, 60), (24, 5), (64, 40), (48, 9)])
+def test_blocks_are_of_whole_chunks_and_tiles_and_not_huge():
+    for px in (8, 16, 64, 96, 120, 128, 136, 224, 256, 504, 1000, 1100, 5000):
+        mosaic = Mosaic(1, TileSpec(112, px))
+        assert mosaic.block_px % 512 == mosaic.block_px % mosaic.pitch_px == 0
+        assert px <= mosaic.pitch_px < px + 512
+        assert mosaic.block_px <= max(2 * 4096, 8 * mosaic.pitch_px)
+    assert Mosaic(1, TileSpec(112, 128)).pitch_px == 128
+    assert Mosaic(1, TileSpec(112, 224)).pitch_px == 224
+
+
+@pytest.mark.parametrize(("px", "n"), [(16, 60), (24, 5), (64, 40), (48, 9), (120, 7)])
 def test_each_tile_lies_at_its_place(slide, local, colours, monkeypatch, px, n):
     monkeypatch.setattr("sthist.systems.synthesis.mosaic.LEAST_PER_BLOCK", 1)
+    monkeypatch.setattr("sthist.systems.synthesis.mosaic.LARGEST_PX", 1536)
     object.__setattr__(local.config, "px", px)
     try:
         made = synthesize(slide, local, n=n)

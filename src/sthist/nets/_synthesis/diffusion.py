@@ -144,9 +144,9 @@ def ddim_times(steps: int) -> list[int]:
     >>> ddim_times(4)
     [999, 749, 499, 249, -1]
     """
-    if not (isinstance(steps, int) and 1 <= steps <= TIMES):
+    if not (1 <= steps <= TIMES and int(steps) == steps):
         raise ValueError(f"steps is {steps!r}; a whole number from 1 to {TIMES} is needed.")
-    return [TIMES * (steps - done) // steps - 1 for done in range(steps + 1)]
+    return [TIMES * (int(steps) - done) // int(steps) - 1 for done in range(int(steps) + 1)]
 
 
 def ddim(

@@ -436,7 +436,8 @@ class C2L(Model):
             with reading(folder / ADAPTER):
                 model = model.with_adapter(adapter)  # type: ignore[assignment]
                 adapter.module(_fresh_unet(model.config).sites)
-        model.history, model.spots = read_history(folder), read_tiles(folder)
+            model.spots = read_tiles(folder)
+        model.history = read_history(folder)
         return model
 
     def _require_tiles(self, tiles: np.ndarray) -> None:

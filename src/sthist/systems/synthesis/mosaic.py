@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from sthist.tiles._blocks.canvas import Block
 
 LEAST_PER_BLOCK = 64
+LARGEST_PX = 8 * CHUNK_PX
+"""Side of what chunks and tiles have in common, up to which tiles touch; else there is white between them."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,23 @@ class Mosaic:
     n: int
     spec: TileSpec
 
-    @property
+    @cached_property
+    def pitch_px(self) -> int:
+        """From one tile to the next, in pixels."""
+        wide = -(-self.spec.px // CHUNK_PX) * CHUNK_PX
+        return next(px for px in range(self.spec.px, wide + 1) if math.lcm(CHUNK_PX, px) <= LARGEST_PX or px == wide)
+
+    @cached_property
     def block_px(self) -> int:
         """Side of a block in pixels."""
-        whole = math.lcm(CHUNK_PX, self.spec.px)
-        tiles = (whole // self.spec.px) ** 2
+        whole = math.lcm(CHUNK_PX, self.pitch_px)
+        tiles = (whole // self.pitch_px) ** 2
         return whole * math.ceil(math.sqrt(LEAST_PER_BLOCK / tiles))
 
     @property
     def side(self) -> int:
         """Tiles along the side of a block."""
-        return self.block_px // self.spec.px
+        return self.block_px // self.pitch_px
 
     @property
     def columns(self) -> int:
@@ -54,7 +63,7 @@ class Mosaic:
             outer * self.side + inner
             for outer, inner in zip(np.divmod(block, self.columns), np.divmod(place, self.side), strict=True)
         )
-        return (np.stack([column, row], 1) + 0.5) * self.spec.size_um
+        return np.stack([column, row], 1) * (self.pitch_px * self.spec.mpp) + self.spec.size_um / 2
 
     def tiles_of(self, block: Block) -> np.ndarray:
         """Numbers of the tiles of a block."""
@@ -67,5 +76,5 @@ class Mosaic:
         """Put tiles (n, px, px, 3) of one block where they belong on its pixels (3, height, width)."""
         px = self.spec.px
         for tile, place in zip(tiles, numbers % self.side**2, strict=True):
-            y, x = (int(each) * px for each in divmod(place, self.side))
+            y, x = (int(each) * self.pitch_px for each in divmod(place, self.side))
             pixels[:, y : y + px, x : x + px] = tile.transpose(2, 0, 1)
