@@ -98,6 +98,19 @@ def test_saved_as_a_central_model_and_an_adapter_of_its_own(central, local, tmp_
     assert sthist.models.load(tmp_path / "local").adapter is None
 
 
+def test_saved_whole_or_stays(central, local, tmp_path, monkeypatch):
+    local.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = adapted(C2L(TINY).fit(TILES, training=QUICK | {"seed": 9}, **OPTIONS))
+    with monkeypatch.context() as patch:
+        patch.setattr("sthist.training.model.json.dumps", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            other.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    other.save(tmp_path)
+    assert sthist.models.load(tmp_path).sha256 == other.sha256
+
+
 @pytest.mark.parametrize("what", ["central", "adapter"])
 def test_resumed_training_equals_one_that_was_not_stopped(central, tmp_path, what):
     def run(folder=None, **changes):

@@ -48,11 +48,14 @@ class C2LAdapter:
         path
             Of the file, ``*.safetensors``.
         """
+        with written_whole(Path(path)) as partial:
+            self._write(partial)
+
+    def _write(self, path: Path) -> None:
         from safetensors.numpy import save_file
 
         weights = {name: np.array(value, order="C") for name, value in self.weights.items()}
-        with written_whole(Path(path)) as partial:
-            save_file(weights, partial, {HEADER: json.dumps(asdict(self.config))})
+        save_file(weights, path, {HEADER: json.dumps(asdict(self.config))})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -416,15 +417,15 @@ class C2L(Model):
         """
         self.unet()  # whether there is something to save
         folder = Path(folder)
-        with written_whole(folder / WEIGHTS) as partial:
-            write_weights(partial, self.weights)
-            if self.adapter is None:
-                (folder / ADAPTER).unlink(missing_ok=True)
-            else:
-                self.adapter.save(folder / ADAPTER)
+        with ExitStack() as together:  # they take their places when all are whole
+            write_weights(together.enter_context(written_whole(folder / WEIGHTS)), self.weights)
+            if self.adapter is not None:
+                self.adapter._write(together.enter_context(written_whole(folder / ADAPTER)))
             if self.spots is not None:
                 write_tiles(folder, self.spots)
-            super().save(folder)  # they take their places together
+            super().save(folder)
+            if self.adapter is None:
+                (folder / ADAPTER).unlink(missing_ok=True)
 
     @classmethod
     def _from_folder(cls, folder: Path, config: dict[str, Any]) -> Self:
