@@ -60,11 +60,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, images: torch.Tensor, time: torch.Tensor, modulation: torch.Tensor | None) -> torch.Tensor:
         """Images of ``channels``; ``modulation`` is what is added, per channel, to a factor of 1 and a shift of 0."""
-        scale, shift = self.time(time)[:, :, None, None].chunk(2, 1)
-        hidden = self.first_norm(self.first(images)) * (scale + 1) + shift
-        if modulation is not None:
-            change, offset = modulation[:, :, None, None].chunk(2, 1)
-            hidden = hidden * (change + 1) + offset
+        scale, shift = self.time(time).chunk(2, 1)
+        scale = scale + 1
+        if modulation is not None:  # of a few numbers, and not of each pixel
+            change, offset = modulation.chunk(2, 1)
+            scale, shift = scale * (change + 1), shift * (change + 1) + offset
+        hidden = self.first_norm(self.first(images)) * scale[:, :, None, None] + shift[:, :, None, None]
         hidden = F.silu(self.second_norm(self.second(F.silu(hidden))))
         return hidden + self.around(images)  # type: ignore[no-any-return]
 
