@@ -34,7 +34,12 @@ def test_has_the_parameters_and_sites_of_the_published_one():
     assert sum(each.numel() for each in unet.parameters()) == 35_711_491
     assert unet.sites == SITES
     assert (len(unet.sites), sum(unet.sites)) == (19, 4032)
-    assert unet.step == 8
+    images = torch.zeros(2, 3, 40, 40, device="meta")
+    times = torch.zeros(2, device="meta", dtype=torch.int64)
+    assert unet(images, times, torch.zeros(2, 8064, device="meta")).shape == images.shape
+    for px in (20, 36):
+        with pytest.raises(ValueError, match="multiples of 8"):
+            unet(images[..., :px, :px], times)
 
 
 @pytest.mark.parametrize(("latent", "n"), [(64, 540_224), (128, 1_072_384), (256, 2_136_704)])

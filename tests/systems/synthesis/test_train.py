@@ -119,6 +119,20 @@ class TestCentral:
             sthist.tl.train_central(slide["table"], TINY, **OPTIONS)
 
 
+@pytest.mark.parametrize("verb", ["train_central", "adapt_local"])
+def test_what_was_stopped_goes_on_to_the_same_weights(slide, central, tmp_path, verb):
+    def run(folder=None, **training):
+        model = TINY if verb == "train_central" else central
+        made = getattr(sthist.tl, verb)(slide, model, **OPTIONS | {"training": QUICK | training}, folder=folder)
+        return made.weights if verb == "train_central" else made.adapter.weights
+
+    run(tmp_path, epochs=1)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        run(tmp_path, epochs=2)
+    resumed, whole = run(tmp_path, epochs=2, resume=True), run(epochs=2)
+    assert all(np.array_equal(resumed[name], value) for name, value in whole.items())
+
+
 class TestStain:
     def test_slide_and_folder_are_brought_to_one_stain_that_adapters_keep(self, slide, shown, tmp_path):
         rows = TileReader(slide, "he", TileSpec(150, 300), fill=255).read(
