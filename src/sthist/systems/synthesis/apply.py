@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample, _store
+from sthist._disk import full_disk_explained
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
 from sthist.regression.rows import as_trained, expression_rows
@@ -19,6 +20,8 @@ from sthist.systems.synthesis.model import C2L
 from sthist.systems.synthesis.mosaic import Mosaic
 from sthist.systems.synthesis.spots import chosen_rows, expression_for, sample_and_name
 from sthist.tiles import Canvas
+from sthist.tiles._blocks.resumable import BlockWorker
+from sthist.tiles._blocks.run import run_pending
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from sthist.systems.synthesis.adapter import C2LAdapter
     from sthist.systems.synthesis.sampler import Sampler
+    from sthist.tiles._blocks.canvas import Block
     from sthist.training.rows import SampleRows
 
 IMAGE, TILES = "he", "tiles"
@@ -163,7 +167,9 @@ def synthesize(
             fingerprint={**facts, "digest": digest},
             block_px=mosaic.block_px,
         )
-        _fill(canvas, mosaic, make, conditions, n, batch_size, progress)
+        with full_disk_explained(folder, "Tiles that were made are kept: the same call goes on from them."):
+            run_pending(TileMaker(mosaic, make, conditions, n, batch_size), canvas, progress=progress, threads=1)
+            canvas.finish()
         return canvas.store
 
     if place is not None:
@@ -206,30 +212,20 @@ def _of_adaptation(rows: SampleRows, spots: pd.DataFrame | None) -> np.ndarray:
     )
 
 
-def _fill(
-    canvas: Canvas,
-    mosaic: Mosaic,
-    make: Sampler,
-    conditions: np.ndarray,
-    n: int,
-    batch_size: int,
-    progress: bool | None,
-) -> None:
-    """Make the tiles of all blocks that are not done."""
-    from rich.progress import Progress
+class TileMaker(BlockWorker):
+    """Makes the tiles of a block: of each condition n, in batches."""
 
-    pending = canvas.pending()
-    with Progress(disable=not (settings.progress if progress is None else progress)) as bar:
-        task = bar.add_task("tiles", total=sum(len(mosaic.tiles_of(block)) for block in pending))
-        for block in pending:
-            pixels = np.full((3, block.y1 - block.y0, block.x1 - block.x0), 255, np.uint8)
-            numbers = mosaic.tiles_of(block)
-            for start in range(0, len(numbers), batch_size):
-                part = numbers[start : start + batch_size]
-                mosaic.place(make(conditions[part // n], part), part, pixels)
-                bar.advance(task, len(part))
-            canvas.write(block, pixels)
-    canvas.finish()
+    def __init__(self, mosaic: Mosaic, make: Sampler, conditions: np.ndarray, n: int, batch_size: int) -> None:
+        self.mosaic, self.make, self.conditions, self.n, self.batch_size = mosaic, make, conditions, n, batch_size
+
+    def compute(self, block: Block) -> np.ndarray:
+        """Pixels of a block, white where there is no tile."""
+        pixels = np.full((3, block.y1 - block.y0, block.x1 - block.x0), 255, np.uint8)
+        numbers = self.mosaic.tiles_of(block)
+        for start in range(0, len(numbers), self.batch_size):
+            part = numbers[start : start + self.batch_size]
+            self.mosaic.place(self.make(self.conditions[part // self.n], part), part, pixels)
+        return pixels
 
 
 def _sample_of(
