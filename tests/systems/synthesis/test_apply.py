@@ -144,6 +144,21 @@ def test_what_was_stopped_goes_on(slide, local, colours, monkeypatch, tmp_path, 
             synthesize(slide, local, **options)
 
 
+def test_what_is_made_is_not_made_again(slide, local, colours, monkeypatch, tmp_path):
+    path = tmp_path / "made.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr("sthist._store.recover", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            synthesize(slide["table"], local, n=3, path=path)
+    assert not path.exists()
+    colours.clear()
+    made = synthesize(slide["table"], local, n=3, path=path)
+    assert colours == []
+    assert len(made["tiles"]) == 3 * len(local.spots)
+    assert [each.name for each in tmp_path.iterdir() if "made" in each.name] == ["made.zarr"]
+    assert np.array_equal(read_back(made)[:, 0, 0, 0], np.arange(3 * len(local.spots)))
+
+
 @pytest.mark.slow
 def test_ten_thousand_tiles_take_the_memory_of_two_thousand(slide, local, colours, tmp_path):
     peaks = {}
@@ -226,6 +241,16 @@ class TestSpots:
         sthist.pp.genes(slide, target_sum=100)
         with pytest.raises(ValueError, match="at 100 a row; the adapter was trained on log1p of counts at 10000 a row"):
             synthesize(slide, local)
+
+    def test_counts_of_the_genes_alone_are_pointed_out(self, slide, local, caplog):
+        few = slide["table"].var_names[np.argsort(logarithms(slide["table"]).mean(0))[:8]].tolist()
+        model = sthist.tl.adapt_local(slide, local.central, genes=few, **QUICK, **QUIET)
+        with caplog.at_level(logging.WARNING, "sthist"):
+            synthesize(slide, model)
+        assert "sum up to" not in caplog.text
+        with caplog.at_level(logging.WARNING, "sthist"):
+            synthesize(slide["table"][:, few].copy(), model)
+        assert "sum up to 1e+04 a row" in caplog.text
 
     def test_counts_for_an_adapter_of_unknown_logarithms(self, slide, local):
         central = local.central

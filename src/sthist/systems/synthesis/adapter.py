@@ -141,6 +141,11 @@ def require_logarithms(expression: Any, n_genes: int, *, may_lack: bool = False)
     return values
 
 
+def median_total(expression: np.ndarray) -> float:
+    """Median over rows of the sum of what logarithms were taken of."""
+    return float(np.median(np.expm1(expression.astype(np.float64)).sum(axis=1)))
+
+
 def fill(module: Any, weights: Mapping[str, np.ndarray], what: str) -> None:
     """Put weights into a module that has to have just these."""
     import torch

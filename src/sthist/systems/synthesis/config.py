@@ -65,7 +65,7 @@ class C2LConfig:
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
-        """A shape for a minute of an accelerator, or for a CPU, of 2.6 million parameters, with changes."""
+        """A shape for minutes of an accelerator, of 2.6 million parameters; with ``px=32, dim=16`` for a CPU."""
         return cls(**{"px": 64, "dim": 32, "multipliers": (1, 2, 4), **changes})
 
     @property
@@ -84,6 +84,8 @@ class C2LAdapterConfig:
         The genes that it listens to, in their order.
     mean, std
         Of the log-normalised expression of each gene over the spots of the adaptation.
+    total
+        Median over the spots of the sum of their normalised expression, before logarithms were taken.
     expression
         What was normalised, and how.
     latent
@@ -99,6 +101,7 @@ class C2LAdapterConfig:
     genes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    total: float
     expression: str
     latent: int
     where: Literal["all", "mid+up"]

@@ -14,7 +14,7 @@ from sthist import _store, _weights
 from sthist._disk import written_whole
 from sthist._reading import reading
 from sthist._settings import logger
-from sthist.systems.synthesis.adapter import ADAPTER, C2LAdapter, fill, require_logarithms
+from sthist.systems.synthesis.adapter import ADAPTER, C2LAdapter, fill, median_total, require_logarithms
 from sthist.systems.synthesis.config import CENTRAL, LOCAL, C2LAdapterConfig, C2LConfig, DiffusionTraining, shape_of
 from sthist.systems.synthesis.sampler import Sampler
 from sthist.training.model import WEIGHTS, Model, read_weights, write_weights
@@ -42,8 +42,9 @@ class C2L(Model):
 
     The central model has seen H&E alone. The adapter, of about a million parameters, is trained on tiles and expression
     of one site while the central model stays as it is, and is a file of its own; it holds the names of the genes, and
-    mean and standard deviation of each over the spots. :func:`sthist.tl.train_central` and
-    :func:`sthist.tl.adapt_local` train them, :func:`sthist.tl.synthesize` makes tiles of a sample's expression.
+    mean and standard deviation of each over the spots, and what all of them sum up to.
+    :func:`sthist.tl.train_central` and :func:`sthist.tl.adapt_local` train them, :func:`sthist.tl.synthesize` makes
+    tiles of a sample's expression.
 
     Parameters
     ----------
@@ -282,6 +283,7 @@ class C2L(Model):
             genes=tuple(map(str, genes)),
             mean=tuple(mean.tolist()),
             std=tuple(np.where(constant, 1.0, std).tolist()),
+            total=median_total(expression),
             expression=described,
             latent=latent,
             where=where,  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from sthist._settings import logger
 from sthist._tables.expression import TARGET_SUM, find_raw_counts
 from sthist._tables.find import called
 from sthist.regression.data.expression import expression_targets
+from sthist.systems.synthesis.adapter import C2LAdapter, median_total
 from sthist.training.rows import SampleRows
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from sthist.systems.synthesis.adapter import C2LAdapter
 
 DEFAULT_GENES = 250
 AS_IT_IS = "X as it is"
 LOG = "log1p of counts"
 MOST_LACKING = 0.5
 """Part of an adapter's genes up to which a table may lack them."""
+
+MOST_APART = 2.0
+"""Factor between what the genes sum up to in a row, and what they did in the adaptation, that is not remarked on."""
 
 
 def chosen_rows(rows: SampleRows, places: np.ndarray) -> SampleRows:
@@ -83,6 +86,8 @@ def expression_for(adapter: C2LAdapter, rows: SampleRows) -> tuple[SampleRows, n
             )
     values = targets.dense(np.arange(len(rows)))
     kept = np.flatnonzero(some_expression(values, rows))
+    if targets.complete:
+        _compare_totals(adapter.config.total, median_total(values[kept]))
     values[~targets.measured[targets.sample]] = np.nan
     return chosen_rows(rows, kept), values[kept]
 
@@ -124,4 +129,15 @@ def _require_alike(trained: str, found: str, name: str) -> None:
         raise ValueError(
             f"{name[0].upper() + name[1:]} gives {found}; the adapter was trained on {trained}. Normalise both in one "
             "way, with pp.genes."
+        )
+
+
+def _compare_totals(trained: float, found: float) -> None:
+    """Warn of genes that are much more, or less, of a row than they were in the adaptation."""
+    if not 1 / MOST_APART <= found / trained <= MOST_APART:
+        logger.warning(
+            "The genes that the adapter listens to sum up to %.4g a row, and summed up to %.4g in the adaptation. Was "
+            "expression normalised over other genes, or to another sum?",
+            found,
+            trained,
         )

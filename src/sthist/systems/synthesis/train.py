@@ -61,7 +61,7 @@ def train_central(
 
     Tiles are read around the regions of slides, such as those of :func:`sthist.pp.tiles`, at the model's own size, and
     from folders of tiles; those that leave their image are left out. The model says how many tiles it has seen, and not
-    of which samples. ``"paper"`` takes days of several accelerators as published; ``"small"`` a minute of one.
+    of which samples. ``"paper"`` takes days of several accelerators as published; ``"small"`` minutes of one.
 
     Parameters
     ----------
@@ -154,8 +154,8 @@ def adapt_local(
     """Adapt a central model to the expression of a few spots, with a small adapter; the central model stays as it is.
 
     The adapter is a file of its own, ``adapter.safetensors`` in the model's folder. What leaves a site with it are its
-    weights, the names of the genes, and mean and standard deviation of each over the spots of the adaptation; neither
-    tiles nor expression of a spot.
+    weights, the names of the genes, mean and standard deviation of each over the spots of the adaptation, and what all
+    of them sum up to; neither tiles nor expression of a spot.
 
     Parameters
     ----------
