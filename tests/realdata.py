@@ -30,6 +30,22 @@ def picture(path: Path) -> np.ndarray:
     return read_image(path, path.name).pixels
 
 
+def her2st(name: str):
+    """A section of her2st with its spots of 100 µm and their counts."""
+    import anndata as ad
+
+    data = folder("her2st")
+    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
+    return sthist.io.assemble(
+        {"he": data / f"{name}.jpg"},
+        mpp=float(table.uns["mpp"]),
+        table=table,
+        xy=("pixel_x", "pixel_y"),
+        unit="px",
+        spot_diameter_um=100.0,
+    )
+
+
 def cosmx_lung12():
     """One field of view: a composite whose blue is DAPI, and molecules."""
     import anndata as ad

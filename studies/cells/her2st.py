@@ -26,15 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
-from realdata import folder
+import realdata
 
 import sthist
 from sthist import models
 from sthist.tiles import TileSpec
 
 if TYPE_CHECKING:
+    import anndata as ad
     from spatialdata import SpatialData
 
 C = ("C3", "C4", "C5")
@@ -62,16 +62,7 @@ class Section:
 
 def section(name: str, method: str) -> Section:
     """Nuclei, embeddings and counts of a section."""
-    data = folder("her2st")
-    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
-    sdata = sthist.io.assemble(
-        {"he": data / f"{name}.jpg"},
-        mpp=float(table.uns["mpp"]),
-        table=table,
-        xy=("pixel_x", "pixel_y"),
-        unit="px",
-        spot_diameter_um=100.0,
-    )
+    sdata = realdata.her2st(name)
     sthist.pp.nuclei(sdata, method=method)
     sthist.pp.assign_cells(sdata)
     inside = sdata["nuclei_table"].obs["spot"].notna().to_numpy()

@@ -46,9 +46,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
+import realdata
 import shapely
 import torch
 from realdata import folder
@@ -99,16 +99,7 @@ class Labelled:
 
 def section(name: str) -> SpatialData:
     """A section of her2st."""
-    data = folder("her2st")
-    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
-    return sthist.io.assemble(
-        {"he": data / f"{name}.jpg"},
-        mpp=float(table.uns["mpp"]),
-        table=table,
-        xy=("pixel_x", "pixel_y"),
-        unit="px",
-        spot_diameter_um=2 * RADIUS_UM,
-    )
+    return realdata.her2st(name)
 
 
 def with_nuclei(whole: SpatialData, segmenter: str, per_spot: int) -> tuple[SpatialData, np.ndarray]:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
+import realdata
 import scanpy as sc
-from realdata import folder
 
 import sthist
 from sthist.metrics import gene_pearson
@@ -60,16 +60,7 @@ TRAINING = {"epochs": 15, "patience": 4, "lr": 1e-3, "batch_size": 32}
 
 def nuclei(name: str, encoder: str) -> ad.AnnData:
     """Nuclei of a section, embedded."""
-    data = folder("her2st")
-    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
-    sdata = sthist.io.assemble(
-        {"he": data / f"{name}.jpg"},
-        mpp=float(table.uns["mpp"]),
-        table=table,
-        xy=("pixel_x", "pixel_y"),
-        unit="px",
-        spot_diameter_um=100.0,
-    )
+    sdata = realdata.her2st(name)
     sthist.pp.nuclei(sdata, method="watershed")
     found = sdata["nuclei"]
     some = np.sort(np.random.default_rng(0).permutation(len(found))[:N_NUCLEI])

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
-from realdata import folder
+import realdata
 
 import sthist
 from sthist import models
@@ -75,16 +74,7 @@ ROWS = {
 
 def section(name: str) -> SpatialData:
     """A section with all embeddings."""
-    data = folder("her2st")
-    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
-    sdata = sthist.io.assemble(
-        {"he": data / f"{name}.jpg"},
-        mpp=float(table.uns["mpp"]),
-        table=table,
-        xy=("pixel_x", "pixel_y"),
-        unit="px",
-        spot_diameter_um=100.0,
-    )
+    sdata = realdata.her2st(name)
     for size in SPECS:
         sthist.pp.embed(sdata, "morphology", spec=SPECS[size], key_added=f"X_morphology_{size}")
         sthist.pp.embed(sdata, "efficientnet-lite0-early", spec=EARLY[size], key_added=f"X_early_{size}")

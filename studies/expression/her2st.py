@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-from realdata import folder
+import realdata
 
 import sthist
 from sthist import models
@@ -151,16 +151,7 @@ ROWS = [
 
 def section(name: str) -> SpatialData:
     """A section with all embeddings."""
-    data = folder("her2st")
-    table = ad.read_h5ad(data / f"{name}_counts.h5ad")
-    sdata = sthist.io.assemble(
-        {"he": data / f"{name}.jpg"},
-        mpp=float(table.uns["mpp"]),
-        table=table,
-        xy=("pixel_x", "pixel_y"),
-        unit="px",
-        spot_diameter_um=100.0,
-    )
+    sdata = realdata.her2st(name)
     for size, spec in SIZES_UM.items():
         sthist.pp.embed(sdata, "morphology", spec=spec, key_added=f"X_morphology_{size}")
     for size, spec in EARLY_SPECS.items():
