@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 TARGET_SUM = 1e4
 """What each row is brought to before logarithms are taken, where nothing else was asked for."""
 
+AS_IT_IS = "X as it is"
+LOG = "log1p of counts"
+"""How a description of expression begins of which it is known how it was normalised."""
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -64,6 +68,19 @@ def log_expression(adata: AnnData, name: str, depth: Depth | None = None) -> csr
     if depth is not None:
         return thinned(counts, depth)
     return csr_matrix(normalised(counts, TARGET_SUM, True)[0].X)
+
+
+def describe(adata: AnnData) -> str:
+    """What :func:`log_expression` takes for the expression of a table: what was normalised, and how."""
+    made = adata.uns.get("sthist", {}).get("genes")
+    if made is not None and made.get("log"):
+        total = made.get("target_sum")
+        return LOG if total is None else f"{LOG} at {float(total):g} a row"
+    try:
+        find_raw_counts(adata, None, called(None))
+    except ValueError:
+        return AS_IT_IS
+    return f"{LOG} at {TARGET_SUM:g} a row"
 
 
 def thinned(counts: csr_matrix, depth: Depth) -> csr_matrix:

@@ -119,6 +119,11 @@ class RegressionModel(Model):
         return None if self.config.spec is None else TileSpec(**self.config.spec)
 
     @property
+    def looks_around(self) -> bool:
+        """Whether it takes more of a region than its own tile, such as its neighbours or its place."""
+        return bool(self.config.context_um)
+
+    @property
     def scores(self) -> pd.DataFrame:
         """How well each output was predicted where it was held out, a row per output."""
         import pandas as pd

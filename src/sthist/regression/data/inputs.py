@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist.training.batches import augmented
+from sthist.training.batches import Tiles, augmented
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from sthist.training.batches import Tiles
 
 Batch = dict[str, np.ndarray]
 
@@ -139,3 +137,19 @@ def as_inputs(data: Any) -> Inputs:
         raise ValueError(f"Embeddings are (n, d), tiles (n, px, px, 3); these are {arrays['spot'].shape}.")
     numbers = {name for name, each in arrays.items() if each.dtype.kind == "f"} | {"spot"}
     return Arrays({n: each.astype(np.float32, copy=False) if n in numbers else each for n, each in arrays.items()})
+
+
+def joined(first: Inputs, second: Inputs) -> Inputs:
+    """Rows of two inputs of one kind, arrays or tiles of slides, as one list."""
+    if isinstance(first, Tissue) and isinstance(second, Tissue):
+        one, other = first.tiles, second.tiles
+        reader = np.concatenate([one.reader, other.reader + len(one.readers)])
+        place = np.concatenate([one.place, other.place])
+        tiles = Tiles([*one.readers, *other.readers], [*one.places, *other.places], reader, place)
+        return Tissue(tiles, {name: np.concatenate([first.extra[name], second.extra[name]]) for name in first.extra})
+    if isinstance(first, Arrays) and isinstance(second, Arrays):
+        shapes = [{name: each.shape[1:] for name, each in inputs.arrays.items()} for inputs in (first, second)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"Rows of {shapes[0]} and of {shapes[1]} cannot stand in one list.")
+        return type(first)({name: np.concatenate([each, second.arrays[name]]) for name, each in first.arrays.items()})
+    raise ValueError(f"{type(first).__name__} and {type(second).__name__} cannot stand in one list.")

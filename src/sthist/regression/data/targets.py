@@ -55,6 +55,17 @@ class Targets:
         return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
+def stacked(first: Targets, second: Targets) -> Targets:
+    """Targets of the rows of other samples below those of some."""
+    from scipy.sparse import csr_matrix, vstack
+
+    if first.names != second.names:
+        raise ValueError("Targets of different outputs, or in another order, cannot stand below each other.")
+    values = vstack([csr_matrix(first.values), csr_matrix(second.values)], format="csr")
+    sample = np.concatenate([first.sample, second.sample + len(first.measured)])
+    return Targets(first.names, values, sample, np.concatenate([first.measured, second.measured]))
+
+
 def as_targets(values: Any, names: Any = None) -> Targets:
     """Targets as they are, or an array (n, outputs) of one sample that has measured all.
 

@@ -15,6 +15,8 @@ from sthist.regression.trust.output_scores import output_scores
 from sthist.training.splits import validation_part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sthist.regression.data.inputs import Inputs
     from sthist.regression.data.targets import Targets
     from sthist.regression.model import RegressionModel
@@ -39,16 +41,24 @@ class Rehearsal:
     centres: np.ndarray | None  # (n, 2) in µm, for models that smooth what they predict
     device: str | None = None
     progress: bool | None = None
+    beside: Callable[[np.ndarray], np.ndarray] | None = None
+    """Rows behind those of the grouping to train on beside some of these; they are neither watched nor scored."""
+
+    def parts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of rows that train, those that do and those that say when to stop, where the training asks for such."""
+        if self.options.patience is None:
+            return rows, rows[:0]
+        codes = np.zeros(len(self.targets), int)
+        return validation_part(self.grouping, codes, rows, self.validation, seed=self.options.seed)
 
     def fit(self, rows: np.ndarray, folder: Any = None, *, watched: np.ndarray | None = None) -> RegressionModel:
         """A model that is trained on some rows.
 
         Where it asks for that, whole groups of these say when to stop, or other rows that are given for it.
         """
-        codes, kept = np.zeros(len(self.targets), int), rows
-        given, watched = watched is not None, rows[:0] if watched is None else watched
-        if self.options.patience is not None and not given:
-            kept, watched = validation_part(self.grouping, codes, rows, self.validation, seed=self.options.seed)
+        kept, watched = self.parts(rows) if watched is None else (rows, watched)
+        if self.beside is not None:
+            kept = np.concatenate([kept, self.beside(kept)])
         options = self.options
         if options.patience is not None and not len(watched):
             options = replace(options, patience=None)

@@ -9,6 +9,7 @@ from sthist.regression.data.expression import DRAWS, expression_targets, targets
 from sthist.regression.rows import expression_rows
 from sthist.regression.train import train_scored
 from sthist.systems.expression.models import as_model
+from sthist.systems.expression.synthetic import collected, require_alone, synthetic_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ def train_expression(
     samples: Any = None,
     within: Any = None,
     depth: float | None = None,
+    synthetic: Any = None,
     folder: str | Path | None = None,
     training: RegressionTraining | Mapping[str, Any] | None = None,
     device: str | None = None,
@@ -81,6 +83,12 @@ def train_expression(
         Median counts of a row in the slides that are to be predicted, where these are shallower than those trained on.
         Expression is then what a slide of that depth would show: the mean over draws of so many of the counts. Log
         expression of few counts follows how much of a spot is cells more than which cells these are.
+    synthetic
+        Tiles of :func:`sthist.tl.synthesize`, one sample of them or several, to train on beside ``data``. They neither
+        say when to stop nor are they scored, and no fold is trained on tiles of spots that it holds out; but what the
+        adapter has learned of all spots of its adaptation is in all tiles. Genes that they lack do not count for them.
+        An epoch is longer by their number: whether they help more than a longer training would,
+        ``sthist.benchmark.augmentation`` finds out.
     folder
         Where a network keeps its history and, after each epoch, itself, to go on from with ``resume``; and where the
         model is saved.
@@ -102,7 +110,9 @@ def train_expression(
         If there is no such table, gene, embedding or model.
     ValueError
         If there are neither counts nor logarithms of them, embeddings are NaN or of several encoders or scales, a
-        patient has two spellings, or a split leaves nothing to train or to test on.
+        patient has two spellings, or a split leaves nothing to train or to test on; if synthetic tiles are none, are
+        given as data, too, have none of the genes, are coarser than the model's or of another size, or their expression
+        was normalised otherwise; if the model looks at what is around a spot, which they do not have.
 
     Examples
     --------
@@ -119,20 +129,31 @@ def train_expression(
     options = fresh.options(training)
     rows = expression_rows(data, table, samples, within)
     targets, scored = _targets(rows, genes, depth, options.seed)
+    facts: dict[str, Any] = {"depth": depth}
+    made, trained = None, targets
+    if synthetic is not None:
+        if depth is not None:
+            raise ValueError("depth= needs raw counts, which synthetic tiles have not: leave one of both out.")
+        require_alone(fresh)
+        made, trained = synthetic_rows(synthetic, rows, targets)
+        facts["synthetic"] = made.facts()
     inputs = fresh.collect(rows, embedding=embedding, image=image, device=device, progress=progress)
+    if made is not None:
+        inputs = collected(fresh, inputs, made, device=device, progress=progress)
     return train_scored(
         "tl.train_expression",
         fresh,
         rows,
         inputs,
-        targets,
+        trained,
         scored=scored,
         options=options,
         split=split,
         folder=folder,
         device=device,
         progress=progress,
-        facts={"depth": depth},
+        facts=facts,
+        beside=None if made is None else made.beside,
     )
 
 

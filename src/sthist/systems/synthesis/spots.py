@@ -8,8 +8,7 @@ import numpy as np
 
 from sthist._messages import plain
 from sthist._settings import logger
-from sthist._tables.expression import TARGET_SUM, find_raw_counts
-from sthist._tables.find import called
+from sthist._tables.expression import AS_IT_IS, LOG, describe
 from sthist.regression.data.expression import expression_targets
 from sthist.systems.synthesis.adapter import C2LAdapter, median_total
 from sthist.training.rows import SampleRows
@@ -17,12 +16,7 @@ from sthist.training.rows import SampleRows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
-
-
 DEFAULT_GENES = 250
-AS_IT_IS = "X as it is"
-LOG = "log1p of counts"
 MOST_LACKING = 0.5
 """Part of an adapter's genes up to which a table may lack them."""
 
@@ -108,19 +102,6 @@ def some_expression(values: np.ndarray, rows: SampleRows) -> np.ndarray:
             plain(row),
         )
     return there
-
-
-def describe(adata: AnnData) -> str:
-    """What is taken for the expression of a table: what was normalised, and how."""
-    made = adata.uns.get("sthist", {}).get("genes")
-    if made is not None and made.get("log"):
-        total = made.get("target_sum")
-        return LOG if total is None else f"{LOG} at {float(total):g} a row"
-    try:
-        find_raw_counts(adata, None, called(None))
-    except ValueError:
-        return AS_IT_IS
-    return f"{LOG} at {TARGET_SUM:g} a row"
 
 
 def _require_alike(trained: str, found: str, name: str) -> None:

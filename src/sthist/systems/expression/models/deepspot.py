@@ -105,6 +105,11 @@ class DeepSpot(EmbeddingModel, NetworkModel, ExpressionModel):
         "patience": 10,
     }
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether it takes more of a spot than its own tile: neighbours, or finer parts."""
+        return True
+
     def collect(
         self,
         rows: SampleRows,

@@ -87,6 +87,11 @@ class McLSTExp(RetrievalModel):
         "drop_last": True,
     }
 
+    @property
+    def looks_around(self) -> bool:
+        """Whether it takes the place of a spot, as it does in training."""
+        return bool(self.config.positions) or super().looks_around
+
     def extra(self, rows: SampleRows) -> dict[str, np.ndarray]:
         """Row and column of each spot, for training alone."""
         if self.is_fitted or not self.config.positions:
