@@ -24,6 +24,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_expression.losses": ["info_nce", "soft_target_loss", "soft_targets"],
         "_expression.regression": ["EmbeddingMLP", "ResNetRegressor", "STNet"],
         "_expression.retrieval": ["Retrieval"],
+        "_expression.sequence.histogene": ["HisToGene"],
+        "_expression.sequence.thitogene": ["THItoGene"],
         "_expression.standardized": ["Standardized"],
         "_segmentation.nucleus_unet": ["NucleusUNet"],
         "_synthesis.adapter": ["GeneAdapter", "drop_conditions"],

@@ -124,7 +124,7 @@ class TestNetworks:
 
 class TestMcLSTExp:
     def test_attention_against_that_of_torch(self):
-        from sthist.nets._expression.contrastive import AttentionBlock
+        from sthist.nets._expression.sequence.transformer import AttentionBlock
 
         block = AttentionBlock(6, 2, 3, 0.0).eval()
         reference = nn.TransformerEncoderLayer(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from sthist.nets._expression.losses import filled, info_nce, soft_target_loss
 from sthist.nets._expression.regression import features_of
+from sthist.nets._expression.sequence.transformer import AttentionBlock, require_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,11 +174,7 @@ class McLSTExp(BLEEP):
         spots = filled(targets, mask)
         if self.n_positions:
             positions = batch["positions"]
-            low, high = (int(edge) for edge in positions.aminmax())
-            if low < 0 or high >= self.n_positions:
-                raise ValueError(
-                    f"Array coordinates go from {low} to {high}; this network knows 0 to {self.n_positions - 1}."
-                )
+            require_known(positions, self.n_positions)
             spots = spots + self.row(positions[:, 0]) + self.column(positions[:, 1])
         return self.expression(self.blocks(spots[None])[0])  # type: ignore[no-any-return]
 
@@ -200,26 +196,3 @@ class Projection(nn.Module):
         """Embeddings (b, width)."""
         projected = self.first(features)
         return self.norm(self.second(projected) + projected)  # type: ignore[no-any-return]
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention and two layers on tokens (b, n, width), each after a normalisation and added to what it took."""
-
-    def __init__(self, width: int, heads: int, head_width: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.attention_norm, self.layers_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.inputs = nn.Linear(width, 3 * heads * head_width, bias=False)
-        self.output = nn.Sequential(nn.Linear(heads * head_width, width), nn.Dropout(dropout))
-        self.layers = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width), nn.Dropout(dropout)
-        )
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (b, n, width)."""
-        parts = self.inputs(self.attention_norm(tokens)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        share = self.dropout if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(query, key, value, dropout_p=share).transpose(1, 2).flatten(2)
-        tokens = tokens + self.output(seen)
-        return tokens + self.layers(self.layers_norm(tokens))  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Networks that see the spots of a slide as one sequence."""
