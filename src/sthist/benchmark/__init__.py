@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_cross_validation": ["ablate_virtual_he", "cross_validate_virtual_he"],
         "_expression.protocol": ["expression"],
         "_nuclei": ["nucleus_preservation"],
+        "_synthesis.protocol": ["SynthesisScores", "synthesis"],
         "_statistics": ["over_seeds", "region_tests"],
         "_virtual_he": ["virtual_he"],
     },

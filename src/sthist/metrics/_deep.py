@@ -210,6 +210,8 @@ def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
     """Fréchet distance between the normal distributions of two sets of features."""
+    if max(len(one), len(other)) < one.shape[1]:
+        return _frechet_of_few(one, other)
     import torch
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -219,6 +221,18 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
     metric.update(torch.from_numpy(other), real=True)
     metric.update(torch.from_numpy(one), real=False)
     return max(0.0, float(metric.compute()))
+
+
+def _frechet_of_few(one: np.ndarray, other: np.ndarray) -> float:
+    """The same of fewer images than features, without matrices of features.
+
+    The trace of the square root of the product of two covariances is the sum of the singular values of the product of
+    what they are of.
+    """
+    difference = one.mean(0) - other.mean(0)
+    a, b = ((each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (one, other))
+    trace = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return max(0.0, float((difference**2).sum() + (a**2).sum() + (b**2).sum() - 2 * trace))
 
 
 def kernel_distance(

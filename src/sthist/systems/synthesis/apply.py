@@ -106,7 +106,7 @@ def synthesize(
     expression that a tile was made of (of genes that were measured); ``obs`` has ``synthetic`` (True), ``sample`` and
     ``source``, the spot, ``replicate`` from 0 to n - 1, and ``instance_id``, by which
     ``model.generate(..., numbers=, seed=)`` makes the tile again. ``uns["sthist"]["tiles_table"]`` says guidance,
-    steps, seed, and checksums of the central model and the adapter.
+    steps, seed, checksums of the central model and the adapter, and the stain that they were trained in, if any.
 
     Raises
     ------
@@ -154,7 +154,8 @@ def synthesize(
         "precision": "bf16" if make.half else "float32",
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + conditions.tobytes()).hexdigest()
-    made = _store.provenance("tl.synthesize", **facts, device=str(make.device))
+    stain = {} if local.config.stain is None else {"stain": local.config.stain}
+    made = _store.provenance("tl.synthesize", **facts, **stain, device=str(make.device))
     logger.info("%d tiles are made of %d spots.", mosaic.n, len(rows))
     sdata = _sample_of(rows, expression, adapter, mosaic, n, made)
 

@@ -224,8 +224,8 @@ def adapt_local(
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction!r}; it is a part of the spots, above 0 and up to 1.")
     rows = expression_rows(data, table, None, within)
-    readers, places = _readers_of(rows, image, central.config)
-    usable = _on_image(rows, readers, places, central.config.spec.size_um)
+    readers, places = readers_of(rows, image, central.config)
+    usable = rows_on_image(rows, readers, places, central.config.spec.size_um)
     n = round(fraction * len(usable))
     if n < 2:
         raise ValueError(
@@ -323,7 +323,7 @@ def _require_size(laid: TileSpec | None, spec: TileSpec, where: str) -> None:
         )
 
 
-def _readers_of(rows: SampleRows, image: str | None, config: C2LConfig) -> tuple[list[Any], list[np.ndarray]]:
+def readers_of(rows: SampleRows, image: str | None, config: C2LConfig) -> tuple[list[Any], list[np.ndarray]]:
     """Readers of the tiles of each table, and the places of all of its rows."""
     for adata, name in zip(rows.tables, rows.names, strict=True):
         if not is_folder(adata):
@@ -338,7 +338,7 @@ def _readers_of(rows: SampleRows, image: str | None, config: C2LConfig) -> tuple
     return readers, places
 
 
-def _on_image(rows: SampleRows, readers: list[Any], places: list[np.ndarray], size_um: float) -> np.ndarray:
+def rows_on_image(rows: SampleRows, readers: list[Any], places: list[np.ndarray], size_um: float) -> np.ndarray:
     """Rows whose tile lies on the image; those of a folder always do."""
     usable = np.ones(len(rows), np.bool_)
     for i, reader in enumerate(readers):

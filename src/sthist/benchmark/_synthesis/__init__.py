@@ -1,0 +1,1 @@
+"""Synthetic tiles held against real ones: how real they look, and whether they follow the expression."""
