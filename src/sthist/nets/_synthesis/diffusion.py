@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 BETA_FIRST, BETA_LAST, TIMES = 1e-4, 0.02, 1000
 """Of the schedule: variance of the noise that the first and the last of so many steps add."""
 
+MOST_DOUBLED = 2**13
+"""Pixels of a batch from which on a CPU computes two batches faster than one of twice the size, whose activations its
+caches do not hold."""
+
 
 def kept_signal() -> torch.Tensor:
     """What is left of the variance of an image at each time, (1000,) float64.
@@ -103,7 +107,8 @@ def diffusion_loss(
 def guided(unet: Any, modulation: torch.Tensor, scale: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Prediction with guidance: without the condition, plus ``scale`` times what the condition changes in it.
 
-    Both predictions are one pass of a batch of twice the size; where the scale is 0 or 1, one of them is enough.
+    Both predictions are one pass of a batch of twice the size, or, of many pixels on a CPU, two passes; where the scale
+    is 0 or 1, one of them is enough.
 
     Parameters
     ----------
@@ -124,8 +129,11 @@ def guided(unet: Any, modulation: torch.Tensor, scale: float) -> Callable[[torch
     doubled = torch.cat([torch.zeros_like(modulation), modulation])
 
     def predict(images: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        null, conditional = unet(torch.cat([images, images]), times, doubled).float().chunk(2)
-        return torch.lerp(null, conditional, scale)
+        if images.device.type == "cpu" and images[:, 0].numel() >= MOST_DOUBLED:
+            null, conditional = unet(images, times), unet(images, times, modulation)
+        else:
+            null, conditional = unet(torch.cat([images, images]), times, doubled).chunk(2)
+        return torch.lerp(null.float(), conditional.float(), scale)
 
     return predict
 

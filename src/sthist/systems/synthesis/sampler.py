@@ -48,7 +48,7 @@ class Sampler:
         self.device = torch.device(settings.torch_device(device))
         cuda = self.device.type == "cuda"
         self.half = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
-        unet.to(self.device).requires_grad_(False)
+        unet.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
         self.unet: Any = torch.compile(unet) if compile else unet
         self.adapter = None if adapter is None else adapter.to(self.device)
 
@@ -56,7 +56,7 @@ class Sampler:
     def __call__(self, conditions: np.ndarray | None, numbers: np.ndarray) -> np.ndarray:
         """Tiles, (n, px, px, 3) uint8, of conditions, (n, genes), or of none; ``numbers`` say their noise."""
         drawn = [self._noise(int(number)) for number in numbers]
-        noise = torch.from_numpy(np.stack(drawn)).to(self.device)
+        noise = torch.from_numpy(np.stack(drawn)).to(self.device, memory_format=torch.channels_last)
         predict: Any = self.unet
         if conditions is not None and self.adapter is not None:
             # Once, and in float32: it is added to what the network computes at each step.
