@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._sample.verbs import opened
 from sthist._settings import logger
 from sthist._tables.synthetic import find_synthetic, made_by, positions_of_sources
 from sthist.metrics._compare import shuffled
@@ -16,6 +17,7 @@ from sthist.systems.synthesis.config import C2LConfig
 from sthist.systems.synthesis.spots import chosen_rows, sample_and_name
 from sthist.systems.synthesis.train import readers_of, rows_on_image
 from sthist.tiles import TileReader
+from sthist.tiles._images.image import open_he
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.tiles._sampling import lies_inside
 from sthist.training.batches import Tiles
@@ -85,6 +87,7 @@ def read_all(
     seed: int,
 ) -> tuple[Real, Made, Made | None, TileSpec]:
     """Real and synthetic tiles, some of them where there are many, and what all of them show."""
+    synthetic = opened(synthetic)
     key, made_table = find_synthetic(synthetic)
     spec, facts = laid_tiles(synthetic, key)[1], made_by(made_table, key)
     rows = expression_rows(data, table, None)
@@ -121,6 +124,7 @@ def read_all(
     made = Made(made_table[drawn], facts, _read(synthetic, key, spec, drawn), place[position[drawn]])
     if baseline is None:
         return real, made, None, spec
+    baseline = opened(baseline)
     other_key, other = find_synthetic(baseline)
     if laid_tiles(baseline, other_key)[1] != spec:
         raise ValueError(f"baseline= has tiles of {laid_tiles(baseline, other_key)[1]}, the synthetic ones are {spec}.")
@@ -163,8 +167,6 @@ def _drawn(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _read(sdata: Any, key: str, spec: TileSpec, rows: np.ndarray) -> np.ndarray:
-    from sthist.tiles._images.image import open_he
-
     centres = np.asarray(laid_tiles(sdata, key)[0].obsm["spatial"], np.float64)[rows]
     return TileReader.from_image(open_he(sdata, None), spec, fill=255).read(centres)
 

@@ -1,0 +1,1 @@
+"""Figures of synthetic tiles, and of what they are good for."""
