@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "_annotation_transfer": ["annotation_transfer"],
+        "_augmentation.protocol": ["augmentation"],
+        "_augmentation.result": ["AugmentationScores"],
         "_cells.simulation": ["SimulatedSpots", "simulate_spots"],
         "_composition.protocol": ["composition"],
         "_cross_validation": ["ablate_virtual_he", "cross_validate_virtual_he"],

@@ -73,9 +73,21 @@ def drawn_means(
     seed: int,
 ) -> np.ndarray:
     """The gene-wise mean Pearson correlation of each draw of rows, or of groups of rows, (n_boot,)."""
+    return weighted_means(truth, predicted, mask, sample, drawn_weights(unit, n_boot, seed))
+
+
+def drawn_weights(unit: np.ndarray, n_boot: int, seed: Any) -> np.ndarray:
+    """How often each row is in each draw of units, such as groups of rows, (n_boot, n) float32."""
     rng, n_units = np.random.default_rng(seed), int(unit.max()) + 1
     draws = np.array([np.bincount(rng.integers(n_units, size=n_units), minlength=n_units) for _ in range(n_boot)])
-    weights = draws[:, unit].astype(np.float32)
+    return draws[:, unit].astype(np.float32)  # type: ignore[no-any-return]
+
+
+def weighted_means(
+    truth: np.ndarray, predicted: np.ndarray, mask: np.ndarray | None, sample: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """The gene-wise mean Pearson correlation with rows weighted in one way or another, (n_boot,)."""
+    n_boot = len(weights)
     total, n = np.zeros(n_boot), np.zeros(n_boot)
     for start in range(0, truth.shape[1], BLOCK):
         part = slice(start, start + BLOCK)

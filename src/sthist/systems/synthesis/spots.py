@@ -40,10 +40,7 @@ def expression_of_adaptation(
     rows: SampleRows, genes: Sequence[str] | int | None
 ) -> tuple[SampleRows, np.ndarray, list[str], str]:
     """Rows with any expression, expression (n, genes), names of the genes, and what was normalised and how."""
-    described = {describe(adata): name for adata, name in zip(rows.tables, rows.names, strict=True)}
-    if len(described) > 1:
-        (one, first), (other, second) = list(described.items())[:2]
-        raise ValueError(f"{first} has {one}, {second} {other}: normalise both in one way, with pp.genes.")
+    described = one_description(rows)
     targets = expression_targets(rows, genes)
     if genes is None and len(targets.names) > DEFAULT_GENES:
         targets = expression_targets(rows, DEFAULT_GENES)
@@ -52,7 +49,16 @@ def expression_of_adaptation(
         raise ValueError(f"{rows.names[sample]} lacks the gene {targets.names[gene]!r}, which genes= names.")
     values = targets.dense(np.arange(len(rows)))
     kept = np.flatnonzero(some_expression(values, rows))
-    return chosen_rows(rows, kept), values[kept], list(targets.names), next(iter(described))
+    return chosen_rows(rows, kept), values[kept], list(targets.names), described
+
+
+def one_description(rows: SampleRows) -> str:
+    """What was normalised in all tables, and how; refuses tables that differ in it."""
+    described = {describe(adata): name for adata, name in zip(rows.tables, rows.names, strict=True)}
+    if len(described) > 1:
+        (one, first), (other, second) = list(described.items())[:2]
+        raise ValueError(f"{first} has {one}, {second} {other}: normalise both in one way, with pp.genes.")
+    return next(iter(described))
 
 
 def expression_for(adapter: C2LAdapter, rows: SampleRows) -> tuple[SampleRows, np.ndarray]:
