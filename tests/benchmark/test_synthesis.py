@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import spatialdata as sd
 from scipy.linalg import sqrtm
 
 import sthist
 from sthist.benchmark._synthesis.realism import density_and_coverage, nearest
+from sthist.benchmark._synthesis.stain_scores import StainScores
 from sthist.metrics._deep import frechet
 from sthist.models import C2LConfig
 from sthist.systems.synthesis.sampler import Sampler
@@ -109,11 +111,46 @@ def test_a_baseline_is_measured_alike_and_genes_are_dropped(slide, local):
         sthist.benchmark.synthesis(slide, made, model=other)
 
 
+def test_real_tiles_are_seen_in_the_stain_of_the_model(monkeypatch, tmp_path):
+    slide = sthist.datasets.toy("visium", size_um=600)
+    config = C2LConfig(px=PX, dim=8, multipliers=(1, 2))
+    central = sthist.tl.train_central(slide, config, stain_reference="macenko", **QUICK)
+    model = sthist.tl.adapt_local(slide, central, fraction=1, **QUICK)
+    normal = sthist.pp.stain_normalize(slide, reference=sthist.pp.StainReference.default("macenko"))
+    table = slide["table"]
+    centres = table.obsm["spatial"][table.obs_names.get_indexer(model.spots["instance_id"])]
+    tiles = TileReader(slide, "he", TileSpec(112, PX), fill=255, normalizer=normal).read(centres)
+    monkeypatch.setattr(Sampler, "__call__", lambda self, conditions, numbers: tiles[numbers])
+    sthist.tl.synthesize(slide, model, steps=1, path=tmp_path / "made.zarr", **QUIET)
+    found = sthist.benchmark.synthesis(slide, tmp_path / "made.zarr", n_boot=0, seed=0)
+    assert found.tiles["cosine"].dropna().to_numpy() == pytest.approx(1)
+
+
+def test_nuclei_of_fine_tiles_are_counted_and_measured():
+    rng, mpp, radius = np.random.default_rng(0), 0.5, 4.0
+    y, x = (np.mgrid[:128, :128] + 0.5) * mpp
+    pink, blue = np.array([235, 180, 215]), np.array([90, 60, 140])
+    tiles, numbers = [], rng.integers(1, 10, 12)
+    for n in numbers:
+        tile = np.full((128, 128, 3), pink) + rng.normal(0, 3, (128, 128, 3))
+        for place in rng.permutation(9)[:n]:
+            row, column = divmod(place, 3)
+            inside = (y - 12 - 20 * row) ** 2 + (x - 12 - 20 * column) ** 2 < radius**2
+            tile[inside] = blue + rng.normal(0, 3, (inside.sum(), 3))
+        tiles.append(tile.clip(0, 255).astype(np.uint8))
+    tiles = np.stack(tiles)
+    found = StainScores(tiles, mpp)(tiles)
+    assert found["nuclei_per_mm2"] * (0.064**2) == pytest.approx(numbers)
+    assert found["nucleus_area_um2"] == pytest.approx(np.pi * radius**2, rel=0.25)
+    assert np.corrcoef(found["haematoxylin"], numbers)[0, 1] > 0.99
+    assert np.isnan(StainScores(tiles, mpp)(np.full((1, 128, 128, 3), 235, np.uint8))["nucleus_area_um2"][0])
+
+
 def test_what_cannot_be_judged(slide, local):
     with pytest.raises(ValueError, match="Pass what tl.synthesize returned"):
         sthist.benchmark.synthesis(slide, slide)
     made = sthist.tl.synthesize(slide, local, n=1, steps=1, **QUIET)
-    strange = sthist.datasets.toy("visium", size_um=900)
+    strange = sd.deepcopy(slide)
     strange["table"].obs_names = "x" + strange["table"].obs_names
     with pytest.raises(ValueError, match="None of the"):
         sthist.benchmark.synthesis(strange, made)
