@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_niches": ["niche_composition"],
         "_overlay": ["overlay", "tiles"],
         "_scores": ["score_map", "top_tiles"],
+        "_synthesis.augmentation": ["augmentation", "gene_errors"],
         "_synthesis.clusters": ["synthetic_clusters"],
         "_synthesis.gallery": ["guidance_sweep", "synthetic_tiles"],
         "_synthesis.judged": ["synthetic_composition", "synthetic_embedding"],

@@ -122,6 +122,14 @@ def test_genes_that_they_lack_do_not_count(slides, made, trained_on, caplog):
     assert "lacks 3 of the 5 genes to predict, such as 'BOTH'" in caplog.text
 
 
+def test_another_stain_is_said(slides, made, caplog):
+    sthist.tl.train_expression(slides, synthetic=made, **QUIET)
+    assert "in the stain" not in caplog.text
+    made["tiles_table"].uns["sthist"]["tiles_table"]["stain"] = sthist.pp.StainReference.default("macenko").to_dict()
+    sthist.tl.train_expression(slides, synthetic=made, **QUIET)
+    assert "in the stain that their central model was trained in" in caplog.text
+
+
 def few_of(made, table):
     made["tiles_table"] = table
     return made

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import listed
 from sthist._sample.verbs import verb
 from sthist._settings import settings
 from sthist.metrics import clustering
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def gene_maps(
     data: SpatialData | AnnData,
     genes: Sequence[str],
-    key: str | None = None,
+    key: str | Sequence[str] | None = None,
     *,
     table: str | None = None,
     nulls: bool = True,
@@ -41,6 +42,7 @@ def gene_maps(
 ) -> list[Axes]:
     """Draw genes where they were measured, where they are predicted, and what the prediction is of other regions.
 
+    Several predictions stand beside each other, such as those of models that were trained with and without something.
     A gene has one scale in all its panels: what is predicted too flat looks flat. Over a prediction stands its
     correlation with what was measured here, and beside the gene the one that it had where it was held out, when the
     model was trained.
@@ -52,11 +54,12 @@ def gene_maps(
     genes
         Genes to draw, a row each.
     key
-        The layer or table of the prediction; by default the only one.
+        The layer or table of the prediction; by default the only one. Or several layers of one table.
     table
         Key of the table, where several have such a layer.
     nulls
-        Draw the prediction dealt to other regions, too: what it looks like where it knows nothing.
+        Draw the prediction, of several the last, dealt to other regions, too: what it looks like where it knows
+        nothing.
     cmap
         Colour map.
     vmin, vmax
@@ -65,7 +68,7 @@ def gene_maps(
     seed
         Of the dealing.
     axes
-        Axes to draw on: for each gene, one for what was measured (where anything was), one for the prediction, one for
+        Axes to draw on: for each gene, one for what was measured (where anything was), one for each prediction, one for
         the null.
     save
         File to save the figure to.
@@ -93,24 +96,32 @@ def gene_maps(
     genes = list(dict.fromkeys(map(str, genes)))
     if not genes:
         raise ValueError("genes is empty: name what is to be drawn.")
-    found = find_prediction(data, key, table)
-    places, predicted, truth = found.places, found.predicted(genes), found.truth(genes)
-    shown = np.isfinite(predicted).any(axis=1) & np.isfinite(places).all(axis=1)
+    keys = [key] if key is None or isinstance(key, str) else list(dict.fromkeys(key))
+    if not keys:
+        raise ValueError("key is empty: name the predictions to draw, or leave key= out.")
+    every = [find_prediction(data, each, table) for each in keys]
+    if any(each.adata is not every[0].adata for each in every):
+        raise ValueError(f"The predictions {listed(keys)} are not layers of one table: draw them one by one.")
+    found = every[0]
+    places, truth = found.places, found.truth(genes)
+    predicted = np.stack([each.predicted(genes) for each in every])
+    shown = np.isfinite(predicted).any(axis=(0, 2)) & np.isfinite(places).all(axis=1)
     if shown.sum() < 2:
         raise ValueError(f"{found.name!r} has {int(shown.sum())} regions with predictions and places; a map needs two.")
-    places, predicted, truth = places[shown], predicted[shown], truth[shown]
+    places, predicted, truth = places[shown], predicted[:, shown], truth[shown]
     panels = {"measured": truth} if np.isfinite(truth).any() else {}
-    panels[found.model] = predicted
+    names_of = [found.model] if len(every) == 1 else [each.name for each in every]
+    panels |= dict(zip(names_of, predicted, strict=True))
     if nulls:
-        dealt = shuffled(len(predicted), settings.seed if seed is None else seed)
-        panels[f"{found.model}, shuffled"] = predicted[dealt]
+        dealt = shuffled(len(places), settings.seed if seed is None else seed)
+        panels[f"{names_of[-1]}, shuffled"] = predicted[-1][dealt]
     width = pitch_of(places)
     extent = dots_extent(places, width)
     names = [name for _ in genes for name in panels]
     drawn = make_axes(len(names), len(panels), extent, axes, names)
     for row, gene in enumerate(genes):
         own = drawn[row * len(panels) : (row + 1) * len(panels)]
-        values = np.concatenate([truth[:, row], predicted[:, row]])
+        values = np.concatenate([truth[:, row], predicted[:, :, row].ravel()])
         known = values[np.isfinite(values)]
         low, high = limit(vmin, known, "p0"), limit(vmax, known, "p100")
         how: dict[str, Any] = {"cmap": cmap, "low": low, "high": max(high, low + 1e-6)}

@@ -104,6 +104,7 @@ def require_alone(model: ExpressionModel) -> None:
 def collected(model: ExpressionModel, real: Inputs, synthetic: SyntheticRows, **where: Any) -> Inputs:
     """What a model takes of real and synthetic rows; it has collected the real ones, which settled its tiles."""
     _require_sharp(model, synthetic.rows, tiles=isinstance(real, Tissue))
+    _say_stain(synthetic.rows)
     rows = synthetic.rows
     if isinstance(real, Tissue) and model.spec is not None:
         rows = _read_at(rows, model.spec)
@@ -242,6 +243,18 @@ def _require_sharp(model: ExpressionModel, rows: SampleRows, *, tiles: bool) -> 
             if laid.mpp / spec.mpp > UPSAMPLED:
                 raise ValueError(problem)
             logger.warning("%s", problem)
+
+
+def _say_stain(rows: SampleRows) -> None:
+    """Say of tiles in the stain of a central model that real ones have to be in it, too."""
+    for adata, name in zip(rows.tables, rows.names, strict=True):
+        if _record(adata).get("stain"):
+            logger.warning(
+                "The tiles of %s are in the stain that their central model was trained in: real ones have to be "
+                "normalised to it, too (pp.stain_normalize(..., reference=, key_added=) and image=; for embeddings "
+                "pp.embed(..., normalizer=)), or a predictor tells them apart.",
+                name,
+            )
 
 
 def _mend(model: ExpressionModel, laid: TileSpec, *, tiles: bool) -> str:
