@@ -137,6 +137,9 @@ class EmbeddingModel(RegressionModel):
 class TileModel(RegressionModel):
     """A model of the tiles themselves; a base that comes before ``NetworkModel``."""
 
+    default_tiles: ClassVar[TileSpec] = DEFAULT_SPEC
+    """Where neither the model nor the tiles say how large they are."""
+
     def collect(
         self,
         rows: SampleRows,
@@ -149,7 +152,7 @@ class TileModel(RegressionModel):
         """Readers of the tiles."""
         if embedding is not None:
             raise ValueError(f"{type(self).__name__} reads tiles; it takes no embedding=.")
-        spec = self.spec or self._laid(rows) or DEFAULT_SPEC
+        spec = self.spec or self._laid(rows) or self.default_tiles
         for adata, name in zip(rows.tables, rows.names, strict=True):
             laid = table_spec(adata)
             if laid is not None and not is_folder(adata) and not same_scale(laid, spec):

@@ -79,6 +79,10 @@ class RegressionModule(TrainingModule):
         """The network."""
         return self.net
 
+    def rows_of_step(self, batch_size: int) -> int:
+        """Rows of a batch, with those that are there for others' sake."""
+        return self.feed.inputs.rows_at_once(batch_size)
+
     def batches(self, epoch: int, device: int, n_devices: int) -> Iterable[Any]:
         """Rows and what belongs to them; of several devices, each has its share of each batch."""
         size, seed, drop_last = self.options.batch_size, self.options.seed, self.options.drop_last
@@ -107,7 +111,7 @@ class RegressionModule(TrainingModule):
 
     def trial_step(self, batch_size: int, px: int | None) -> None:
         """Forward and backward pass on the first rows, tiles black and of the size that is asked for."""
-        batch_size = self.feed.inputs.rows_at_once(batch_size)
+        batch_size = self.rows_of_step(batch_size)
         rows = np.resize(self.feed.rows, batch_size)
         _, arrays, targets, mask = self._tensors(rows, self.feed.inputs.trial(rows))
         if "tiles" in arrays and px:

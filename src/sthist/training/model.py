@@ -43,6 +43,7 @@ SYSTEMS = {
     "composition-ridge": ("sthist.systems.composition.models.ridge", "CompositionRidge"),
     "deepspot": ("sthist.systems.expression.models.deepspot", "DeepSpot"),
     "genst": ("sthist.systems.expression.models.genst", "GenST"),
+    "histogene": ("sthist.systems.expression.models.sequence.histogene", "HisToGene"),
     "hist2cell": ("sthist.systems.composition.models.hist2cell", "Hist2Cell"),
     "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),
     "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
@@ -52,6 +53,7 @@ SYSTEMS = {
     "resnet": ("sthist.systems.expression.models.resnet", "ResNet"),
     "ridge": ("sthist.systems.expression.models.ridge", "Ridge"),
     "stnet": ("sthist.systems.expression.models.stnet", "STNet"),
+    "thitogene": ("sthist.systems.expression.models.sequence.thitogene", "THItoGene"),
     "st2he": ("sthist.systems.virtual_he.models.st2he", "ST2HE"),
 }
 """Module and class of each system, by the name in its ``config.json``; one from elsewhere adds itself."""

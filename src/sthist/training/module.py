@@ -81,6 +81,10 @@ class TrainingModule(lightning.LightningModule, ABC):
     def trial_step(self, batch_size: int, px: int | None) -> None:
         """Forward and backward pass on noise of some size, to see what fits into memory."""
 
+    def rows_of_step(self, batch_size: int) -> int:
+        """Tiles or rows that a step goes through at most, where its batch is of so many."""
+        return batch_size
+
     def start_average(self) -> None:
         """Keep a running mean of the weights from here on, if the options ask for one."""
         if self.options.ema:

@@ -140,10 +140,11 @@ def threads_of(module: TrainingModule, options: Training) -> int:
     n_threads = torch.get_num_threads()
     if n_threads not in (DEFAULT_THREADS, os.cpu_count()):  # torch.set_num_threads, by a user
         return n_threads
+    rows = module.rows_of_step(options.batch_size)
     if module.px is None:
-        small = options.batch_size * sum(each.numel() for each in module.parameters()) <= SMALL_NETWORK
+        small = rows * sum(each.numel() for each in module.parameters()) <= SMALL_NETWORK
     else:
-        small = options.batch_size * module.px**2 <= SMALL_BATCH
+        small = rows * module.px**2 <= SMALL_BATCH
     return 1 if small else n_threads
 
 

@@ -137,6 +137,11 @@ class TestBoth:
         del batch["positions"]
         assert net(batch).shape == (4, GENES)
 
+    def test_tiles_of_another_size(self, make):
+        batch = batch_of((4,))
+        with pytest.raises(ValueError, match=r"Tiles are \(4, 44, 44, 3\); this network takes \(n, 48, 48, 3\)"):
+            make()(batch | {"tiles": batch["tiles"][:, :44, :44]})
+
     @pytest.mark.parametrize("place", [-1, POSITIONS])
     def test_positions_beyond_the_table(self, make, place):
         batch = batch_of()
@@ -160,7 +165,7 @@ class TestBoth:
     def test_begins_at_the_mean(self, make):
         mean = torch.arange(GENES, dtype=torch.float32)
         net = make(mean=mean)
-        torch.testing.assert_close(net.head[-1].bias, mean)
+        torch.testing.assert_close(net(batch_of()), mean.expand(12, GENES))
         with pytest.raises(ValueError, match="there are 5 genes"):
             make(mean=mean[:3])
 
@@ -196,7 +201,8 @@ class TestSizes:
 
     def test_thitogene(self):
         with torch.device("meta"):
-            net, deeper = THItoGene(112, 785, 64), THItoGene(112, 785, 64, depth=8)
+            net = THItoGene(112, 785, 64, own=False)
+            deeper, ours = THItoGene(112, 785, 64, depth=8, own=False), THItoGene(112, 785, 64)
         assert self.n_of(net.transformer) == 4 * self.block(1408)
         graph = 8 * (1408 * 1024 + 2 * 1024), 8192 * 512 + 2 * 512
         assert (self.n_of(net.near), self.n_of(net.around)) == graph
@@ -211,6 +217,7 @@ class TestSizes:
         assert self.n_of(net.convolutions) == convolutions
         assert round(self.n_of(net) / 1e6) == 64
         assert self.n_of(deeper) - self.n_of(net) == 4 * self.block(1408)
+        assert self.n_of(ours) - self.n_of(net) == 2 * 1408 + 1409 * 512
 
     def test_maps_of_thitogene_are_as_published(self):
         net, shapes = THItoGene(112, 2, 4, depth=1).eval(), []
@@ -281,15 +288,13 @@ class TestParts:
         torch.testing.assert_close(layer(nodes, rows), functional.elu(expected.flatten(1)))
 
     def test_a_spot_without_neighbours_sees_itself(self):
-        """Also where it is not among them otherwise."""
-        net, batch = thitogene(self_loop=False), batch_of((1,))
-        found = net(batch)
-        net.self_loop = True
-        assert torch.isfinite(found).all()
-        torch.testing.assert_close(found, net(batch))
+        net, batch = thitogene(own=False), batch_of((1,))
+        tokens = net.transformer(torch.cat([net.features(batch), *net.places(batch)], dim=1))
+        itself = torch.zeros(1, 1, dtype=torch.int64)
+        torch.testing.assert_close(net.hidden(batch), net.around(net.near(tokens, itself), itself))
 
-    def test_own_tile_reaches_a_spot_in_two_steps_without_a_loop(self):
-        net, batch = thitogene(self_loop=False, depth=0).double(), batch_of((8,))
+    def test_own_tile_reaches_a_spot_by_way_of_others_as_published(self):
+        net, batch = thitogene(own=False, depth=0).double(), batch_of((8,))
         changed = batch | {"tiles": batch["tiles"].clone()}
         changed["tiles"][0] = 255 - changed["tiles"][0]
         moved = (net(changed) - net(batch)).abs().amax(dim=1) > 0

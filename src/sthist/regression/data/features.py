@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._messages import plain
 from sthist.training.rows import features_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,20 @@ def centres_of(rows: SampleRows, why: str) -> np.ndarray:
             raise KeyError(f"{why} needs the places of rows in µm, and {name} has no obsm['spatial'].")
         places.append(np.asarray(adata.obsm["spatial"], np.float64)[rows.row[rows.sample == number], :2])
     return np.concatenate(places)
+
+
+def finite_centres_of(rows: SampleRows, why: str) -> np.ndarray:
+    """Places of rows in µm, (n, 2) float64, all of them known."""
+    places = centres_of(rows, why)
+    bad = np.flatnonzero(~np.isfinite(places).all(axis=1))
+    if len(bad):
+        number = rows.sample[bad[0]]
+        row = plain(rows.tables[number].obs_names[rows.row[bad[0]]])
+        raise ValueError(
+            f"{why} needs the places of rows in µm, and obsm['spatial'] of {rows.names[number]} is NaN or infinite in "
+            f"{int((rows.sample[bad] == number).sum())} rows, such as {row!r}. Leave those rows out."
+        )
+    return places
 
 
 def keys_of(embedding: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ ARRAY = ("array_row", "array_col")
 CLEAR = 0.8
 """How much directions to the nearest have to agree (1: all do) for places to lie on a lattice."""
 
+SAME_DISTANCE, AS_FAR = 1.01, 8
+"""Factor up to which distances are the same, and how many places more than are asked for may be as far."""
+
 AT_PITCH = 1.25
 """Distance, in medians of that to the nearest, up to which a place is a direct neighbour; diagonals are at 1.41."""
 
@@ -88,6 +91,25 @@ def neighbours_of(centres: np.ndarray, rings: int) -> np.ndarray:
     return _as_table(near[kept], np.linalg.norm(displacements[kept], axis=1), n, full)
 
 
+def nearest_of(centres: np.ndarray, n: int) -> np.ndarray:
+    """Numbers of the n places nearest to each, (m, k), the nearest first; -1 where there is none.
+
+    What is as far as the last of them is among them, so that no order of the places says who is a neighbour: on
+    hexagons 4 are 6.
+    """
+    from scipy.spatial import cKDTree
+
+    others = min(n, len(centres) - 1)
+    if others < 1:
+        return np.empty((len(centres), 0), int)
+    away, found = cKDTree(centres).query(centres, min(others + 1 + AS_FAR, len(centres)))
+    away = np.where(found == np.arange(len(centres))[:, None], np.inf, away)
+    order = np.argsort(away, axis=1, kind="stable")
+    away, found = np.take_along_axis(away, order, axis=1), np.take_along_axis(found, order, axis=1)
+    kept = np.isfinite(away) & (away <= SAME_DISTANCE * away[:, [others - 1]])
+    return np.where(kept, found, -1)[:, : kept.sum(axis=1).max()]
+
+
 def array_neighbours(array: np.ndarray) -> np.ndarray:
     """Numbers of the spots next to each on an array, (n, k), -1 where there is none; by row and column (n, 2) int.
 
@@ -127,6 +149,8 @@ def array_of(adata: AnnData, name: str) -> np.ndarray | None:
 
 def array_places(centres: np.ndarray, name: str) -> np.ndarray:
     """Row and column of places on their lattice, (n, 2) int from 0."""
+    if len(centres) and (centres == centres[0]).all():
+        return np.zeros((len(centres), 2), np.int64)
     lattice = find_lattice(centres)
     if lattice.kind == "none":
         raise ValueError(
@@ -135,3 +159,13 @@ def array_places(centres: np.ndarray, name: str) -> np.ndarray:
         )
     steps = lattice.steps(centres - centres.min(axis=0))
     return steps - steps.min(axis=0)
+
+
+def array_or_lattice(adata: AnnData, name: str) -> np.ndarray:
+    """Row and column of all rows of a table, on its array or on the lattice that its places lie on, (n, 2) int."""
+    array = array_of(adata, name)
+    if array is not None:
+        return array
+    if "spatial" not in adata.obsm:
+        raise KeyError(f"{name} has neither obs{list(ARRAY)} nor obsm['spatial'], the places of its rows in µm.")
+    return array_places(np.asarray(adata.obsm["spatial"], np.float64)[:, :2], name)

@@ -1,1 +1,1 @@
-"""Expression of genes from histology: nine published models and baselines behind one verb."""
+"""Expression of genes from histology: eleven published models and baselines behind one verb."""

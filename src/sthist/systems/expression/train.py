@@ -57,8 +57,9 @@ def train_expression(
         of :func:`sthist.pp.aggregate`.
     model
         ``"ridge"`` or ``"mlp"`` on stored embeddings, ``"deepspot"`` on those of a spot, its parts and its neighbours;
-        on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; or a config or a model
-        with settings of its own, such as ``sthist.models.Ridge(sthist.models.RidgeConfig(smooth_um=250))``.
+        on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; on all tiles of a
+        slide ``"histogene"``, ``"thitogene"``; or a config or a model with settings of its own, such as
+        ``sthist.models.Ridge(sthist.models.RidgeConfig(smooth_um=250))``.
     genes
         Genes to predict, by the names or ids that tables have, such as those of :func:`sthist.pp.gene_panel`; a number
         for so many of the most expressed; by default those that all samples have. Where a sample lacks a gene, it does

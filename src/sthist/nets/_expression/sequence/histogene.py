@@ -46,7 +46,8 @@ class HisToGene(SlideNetwork):
         Mean and standard deviation of red, green and blue, from 0 to 1, that tiles are standardised by; None for pixels
         from 0 to 255 as they are, as published.
     mean
-        Expression (n_genes,) that the last layer's bias starts at; by default as linear layers do.
+        Expression (n_genes,) that a network which has learned nothing predicts; by default the last layer starts as
+        linear layers do.
 
     Raises
     ------
@@ -79,12 +80,13 @@ class HisToGene(SlideNetwork):
         pixels: tuple[Sequence[float], Sequence[float]] | None = None,
         mean: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(n_positions, width, pixels)
+        super().__init__(px, n_positions, width, pixels)
         self.pixels = nn.Linear(3 * px * px, width)
         self.transformer = SlideTransformer(width, depth, heads, head_width, hidden, dropout)
         last = nn.Linear(width, n_genes)
         self.head = nn.Sequential(nn.LayerNorm(width), last)
         if mean is not None:
+            nn.init.zeros_(last.weight)
             start_at(last, mean)
 
     def of_tiles(self, pixels: torch.Tensor) -> torch.Tensor:

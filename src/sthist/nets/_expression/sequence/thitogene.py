@@ -61,14 +61,15 @@ class THItoGene(SlideNetwork):
         Units between the graph and the genes.
     dropout
         Share of the transformer's units that is left out in training.
-    self_loop
-        Whether a spot is among its neighbours; where it has none, it is in any case. As published it is not, so that
-        what its own tile shows has to come back from others.
+    own
+        Add what a spot is by itself to what it gathers from its neighbours. The published network does not, so that
+        what its own tile shows has to come back from others. A spot without neighbours gathers from itself.
     pixels
         Mean and standard deviation of red, green and blue, from 0 to 1, that tiles are standardised by; None for pixels
         from 0 to 255 as they are.
     mean
-        Expression (n_genes,) that the last layer's bias starts at; by default as linear layers do.
+        Expression (n_genes,) that a network which has learned nothing predicts; by default the last layer starts as
+        linear layers do.
 
     Raises
     ------
@@ -106,20 +107,21 @@ class THItoGene(SlideNetwork):
         graph_widths: tuple[int, int] = (1024, 512),
         head_hidden: int = 1024,
         dropout: float = 0.2,
-        self_loop: bool = True,
+        own: bool = True,
         pixels: tuple[Sequence[float], Sequence[float]] | None = None,
         mean: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(n_positions, capsule_width, pixels)
+        super().__init__(px, n_positions, capsule_width, pixels)
         side = map_side(px)
         if channels[-1] % PRIMARY:
             raise ValueError(f"channels is {tuple(channels)}; the last is a multiple of {PRIMARY}, the first capsules.")
-        self.self_loop = self_loop
         self.first = DynamicConv2d(3, channels[0], FIRST)
         self.convolutions = nn.Sequential()
         for (before, after), size, step in zip(pairwise(channels), SIZES, STEPS, strict=True):
             layer = nn.Conv2d(before, after, size, step)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
             self.convolutions += nn.Sequential(layer, nn.ReLU())
         self.whole = nn.Conv2d(channels[-1], channels[-1], side, groups=channels[-1])
         self.capsules = Capsules(channels[-1] // PRIMARY, PRIMARY, capsules, capsule_width)
@@ -127,9 +129,11 @@ class THItoGene(SlideNetwork):
         self.transformer = SlideTransformer(width, depth, heads, head_width, hidden, dropout)
         self.near = NeighbourAttention(width, graph_heads, graph_widths[0])
         self.around = NeighbourAttention(graph_heads * graph_widths[0], 1, graph_widths[1])
+        self.own = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, graph_widths[1])) if own else None
         last = nn.Linear(head_hidden, n_genes)
         self.head = nn.Sequential(nn.Linear(graph_widths[1], head_hidden), nn.ReLU(), nn.LayerNorm(head_hidden), last)
         if mean is not None:
+            nn.init.zeros_(last.weight)
             start_at(last, mean)
 
     def of_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -145,9 +149,9 @@ class THItoGene(SlideNetwork):
         tokens = self.transformer(features, batch.get("slide"))
         around = batch["around"]
         itself = torch.arange(len(around), device=around.device)[:, None]
-        alone = (around < 0).all(dim=1, keepdim=True)
-        rows = torch.cat([torch.where(alone | self.self_loop, itself, -1), around], dim=1)
-        return self.around(self.near(tokens, rows), rows)  # type: ignore[no-any-return]
+        rows = torch.cat([torch.where((around < 0).all(dim=1, keepdim=True), itself, -1), around], dim=1)
+        gathered = self.around(self.near(tokens, rows), rows)
+        return gathered if self.own is None else gathered + self.own(tokens)  # type: ignore[no-any-return]
 
 
 def map_side(px: int) -> int:

@@ -89,9 +89,11 @@ class SlideNetwork(nn.Module):
     pixel_mean: torch.Tensor
     pixel_scale: torch.Tensor
 
-    def __init__(self, n_positions: int, width: int, pixels: tuple[Sequence[float], Sequence[float]] | None) -> None:
+    def __init__(
+        self, px: int, n_positions: int, width: int, pixels: tuple[Sequence[float], Sequence[float]] | None
+    ) -> None:
         super().__init__()
-        self.n_positions = n_positions
+        self.px, self.n_positions = px, n_positions
         if n_positions:
             self.row, self.column = nn.Embedding(n_positions, width), nn.Embedding(n_positions, width)
             for table in (self.row, self.column):
@@ -118,7 +120,10 @@ class SlideNetwork(nn.Module):
 
     def features(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Features (n, ...) of ``batch["tiles"]`` (n, px, px, 3) uint8, each by itself."""
-        parts = batch["tiles"].split(self.at_once)
+        tiles = batch["tiles"]
+        if tiles.shape[1:] != (self.px, self.px, 3):
+            raise ValueError(f"Tiles are {tuple(tiles.shape)}; this network takes (n, {self.px}, {self.px}, 3).")
+        parts = tiles.split(self.at_once)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([self._of_bytes(part) for part in parts])
         return torch.cat([checkpoint(self._of_bytes, part, use_reentrant=False) for part in parts])

@@ -17,6 +17,8 @@ MODELS = {
     "mclstexp": ("mclstexp", "McLSTExp"),
     "genst": ("genst", "GenST"),
     "clip": ("clip", "CLIP"),
+    "histogene": ("sequence.histogene", "HisToGene"),
+    "thitogene": ("sequence.thitogene", "THItoGene"),
 }
 """Module and class of each model, by the name that verbs take."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist.regression.data.inputs import Tissue
-from sthist.regression.data.lattice import ARRAY, array_of, array_places
+from sthist.regression.data.lattice import array_or_lattice
 from sthist.systems.expression.retrieval import RetrievalConfig, RetrievalModel
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class McLSTExp(RetrievalModel):
         if self.is_fitted or not self.config.positions:
             return {}
         places = [
-            _array_of(adata, name)[rows.row[rows.sample == number]]
+            array_or_lattice(adata, name)[rows.row[rows.sample == number]]
             for number, (adata, name) in enumerate(zip(rows.tables, rows.names, strict=True))
         ]
         return {"positions": np.concatenate(places)}
@@ -137,13 +137,3 @@ class McLSTExp(RetrievalModel):
             dropout=config.dropout,
             temperature=config.temperature,
         )
-
-
-def _array_of(adata: Any, name: str) -> np.ndarray:
-    """Row and column of all rows of a table, (n, 2) int, from 0."""
-    array = array_of(adata, name)
-    if array is not None:
-        return array
-    if "spatial" not in adata.obsm:
-        raise KeyError(f"{name} has neither obs{list(ARRAY)} nor obsm['spatial'], the places of its rows in µm.")
-    return array_places(np.asarray(adata.obsm["spatial"], np.float64)[:, :2], name)

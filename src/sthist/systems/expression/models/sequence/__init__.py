@@ -1,0 +1,1 @@
+"""Models that see the spots of a slide as one sequence."""
