@@ -117,6 +117,23 @@ class TestWhatIsSeen:
         assert set(zip(obs["sample"], obs["source"], strict=True)) == parts(found, 0.2, 1)["adaptation"]
         assert (obs.groupby("source", observed=True)["replicate"].max() == 1).all()
 
+    def test_a_column_says_which_spots_test(self, central):
+        slides = {name: planted_slide(seed, side=6) for seed, name in enumerate("ab")}
+        said = {}
+        for name, slide in slides.items():
+            table = slide["table"]
+            table.obs["part"] = np.where(np.arange(table.n_obs) % 3 == 0, "test", "train")
+            said |= {(name, each): part for each, part in zip(table.obs_names, table.obs["part"], strict=True)}
+        options = {"split": "part", "fractions": [0.2, 0.6], "ratios": [1]}
+        found = run(slides, central, **options)
+        for seed in (0, 1):
+            spots = parts(found, 0.6, seed)
+            assert spots["test"] == {pair for pair, part in said.items() if part == "test"}
+            assert {said[pair] for pair in spots["adaptation"]} == {"train"}
+        assert parts(found, 0.2, 0)["adaptation"] != parts(found, 0.2, 1)["adaptation"]
+        with pytest.raises(ValueError, match="leaves 48 that are apart from the 24"):
+            run(slides, central, **options | {"fractions": [0.7]})
+
     def test_blocks_are_apart(self, slides, central):
         split = Split("block", block_um=64, gap_um=33)
         found = run(slides, central, "ridge", split=split, fractions=[0.3], seeds=[0], ratios=[1])

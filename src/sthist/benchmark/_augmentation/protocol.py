@@ -78,7 +78,7 @@ def augmentation(
     *,
     fractions: Sequence[float] = (0.05, 0.1, 0.25, 0.5),
     ratios: Sequence[int] = (0, 1, 5, 10),
-    split: Literal["random", "block"] | Split = "random",
+    split: Literal["random", "block"] | str | Split = "random",
     seeds: Sequence[int] = (0, 1, 2),
     genes: Sequence[str] | int | None = None,
     embedding: Any = None,
@@ -128,8 +128,9 @@ def augmentation(
         Synthetic tiles of each spot; those of a smaller ratio are a part of those of a larger one.
     split
         ``"random"``: spots that are left test, which lie between those that train; or ``"block"``: a quarter tests, in
-        squares of tissue with a gap around, and whole squares train, as far as a fraction goes. A
-        :class:`sthist.models.Split` says what part tests, and how large squares are.
+        squares of tissue with a gap around, and whole squares train, as far as a fraction goes; or a column of ``obs``
+        that says of each spot whether it may ``"train"`` or is to ``"test"``. A :class:`sthist.models.Split` says what
+        part tests, and how large squares are.
     seeds
         Of the division, the adapter, the tiles and the predictors.
     genes
@@ -140,7 +141,8 @@ def augmentation(
     guidance, steps
         Of sampling, as of :func:`sthist.tl.synthesize`.
     adaptation
-        How the adapter is trained: a :class:`sthist.models.DiffusionTraining`, or a mapping of its fields.
+        How the adapter is trained: a :class:`sthist.models.DiffusionTraining`, or a mapping of its fields. Tiles are
+        made in its ``precision``, too.
     training
         How predictors are trained: a :class:`sthist.models.RegressionTraining`, or a mapping of its fields over the
         model's defaults. Epochs are not cut short; batches are no larger than the number of spots.
@@ -356,6 +358,7 @@ class _Study:
             made = sd.read_zarr(path)
         else:
             options: dict[str, Any] = {"table": self.table, "path": path, "seed": seed, "device": self.device}
+            options["precision"] = self.adaptation.precision
             n = max(self.ratios)
             made = synthesize(self.data, local, n=n, **self.sampling, **options, progress=self.progress)
         obs = made["tiles_table"].obs

@@ -99,10 +99,16 @@ def read_spots(
 def settle_split(split: Any, fractions: Sequence[float], n: int) -> Split:
     """The split that is meant, with the part that tests; refuses fractions that leave nothing."""
     found = as_split(split)
-    if found.by not in SPLITS:
-        raise ValueError(f"split is {found.by!r}; spots of the same slides are parted by one of {list(SPLITS)}.")
-    if not (found.test is None or isinstance(found.test, float)):
-        raise ValueError(f"test={found.test!r} names groups; here it is a part of the spots, from 0 to 1.")
+    if not isinstance(found.by, str) or found.by in ("patient", "sample"):
+        raise ValueError(
+            f"split is {found.by!r}; spots of the same slides are parted by one of {list(SPLITS)}, or by a column of "
+            "obs that holds 'train' and 'test'."
+        )
+    if not (found.test is None or (isinstance(found.test, float) and found.by in SPLITS)):
+        raise ValueError(
+            f"test={found.test!r}; with 'random' and 'block' it is a part of the spots, from 0 to 1, and a column of "
+            "obs says itself which spots test."
+        )
     for each in fractions:
         if not 0 < each < 1:
             raise ValueError(f"fractions has {each!r}; each is a part of the spots, between 0 and 1.")
@@ -111,6 +117,8 @@ def settle_split(split: Any, fractions: Sequence[float], n: int) -> Split:
                 f"{each:g} of {n} spots are {round(each * n)}; an adapter needs {LEAST} at least, and learns little "
                 "from less than some dozens."
             )
+    if found.by not in SPLITS:
+        return found
     largest = max(fractions)
     test = found.test
     if test is None:
@@ -126,24 +134,29 @@ def divided(spots: Spots, split: Split, fractions: Sequence[float], size_um: flo
     """Which spots test, and which a central model is adapted to, for each of the fractions."""
     n, rng = len(spots), np.random.default_rng([seed, 20])
     wanted = {each: round(each * n) for each in fractions}
-    assert isinstance(split.test, float)
     if split.by == "random":
+        assert isinstance(split.test, float)
         order = rng.permutation(n)
         most = max(wanted.values())
         pool, test = order[:most], np.sort(order[most : most + round(split.test * n)])
         unit = np.arange(len(test))
     else:
         units = spots.rows.units(size_um)
-        grouping = group_rows(units, "block", block_um=split.block_um, gap_um=split.gap_um)
+        grouping = group_rows(units, split.by, block_um=split.block_um, gap_um=split.gap_um)
+        if split.by != "block" and grouping.parts is None:
+            raise ValueError(f"The column {split.by!r} of obs says of no spot that it is to 'train' or to 'test'.")
         ((train, test),) = folds_of(grouping, np.zeros(n, int), test=split.test, seed=seed)
-        blocks = rng.permutation(np.unique(grouping.groups[train]))
-        pool = np.concatenate([rng.permutation(train[grouping.groups[train] == block]) for block in blocks])
-        unit = np.unique(grouping.groups[test], return_inverse=True)[1]
+        if grouping.parts is not None:
+            pool, unit = rng.permutation(np.flatnonzero(grouping.parts == "train")), np.arange(len(test))
+        else:
+            blocks = rng.permutation(np.unique(grouping.groups[train]))
+            pool = np.concatenate([rng.permutation(train[grouping.groups[train] == block]) for block in blocks])
+            unit = np.unique(grouping.groups[test], return_inverse=True)[1]
     largest = max(wanted, key=lambda each: wanted[each])
     if wanted[largest] > len(pool):
         raise ValueError(
-            f"A fraction of {largest:g} are {wanted[largest]} of {n} spots, and split='block' leaves {len(pool)} that "
-            f"are apart from the {len(test)} that test: lower the fraction, or take larger blocks, "
-            "sthist.models.Split('block', block_um=)."
+            f"A fraction of {largest:g} are {wanted[largest]} of {n} spots, and split={split.by!r} leaves {len(pool)} "
+            f"that are apart from the {len(test)} that test: lower the fraction"
+            + (", or take larger blocks, sthist.models.Split('block', block_um=)." if split.by == "block" else ".")
         )
     return Division({each: np.sort(pool[:size]) for each, size in wanted.items()}, test, unit)

@@ -71,7 +71,7 @@ def train_central(
     model
         ``"small"`` or ``"paper"``; a :class:`sthist.models.C2LConfig`; or a model, which is trained on.
     regions
-        Key of the shapes around whose centres tiles are read; by default tiles that were laid, or spots.
+        Key of the shapes around whose centres tiles are read; by default ``"tiles"``, or else spots.
     image
         Key of the H&E.
     stain_reference
@@ -306,7 +306,9 @@ def _tiles_of(
         with coarser_by(COARSER):
             return FolderReader(data, spec, normalizer=_normalizer(data, None, config)), np.arange(data.n_obs)
     he = open_he(data, image)
-    key = find_regions(data) if regions is None else regions
+    if regions is None:
+        regions = "tiles" if "tiles" in data.shapes else find_regions(data)
+    key = regions
     _require_size(laid_spec(data, rows_of(data, key)), spec, f"{key!r}")
     places = regions_on_image(data, key, he, spec.size_um, within)
     with coarser_by(COARSER):
