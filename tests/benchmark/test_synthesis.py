@@ -154,6 +154,9 @@ def test_what_cannot_be_judged(slide, local):
     strange["table"].obs_names = "x" + strange["table"].obs_names
     with pytest.raises(ValueError, match="None of the"):
         sthist.benchmark.synthesis(strange, made)
+    named = sthist.tl.synthesize({"one": slide}, local, n=1, steps=1, adapted_only=False, **QUIET)
+    with pytest.raises(ValueError, match="None of the"):  # barcodes are the same on all slides
+        sthist.benchmark.synthesis({"other": slide}, named)
     with pytest.raises(ValueError, match="more than n_neighbors=200"):
         sthist.benchmark.synthesis(slide, made, n_neighbors=200)
 

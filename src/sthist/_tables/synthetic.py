@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 COLUMNS = ("synthetic", "sample", "source")
 """What the table of :func:`sthist.tl.synthesize` says of each tile."""
 
+UNNAMED = "sample"
+"""What a sample is called that does not say its name."""
+
 
 def find_synthetic(sdata: Any) -> tuple[str, AnnData]:
     """Key of the shapes of synthetic tiles, and their table."""
@@ -36,14 +39,9 @@ def made_by(table: AnnData, key: str) -> dict[str, Any]:
 
 
 def positions_of_sources(table: AnnData, spots: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Of each synthetic tile the position of its spot among spots (sample, name); -1 where it is not there.
-
-    Of one sample on both sides names alone count: tables that stand alone do not know what their sample is called.
-    """
+    """Of each synthetic tile the position of its spot among spots (sample, name); -1 where it is not there."""
     made = list(zip(table.obs["sample"].astype(str), table.obs["source"].astype(str), strict=True))
-    alone = len({sample for sample, _ in made}) == 1 == len({sample for sample, _ in spots})
-    known = {name if alone else (sample, name): i for i, (sample, name) in enumerate(spots)}
-    found = np.array([known.get(name if alone else (sample, name), -1) for sample, name in made], np.int64)
+    found = positions_of_spots(made, spots)
     if not (found >= 0).any():
         sample, name = made[0]
         raise ValueError(
@@ -51,3 +49,15 @@ def positions_of_sources(table: AnnData, spots: Sequence[tuple[str, str]]) -> np
             f"sample {plain(sample)!r}. Pass the sample, or the mapping of samples, that tl.synthesize was given."
         )
     return found
+
+
+def positions_of_spots(wanted: Sequence[tuple[str, str]], spots: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Position of each wanted spot (sample, name) among spots; -1 where it is not there.
+
+    Where one of both is of a single sample without a name, the other of a single sample, too, names of spots count
+    alone; else slides that have barcodes in common would be taken for each other.
+    """
+    ours, theirs = ({sample for sample, _ in each} for each in (wanted, spots))
+    alone = len(ours) == 1 == len(theirs) and UNNAMED in ours | theirs
+    known = {name if alone else (sample, name): i for i, (sample, name) in enumerate(spots)}
+    return np.array([known.get(name if alone else (sample, name), -1) for sample, name in wanted], np.int64)

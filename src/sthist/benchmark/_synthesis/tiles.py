@@ -9,7 +9,7 @@ import numpy as np
 
 from sthist._sample.verbs import opened
 from sthist._settings import logger
-from sthist._tables.synthetic import find_synthetic, made_by, positions_of_sources
+from sthist._tables.synthetic import find_synthetic, made_by, positions_of_sources, positions_of_spots
 from sthist.metrics._compare import shuffled
 from sthist.pp import StainReference
 from sthist.regression.rows import expression_rows
@@ -101,10 +101,8 @@ def read_all(
     used = np.isin(np.arange(len(rows)), position)
     trained = used.copy()
     if spots is not None:
-        pairs = set(zip(spots["sample"], spots["instance_id"].astype(str), strict=True))
-        alone = len(rows.samples) == 1 == spots["sample"].nunique()
-        of_adaptation = {name for _, name in pairs}
-        trained |= [pair in pairs or (alone and pair[1] in of_adaptation) for pair in names]
+        known = positions_of_spots(list(zip(spots["sample"], spots["instance_id"].astype(str), strict=True)), names)
+        trained[known[known >= 0]] = True
     kept = np.sort(np.concatenate([np.flatnonzero(trained), _drawn(np.flatnonzero(~trained), max_tiles, rng)]))
     place = np.full(len(rows), -1)
     place[kept] = np.arange(len(kept))
