@@ -12,6 +12,7 @@ from sthist._messages import plain
 from sthist._sample.verbs import opened
 from sthist._settings import logger
 from sthist._tables.expression import describe
+from sthist._tables.synthetic import COLUMNS, UNNAMED
 from sthist.regression.data.expression import expression_targets
 from sthist.regression.data.inputs import Tissue, joined
 from sthist.regression.data.targets import Targets, stacked
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 
 CALL = "tl.synthesize"
 """What the record of a synthetic sample is of."""
-
-SAYS = ("synthetic", "sample", "source")
-"""Columns by which a synthetic sample is known, and the spot that each tile was made of."""
-
-UNNAMED = "sample"
-"""What a sample is called that does not say its name."""
 
 RECORDED = ("central_sha256", "adapter_sha256", "guidance", "steps", "seed", "n")
 """What a model keeps of the synthetic samples that it was trained on."""
@@ -70,7 +65,7 @@ def synthetic_rows(synthetic: Any, real: SampleRows, targets: Targets) -> tuple[
     _require_apart(given, real)
     rows = expression_rows(given, None, None)
     for adata, name in zip(rows.tables, rows.names, strict=True):
-        lacking = [column for column in SAYS if column not in adata.obs]
+        lacking = [column for column in COLUMNS if column not in adata.obs]
         if lacking or not adata.obs["synthetic"].to_numpy().all():
             raise ValueError(
                 f"{_upper(name)} is not of a synthetic sample: "

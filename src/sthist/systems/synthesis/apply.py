@@ -15,6 +15,7 @@ from sthist import _sample, _store
 from sthist._disk import full_disk_explained
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
+from sthist._tables.synthetic import UNNAMED
 from sthist.regression.rows import as_trained, expression_rows
 from sthist.systems.synthesis.model import C2L
 from sthist.systems.synthesis.mosaic import Mosaic
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from sthist.training.rows import SampleRows
 
 IMAGE, TILES = "he", "tiles"
-UNNAMED = "sample"
-"""What a sample is called that does not say its name."""
 
 
 @verb
