@@ -177,7 +177,8 @@ def gene_errors(
     --------
     >>> import anndata as ad, numpy as np, pandas as pd, sthist
     >>> rng = np.random.default_rng(0)
-    >>> table = ad.AnnData(rng.random((20, 5), np.float32), obs=pd.DataFrame({"sample": ["a"] * 20}))
+    >>> table = ad.AnnData(rng.random((20, 5), np.float32))
+    >>> table.obs["sample"] = "a"
     >>> for name, noise in (("real_equal_steps", 0.3), ("real_synthetic", 0.1)):
     ...     table.layers[name] = table.X + rng.normal(0, noise, table.shape)
     >>> found = sthist.benchmark.AugmentationScores(pd.DataFrame(), {}, {(0.25, 0): table}, pd.DataFrame())
