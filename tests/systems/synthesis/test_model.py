@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -124,6 +127,45 @@ def test_resumed_training_equals_one_that_was_not_stopped(central, tmp_path, wha
     assert not same(run(tmp_path / "short", epochs=1), run())
     with pytest.raises(ValueError, match="another training, with lr"):
         run(tmp_path, resume=True, lr=0.5)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from sthist.models import C2L, C2LConfig
+from sthist.systems.synthesis.training_module import DiffusionModule
+
+step, calls, whole = DiffusionModule.training_step, [], sys.argv[2] == "whole"
+
+
+def counted(self, batch, index):
+    calls.append(index)
+    if len(calls) == 6 and not whole:  # in the second of three epochs
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, index)
+
+
+DiffusionModule.training_step = counted
+tiles = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+training = {"epochs": 3, "steps_per_epoch": 4, "batch_size": 4, "ema": 0.9, "warmup": 4, "resume": sys.argv[2] == "on"}
+model = C2L(C2LConfig(px=8, dim=4, multipliers=(1, 2)))
+whole = whole or training["resume"]
+model.fit(tiles, folder=sys.argv[1], training=training, device="cpu", progress=False).save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path):
+    def run(folder, how):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / folder), how]
+        return subprocess.run(command, check=False, capture_output=True).returncode
+
+    assert run("whole", "whole") == 0
+    assert run("killed", "killed") == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "config.json").exists()
+    assert run("killed", "on") == 0
+    whole, killed = (sthist.models.load(tmp_path / each) for each in ("whole", "killed"))
+    assert same(killed.weights, whole.weights)
 
 
 def test_checkpoint_of_an_adapter_leaves_the_central_model_out(central, tmp_path):
