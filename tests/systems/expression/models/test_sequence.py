@@ -121,10 +121,12 @@ class TestPrediction:
             # Rows of 6 spots: the first window is the first three rows.
             assert moved[18:].any() is np.bool_(all_moved)
 
-    def test_several_slides_of_a_batch_train_and_stop(self, name):
+    @pytest.mark.parametrize("precision", ["float32", "bf16"])
+    def test_several_slides_of_a_batch_train_and_stop(self, name, precision):
         inputs, expression = random_slides(name, (12, 20, 7))
         watched = np.arange(32, 39)
         training = {"epochs": 3, "batch_size": 2, "patience": 1, "checkpoint_gradients": True}
+        training["precision"] = precision
         model = model_of(name).fit(inputs, expression, watched=watched, training=training)
         assert np.isfinite([each["validation_loss"] for each in model.history]).all()
         assert np.isfinite(model.predict(inputs)).all()

@@ -75,7 +75,7 @@ class HisToGene(SlideModel):
     The pixels of a tile go through one linear layer, and what is learned of the spot's row and column is added. A step
     of the training is a slide, or a window of up to ``max_spots`` neighbouring spots; ``batch_size`` is how many of
     these. A slide is predicted as a whole, and as if there were no other. Tiles stay bytes until a few at a time are
-    used, and no matrix of all pairs of spots is made: a slide of 14,000 spots trains in 8 GB.
+    used, and no matrix of all pairs of spots is made.
 
     It is trained as published, for 100 epochs with a learning rate of 1e-5, but that tiles show a fixed piece of tissue
     (112 µm on 112 pixels), are standardised, turned and mirrored; that tables of rows and columns are as large as the

@@ -66,7 +66,7 @@ class THItoGeneConfig(SlideConfig):
 
     @classmethod
     def published(cls, mpp: float, **changes: Any) -> Self:
-        """The published inputs: 112 pixels of the slide, tables of 64 rows and columns, no own token.
+        """The published inputs: 112 pixels of the slide, tables of 64 rows and columns, ``own=False``.
 
         What is wrong with them: 112 pixels show another piece of tissue on each scanner, so that ``mpp``, the µm/px of
         these slides, has to be said and holds for no others; tables of 64 end within a Visium slide of 78 rows and 128
