@@ -4,9 +4,9 @@ Run ``python bench/synthesis.py [--json FILE] [--device cuda] [--px 64] [--batch
 
 ``C2L.generate`` at guidance 3 stands beside the plain way: at each step the adapter is asked anew, and the network is
 called once without and once with what it says. Both make the same tiles of the same noise, in float32, at 250 and at
-50 steps; tiles are compared as numbers from -1 to 1, before they are rounded to 8 bits. A step of ours also stands
-beside one pass of the network on a batch of twice the size, in the layout that ours has and in torch's own. All take
-turns, and the least of several turns counts.
+50 steps, once each; tiles are compared as numbers from -1 to 1, before they are rounded to 8 bits. A step of ours also
+stands beside one pass of the network on a batch of twice the size, in the layout that ours has and in torch's own. All
+take turns, and the least of several turns counts.
 
 Others may use the machine, too: seconds of the processor stand beside those of the clock.
 """
@@ -43,19 +43,23 @@ def models(px: int) -> tuple[nets.DiffusionUNet, nets.GeneAdapter]:
     return unet, adapter
 
 
+def clocks(device: str) -> dict[str, float]:
+    """Seconds of the clock and of the processor, when all that was asked for is done."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return {"clock": time.perf_counter(), "processor": time.process_time()}
+
+
 def turns(ways: dict[str, Callable[[], Any]], n: int, device: str) -> dict[str, dict[str, float]]:
     """Least seconds of each way over some turns, by the clock and of the processor; the first turn warms up."""
     best: dict[str, dict[str, float]] = {name: {"clock": np.inf, "processor": np.inf} for name in ways}
     for turn in range(n + 1):
         for name, way in ways.items():
-            start = time.perf_counter(), time.process_time()
+            start = clocks(device)
             way()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            took = time.perf_counter() - start[0], time.process_time() - start[1]
-            if turn:
-                for clock, seconds in zip(("clock", "processor"), took, strict=True):
-                    best[name][clock] = min(best[name][clock], seconds)
+            for clock, now in clocks(device).items():
+                if turn:
+                    best[name][clock] = min(best[name][clock], now - start[clock])
     return best
 
 
@@ -98,9 +102,13 @@ def run(px: int, batch: int, device: str, steps: list[int], n_turns: int) -> dic
             "two_passes": lambda n=n: nets.ddim(separate(unet), noise, n),
             "two_passes_channels_last": lambda n=n: nets.ddim(separate(ours), packed, n),
         }
-        made = {name: way() for name, way in ways.items()}
+        made, seconds = {}, {}
+        for name, way in ways.items():
+            start = clocks(device)
+            made[name] = way()
+            seconds[name] = {clock: now - start[clock] for clock, now in clocks(device).items()}
         found["sampling"][n] = {
-            "seconds": turns(ways, 1, device),
+            "seconds": seconds,
             "largest_difference": {name: float((made["guided"] - made[name]).abs().max()) for name in list(ways)[1:]},
         }
     found["images_a_second"] = {n: batch / each["seconds"]["guided"]["clock"] for n, each in found["sampling"].items()}
@@ -112,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--px", type=int, nargs="*", default=[32, 64])
+    parser.add_argument("--px", type=int, nargs="*", default=[32])
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--steps", type=int, nargs="*", default=[250, 50])
     parser.add_argument("--turns", type=int, default=7)
