@@ -30,6 +30,7 @@ import realdata
 
 import sthist
 from sthist import models
+from sthist.benchmark import AugmentationScores
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -110,6 +111,37 @@ def draw(found: Any, data: dict[str, SpatialData], synthetic: SpatialData, folde
     plt.close("all")
 
 
+def scores_of(
+    data: dict[str, SpatialData], central: models.C2L, folder: Path, seeds: dict[float, list[int]]
+) -> AugmentationScores:
+    """Arms of each fraction and its seeds, one beside the other."""
+    import pandas as pd
+
+    found = [
+        sthist.benchmark.augmentation(
+            data,
+            central,
+            "mlp",
+            fractions=[fraction],
+            ratios=[0, 1, 5, 10],
+            split="part",
+            seeds=own,
+            guidance=GUIDANCE,
+            steps=STEPS,
+            adaptation=ADAPTATION,
+            training=TRAINING,
+            folder=folder,
+        )
+        for fraction, own in seeds.items()
+    ]
+    return AugmentationScores(
+        scores=pd.concat([each.scores for each in found], ignore_index=True),
+        draws={name: np.concatenate([each.draws[name] for each in found]) for name in found[0].draws},
+        tables={key: table for each in found for key, table in each.tables.items()},
+        spots=pd.concat([each.spots for each in found], ignore_index=True),
+    )
+
+
 def main() -> None:
     """The table, printed and saved."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -118,26 +150,22 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder of the figures")
     parser.add_argument("--fractions", nargs="*", type=float, default=[0.05, 0.1, 0.25, 0.5])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--made", action="store_true", help="only fractions and seeds that the folder has")
     parser.add_argument("--judge", type=float, default=0.5, help="fraction whose tiles of the first seed are judged")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     sthist.settings.progress, sthist.settings.verbosity, sthist.settings.device = False, "error", "cpu"
-    central = central_model(options.folder / "central")
+    central, folder = central_model(options.folder / "central"), options.folder / "augmentation"
     data = {name: section(name) for name in C}
-    found = sthist.benchmark.augmentation(
-        data,
-        central,
-        "mlp",
-        fractions=options.fractions,
-        ratios=[0, 1, 5, 10],
-        split="part",
-        seeds=options.seeds,
-        guidance=GUIDANCE,
-        steps=STEPS,
-        adaptation=ADAPTATION,
-        training=TRAINING,
-        folder=options.folder / "augmentation",
-    )
+    seeds = {
+        fraction: [
+            seed
+            for seed in options.seeds
+            if not options.made or list((folder / f"part-{fraction:g}-seed{seed}").glob("scores-*.h5ad"))
+        ]
+        for fraction in options.fractions
+    }
+    found = scores_of(data, central, folder, {fraction: own for fraction, own in seeds.items() if own})
     print(found.scores.groupby(["fraction", "arm", "ratio"], sort=False)[["steps", "mae", "pearson"]].mean())
     verdicts = {metric: found.verdict(metric) for metric in ("mae", "pearson", "auc_ovr")}
     print(*verdicts.values(), sep="\n")
@@ -145,13 +173,11 @@ def main() -> None:
         return
     import spatialdata as sd
 
-    synthetic = sd.read_zarr(
-        options.folder / "augmentation" / f"part-{options.judge:g}-seed{options.seeds[0]}" / "synthetic.zarr"
-    )
+    synthetic = sd.read_zarr(folder / f"part-{options.judge:g}-seed{options.seeds[0]}" / "synthetic.zarr")
     judged = sthist.benchmark.synthesis(data, synthetic)
     print(judged.scores)
     results = {
-        "command": "PYTHONPATH=tests python studies/synthesis/her2st.py",
+        "command": "PYTHONPATH=tests python studies/synthesis/her2st.py --folder FOLDER",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "central": central.config.training,
         "adaptation": ADAPTATION,

@@ -340,6 +340,13 @@ class TestSummary:
         assert frame["difference"].dropna().tolist() == pytest.approx([0.02])
         assert "better than the best control in 1 of 1" in scores_of(ARMS).verdict("f1")
 
+    def test_one_seed_tells_no_scores_apart_that_are_not_drawn_by_spots(self):
+        frame = scores_of(ARMS, n_seeds=1).summary("f1")
+        assert frame[["low", "high"]].isna().all(axis=None)
+        text = scores_of(ARMS, n_seeds=1).verdict("f1")
+        assert "not told apart from it in 1" in text
+        assert "(of one seed, without an interval)" in text
+
     def test_nulls_are_spoken_of(self):
         odd = {**ARMS, ("real + shuffled pairs", 1): 0.3, ("training mean", 0): 0.1}
         text = scores_of(odd).verdict()

@@ -66,11 +66,11 @@ class AugmentationScores:
         Returns
         -------
         A row for each fraction, arm and ratio: ``n_seeds``, ``n_spots``, ``steps``, ``mean``, ``sd`` over seeds, and
-        ``low`` to ``high``, the middle 95 % over draws of seeds and of test spots (of seeds alone for ``"f1"`` and the
-        AUC). For real and synthetic tiles: ``control``, the best on average of training on real tiles alone, for as
-        many epochs, for as many steps, and with ordinary augmentation; ``difference`` to it, and its interval,
-        ``difference_low`` to ``difference_high``, in which seeds and spots are those of both sides. The best is chosen
-        on the spots that test, which favours the controls.
+        ``low`` to ``high``, the middle 95 % over draws of seeds and of test spots (for ``"f1"`` and the AUC of seeds
+        alone, and NaN of one seed). For real and synthetic tiles: ``control``, the best on average of training on real
+        tiles alone, for as many epochs, for as many steps, and with ordinary augmentation; ``difference`` to it, and
+        its interval, ``difference_low`` to ``difference_high``, in which seeds and spots are those of both sides. The
+        best is chosen on the spots that test, which favours the controls.
 
         Raises
         ------
@@ -152,6 +152,8 @@ class AugmentationScores:
         """A score of an arm, over draws of seeds, and of spots where these were drawn, (draws,)."""
         part = part.sort_values("seed")
         values = part[metric].to_numpy(float)[:, None]
+        if metric not in DRAWN and len(values) == 1:
+            return np.full(N_DRAWS, np.nan)  # one seed says nothing of the next
         if metric in DRAWN:
             values = self.draws[metric][part.index.to_numpy()].astype(np.float64)
         rng = np.random.default_rng(40)  # the same for all arms, which are compared draw by draw
@@ -183,7 +185,10 @@ def _judged(row: dict[str, Any], metric: str) -> str:
 
 def _line(row: dict[str, Any], word: str) -> str:
     more = f"{row['ratio']:g} synthetic {'tile' if row['ratio'] == 1 else 'tiles'} of each"
+    interval = f"{row['difference_low']:+.3g} to {row['difference_high']:+.3g}"
+    if np.isnan(row["difference_low"]):
+        interval = "of one seed, without an interval"
     return (
         f"- {row['n_spots']} spots ({row['fraction']:.0%}), {more}: {row['mean']:.4g}, {row['difference']:+.3g} "
-        f"({row['difference_low']:+.3g} to {row['difference_high']:+.3g}) to {row['control']!r}: {word}."
+        f"({interval}) to {row['control']!r}: {word}."
     )
