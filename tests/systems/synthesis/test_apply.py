@@ -242,6 +242,13 @@ class TestSpots:
         with pytest.raises(ValueError, match="at 100 a row; the adapter was trained on log1p of counts at 10000 a row"):
             synthesize(slide, local)
 
+    @pytest.mark.parametrize("total", [250.0, 1e6])
+    def test_how_it_was_normalised_stays_known(self, slide, local, total):
+        sthist.pp.genes(slide, target_sum=total)
+        model = sthist.tl.adapt_local(slide, local.central, **QUICK, **QUIET)
+        said = synthesize(slide, model)["tiles_table"].uns["sthist"]["genes"]
+        assert (said["log"], said["target_sum"]) == (True, total)
+
     def test_counts_of_the_genes_alone_are_pointed_out(self, slide, local, caplog):
         few = slide["table"].var_names[np.argsort(logarithms(slide["table"]).mean(0))[:8]].tolist()
         model = sthist.tl.adapt_local(slide, local.central, genes=few, **QUICK, **QUIET)

@@ -15,6 +15,7 @@ from sthist import _sample, _store
 from sthist._disk import full_disk_explained
 from sthist._sample.verbs import verb
 from sthist._settings import logger, settings
+from sthist._tables.expression import LOG
 from sthist._tables.synthetic import UNNAMED
 from sthist.regression.rows import as_trained, expression_rows
 from sthist.systems.synthesis.model import C2L
@@ -289,8 +290,8 @@ def _table(
 
 def _as_normalised(described: str, made: dict[str, Any]) -> dict[str, Any]:
     """What a table says of its expression, for those that read it."""
-    total = described.rpartition(" at ")[2].removesuffix(" a row")
-    return {**made, "log": True, "target_sum": float(total) if total.replace(".", "").isdigit() else None}
+    _, known, total = described.removesuffix(" a row").rpartition(f"{LOG} at ")
+    return {**made, "log": True, "target_sum": float(total) if known else None}
 
 
 def _written(sdata: SpatialData, place: Path, digest: str, build: Any, made: dict[str, Any]) -> SpatialData:
