@@ -31,7 +31,7 @@ from sthist.benchmark._augmentation.predictors import (
 )
 from sthist.benchmark._augmentation.result import AugmentationScores
 from sthist.benchmark._augmentation.scores import DRAWN, Classes, Scorer
-from sthist.benchmark._augmentation.spots import divided, read_spots, settle_split
+from sthist.benchmark._augmentation.spots import divided, grouped_for, read_spots, settle_split
 from sthist.benchmark._predictors.trials import require_seeds
 from sthist.regression.model import plain_config
 from sthist.regression.rows import as_trained
@@ -217,8 +217,8 @@ def augmentation(
     trained.sampler(guidance, steps, device="cpu")  # their checks
     spots = read_spots(data, trained, genes, table, image)
     found = settle_split(split, fractions, len(spots))
-    size_um = trained.config.spec.size_um
-    divisions = {seed: divided(spots, found, fractions, size_um, seed) for seed in seeds}
+    grouping = grouped_for(spots, found, trained.config.spec.size_um)
+    divisions = {seed: divided(spots, found, grouping, fractions, seed) for seed in seeds}
     study = _Study(
         data=data,
         central=trained,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sthist.regression.data.targets import Targets
     from sthist.systems.synthesis.model import C2L
     from sthist.training.rows import SampleRows
+    from sthist.training.split_groups import Grouping
 
 SPLITS = ("random", "block")
 
@@ -130,21 +131,27 @@ def settle_split(split: Any, fractions: Sequence[float], n: int) -> Split:
     return replace(found, test=test)
 
 
-def divided(spots: Spots, split: Split, fractions: Sequence[float], size_um: float, seed: int) -> Division:
+def grouped_for(spots: Spots, split: Split, size_um: float) -> Grouping | None:
+    """Squares of tissue, or what a column says of each spot; None where spots are drawn one by one."""
+    if split.by == "random":
+        return None
+    found = group_rows(spots.rows.units(size_um), split.by, block_um=split.block_um, gap_um=split.gap_um)
+    if split.by != "block" and found.parts is None:
+        raise ValueError(f"The column {split.by!r} of obs says of no spot that it is to 'train' or to 'test'.")
+    return found
+
+
+def divided(spots: Spots, split: Split, grouping: Grouping | None, fractions: Sequence[float], seed: int) -> Division:
     """Which spots test, and which a central model is adapted to, for each of the fractions."""
     n, rng = len(spots), np.random.default_rng([seed, 20])
     wanted = {each: round(each * n) for each in fractions}
-    if split.by == "random":
+    if grouping is None:
         assert isinstance(split.test, float)
         order = rng.permutation(n)
         most = max(wanted.values())
         pool, test = order[:most], np.sort(order[most : most + round(split.test * n)])
         unit = np.arange(len(test))
     else:
-        units = spots.rows.units(size_um)
-        grouping = group_rows(units, split.by, block_um=split.block_um, gap_um=split.gap_um)
-        if split.by != "block" and grouping.parts is None:
-            raise ValueError(f"The column {split.by!r} of obs says of no spot that it is to 'train' or to 'test'.")
         ((train, test),) = folds_of(grouping, np.zeros(n, int), test=split.test, seed=seed)
         if grouping.parts is not None:
             pool, unit = rng.permutation(np.flatnonzero(grouping.parts == "train")), np.arange(len(test))
