@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_expression.contrastive": ["BLEEP", "McLSTExp"],
         "_expression.deepspot": ["DeepSpot"],
         "_expression.genst": ["CLIP", "GenST"],
+        "_expression.istar": ["IStar"],
         "_expression.losses": ["info_nce", "soft_target_loss", "soft_targets"],
         "_expression.regression": ["EmbeddingMLP", "ResNetRegressor", "STNet"],
         "_expression.retrieval": ["Retrieval"],

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "_aggregate": ["aggregate"],
         "_align": ["align"],
+        "_dense_features.verb": ["dense_features"],
         "_embed": ["embed"],
         "_gene_panel.panel": ["GenePanel", "gene_panel"],
         "_gene_panel.sets": ["gene_set"],

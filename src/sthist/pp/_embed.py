@@ -202,7 +202,7 @@ def _embed_sample(
         normalizer = standardized(reader, source.places[inside], first)
         reader = source.reader(first, normalizer)
     facts = {
-        "encoder": _identity(first),
+        "encoder": encoder_facts(first),
         "spec": reader.spec.to_dict(),
         "normalizer": None if normalizer is None else _content(normalizer),
         "source": source.identity(reader, inside),
@@ -238,7 +238,7 @@ def _embed_sample(
         source.add(key, values, first.features, made)
 
 
-def _identity(encoder: Encoder) -> dict[str, Any]:
+def encoder_facts(encoder: Encoder) -> dict[str, Any]:
     """What decides the numbers; where they are computed does so only in the last digits."""
     from sthist.encoders._encoder import own_content
 

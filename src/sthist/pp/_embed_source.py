@@ -154,13 +154,9 @@ class RegionSource(_Source):
 
     def identity(self, reader: TileReader, inside: np.ndarray) -> dict[str, Any]:
         """What tells this input from any other: the places, how the image lies, and the pixels of some tiles."""
-        places = self.places[inside]
-        some = places[np.unique(np.linspace(0, len(places) - 1, N_SAMPLED).astype(int))]
-        pixels = hashlib.blake2b(reader.read(some).tobytes(), digest_size=16)
         return {
             "image": self.image,
-            "lies": [[field.size, field.to_um.tolist()] for field in reader.image.fields],
-            "pixels": pixels.hexdigest(),
+            **image_facts(reader, self.places[inside]),
             "places": hashlib.blake2b(np.ascontiguousarray(self.places).tobytes(), digest_size=16).hexdigest(),
             "inside": int(inside.sum()),
         }
@@ -325,6 +321,15 @@ def _find_image(sdata: SpatialData, image: str | None) -> str:
         if image is not None or len(virtual) != 1:
             raise
         return virtual[0]
+
+
+def image_facts(reader: TileReader, places: np.ndarray) -> dict[str, Any]:
+    """What tells an image from any other: how it lies, and its pixels at some of these places."""
+    some = places[np.unique(np.linspace(0, len(places) - 1, N_SAMPLED).astype(int))]
+    return {
+        "lies": [[field.size, field.to_um.tolist()] for field in reader.image.fields],
+        "pixels": hashlib.blake2b(reader.read(some).tobytes(), digest_size=16).hexdigest(),
+    }
 
 
 def find_regions(sdata: SpatialData) -> str:

@@ -16,12 +16,12 @@ from sthist._store import commit
 from sthist.tiles._blocks.resumable import Resumable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 CHUNK_PX = 512
-BLOCK_PX = 4 * CHUNK_PX
 COARSEST_PX = 1024  # the pyramid ends at the first level that is not larger than this
+RGB = ("r", "g", "b")
 
 
 @dataclass(frozen=True)
@@ -43,33 +43,54 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """Size of a canvas, where it lies, and how it is divided."""
+    """Size of a canvas, where it lies, what its pixels are, and how it is divided."""
 
     origin_um: tuple[float, float]  # x, y of its corner
     mpp: float
     shape: tuple[int, int]  # in pixels: multiples of 2 to the number of pyramid levels
     n_levels: int  # of the pyramid, beyond the finest
     block_px: int
+    chunk: tuple[int, int] = (len(RGB), CHUNK_PX)  # channels of a chunk, and its side
+    channels: tuple[str, ...] = RGB
+    dtype: str = "uint8"
 
     @classmethod
-    def over(cls, extent_um: tuple[float, float, float, float], mpp: float, block_px: int | None = None) -> Layout:
+    def over(
+        cls,
+        extent_um: tuple[float, float, float, float],
+        mpp: float,
+        block_px: int | None = None,
+        *,
+        channels: Sequence[str] = RGB,
+        dtype: str = "uint8",
+        chunk: tuple[int, int] | None = None,
+        pyramid: bool = True,
+    ) -> Layout:
         """The layout of a canvas over a box (x0, y0, x1, y1) in µm."""
-        block_px = BLOCK_PX if block_px is None else block_px
-        if block_px % CHUNK_PX:
+        chunk = (len(channels), CHUNK_PX) if chunk is None else chunk
+        block_px = 4 * chunk[1] if block_px is None else block_px
+        if block_px % chunk[1]:
             raise ValueError(
-                f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {CHUNK_PX}."
+                f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {chunk[1]}."
             )
         x0, y0, x1, y1 = extent_um
         # Less than a thousandth of a pixel is rounding, not tissue.
         height, width = (max(1, math.ceil((high - low) / mpp - 1e-3)) for low, high in ((y0, y1), (x0, x1)))
-        n_levels = max(0, math.ceil(math.log2(max(height, width) / COARSEST_PX)))
+        n_levels = max(0, math.ceil(math.log2(max(height, width) / COARSEST_PX))) if pyramid else 0
         step = 2**n_levels
-        return cls((x0, y0), mpp, (-(-height // step) * step, -(-width // step) * step), n_levels, block_px)
+        shape = (-(-height // step) * step, -(-width // step) * step)
+        return cls((x0, y0), mpp, shape, n_levels, block_px, chunk, tuple(channels), dtype)
 
     @property
     def level_bytes(self) -> list[int]:
         """Of the finest level, and of each of the pyramid, uncompressed."""
-        return [3 * (self.shape[0] >> level) * (self.shape[1] >> level) for level in range(self.n_levels + 1)]
+        each = len(self.channels) * np.dtype(self.dtype).itemsize
+        return [each * (self.shape[0] >> level) * (self.shape[1] >> level) for level in range(self.n_levels + 1)]
+
+    @property
+    def nothing(self) -> float:
+        """The value of a pixel that shows nothing: white, or NaN."""
+        return 255 if self.dtype == "uint8" else math.nan
 
     def blocks(self) -> list[Block]:
         """All blocks, row by row."""
@@ -82,7 +103,9 @@ class Layout:
 
 
 class Canvas(Resumable):
-    """An RGB image of a slide, upright in ``um``, that is filled block by block and then published.
+    """An image of a slide, upright in ``um``, that is filled block by block and then published.
+
+    It is RGB, or has any channels of floating-point numbers, which are NaN where nothing is known.
 
     Parameters
     ----------
@@ -100,7 +123,15 @@ class Canvas(Resumable):
     transformations
         (3, 3) matrices from µm (x, y, 1) to further coordinate systems in which the image is to be registered.
     block_px
-        Side of a block, a multiple of 512; 2048 by default.
+        Side of a block, a whole number of chunks; four of them by default.
+    channels
+        Their names, if it is not RGB.
+    dtype
+        ``"uint8"``, ``"float16"`` or ``"float32"``.
+    chunk
+        Channels of a chunk, and its side in pixels: all of them and 512 by default.
+    pyramid
+        Whether there are coarser levels.
 
     Examples
     --------
@@ -127,10 +158,16 @@ class Canvas(Resumable):
         fingerprint: Mapping[str, Any],
         transformations: Mapping[str, np.ndarray] | None = None,
         block_px: int | None = None,
+        channels: Sequence[str] = RGB,
+        dtype: str = "uint8",
+        chunk: tuple[int, int] | None = None,
+        pyramid: bool = True,
     ) -> None:
-        self.layout = Layout.over(extent_um, mpp, block_px)
-        self._transformations = transformations or {}
-        facts = {"extent_um": extent_um, "mpp": mpp, "block_px": self.layout.block_px, "fingerprint": dict(fingerprint)}
+        layout = Layout.over(extent_um, mpp, block_px, channels=channels, dtype=dtype, chunk=chunk, pyramid=pyramid)
+        self.layout, self._transformations = layout, transformations or {}
+        facts = {"extent_um": extent_um, "mpp": mpp, "block_px": layout.block_px, "fingerprint": dict(fingerprint)}
+        if layout.channels != RGB:
+            facts |= {"channels": layout.channels, "dtype": dtype, "chunk": layout.chunk, "pyramid": pyramid}
         super().__init__(folder, name, facts)
 
     @property
@@ -161,17 +198,19 @@ class Canvas(Resumable):
         return [zarr.open_array(element / path, mode="r+") for path in _level_paths(element)]
 
     def finish(self) -> None:
-        """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up."""
+        """Write the pyramid: each level the 2 x 2 means of the one below, rounded half up, or of what is known."""
         from sthist.tiles._images.kernels import halve
 
+        halved = halve if self.layout.dtype == "uint8" else _halve_known
+        size, deep = self.layout.block_px, self.layout.chunk[0]
         for fine, coarse in zip(self._levels, self._levels[1:], strict=False):
-            size = self.layout.block_px
-            corners = itertools.product(*(range(0, side, size) for side in coarse.shape[1:]))
+            steps = zip(coarse.shape, (deep, size, size), strict=True)
+            corners = itertools.product(*(range(0, n, step) for n, step in steps))
 
-            def reduce(corner: tuple[int, int], fine: Any = fine, coarse: Any = coarse, size: int = size) -> None:
-                y, x = corner
-                pixels = fine[:, 2 * y : 2 * (y + size), 2 * x : 2 * (x + size)]
-                coarse[:, y : y + size, x : x + size] = halve(np.ascontiguousarray(pixels))
+            def reduce(corner: tuple[int, int, int], fine: Any = fine, coarse: Any = coarse) -> None:
+                c, y, x = corner
+                pixels = fine[c : c + deep, 2 * y : 2 * (y + size), 2 * x : 2 * (x + size)]
+                coarse[c : c + deep, y : y + size, x : x + size] = halved(np.ascontiguousarray(pixels))
 
             with ThreadPoolExecutor(settings.threads) as pool:
                 list(pool.map(reduce, corners))
@@ -195,14 +234,15 @@ class Canvas(Resumable):
         from spatialdata.transformations import Affine
         from zarr.codecs import ZstdCodec
 
-        mpp, (x0, y0), n_levels = self.layout.mpp, self.layout.origin_um, self.layout.n_levels
+        layout = self.layout
+        mpp, (x0, y0), n_levels, channels = layout.mpp, layout.origin_um, layout.n_levels, layout.channels
         to_um = np.array([[mpp, 0, x0], [0, mpp, y0], [0, 0, 1]])
         matrices = {"um": to_um} | {name: matrix @ to_um for name, matrix in self._transformations.items()}
         side = 2**n_levels
         image = Image2DModel.parse(
-            np.zeros((3, side, side), np.uint8),
+            np.zeros((len(channels), side, side), layout.dtype),
             dims=("c", "y", "x"),
-            c_coords=["r", "g", "b"],
+            c_coords=list(channels),
             scale_factors=[2] * n_levels or None,
             transformations={name: Affine(m, ("x", "y"), ("x", "y")) for name, m in matrices.items()},
         )
@@ -212,16 +252,25 @@ class Canvas(Resumable):
         for level, path in enumerate(_level_paths(element)):
             zarr.create_array(
                 element / path,
-                shape=(3, self.shape[0] >> level, self.shape[1] >> level),
-                chunks=(3, CHUNK_PX, CHUNK_PX),
-                dtype="uint8",
-                fill_value=255,
+                shape=(len(channels), self.shape[0] >> level, self.shape[1] >> level),
+                chunks=(layout.chunk[0], layout.chunk[1], layout.chunk[1]),
+                dtype=layout.dtype,
+                fill_value=layout.nothing,
                 compressors=ZstdCodec(level=1),
                 dimension_names=("c", "y", "x"),
                 overwrite=True,
             )
         zarr.open_group(element, mode="r+", use_consolidated=False).attrs["sthist_canvas"] = identity
         commit.consolidate(self.store)
+
+
+def _halve_known(image: np.ndarray) -> np.ndarray:
+    """2 x 2 means of a (c, h, w) image of even size over what is not NaN."""
+    c, h, w = image.shape
+    parts = image.reshape(c, h // 2, 2, w // 2, 2).astype(np.float32)
+    known = ~np.isnan(parts)
+    total, n = np.where(known, parts, 0).sum(axis=(2, 4)), known.sum(axis=(2, 4))
+    return np.where(n > 0, total / np.maximum(n, 1), np.nan).astype(image.dtype)
 
 
 def _level_paths(element: Path) -> list[str]:

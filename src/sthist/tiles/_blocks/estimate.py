@@ -176,6 +176,17 @@ def require_space(blender: TileBlender, canvas: Canvas) -> None:
         raise OSError(errno.ENOSPC, msg)
 
 
+def require_bytes(name: str, folder: Path, n_bytes: float) -> None:
+    """Refuse to begin what takes more bytes than are free."""
+    free = _free(folder)
+    if free < n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{name} needs about {_gigabytes(n_bytes)} in {folder}, where {_gigabytes(free)} are free. Make room, or "
+            "make it smaller with within=. Nothing was written.",
+        )
+
+
 def _free(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sthist import _sample
-from sthist._sample.elements import region_geometry
 from sthist._settings import logger
-from sthist.pp._tissue.outlines import tissue_mask
+from sthist.pp._dense_features.cells import cells_of_tokens
 from sthist.tiles._images.reader import read_grid
-from sthist.tiles._regions.raster import rasterize
 from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from spatialdata import SpatialData
 
     from sthist.tiles import Image
     from sthist.tiles._images.reader import TileReader
@@ -34,9 +29,6 @@ BAND_ROWS = 256
 
 KERNEL_PX, STRIDES = 64, 4
 """ST2HE's kernel, and how many strides it is long."""
-
-TISSUE_MPP = 8.0
-"""µm per pixel at which the tissue is looked for."""
 
 
 @dataclass(frozen=True)
@@ -211,21 +203,13 @@ def _cell_embeddings(
         chosen = columns[start : start + batch_size]
         corners = np.c_[chosen, np.full(len(chosen), tile_row)]
         tokens = dense(reader.read((corners + 0.5) * reader.spec.size_um + np.asarray(grid.origin_um)))
-        down, across = (_overlap_shares(per_tile, n) for n in tokens.shape[1:3])
-        means = np.einsum("yg,ngwd,xw->nyxd", down, tokens, across, optimize=True)
+        means = cells_of_tokens(tokens, per_tile)
         if cells is None:
             cells = np.zeros((per_tile, len(needed), per_tile, tokens.shape[3]), np.float32)
         cells[:, chosen] = means.transpose(1, 0, 2, 3)
     if cells is None:
         return np.zeros((per_tile, len(needed) * per_tile, 1), np.float32)
     return cells.reshape(per_tile, -1, cells.shape[3])
-
-
-def _overlap_shares(n_cells: int, n_tokens: int) -> np.ndarray:
-    """What part of each cell along an axis each token covers, (cells, tokens); rows sum to 1."""
-    cell, token = np.arange(n_cells + 1) / n_cells, np.arange(n_tokens + 1) / n_tokens
-    shared = np.minimum(cell[1:, None], token[1:]) - np.maximum(cell[:-1, None], token[:-1])
-    return (np.maximum(shared, 0) * n_cells).astype(np.float32)
 
 
 def _box_mean(values: np.ndarray, span: int) -> np.ndarray:
@@ -276,27 +260,6 @@ def smooth(values: np.ndarray, sigma: float, out: np.ndarray) -> None:
                 out[channel, top:stop] = np.where(known[kept], total / weight, np.nan)
 
 
-def large_tiles(grid: KernelGrid, spec: TileSpec | None, px: int) -> TileSpec:
-    """The tile whose tokens are pooled: the encoder's own, to the nearest whole number of cells."""
-    size_um = px * grid.mpp if spec is None else spec.size_um
-    return TileSpec(max(1, round(size_um / grid.stride_um)) * grid.stride_um, px if spec is None else spec.px)
-
-
-def box_of(sdata: SpatialData, image: Image, within: Any) -> tuple[float, float, float, float]:
-    """What is worked on, in µm: the image, or what of it lies in ``within``."""
-    x0, y0, x1, y1 = image.extent_um
-    if within is None:
-        return x0, y0, x1, y1
-    left, top, right, bottom = region_geometry(sdata, within).bounds
-    box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
-    if not (box[0] < box[2] and box[1] < box[3]):
-        raise ValueError(
-            f"within={within!r} does not lie on the image {image.key!r}, which shows x {x0:g} to {x1:g} and y {y0:g} "
-            f"to {y1:g} µm."
-        )
-    return box
-
-
 def kernel_sizes(
     image: Image, trained: TileSpec | None, spec: TileSpec | None, stride: float | None
 ) -> tuple[float, int, int]:
@@ -315,34 +278,3 @@ def kernel_sizes(
         )
     stride_px = max(1, round(stride / tile.mpp))
     return stride / stride_px, stride_px, span
-
-
-def cells_inside(
-    sdata: SpatialData, image: Image, grid: KernelGrid, within: Any, tissue: str | bool | None
-) -> np.ndarray:
-    """Which cells show tissue that is asked for, by their centre."""
-
-    def painted(of: Any) -> np.ndarray:
-        return rasterize([region_geometry(sdata, of)], grid.origin_um, grid.stride_um, grid.shape) > 0
-
-    inside = np.ones(grid.shape, bool) if within is None else painted(within)
-    known = _sample.find_tissue(sdata) if tissue is None or tissue is True else tissue
-    if isinstance(known, str) and (known in sdata.shapes or isinstance(tissue, str)):
-        inside &= painted(known)
-    elif known is not False:
-        inside &= _seen_tissue(image, grid)
-    if not inside.any():
-        raise ValueError(
-            f"There is no tissue in what is to be scored of {image.key!r}. Name its outlines with tissue=, or score "
-            "all with tissue=False."
-        )
-    return inside
-
-
-def _seen_tissue(image: Image, grid: KernelGrid) -> np.ndarray:
-    mask = tissue_mask(image, TISSUE_MPP)
-    x0, y0, *_ = image.extent_um
-    centres = [(np.arange(n) + 0.5) * grid.stride_um for n in grid.shape]
-    rows = ((centres[0] + grid.origin_um[1] - y0) // TISSUE_MPP).astype(int).clip(0, mask.shape[0] - 1)
-    columns = ((centres[1] + grid.origin_um[0] - x0) // TISSUE_MPP).astype(int).clip(0, mask.shape[1] - 1)
-    return mask[np.ix_(rows, columns)]

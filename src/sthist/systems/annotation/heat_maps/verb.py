@@ -11,14 +11,12 @@ from sthist._sample.samples import over_samples, safe_names
 from sthist._scratch import temporary_folder
 from sthist._settings import logger, progress_bar
 from sthist.encoders import Encoder
+from sthist.pp._dense_features.cells import box_of, large_tiles, tissue_cells
 from sthist.systems.annotation.heat_maps.sliding_windows import (
     KernelGrid,
-    box_of,
-    cells_inside,
     crop_scores,
     dense_scores,
     kernel_sizes,
-    large_tiles,
     mean_over_kernels,
     smooth,
 )
@@ -162,7 +160,7 @@ def heatmap(
     _store.require_free(data, key, "images", overwrite=overwrite)
     sizes = kernel_sizes(he, scorer.spec, spec, stride_um)
     grid = KernelGrid.over(box_of(data, he, within), *sizes)
-    inside = cells_inside(data, he, grid, within, tissue)
+    inside = tissue_cells(data, he, (grid.origin_um, grid.stride_um, grid.shape), within, tissue)
     if isinstance(encoder, Encoder):  # a kernel is smaller than the tile of most: that is a warning
         encoder = encoder.at(TileSpec.from_mpp(grid.mpp, grid.kernel_px), strict=False)
     dense = method == "dense" or (method == "auto" and _has_fitting_tokens(encoder))
@@ -251,7 +249,9 @@ def _has_fitting_tokens(encoder: Any) -> bool:
 
 def _reader(he: Image, grid: KernelGrid, encoder: Any, *, dense: bool, allow_upsampling: bool) -> TileReader:
     """A reader of what is embedded: blocks of kernels, or the large tiles whose tokens are pooled."""
-    spec = large_tiles(grid, encoder.spec, DENSE_PX) if dense else TileSpec.from_mpp(grid.mpp, 256)
+    spec = TileSpec.from_mpp(grid.mpp, 256)
+    if dense:
+        spec = large_tiles(grid.stride_um, encoder.spec, TileSpec.from_mpp(grid.mpp, DENSE_PX))
     if abs(spec.mpp / grid.mpp - 1) > 0.02:
         logger.info("Tokens are of tiles of %g µm at %.4g µm/px.", spec.size_um, spec.mpp)
     if he.coarsest_mpp > MAX_UPSAMPLING * spec.mpp and not allow_upsampling:

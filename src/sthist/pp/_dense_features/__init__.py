@@ -1,0 +1,1 @@
+"""Features of every place of a slide, as an image."""
