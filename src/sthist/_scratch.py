@@ -7,6 +7,7 @@ deleted when another one comes; work that was stopped, and that the same call co
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import platform
 import re
@@ -24,6 +25,8 @@ from sthist._settings import logger, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy as np
 
 KEPT_DAYS = 7
 MANIFEST = "manifest.json"
@@ -56,6 +59,21 @@ def own_folder() -> Path:
             known = _own[scratch, process] = _new_folder(scratch)
             atexit.register(_leave, *known, process)
         return known[0]
+
+
+def array_on_disk(shape: tuple[int, ...], dtype: Any, what: str, advice: str = "") -> np.ndarray:
+    """An array in the scratch folder, whose room is free again when nobody has it any more."""
+    import numpy as np
+
+    folder, n_bytes = own_folder(), np.dtype(dtype).itemsize * math.prod(shape)
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise OSError(
+            f"{what} take {n_bytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: set settings.scratch_dir "
+            f"to a larger disk{advice}."
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:  # its name is gone, its content goes with the array
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 @contextmanager

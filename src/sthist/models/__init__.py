@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.expression.models.clip": ["CLIP", "CLIPConfig"],
         "systems.expression.models.deepspot": ["DeepSpot", "DeepSpotConfig"],
         "systems.expression.models.genst": ["GenST", "GenSTConfig"],
+        "systems.expression.models.istar.model": ["IStar", "IStarConfig"],
         "systems.expression.models.mclstexp": ["McLSTExp", "McLSTExpConfig"],
         "systems.expression.models.mlp": ["EmbeddingMLP", "EmbeddingMLPConfig"],
         "systems.expression.models.resnet": ["ResNet", "ResNetConfig"],

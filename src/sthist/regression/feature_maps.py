@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from sthist._scratch import own_folder
+from sthist._scratch import array_on_disk
 from sthist._settings import logger, settings
 from sthist.regression.backbones import at_once
 from sthist.regression.data.inputs import Inputs
@@ -35,15 +33,9 @@ class Kept:
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Kept:
         """Room for maps in the scratch folder, which is free again when nobody has them any more."""
-        folder, n_bytes = own_folder(), 2 * int(np.prod(shape))
-        free = shutil.disk_usage(folder).free
-        if n_bytes > free:
-            raise OSError(
-                f"Feature maps of {shape[0]} tiles take {n_bytes / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB "
-                "left: set settings.scratch_dir to a larger disk, or train with frozen=False."
-            )
-        with tempfile.TemporaryFile(dir=folder) as file:  # its name is gone, its content goes with the array
-            return cls(np.memmap(file, np.float16, "w+", shape=shape), np.zeros(shape[0], bool))
+        advice = ", or train with frozen=False"
+        maps = array_on_disk(shape, np.float16, f"Feature maps of {shape[0]} tiles", advice)
+        return cls(maps, np.zeros(shape[0], bool))
 
 
 _kept: WeakKeyDictionary[Inputs, dict[Any, Kept]] = WeakKeyDictionary()

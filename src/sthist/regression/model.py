@@ -114,6 +114,11 @@ class RegressionModel(Model):
         self.history: list[dict[str, float]] = []
 
     @property
+    def called(self) -> str:
+        """What tables and figures call it."""
+        return self.system
+
+    @property
     def spec(self) -> TileSpec | None:
         """The tiles that it is for."""
         return None if self.config.spec is None else TileSpec(**self.config.spec)
@@ -253,6 +258,10 @@ class RegressionModel(Model):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of the training that others are compared with, (m, d), and which of the rows each belongs to."""
         return self.representation(inputs, rows, device=device), np.arange(len(rows))
+
+    def amounts(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray | None:
+        """How many of the training's regions rows are as large as, (n,), of models whose predictions add up."""
+        return None
 
     def encoded(
         self, inputs: Inputs, rows: np.ndarray, *, batch_size: int, device: str | None = None

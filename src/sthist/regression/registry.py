@@ -58,10 +58,10 @@ class Registry(Generic[M]):
         named: dict[str, M] = {}
         for each in listed:
             fresh = self.as_model(each)
-            if fresh.system in named:
+            if fresh.called in named:
                 raise ValueError(
-                    f"There are several models {fresh.system!r}; give a mapping of what to call each: models="
-                    f"{{'{fresh.system}': ..., '{fresh.system}, other settings': ...}}."
+                    f"There are several models {fresh.called!r}; give a mapping of what to call each: models="
+                    f"{{'{fresh.called}': ..., '{fresh.called}, other settings': ...}}."
                 )
-            named[fresh.system] = fresh
+            named[fresh.called] = fresh
         return named

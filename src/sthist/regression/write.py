@@ -119,7 +119,7 @@ def asked(
         say_strange(usual, name)
     made = _store.provenance(
         verb,
-        model=model.system,
+        model=model.called,
         sha256=model.sha256,
         settings=plain_config(model),
         trained=model.config.training,
@@ -331,6 +331,9 @@ def _write_table(
         backed=_store.store_path(data) is not None,
     )
     table = ad.AnnData(values, obs=obs, var=var, obsm=obsm, uns=uns)
+    amounts = prediction.model.amounts(prediction.inputs, inside)
+    if amounts is not None:
+        table.layers["sum"] = np.expm1(values) * amounts[:, None]
     _store.add(data, "tables", place.key, table, made, overwrite=place.overwrite)
 
 

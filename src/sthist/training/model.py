@@ -45,6 +45,7 @@ SYSTEMS = {
     "genst": ("sthist.systems.expression.models.genst", "GenST"),
     "histogene": ("sthist.systems.expression.models.sequence.histogene", "HisToGene"),
     "hist2cell": ("sthist.systems.composition.models.hist2cell", "Hist2Cell"),
+    "istar": ("sthist.systems.expression.models.istar.model", "IStar"),
     "mclstexp": ("sthist.systems.expression.models.mclstexp", "McLSTExp"),
     "mlp": ("sthist.systems.expression.models.mlp", "EmbeddingMLP"),
     "moco-v3": ("sthist.systems.cells.moco.model", "MoCoV3"),

@@ -194,7 +194,7 @@ def expression(
     inputs = {
         name: fresh.collect(
             rows,
-            embedding=None if isinstance(fresh, TileModel) else embedding,
+            embedding=None if isinstance(fresh, TileModel) or fresh.makes_maps else embedding,
             image=image,
             device=device,
             progress=progress,

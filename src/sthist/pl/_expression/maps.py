@@ -15,6 +15,7 @@ from sthist.metrics._expression.maps import pitch_of
 from sthist.pl._base import add_scale_bar, dots_extent, draw_dots, finish, make_axes, title_with_r
 from sthist.pl._colours import class_colours, limit, place_legend
 from sthist.pl._expression.found import Found, find_prediction
+from sthist.pl._expression.superpixels import draw_map, map_meant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,12 +55,13 @@ def gene_maps(
     genes
         Genes to draw, a row each.
     key
-        The layer or table of the prediction; by default the only one. Or several layers of one table.
+        The layer or table of the prediction, or the image that shows it at every place of the slide (of ``"istar"``);
+        by default the only one. Or several layers of one table.
     table
         Key of the table, where several have such a layer.
     nulls
         Draw the prediction, of several the last, dealt to other regions, too: what it looks like where it knows
-        nothing.
+        nothing. Not beside an image.
     cmap
         Colour map.
     vmin, vmax
@@ -99,6 +101,9 @@ def gene_maps(
     keys = [key] if key is None or isinstance(key, str) else list(dict.fromkeys(key))
     if not keys:
         raise ValueError("key is empty: name the predictions to draw, or leave key= out.")
+    image = map_meant(data, keys, table)
+    if image is not None:
+        return draw_map(data, genes, image, cmap=cmap, vmin=vmin, vmax=vmax, axes=axes, save=save)
     every = [find_prediction(data, each, table) for each in keys]
     if any(each.adata is not every[0].adata for each in every):
         raise ValueError(f"The predictions {listed(keys)} are not layers of one table: draw them one by one.")

@@ -31,7 +31,8 @@ def expression(
     """Predict the expression of genes in regions of a slide: spots, tiles between spots, nuclei, any shapes.
 
     Where the table of the regions has all genes of the model, predictions stand beside what was measured, as a layer;
-    elsewhere they are a table of their own, with the regions' places and link, ready for scanpy and squidpy.
+    elsewhere they are a table of their own, with the regions' places and link, ready for scanpy and squidpy. A model
+    of superpixels, ``"istar"``, predicts every place of a slide where no regions are named, as an image.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ def expression(
         A model of :func:`sthist.tl.train_expression`, or the folder that it was saved to.
     regions
         Key of the shapes, or of their table; by default the table that has the model's embeddings, else the tiles, or
-        the spots, else the only table. Regions that are not embedded yet are embedded first.
+        the spots, else the only table; for ``"istar"``, all of the slide. Regions that are not embedded yet are
+        embedded first.
     image
         Key of the H&E.
     within
@@ -71,7 +73,13 @@ def expression(
     * ``obsm["spatial"]`` in µm, and the link to the regions;
     * of ``"genst"`` and ``"clip"`` also ``obsm["X_genst"]``, the mixture of atoms of each region, and
       ``obsm["genst_coefficients"]``, how much of each; beside a layer under its name;
+    * of ``"istar"`` also ``layers["sum"]``: counts per 10,000 that are in a region as a whole, where a spot of the
+      training has as many as its mean, so that sums over cells or bins add up;
     * ``uns["sthist"]``: the model, and how it was trained.
+
+    Of ``"istar"`` without regions, ``images["istar_expression"]``, (genes, y, x) float16: log-normalised expression, a
+    channel per gene and a pixel per superpixel, with coarser levels, registered in ``um``, and NaN where there is no
+    tissue.
 
     Raises
     ------
@@ -121,6 +129,12 @@ def _predict_one(
     overwrite: bool,
     progress: bool | None,
 ) -> None:
+    if model.makes_maps and regions is None:
+        from sthist.systems.expression.models.istar.maps import write_map
+
+        places: dict[str, Any] = {"image": image, "within": within, "key_added": key_added, "device": device}
+        write_map(data, model, **places, overwrite=overwrite, progress=progress)  # type: ignore[arg-type]
+        return
     rows, key = rows_of_slide(data, model, regions)
     place = Place.of(data, rows.tables[0], key, model, key_added, overwrite=overwrite)
     prediction, inside, usual, made = asked(

@@ -57,7 +57,7 @@ def train_expression(
         of :func:`sthist.pp.aggregate`.
     model
         ``"ridge"`` or ``"mlp"`` on stored embeddings, ``"deepspot"`` on those of a spot, its parts and its neighbours;
-        on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; on all tiles of a
+        on maps of features ``"istar"``; on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; on all tiles of a
         slide ``"histogene"``, ``"thitogene"``; or a config or a model with settings of its own, such as
         ``sthist.models.Ridge(sthist.models.RidgeConfig(smooth_um=250))``.
     genes
@@ -66,7 +66,8 @@ def train_expression(
         not count for it.
     embedding
         Keys of embeddings in ``obsm``, or the names of their encoders, for models that take them; by default the only
-        one. Where there is none, the regions are embedded with ``"morphology"``.
+        one. Where there is none, the regions are embedded with ``"morphology"``. For ``"istar"``, the key of the
+        images with features of :func:`sthist.pp.dense_features`, or their encoder.
     table
         Key of the table with the genes, where there are several.
     image
@@ -111,6 +112,7 @@ def train_expression(
         If there is no such table, gene, embedding or model.
     ValueError
         If there are neither counts nor logarithms of them, embeddings are NaN or of several encoders or scales, a
+        map of features has cells of another size than the model's, a spot has no place or no features, a
         patient has two spellings, or a split leaves nothing to train or to test on; if synthetic tiles are none, are
         given as data, too, have none of the genes, are coarser than the model's or of another size, or their expression
         was normalised otherwise; if the model looks at what is around a spot, which they do not have.

@@ -18,6 +18,7 @@ MODELS = {
     "genst": ("genst", "GenST"),
     "clip": ("clip", "CLIP"),
     "histogene": ("sequence.histogene", "HisToGene"),
+    "istar": ("istar.model", "IStar"),
     "thitogene": ("sequence.thitogene", "THItoGene"),
 }
 """Module and class of each model, by the name that verbs take."""

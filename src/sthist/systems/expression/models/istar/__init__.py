@@ -1,0 +1,1 @@
+"""iStar: expression of superpixels, from a map of features of the slide."""
