@@ -160,3 +160,33 @@ def test_blocks_hold_whole_chunks(tmp_path):
     """Or two of them would write one chunk."""
     with pytest.raises(ValueError, match="multiple of 512"):
         Canvas(tmp_path / "c", "i", extent_um=(0, 0, 9, 9), mpp=1.0, fingerprint={}, block_px=600)
+
+
+def test_a_canvas_of_numbers_is_nan_where_nothing_is_known(tmp_path):
+    """Any channels of float16; levels are means of what is known, block by block and channel by channel."""
+    names = ["a", "b", "c"]
+    canvas = Canvas(
+        tmp_path / "c",
+        "map",
+        extent_um=(0, 0, 1200 * 8, 100 * 8),
+        mpp=8.0,
+        fingerprint={},
+        block_px=64,
+        channels=names,
+        dtype="float16",
+        chunk=(2, 64),
+    )
+    values = np.random.default_rng(0).integers(0, 100, (3, *canvas.shape)).astype(np.float16)
+    values[:, 20:40, 100:900] = np.nan
+    values[:, 64:, 64:128] = np.nan
+    for block in canvas.pending():
+        canvas.write(block, values[:, block.y0 : block.y1, block.x0 : block.x1])
+    canvas.finish()
+    element = sd.read_zarr(canvas.store)["map"]
+    assert sd.models.get_channel_names(element) == names
+    np.testing.assert_array_equal(level(element), values)
+    parts = values.astype(float).reshape(3, canvas.shape[0] // 2, 2, canvas.shape[1] // 2, 2)
+    with np.errstate(invalid="ignore"):
+        expected = np.nansum(parts, axis=(2, 4)) / np.isfinite(parts).sum(axis=(2, 4))
+    np.testing.assert_allclose(level(element, 1), expected, rtol=1e-3)
+    assert level(element, 1).dtype == np.float16

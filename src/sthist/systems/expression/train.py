@@ -57,8 +57,9 @@ def train_expression(
         of :func:`sthist.pp.aggregate`.
     model
         ``"ridge"`` or ``"mlp"`` on stored embeddings, ``"deepspot"`` on those of a spot, its parts and its neighbours;
-        on maps of features ``"istar"``; on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; on all tiles of a
-        slide ``"histogene"``, ``"thitogene"``; or a config or a model with settings of its own, such as
+        on tiles ``"genst"``, ``"stnet"``, ``"resnet"``, ``"bleep"``, ``"clip"``, ``"mclstexp"``; on all tiles of a
+        slide ``"histogene"``, ``"thitogene"``; on a map of features of the slide ``"istar"``, which predicts every
+        place of it; or a config or a model with settings of its own, such as
         ``sthist.models.Ridge(sthist.models.RidgeConfig(smooth_um=250))``.
     genes
         Genes to predict, by the names or ids that tables have, such as those of :func:`sthist.pp.gene_panel`; a number
