@@ -14,8 +14,8 @@ from sthist.tiles import TileSpec
 
 SIDE = 100
 KEY = "colour_features"
-CONFIG = IStarConfig(encoder=KEY, boxes=(1,), hidden=32, members=3)
-TRAINING = {"epochs": 30, "lr": 5e-3, "patience": None}
+CONFIG = IStarConfig(encoder=KEY, boxes=(1,), hidden=32, members=2)
+TRAINING = {"epochs": 20, "lr": 5e-3, "patience": None}
 QUICK = {"epochs": 1, "patience": None}
 VARIES = slice(0, 3)  # the last gene is the same everywhere
 
