@@ -35,6 +35,8 @@ class Encoder(ABC):
         The tile that it was trained for; None where any scale is as good.
     feature_names : list of str or None
         Of each dimension, where they mean something.
+    token_names : list of str or None
+        Of each dimension of :meth:`dense`, where they mean something.
     provenance : dict
         JSON values: source, hub id, revision, SHA-256 of the weights, licence, transform.
     logit_scale : float or None
@@ -63,6 +65,7 @@ class Encoder(ABC):
     name: str
     spec: TileSpec | None = None
     feature_names: list[str] | None = None
+    token_names: list[str] | None = None
     provenance: dict[str, Any]
     logit_scale: float | None = None
     can_dense: bool = False

@@ -95,8 +95,8 @@ def get(
     encoder
         ``"morphology"``, which needs no weights; ``"efficientnet-lite0"`` or ``"efficientnet-lite2"``, whose weights of
         ImageNet come with the extra ``imagenet``, or ``"efficientnet-lite0-early"`` for means and standard deviations
-        of its early layers, which say more of histology than its last; a name of :func:`available`;
-        ``"timm:<name>"`` (also ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also
+        of its early layers, which say more of histology than its last; ``"hipt"``, whose two files of weights have to be
+        fetched (``weights``, their folder); a name of :func:`available`; ``"timm:<name>"`` (also ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also
         ``"open_clip:hf-hub:<owner>/<name>"``); a function from tiles (n, px, px, 3) of uint8 to (n, d); a
         :class:`torch.nn.Module` from float images (n, 3, px, px) to (n, d); an :class:`Encoder`, such as a trained
         :class:`sthist.models.MoCoV3`, or the folder that it was saved to; or a list of these, which is joined in its
@@ -229,8 +229,10 @@ def _named(
 def _card(typed: str, *, needs_weights: bool) -> Card:
     """What is known of an encoder of our own, of timm, or of open_clip."""
     if typed in CARDS:
-        return CARDS[typed]
-    if typed.startswith(TIMM):
+        card = CARDS[typed]
+        if card.package:
+            return card
+    elif typed.startswith(TIMM):
         from sthist.encoders._loaders import timm as timm_loader
 
         card = timm_loader.card_of(typed.removeprefix(TIMM))

@@ -54,6 +54,7 @@ class NetworkEncoder(Encoder):
         self.text: Any = None if text is None else text.eval().to(self.device)
         self.logit_scale = logit_scale
         self.can_dense, self.can_text = hasattr(module, "tokens"), text is not None
+        self.token_names = getattr(module, "token_names", None)
         self._forward = torch.compile(self.network) if compile else self.network
         self.provenance = (provenance or {}) | {
             "transform": transform.to_dict() if isinstance(transform, Transform) else str(transform),

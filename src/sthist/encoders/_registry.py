@@ -33,7 +33,7 @@ OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 class Card(Source):
     """What is known of an encoder before any of it is loaded; where its weights are, as of :class:`Source`."""
 
-    via: str  # what loads it: timm, open_clip, transformers, keep, conch, zoo or sthist
+    via: str  # what loads it: timm, open_clip, transformers, keep, conch, hipt, zoo or sthist
     dim: int | None = None
     spec: TileSpec | None = None  # the tile that it was trained for
     transform: Transform = Transform(size=224)
@@ -193,6 +193,14 @@ CARDS: dict[str, Card] = {
     "efficientnet-lite0": _lite(0, 224),
     "efficientnet-lite0-early": _lite(0, 224, 352, pool="early", dense=False),
     "efficientnet-lite2": _lite(2, 260),
+    "hipt": Card(
+        "",
+        "Apache-2.0 with Commons Clause",
+        "hipt",
+        dim=192,
+        spec=TileSpec(2048.0, 4096),
+        files=("vit256_small_dino.pth",),
+    ),
 }
 """The encoders that are loaded without another package."""
 

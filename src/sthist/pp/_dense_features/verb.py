@@ -40,7 +40,7 @@ DEFAULT_TILE = TileSpec(112.0, 224)
 CHUNK, BLOCK = 64, 128
 """Sides of a chunk and of a block, in cells."""
 
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**29
 """Memory for the sums of a block."""
 
 
@@ -257,8 +257,9 @@ def _require_resolution(he: Image, shown: TileSpec, *, given: bool) -> None:
 
 def _channels(encoder: Encoder, shown: TileSpec, *, dense: bool) -> tuple[str, ...]:
     """Names of the features."""
-    if not dense and encoder.feature_names is not None:
-        return tuple(encoder.feature_names)
+    names = encoder.token_names if dense else encoder.feature_names
+    if names is not None:
+        return tuple(names)
     blank = np.full((1, shown.px, shown.px, 3), 255, np.uint8)
     width = (encoder.dense(blank) if dense else encoder.embed(blank)).shape[-1]
     return tuple(f"f{number}" for number in range(width))

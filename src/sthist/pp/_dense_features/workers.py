@@ -20,6 +20,10 @@ LARGEST = 65504
 """Of float16."""
 
 
+MOST_PX = 2**24
+"""Pixels of a batch of tiles: one of 4096 px."""
+
+
 class CellWorker(BlockWorker):
     """Makes the features (d, h, w) float16 of blocks of cells, NaN for those that are not asked for."""
 
@@ -63,8 +67,9 @@ class TokenCells(CellWorker):
         centres = self.grid.centres_um(corners, block)
         total = np.zeros((*wanted.shape, len(out)), np.float32)
         weights = np.zeros(wanted.shape, np.float32)
-        for start in range(0, len(corners), self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        size = max(1, min(self.batch_size, MOST_PX // self.reader.spec.px**2))
+        for start in range(0, len(corners), size):
+            batch = slice(start, start + size)
             tiles = self.reader.read(centres[batch])
             with self._turn:
                 tokens = self.encoder.dense(tiles)

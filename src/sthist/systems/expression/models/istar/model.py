@@ -52,7 +52,7 @@ class IStarConfig(RegressionConfig):
         Side of a superpixel in µm.
     boxes
         Sides, in superpixels, of the squares over which features are averaged: each square's means are features of
-        their own.
+        their own. Of HIPT the largest is for the region's level, and the smallest for all else, as published.
     hidden, depth
         Units of a hidden layer, and how many layers there are.
     members

@@ -26,6 +26,9 @@ BLOCK = 128
 
 REGIONS_AT_ONCE = 50_000
 
+COARSE = "region_"
+"""Before the names of the features of a pyramid's coarse level, which have the largest square; others the smallest."""
+
 SQUARE = 1e-6
 """How much the sides of a cell may differ, of the sides."""
 
@@ -38,6 +41,7 @@ class FeatureMap:
     values: Any = field(repr=False)  # lazy
     origin_um: np.ndarray  # (2,) x, y of its corner
     stride_um: float  # side of a cell
+    names: tuple[str, ...] = ()  # of the features
 
     @classmethod
     def of(cls, sdata: SpatialData, key: str) -> Self:
@@ -48,30 +52,40 @@ class FeatureMap:
             raise ValueError(
                 f"images[{key!r}] is turned or stretched in 'um'; a map of features is one of pp.dense_features."
             )
-        return cls(key, pyramid(_sample.get(sdata, "images", key))[0].data, matrix[:2, 2], stride)
+        element = _sample.get(sdata, "images", key)
+        return cls(key, pyramid(element)[0].data, matrix[:2, 2], stride, tuple(_sample.channel_names(element)))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of cells."""
         return int(self.values.shape[1]), int(self.values.shape[2])
 
+    def n_features(self, boxes: Sequence[int]) -> int:
+        """Features of a cell after smoothing."""
+        n = int(self.values.shape[0])
+        return n if any(name.startswith(COARSE) for name in self.names) else len(boxes) * n
+
     def smoothed(
         self, rows: tuple[int, int], columns: tuple[int, int], boxes: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Means over boxes of so many cells around some, one after the other, and which of these are known themselves.
 
-        (boxes * d, h, w) float32, NaN where nothing in a box is known; a box looks at what is known alone.
+        (n_features, h, w) float32, NaN where nothing in a box is known; a box looks at what is known alone.
         """
         margin = max(boxes) // 2 + 1
         found = self._read((rows[0] - margin, rows[1] + margin), (columns[0] - margin, columns[1] + margin))
         known = np.isfinite(found[0])
         filled = np.where(known, found, 0).astype(np.float32)
         inner = slice(margin, -margin)
+        parts = [(side, filled) for side in boxes]
+        coarse = np.array([name.startswith(COARSE) for name in self.names], bool)
+        if coarse.any():
+            parts = [(max(boxes), filled[coarse]), (min(boxes), filled[~coarse])]
         means = []
-        for side in boxes:
+        for side, part in parts:
             share = _box_mean(known.astype(np.float32), side)[inner, inner]
             with np.errstate(invalid="ignore", divide="ignore"):  # of nothing: NaN
-                means.append(_box_mean(filled, side)[:, inner, inner] / share)
+                means.append(_box_mean(part, side)[:, inner, inner] / share)
         return np.concatenate(means), known[inner, inner]
 
     def _read(self, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
@@ -186,7 +200,7 @@ def superpixels_of(
 ) -> Superpixels:
     """Smoothed features of the cells of all rows, on disk; ``regions`` are the cells on each map and their rows."""
     total = sum(len(cells) for cells, _ in regions)
-    width = len(boxes) * int(maps[0].values.shape[0])
+    width = maps[0].n_features(boxes)
     values = array_on_disk((max(1, total), width), np.float16, f"Features of {total} superpixels")
     kept = np.zeros(total, bool)
     row = np.concatenate([rows for _, rows in regions])
