@@ -95,8 +95,9 @@ def get(
     encoder
         ``"morphology"``, which needs no weights; ``"efficientnet-lite0"`` or ``"efficientnet-lite2"``, whose weights of
         ImageNet come with the extra ``imagenet``, or ``"efficientnet-lite0-early"`` for means and standard deviations
-        of its early layers, which say more of histology than its last; ``"hipt"``, whose two files of weights have to be
-        fetched (``weights``, their folder); a name of :func:`available`; ``"timm:<name>"`` (also ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also
+        of its early layers, which say more of histology than its last; ``"hipt"``, whose two files of weights have to
+        be fetched (``weights``, their folder); a name of :func:`available`; ``"timm:<name>"`` (also
+        ``"timm:hf-hub:<owner>/<name>"``); ``"open_clip:<model>/<tag>"`` (also
         ``"open_clip:hf-hub:<owner>/<name>"``); a function from tiles (n, px, px, 3) of uint8 to (n, d); a
         :class:`torch.nn.Module` from float images (n, 3, px, px) to (n, d); an :class:`Encoder`, such as a trained
         :class:`sthist.models.MoCoV3`, or the folder that it was saved to; or a list of these, which is joined in its
