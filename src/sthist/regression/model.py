@@ -114,6 +114,11 @@ class RegressionModel(Model):
         self.history: list[dict[str, float]] = []
 
     @property
+    def adds_up(self) -> bool:
+        """Whether what is predicted of two regions adds up to that of both."""
+        return False
+
+    @property
     def called(self) -> str:
         """What tables and figures call it."""
         return self.system
@@ -260,7 +265,7 @@ class RegressionModel(Model):
         return self.representation(inputs, rows, device=device), np.arange(len(rows))
 
     def amounts(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray | None:
-        """How many of the training's regions rows are as large as, (n,), of models whose predictions add up."""
+        """How many of the training's regions rows are as large as, (n,), of a model whose predictions add up."""
         return None
 
     def encoded(

@@ -38,6 +38,9 @@ IN_MEMORY = 2**26
 ROWS = 1024
 """Where a block has more rows than this, it has a multiple of it: chunks on disk lie in one block each."""
 
+SUM_OF = "{}_sum"
+"""Name of the layer with what regions have as a whole."""
+
 SCORES = ("pearson", "pearson_null", "trusted")
 """Columns of a model's scores that go along with its predictions."""
 
@@ -176,6 +179,8 @@ class Place:
             key = _store.check_name(key_added or model.system)
             if key in adata.layers and not overwrite:
                 raise ValueError(f"layers[{key!r}] exists. Pass overwrite=True to replace it, or key_added=.")
+            if model.adds_up and SUM_OF.format(key) in adata.layers and not overwrite:
+                raise ValueError(f"layers[{SUM_OF.format(key)!r}] exists. Pass overwrite=True, or key_added=.")
             taken = [each for each in (form.format(key) for form in model.beside) if each in adata.obsm]
             if taken and not overwrite:
                 raise ValueError(f"obsm[{taken[0]!r}] exists. Pass overwrite=True to replace it, or key_added=.")
@@ -236,6 +241,9 @@ def _write_layer(
         return block
 
     changed.layers[place.key] = _in_blocks(make, adata.shape, backed=backed)
+    sums = _sums(prediction, changed.layers[place.key], inside)
+    if sums is not None:
+        changed.layers[SUM_OF.format(place.key)] = sums
     scores = prediction.model.scores
     for name in scores.columns.intersection(list(SCORES)):
         values = np.full(adata.n_vars, False if scores[name].dtype == bool else np.nan)
@@ -331,10 +339,20 @@ def _write_table(
         backed=_store.store_path(data) is not None,
     )
     table = ad.AnnData(values, obs=obs, var=var, obsm=obsm, uns=uns)
-    amounts = prediction.model.amounts(prediction.inputs, inside)
-    if amounts is not None:
-        table.layers["sum"] = np.expm1(values) * amounts[:, None]
+    sums = _sums(prediction, values, np.arange(len(inside)), inside)
+    if sums is not None:
+        table.layers["sum"] = sums
     _store.add(data, "tables", place.key, table, made, overwrite=place.overwrite)
+
+
+def _sums(prediction: Prediction, logs: Any, rows: np.ndarray, of: np.ndarray | None = None) -> Any:
+    """What regions have as a whole, where predictions of a model add up, else None; ``rows`` of the logs are given."""
+    amounts = prediction.model.amounts(prediction.inputs, rows if of is None else of)
+    if amounts is None:
+        return None
+    factors = np.full((logs.shape[0], 1), np.nan, np.float32)
+    factors[rows, 0] = amounts
+    return np.expm1(logs) * factors
 
 
 def _in_blocks(make: Callable[[int, int], np.ndarray], shape: tuple[int, int], *, backed: bool) -> Any:

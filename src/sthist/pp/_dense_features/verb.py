@@ -116,8 +116,7 @@ def dense_features(
     KeyError
         If there is no such image, encoder or shapes.
     ValueError
-        If the image has no scale, is not RGB or is too coarse; if the encoder is for another µm/px, or has no tokens
-        and ``method="dense"``; if there is no tissue; if the name is taken.
+        If the image has no scale, is not RGB or is too coarse; if ``method="dense"`` and the encoder has no tokens; if there is no tissue; if the name is taken.
     OSError
         If the disk has no room for it.
 
@@ -178,7 +177,7 @@ def _of_sample(
     key = _sample.safe_key(key_added or f"{encoder.key.removeprefix('X_')}_features")
     shown = _shown(encoder, spec, stride_um, dense=dense)
     _require_resolution(he, shown, given=spec is not None)
-    encoder = encoder.at(shown, strict=spec is None)
+    encoder = encoder.at(shown, strict=False)  # whole cells change the µm/px a little
     channels = _channels(encoder, shown, dense=dense)
     how: dict[str, Any] = {"channels": channels, "dtype": "float16", "chunk": (len(channels), CHUNK), "pyramid": False}
     block_px = _block(len(channels), shown.size_um / stride_um if dense else 1)

@@ -51,7 +51,7 @@ def expression(
         regions whose centre lies there alone; of a layer, the rows of others are NaN.
     key_added
         Name of the layer, or of the new table; by default the model's name, ``"ridge"``, or that after the name of the
-        regions' table, ``"tiles_table_ridge"``.
+        regions' table, ``"tiles_table_ridge"``; of an image ``"istar_expression"``.
     batch_size
         Regions at a time.
     device
@@ -73,8 +73,8 @@ def expression(
     * ``obsm["spatial"]`` in µm, and the link to the regions;
     * of ``"genst"`` and ``"clip"`` also ``obsm["X_genst"]``, the mixture of atoms of each region, and
       ``obsm["genst_coefficients"]``, how much of each; beside a layer under its name;
-    * of ``"istar"`` also ``layers["sum"]``: counts per 10,000 that are in a region as a whole, where a spot of the
-      training has as many as its mean, so that sums over cells or bins add up;
+    * of ``"istar"`` also ``layers["sum"]`` (beside a layer ``layers[key_added + "_sum"]``): counts per 10,000 that are
+      in a region as a whole, where one as large as a spot of the training has as many as its mean: they add up;
     * ``uns["sthist"]``: the model, and how it was trained.
 
     Of ``"istar"`` without regions, ``images["istar_expression"]``, (genes, y, x) float16: log-normalised expression, a

@@ -49,6 +49,7 @@ def model(slide):
 def test_it_finds_what_is_finer_than_the_spots(slide, model):
     """On the slide that it was trained on, and on one that it has not seen."""
     assert (model.scores["pearson"].to_numpy()[VARIES] > 0.8).all()
+    assert (model.scores["pearson_null"].to_numpy()[VARIES] < 0.4).all()
     other, truth = fine_slide(1, SIDE)
     for sdata, expected in (slide, (with_features(other), truth)):
         sthist.tl.expression(sdata, model, key_added="map", progress=False)
@@ -59,6 +60,20 @@ def test_it_finds_what_is_finer_than_the_spots(slide, model):
         assert (of_map > of_spots + 0.15).all(), (of_map, of_spots)
         assert (of_map > 0.8).all()
         np.testing.assert_allclose(np.expm1(found[-1]), 5, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_it_learns_from_slides_with_noise():
+    """Held out on another slide; of a gene that is noise it says nothing."""
+    from expressing import planted_slide
+
+    slides = {"a": planted_slide(0, side=20), "b": planted_slide(1, side=10)}
+    sthist.pp.dense_features(slides, MeanColour(), stride_um=CELL_UM, spec=TileSpec(8, 8), tissue=False, key_added=KEY)
+    where = {"split": {"a": "train", "b": "test"}, "training": TRAINING, "progress": False}
+    scores = sthist.tl.train_expression(slides, IStar(CONFIG), **where).scores
+    assert (scores["pearson"][:4] >= 0.8).all(), scores
+    assert abs(scores["pearson"]["NOISE"]) < 0.3
+    assert (scores["pearson_null"] < 0.35).all()
 
 
 def test_tables_do_not_call_it_by_the_published_name(model):
@@ -82,6 +97,7 @@ def test_map_and_regions_agree(slide, model):
     offsets = [(j, i) for j in range(-3, 4) for i in range(-3, 4) if j * j + i * i <= (27.5 / 8) ** 2]
     expected = np.log1p(np.mean([whole[:, y + j, x + i] for j, i in offsets], axis=0))
     np.testing.assert_allclose(table.layers["istar"][9], expected, rtol=5e-3)  # float16
+    np.testing.assert_allclose(table.layers["istar_sum"][9], np.expm1(table.layers["istar"][9]), rtol=1e-5)
     squares = [shapely.box(x0, 0, x0 + 40, 40) for x0 in (0, 40)] + [shapely.box(0, 0, 80, 40)]
     frame = gpd.GeoDataFrame(geometry=squares)
     sdata["squares"] = ShapesModel.parse(frame, transformations={"um": Identity()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -76,6 +76,11 @@ class IStarConfig(RegressionConfig):
 
     AVERAGES: ClassVar[tuple[str, ...]] = ("expression", "log")
 
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """Three networks of 64 units on superpixels of 16 µm, which train a hundred times faster: for a CPU."""
+        return cls(**({"stride_um": 16.0, "boxes": (2, 8), "hidden": 64, "members": 3} | changes))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "boxes", tuple(int(side) for side in self.boxes))
@@ -105,7 +110,8 @@ class IStar(NetworkModel, ExpressionModel):
     as published, and ``"istar-like"`` where they are any other ones.
 
     It is trained as published, for 400 epochs with a learning rate of 1e-4, on batches of 128 spots or a 16th of all,
-    but that spots which validate say when to stop, and that counts are per 10,000.
+    but that spots which validate say when to stop, and that counts are per 10,000. :meth:`IStarConfig.small` has
+    networks for a CPU, on superpixels of 16 µm.
 
     Parameters
     ----------
@@ -143,6 +149,11 @@ class IStar(NetworkModel, ExpressionModel):
         """Its name in tables: not that of the publication, where the features are other ones."""
         encoder = next((str(each["encoder"]) for each in self.config.encoders), str(self.config.encoder))
         return self.system if encoder.lower().startswith("hipt") else f"{self.system}-like"
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether what is predicted of two regions adds up to that of both: not where means are of logarithms."""
+        return self.config.average == "expression"
 
     @property
     def looks_around(self) -> bool:
@@ -329,7 +340,7 @@ class IStar(NetworkModel, ExpressionModel):
 
     def amounts(self, inputs: Inputs, rows: np.ndarray) -> np.ndarray | None:
         """How many of the training's regions rows are as large as, (n,)."""
-        if not isinstance(inputs, Superpixels) or self.config.average == "log":
+        if not isinstance(inputs, Superpixels) or not self.adds_up:
             return None
         return (inputs.counts[rows] / max(self.config.region_cells, 1.0)).astype(np.float32)
 
