@@ -116,7 +116,8 @@ def dense_features(
     KeyError
         If there is no such image, encoder or shapes.
     ValueError
-        If the image has no scale, is not RGB or is too coarse; if ``method="dense"`` and the encoder has no tokens; if there is no tissue; if the name is taken.
+        If the image has no scale, is not RGB or is too coarse; if ``method="dense"`` and the encoder has no tokens; if
+        there is no tissue; if the name is taken.
     OSError
         If the disk has no room for it.
 
