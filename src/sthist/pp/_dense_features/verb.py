@@ -125,7 +125,8 @@ def dense_features(
     --------
     >>> import sthist
     >>> sdata = sthist.datasets.toy(size_um=100)
-    >>> sthist.pp.dense_features(sdata, "morphology", stride_um=20, tissue=False, progress=False)
+    >>> part = {"within": (0, 0, 100, 100), "tissue": False}
+    >>> sthist.pp.dense_features(sdata, "morphology", stride_um=20, **part, progress=False)
     >>> sdata["morphology_features"].shape
     (183, 5, 5)
     """
