@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHUNK_PX = 512
+BLOCK_PX = 4 * CHUNK_PX
 COARSEST_PX = 1024  # the pyramid ends at the first level that is not larger than this
 RGB = ("r", "g", "b")
 
@@ -67,8 +68,8 @@ class Layout:
         pyramid: bool = True,
     ) -> Layout:
         """The layout of a canvas over a box (x0, y0, x1, y1) in µm."""
+        block_px = block_px or (BLOCK_PX if chunk is None else 4 * chunk[1])
         chunk = (len(channels), CHUNK_PX) if chunk is None else chunk
-        block_px = 4 * chunk[1] if block_px is None else block_px
         if block_px % chunk[1]:
             raise ValueError(
                 f"Canvas: block_px is {block_px}; a block holds whole chunks, so it must be a multiple of {chunk[1]}."
