@@ -37,9 +37,9 @@ class HIPT(nn.Module):
         from timm.models.vision_transformer import VisionTransformer
 
         super().__init__()
-        self.square = timm.create_model("vit_small_patch16_224", num_classes=0, dynamic_img_size=True)
+        self.square: Any = timm.create_model("vit_small_patch16_224", num_classes=0, dynamic_img_size=True)
         self.phi = nn.Sequential(nn.Linear(384, 192), nn.GELU())
-        self.region = VisionTransformer(img_size=224, embed_dim=192, depth=6, num_heads=6, num_classes=0)
+        self.region: Any = VisionTransformer(img_size=224, embed_dim=192, depth=6, num_heads=6, num_classes=0)
         self.region.patch_embed = nn.Identity()  # its tokens are squares
         levels = (("region", 192), ("patch", 384))
         self.token_names = [f"{level}_{number}" for level, width in levels for number in range(width)]

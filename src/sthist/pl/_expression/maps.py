@@ -98,7 +98,7 @@ def gene_maps(
     genes = list(dict.fromkeys(map(str, genes)))
     if not genes:
         raise ValueError("genes is empty: name what is to be drawn.")
-    keys = [key] if key is None or isinstance(key, str) else list(dict.fromkeys(key))
+    keys: list[str | None] = [key] if key is None or isinstance(key, str) else list(dict.fromkeys(key))
     if not keys:
         raise ValueError("key is empty: name the predictions to draw, or leave key= out.")
     image = map_meant(data, keys, table)

@@ -79,7 +79,8 @@ class IStarConfig(RegressionConfig):
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """Three networks of 64 units on superpixels of 16 µm, a fortieth of the work: for a CPU."""
-        return cls(**({"stride_um": 16.0, "boxes": (2, 8), "hidden": 64, "members": 3} | changes))
+        small: dict[str, Any] = {"stride_um": 16.0, "boxes": (2, 8), "hidden": 64, "members": 3}
+        return cls(**(small | changes))
 
     def __post_init__(self) -> None:
         super().__post_init__()

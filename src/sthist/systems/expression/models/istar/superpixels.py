@@ -208,7 +208,7 @@ def superpixels_of(
     for each, (cells, _) in zip(maps, regions, strict=True):
         for block, mine in _by_block(cells):
             (y, x), near = block, cells[mine] - np.asarray(block)
-            top, left, bottom, right = *near.min(axis=0), *(near.max(axis=0) + 1)
+            (top, left), (bottom, right) = near.min(axis=0).tolist(), (near.max(axis=0) + 1).tolist()
             means, _ = each.smoothed((y + top, y + bottom), (x + left, x + right), boxes)
             found = means[:, near[:, 0] - top, near[:, 1] - left].T
             kept[first + mine] = np.isfinite(found).all(axis=1)
