@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHUNK = (32, 128)
 """Genes of a chunk, and its side in superpixels, which is also that of a block."""
 
-AT_ONCE = 4096
+AT_ONCE = 1024
 """Superpixels that the networks see at a time."""
 
 LARGEST = 65504
