@@ -112,6 +112,33 @@ def xenium_breast_dapi_crop():
     )
 
 
+def xenium_breast_cells(margin_um: float = 0.0):
+    """H&E of 2.4 µm/px, its µm/px, and the cells on it, in from its edge, with places in its pixels: ``x_px, y_px``."""
+    import anndata as ad
+
+    data = folder("xenium_breast_rep1")
+    cells = ad.read_h5ad(data / "cells_roi_17k.h5ad")
+    matrix = np.array(json.loads((data / "geometry.json").read_text())["images"]["he_crop_2.4um.png"]["matrix"])
+    homogeneous = np.column_stack([cells.obs[["x_um", "y_um"]].to_numpy(), np.ones(cells.n_obs)])
+    cells.obs[["x_px", "y_px"]] = (homogeneous @ np.linalg.inv(matrix).T)[:, :2]
+    mpp = float(np.sqrt(np.linalg.det(matrix[:2, :2])))
+    pixels = picture(data / "he_crop_2.4um.png")
+    height, width = pixels.shape[-2:]
+    margin = margin_um / mpp
+    x, y = cells.obs[["x_px", "y_px"]].to_numpy().T
+    return pixels, mpp, cells[(x > margin) & (y > margin) & (x < width - margin) & (y < height - margin)].copy()
+
+
+def visium_hd_kidney_bins():
+    """H&E of 2 µm/px, its µm/px, and the bins of 8 µm on it, with places in its pixels: ``x_px, y_px``."""
+    import anndata as ad
+
+    data = folder("visium_hd_kidney_roi")
+    bins = ad.read_h5ad(data / "bins8um.h5ad")
+    bins.obs[["x_px", "y_px"]] = bins.obsm["spatial"]
+    return picture(data / "he_roi.png"), float(bins.uns["mpp"]), bins
+
+
 HIGH_RES = {
     "cosmx_lung12": cosmx_lung12,
     "merscope_mouse_brain": merscope_mouse_brain,

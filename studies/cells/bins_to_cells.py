@@ -29,16 +29,18 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-from realdata import folder, picture
+import realdata
 
 import sthist
 from sthist import models
 from sthist.tiles import TileSpec
+
+if TYPE_CHECKING:
+    import anndata as ad
 
 CROP = TileSpec(30.0, 18)
 EMBEDDING = "X_morphology"
@@ -62,35 +64,24 @@ class Section:
 
 def xenium_breast() -> Section:
     """Xenium cells under an H&E crop, in squares of 55 µm."""
-    data = folder("xenium_breast_rep1")
-    table = ad.read_h5ad(data / "cells_roi_17k.h5ad")
-    matrix = np.array(json.loads((data / "geometry.json").read_text())["images"]["he_crop_2.4um.png"]["matrix"])
-    homogeneous = np.column_stack([table.obs[["x_um", "y_um"]].to_numpy(), np.ones(table.n_obs)])
-    table.obs[["x_px", "y_px"]] = (homogeneous @ np.linalg.inv(matrix).T)[:, :2]
-    mpp = float(np.sqrt(np.linalg.det(matrix[:2, :2])))
-    height, width = picture(data / "he_crop_2.4um.png").shape[-2:]
-    margin = CROP.size_um / 2 / mpp
-    x, y = table.obs[["x_px", "y_px"]].to_numpy().T
-    table = table[(x > margin) & (y > margin) & (x < width - margin) & (y < height - margin)].copy()
-    sdata = sthist.io.assemble(
-        {"he": data / "he_crop_2.4um.png"}, mpp=mpp, table=table, xy=("x_px", "y_px"), unit="px", spot_diameter_um=8.0
-    )
-    return _section(sdata, table, np.asarray(table.X.sum(axis=1)).ravel(), 55.0)
+    pixels, mpp, table = realdata.xenium_breast_cells(CROP.size_um / 2)
+    return _section(_sample(pixels, mpp, table), table, np.asarray(table.X.sum(axis=1)).ravel(), 55.0)
 
 
 def visium_hd_kidney() -> Section:
     """Bins of 8 µm of a Visium HD section, in squares of 56 µm."""
-    data = folder("visium_hd_kidney_roi")
-    table = ad.read_h5ad(data / "bins8um.h5ad")
-    mpp = float(table.uns["mpp"])
+    pixels, mpp, table = realdata.visium_hd_kidney_bins()
     library = np.asarray(table.X.sum(axis=1)).ravel()
     most = np.argsort(-np.asarray(table.X.sum(axis=0)).ravel(), kind="stable")[:300]
     table = table[:, np.sort(most)].copy()
-    table.obs[["x_px", "y_px"]] = table.obsm["spatial"]
-    sdata = sthist.io.assemble(
-        {"he": data / "he_roi.png"}, mpp=mpp, table=table, xy=("x_px", "y_px"), unit="px", spot_diameter_um=8.0
+    return _section(_sample(pixels, mpp, table), table, library, 56.0)
+
+
+def _sample(pixels: np.ndarray, mpp: float, table: ad.AnnData) -> Any:
+    """H&E with cells or bins as discs of 8 µm."""
+    return sthist.io.assemble(
+        {"he": pixels}, mpp=mpp, table=table, xy=("x_px", "y_px"), unit="px", spot_diameter_um=8.0
     )
-    return _section(sdata, table, library, 56.0)
 
 
 def _section(sdata: Any, table: ad.AnnData, library: np.ndarray, side_um: float) -> Section:
