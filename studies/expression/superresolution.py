@@ -9,12 +9,12 @@ discs of 55 µm, 100 µm apart in hexagons, with the counts of all cells or bins
 left out. A prediction of a square is the mean, before the logarithm, of its squares of 8 µm. Cells and H&E of the
 Xenium section are registered to 4 to 7 µm, and a cell counts as lying where its centre does; bins to about 1 µm.
 
-Two views. ``same slide``: all spots train, and all squares are scored, or those that lie ``between`` the discs alone,
-whose counts are in no spot. ``other half``: spots of one half train, and the other half is scored, 50 µm from the
-border on; both ways.
+Three views. ``same slide``: all spots train, and all squares are scored, also those whose counts a spot has: their
+noise, too. ``between spots``: the same maps on the squares that lie outside all discs. ``other half``: spots of one
+half train, and the other half is scored, 50 µm from the border on; both ways.
 
 Genes are chosen on the spots: the 50 most variable of the 300 most expressed, and the 50 most expressed. Scores are
-Pearson of each gene across squares, mean over genes, within halves in the second view; ``within_spot`` is the same
+Pearson of each gene across squares, mean over genes, within halves in the last view; ``within_spot`` is the same
 after the mean of all squares that are nearest to the same spot is taken from truth and prediction: a spot that is
 spread evenly knows nothing of that, but for squares at its border. ``beyond_counts`` is Pearson given the logarithm of
 a square's counts. Intervals of 95 % are of 200 draws of blocks of 200 µm. Beside iStar stand
@@ -22,13 +22,13 @@ a square's counts. Intervals of 95 % are of 200 draws of blocks of 200 µm. Besi
 * the training mean, which has no correlation;
 * the value of the nearest spot, spread evenly;
 * interpolation between spots: the one of linear, Gaussian and thin-plate kinds that is best at spots left out, and the
-  one that is best on the truth, which is not known in practice;
+  one that is best on the truth between spots, which is not known in practice;
 * iStar with the map of features turned by 180°: as smooth, but of other places;
 * ridge regression on the same features, means over spots, applied to each superpixel;
 * in the other half, the same ridge on the squares of 16 µm themselves: what these features could say;
 * what a perfect prediction would reach, by the noise of the counts (``metrics.noise_ceiling``).
 
-``iStar + residuals`` adds to the map what it is wrong by at the spots, interpolated. ``training_spots`` is how the map,
+``+ residuals``: to the map is added what it is wrong by at the spots, interpolated. ``training_spots`` is how the map,
 summed up over each spot's disc, correlates with what was measured there.
 """
 
@@ -41,20 +41,30 @@ import platform
 import time
 import warnings
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
-import realdata
 import spatialdata as sd
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.interpolate import LinearNDInterpolator, RBFInterpolator
 from scipy.spatial import cKDTree
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from squares import (
+    MARGIN_UM,
+    PITCH_UM,
+    RADIUS_UM,
+    SECTIONS,
+    SIDES,
+    SQUARE_UM,
+    Section,
+    Truth,
+    logarithms,
+    members,
+    on_squares,
+)
 
 import sthist
 from sthist import metrics, models
@@ -65,141 +75,13 @@ from sthist.tiles import TileSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PITCH_UM, RADIUS_UM, SQUARE_UM = 100.0, 27.5, 8.0
-MARGIN_UM = 80.0  # of image around what is scored
-FEWEST = {"spot": 100, "square": 25}  # counts
 N_GENES, N_EXPRESSED = 50, 300
-SIDES = (2, 4)  # of squares of the truth, in squares of 8 µm
-GAP_UM, BLOCK_UM, N_DRAWS = 50.0, 200.0, 200
+N_DRAWS = 200
 WINDOW = TileSpec(32.0, 16)  # of the encoder around a superpixel: 2 µm/px, as the images have
 SPLIT = models.Split("block", folds=2, block_um=300.0, gap_um=100.0)
 
 Map = np.ndarray
 """Expression per 10,000 of all squares of 8 µm, (n, genes)."""
-
-
-# Sections
-
-
-@dataclass(frozen=True)
-class Section:
-    """An image, and where on it the molecules of cells or bins lie: in squares of 8 µm, of which all is made."""
-
-    pixels: np.ndarray
-    mpp: float
-    places: np.ndarray = field(repr=False)  # (n, 2) µm of cells or bins
-    counts: Any = field(repr=False)  # (n, genes) csr
-    genes: list[str] = field(repr=False)
-    square: np.ndarray = field(repr=False)  # (n,) which square each lies in
-    shape: tuple[int, int]  # rows and columns of squares
-    centres: np.ndarray = field(repr=False)  # (squares, 2) in µm
-
-    @cached_property
-    def spots(self) -> ad.AnnData:
-        """Discs of 55 µm in hexagons, with the counts in them."""
-        low, high = self.centres.min(axis=0) + RADIUS_UM, self.centres.max(axis=0) - RADIUS_UM
-        rows = np.arange(low[1], high[1], PITCH_UM * np.sqrt(0.75))
-        xy = [(x, y) for n, y in enumerate(rows) for x in np.arange(low[0] + n % 2 * PITCH_UM / 2, high[0], PITCH_UM)]
-        counts = members(np.array(xy), self.places) @ self.counts
-        made = ad.AnnData(sparse.csr_matrix(counts), var={"gene": self.genes})
-        made.var_names, made.obs_names = self.genes, [f"spot{n}" for n in range(len(xy))]
-        made.obs[["x_um", "y_um"]] = xy
-        return made[np.asarray(counts.sum(axis=1)).ravel() >= FEWEST["spot"]].copy()
-
-    @property
-    def middle(self) -> float:
-        """Where one half of the section ends, in x."""
-        return float((self.centres[:, 0].min() + self.centres[:, 0].max()) / 2)
-
-
-def members(spots: np.ndarray, places: np.ndarray) -> Any:
-    """Which places lie in the disc of each spot, (spots, places) sparse."""
-    near = cKDTree(places).query_ball_point(spots, RADIUS_UM)
-    row = np.repeat(np.arange(len(spots)), [len(each) for each in near])
-    column = np.concatenate([np.asarray(each, int) for each in near])
-    return sparse.csr_matrix((np.ones(len(row)), (row, column)), shape=(len(spots), len(places)))
-
-
-def xenium_breast() -> Section:
-    """Cells on squares that are laid on the image."""
-    pixels, mpp, cells = realdata.xenium_breast_cells(MARGIN_UM)
-    drawn = realdata.picture(realdata.folder("xenium_breast_rep1") / "he_crop_2.4um_overlay_mask.png")[0] > 0
-    _, nearest = ndimage.distance_transform_edt(drawn, return_indices=True)
-    places = cells.obs[["x_px", "y_px"]].to_numpy() * mpp
-    corner = places.min(axis=0)
-    shape = tuple(int(n) // SIDES[-1] * SIDES[-1] for n in (np.ptp(places, axis=0) // SQUARE_UM)[::-1])
-    row, column = np.floor((places - corner) / SQUARE_UM).astype(int)[:, ::-1].T
-    kept = (row < shape[0]) & (column < shape[1])
-    y, x = np.indices(shape).reshape(2, -1)
-    centres = (np.stack([x, y], 1) + 0.5) * SQUARE_UM + corner
-    square = (row * shape[1] + column)[kept]
-    counts = sparse.csr_matrix(cells.X[kept])
-    return Section(pixels[:, *nearest], mpp, places[kept], counts, list(cells.var_names), square, shape, centres)
-
-
-def visium_hd_kidney() -> Section:
-    """Bins as they are."""
-    pixels, mpp, bins = realdata.visium_hd_kidney_bins()
-    row, column = (bins.obs[name].to_numpy() - bins.obs[name].min() for name in ("array_row", "array_col"))
-    shape = (int(row.max()) + 1, int(column.max()) + 1)
-    places = bins.obs[["x_px", "y_px"]].to_numpy() * mpp
-    # Of the few that are missing, too: places are an affine map of row and column.
-    to_um, *_ = np.linalg.lstsq(np.column_stack([column, row, np.ones(len(row))]), places, rcond=None)
-    y, x = np.indices(shape).reshape(2, -1)
-    centres = np.column_stack([x, y, np.ones(len(x))]) @ to_um
-    square = row * shape[1] + column
-    return Section(pixels, mpp, places, sparse.csr_matrix(bins.X), list(bins.var_names), square, shape, centres)
-
-
-SECTIONS = {"xenium breast": xenium_breast, "visium hd kidney": visium_hd_kidney}
-
-
-def logarithms(counts: Any, columns: np.ndarray) -> np.ndarray:
-    """Logarithm of counts of 10,000, of some genes."""
-    total = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
-    return np.log1p(counts[:, columns].toarray() / total[:, None] * 1e4)
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Squares of one side that have enough counts."""
-
-    kept: np.ndarray  # numbers of these
-    counts: Any  # (n, all genes) csr
-    values: np.ndarray  # (n, genes) logarithms
-    spot: np.ndarray  # (n,) the nearest one
-    between: np.ndarray  # (n,) whether no part lies in a spot
-    half: np.ndarray  # (n,) 0 and 1; -1 near the border
-    block: np.ndarray  # (n,) of 200 µm
-
-    @classmethod
-    def of(cls, section: Section, side: int, columns: np.ndarray) -> Truth:
-        """Of a section."""
-        height, width = section.shape
-        y, x = np.indices(section.shape).reshape(2, -1) // side
-        coarse = y * (width // side) + x
-        n = coarse.max() + 1
-        one = np.ones(len(section.square))
-        into = sparse.csr_matrix((one, (coarse[section.square], np.arange(len(one)))), shape=(n, len(one)))
-        counts = into @ section.counts
-        kept = np.flatnonzero(np.asarray(counts.sum(axis=1)).ravel() >= FEWEST["square"])
-        mean = [np.bincount(coarse, section.centres[:, axis]) / side**2 for axis in (0, 1)]
-        centres = np.stack(mean, 1)[kept]
-        spots = section.spots.obs[["x_um", "y_um"]].to_numpy()
-        far = cKDTree(spots).query(section.centres)[0] > RADIUS_UM
-        between = np.bincount(coarse, far)[kept] == side**2
-        half = np.where(centres[:, 0] < section.middle, 0, 1)
-        half[np.abs(centres[:, 0] - section.middle) < GAP_UM] = -1
-        _, block = np.unique(centres // BLOCK_UM, axis=0, return_inverse=True)
-        values = logarithms(counts[kept], columns)
-        return cls(kept, counts[kept], values, cKDTree(spots).query(centres)[1], between, half, block.ravel())
-
-
-def on_squares(values: Map, section: Section, side: int, kept: np.ndarray) -> np.ndarray:
-    """Logarithm of the mean over larger squares."""
-    height, width = section.shape
-    parts = values.reshape(height // side, side, width // side, side, -1)
-    return np.log1p(parts.mean(axis=(1, 3)).reshape(-1, values.shape[1])[kept])
 
 
 # What needs no image
@@ -281,6 +163,7 @@ class Arm:
     encoder: str
     config: models.IStarConfig
     turned: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -294,7 +177,8 @@ ARMS = [
     Arm("iStar small, morphology, turned", "morphology", SMALL, turned=True),
     Arm("iStar small, early", "efficientnet-lite0-early", SMALL),
     Arm("iStar small, early, turned", "efficientnet-lite0-early", SMALL, turned=True),
-    Arm("iStar of 8 µm, morphology", "morphology", FINE),
+    Arm("iStar small, morphology, all 400 epochs", "morphology", SMALL, training={"patience": None}),
+    Arm("iStar small of 8 µm, morphology", "morphology", FINE),
 ]
 
 
@@ -323,7 +207,7 @@ def trained_map(
 ) -> tuple[Map, dict[str, Any]]:
     """The map of an iStar that is trained on the spots in a box."""
     began = time.perf_counter()
-    settings = {"embedding": arm.key, "within": within, "split": SPLIT, "training": {"seed": seed}}
+    settings = {"embedding": arm.key, "within": within, "split": SPLIT, "training": {"seed": seed, **arm.training}}
     model = sthist.tl.train_expression(sdata, models.IStar(arm.config), genes=genes, **settings)
     seconds = time.perf_counter() - began
     sthist.tl.expression(sdata, model, key_added="map", overwrite=True)
@@ -339,6 +223,10 @@ def ridge_map(features: np.ndarray, rows: np.ndarray, values: np.ndarray) -> Map
 
 
 # Scores
+
+
+COMPARED = {"spread evenly": "spread", "interpolation": "chosen", "interpolation, best on the truth": "best"}
+"""What others are compared with, and what that is called."""
 
 
 @dataclass
@@ -357,42 +245,41 @@ class Scores:
             said = on_squares(values, self.section, side, truth.kept)
             for name, columns in self.sets.items():
                 row = {"data": data, "view": view, "square_um": side * SQUARE_UM, "genes": name, "arm": arm, **facts}
-                scored = self._scored(view, arm, side, name, truth, said[:, columns], truth.values[:, columns])
+                scored = self._scored((view, side, name), arm, truth, said[:, columns], truth.values[:, columns])
                 self.rows.append(row | {key: round(float(value), 4) for key, value in scored.items()})
         main = self.rows[-len(self.truths) * len(self.sets)]
-        shown = {key: main.get(key) for key in ("pearson", "between", "within_spot", "seconds", "epochs")}
+        shown = {key: main.get(key) for key in ("pearson", "within_spot", "gain_over_best", "seconds")}
         print(data, "|", view, "|", arm, shown, flush=True)
 
     def _scored(
-        self, view: str, arm: str, side: int, name: str, truth: Truth, said: np.ndarray, wanted: np.ndarray
+        self, of: tuple[str, int, str], arm: str, truth: Truth, said: np.ndarray, wanted: np.ndarray
     ) -> dict[str, float]:
-        same = view == "same slide"
-        some = np.ones(len(said), bool) if same else truth.half >= 0
-        said, wanted, half = said[some], wanted[some], np.zeros(some.sum(), int) if same else truth.half[some]
+        some, half = truth.seen(of[0]), truth.halves(of[0])
+        said, wanted = said[some], wanted[some]
         counts = np.log1p(np.asarray(truth.counts.sum(axis=1)).ravel()[some])
         scored = metrics.expression(wanted, said, groups=half, metrics=[], given=counts)
         each = scored.genes["pearson"].fillna(0).to_numpy()
         centred = [values - means(values, truth.spot[some]) for values in (wanted, said)]
         varies = centred[1].std(axis=0).max() > 1e-4
+        weights = drawn_weights(truth.block[some], N_DRAWS, seed=0)
+        drawn = weighted_means(wanted, said, None, half, weights)
+        low, high = interval(drawn)
+        self.known.setdefault((*of, arm), (each, drawn))
         found = {
             "pearson": each.mean(),
+            "low": low,
+            "high": high,
             "beyond_counts": scored.summary["pearson_given_mean"],
             "within_spot": gene_pearson(*centred, half).mean() if varies else np.nan,
             "rmse": float(np.sqrt(((wanted - said) ** 2).mean(axis=0)).mean()),
         }
-        if same:
-            found["between"] = gene_pearson(wanted[truth.between], said[truth.between]).mean()
-        weights = drawn_weights(truth.block[some], N_DRAWS, seed=0)
-        drawn = weighted_means(wanted, said, None, half, weights)
-        found["low"], found["high"] = interval(drawn)
-        self.known.setdefault((view, side, name, arm), (each, drawn))
-        for other in ("spread evenly", "interpolation"):
-            if (view, side, name, other) in self.known and arm != other:
-                theirs, theirs_drawn = self.known[view, side, name, other]
-                found[f"wins_over_{other}".replace(" ", "_")] = (each > theirs).mean()
-                if other == "interpolation":
-                    low, high = interval(drawn - theirs_drawn)
-                    found |= {"gain": each.mean() - theirs.mean(), "gain_low": low, "gain_high": high}
+        for other, short in COMPARED.items():
+            if (*of, other) in self.known and arm != other:
+                theirs, theirs_drawn = self.known[*of, other]
+                low, high = interval(drawn - theirs_drawn)
+                gain = {"gain": each.mean() - theirs.mean(), "gain_low": low, "gain_high": high}
+                found |= {f"{key}_over_{short}": value for key, value in gain.items()}
+                found[f"wins_over_{short}"] = (each > theirs).mean()
         return found
 
     def add_ceiling(self, data: str) -> None:
@@ -402,7 +289,7 @@ class Scores:
             for name in self.sets:
                 chosen = [int(np.flatnonzero(names == gene)[0]) for gene in self.known["genes", name]]
                 ceiling = metrics.noise_ceiling(truth.counts, genes=chosen, n_splits=2)
-                row = {"data": data, "view": "same slide", "square_um": side * SQUARE_UM, "genes": name}
+                row = {"data": data, "view": "all", "square_um": side * SQUARE_UM, "genes": name}
                 self.rows.append(row | {"arm": "ceiling", "pearson": round(float(np.nanmean(ceiling)), 4)})
                 print(data, "ceiling", self.rows[-1], flush=True)
 
@@ -487,43 +374,51 @@ class Study:
         with np.load(path) as found:
             return found["values"], json.loads(str(found["facts"]))
 
-    def add(self, view: str, arm: str, values: Map, **facts: Any) -> None:
-        """Score a map."""
-        if view == "same slide":
-            own = gene_pearson(self.measured, np.log1p(self.discs @ values))
-            facts["training_spots"] = round(float(own.mean()), 4)
-        self.maps.setdefault(f"{view}, {arm}", values)
-        self.scores.add(self.data, view, arm, values, **facts)
+    def add(self, arm: str, values: Map, **facts: Any) -> None:
+        """Score a map of the spots of the whole slide."""
+        own = gene_pearson(self.measured, np.log1p(self.discs @ values))
+        self.maps.setdefault(arm, values)
+        for view in ("same slide", "between spots"):
+            self.scores.add(self.data, view, arm, values, training_spots=round(float(own.mean()), 4), **facts)
+
+    def add_residuals(self, arm: str, values: Map, **facts: Any) -> None:
+        """Score a map to which is added what it is wrong by at the spots, interpolated."""
+        wrong = self.measured - np.log1p(self.discs @ values)
+        which = best_interpolation(self.xy, wrong)
+        added = INTERPOLATIONS[which](self.xy, wrong, self.section.centres)
+        self.add(f"{arm} + residuals", np.expm1((np.log1p(values) + added).clip(0)), which=which, **facts)
+
+    def add_halves(self, arm: str, values: Map, **facts: Any) -> None:
+        """Score a map of which each half is of the spots of the other one."""
+        self.scores.add(self.data, "other half", arm, values, **facts)
 
     def add_without_image(self) -> None:
         """Spots spread evenly, interpolation, and the mean."""
         xy, values, where = self.xy, self.measured, self.section.centres
 
-        def interpolated(name: str) -> Callable[[np.ndarray, Any], Map]:
-            return lambda inside, _: np.expm1(INTERPOLATIONS[name](xy[inside], values[inside], where).clip(0))
+        def interpolated(name: str, inside: Any = slice(None)) -> Map:
+            return np.expm1(INTERPOLATIONS[name](xy[inside], values[inside], where).clip(0))
 
-        everywhere = np.ones(len(xy), bool)
+        def spread(inside: Any = slice(None)) -> Map:
+            return np.expm1(nearest(xy[inside], values[inside], where))
+
+        def mean(inside: Any = slice(None)) -> Map:
+            return np.tile(np.expm1(values[inside].mean(axis=0)), (len(where), 1))
+
         chosen = best_interpolation(xy, values)
-        for view in ("same slide", "other half"):
-
-            def made(make: Callable[[np.ndarray, Any], Map], view: str = view) -> Map:
-                return make(everywhere, None) if view == "same slide" else self.both_halves(make)
-
-            self.add(
-                view, "spread evenly", made(lambda inside, _: np.expm1(nearest(xy[inside], values[inside], where)))
-            )
-            self.add(view, "interpolation", made(interpolated(chosen)), which=chosen)
-            tried = {name: made(interpolated(name)) for name in INTERPOLATIONS}
-            truth, side = self.scores.truths[SIDES[0]], SIDES[0]
-            some = slice(None) if view == "same slide" else truth.half >= 0
-            scores = {
-                name: gene_pearson(truth.values[some], on_squares(each, self.section, side, truth.kept)[some]).mean()
-                for name, each in tried.items()
-            }
-            best = max(scores, key=lambda name: scores[name])
-            self.add(view, "interpolation, best on the truth", tried[best], which=best)
-            mean = made(lambda inside, _: np.tile(np.expm1(values[inside].mean(axis=0)), (len(where), 1)))
-            self.add(view, "training mean", mean)
+        self.add("spread evenly", spread())
+        self.add("interpolation", interpolated(chosen), which=chosen)
+        truth, side = self.scores.truths[SIDES[0]], SIDES[0]
+        scores = {}
+        for name in INTERPOLATIONS:
+            said = on_squares(interpolated(name), self.section, side, truth.kept)
+            scores[name] = gene_pearson(truth.values[truth.between], said[truth.between]).mean()
+        best = max(scores, key=lambda name: scores[name])
+        self.add("interpolation, best on the truth", interpolated(best), which=best)
+        self.add("training mean", mean())
+        self.add_halves("spread evenly", self.both_halves(lambda inside, _: spread(inside)))
+        self.add_halves("interpolation", self.both_halves(lambda inside, _: interpolated(chosen, inside)), which=chosen)
+        self.add_halves("training mean", self.both_halves(lambda inside, _: mean(inside)))
 
     def add_arm(self, arm: Arm, seeds: list[int]) -> None:
         """An iStar, what it says with residuals, and a ridge on its features."""
@@ -533,13 +428,9 @@ class Study:
                 f"{arm.name}, {seed}",
                 lambda seed=seed: trained_map(self.sdata, self.section, arm, self.genes, seed, None),
             )
-            self.add("same slide", arm.name, values, seed=seed, **facts)
-            if not arm.turned and seed == 0:
-                wrong = self.measured - np.log1p(self.discs @ values)
-                which = best_interpolation(self.xy, wrong)
-                added = INTERPOLATIONS[which](self.xy, wrong, self.section.centres)
-                values = np.expm1((np.log1p(values) + added).clip(0))
-                self.add("same slide", f"{arm.name} + residuals", values, seed=seed, which=which)
+            self.add(arm.name, values, seed=seed, **facts)
+            if not arm.turned:
+                self.add_residuals(arm.name, values, seed=seed)
             if not arm.turned and seed == 0:
                 values, _ = self.kept(
                     f"{arm.name}, {seed}, halves",
@@ -550,15 +441,19 @@ class Study:
                         {},
                     ),
                 )
-                self.add("other half", arm.name, values, seed=seed)
+                self.add_halves(arm.name, values, seed=seed)
+        name = f"ridge, {arm.key}"
+        if name in self.maps:
+            return
         features = at_squares(self.sdata, arm.key, self.section, arm.config.boxes)
         rows = self.discs @ features
-        name = f"ridge, {arm.key}"
-        self.add("same slide", name, ridge_map(features, rows, self.measured))
+        of_all = ridge_map(features, rows, self.measured)
+        self.add(name, of_all)
         if not arm.turned:
+            self.add_residuals(name, of_all)
             halves = self.both_halves(lambda inside, _: ridge_map(features, rows[inside], self.measured[inside]))
-            self.add("other half", name, halves)
-            self.add("other half", f"{name}, of the squares themselves", self._supervised(features))
+            self.add_halves(name, halves)
+            self.add_halves(f"{name}, of the squares themselves", self._supervised(features))
 
     def _supervised(self, features: np.ndarray) -> Map:
         """Ridge on squares of 16 µm of the other half."""
@@ -574,7 +469,7 @@ class Study:
         return made
 
 
-SHOWN = {"xenium breast": ("ERBB2", "POSTN"), "visium hd kidney": ("UMOD", "PODXL")}
+SHOWN = {"xenium breast": ("EPCAM", "POSTN"), "visium hd kidney": ("UMOD", "PODXL")}
 COLUMNS = {"spot, spread": "spread evenly", "interpolation": "interpolation", "iStar": ARMS[0].name}
 
 
@@ -583,8 +478,9 @@ def figure(studies: list[Study], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = [(study, gene) for study in studies for gene in SHOWN[study.data]]
-    size = 2.6
-    fig, axes = plt.subplots(len(rows), 5, figsize=(5 * size, len(rows) * size), layout="constrained", squeeze=False)
+    heights = [2.6 * study.section.shape[0] / study.section.shape[1] for study, _ in rows]
+    size, ratios = (13, sum(heights) + 0.4), {"height_ratios": heights}
+    fig, axes = plt.subplots(len(rows), 5, figsize=size, gridspec_kw=ratios, layout="constrained", squeeze=False)
     for (study, gene), line in zip(rows, axes, strict=True):
         section, side, column = study.section, SIDES[0], study.genes.index(gene)
         low, high = section.centres.min(axis=0), section.centres.max(axis=0)
@@ -592,24 +488,21 @@ def figure(studies: list[Study], path: Path) -> None:
         line[0].imshow(np.moveaxis(section.pixels[:, y0:y1, x0:x1], 0, -1))
         shape = tuple(n // side for n in section.shape)
         kept = study.scores.truths[side].kept
-        shown = {"truth, 16 µm": study.scores.truths[side].values[:, column]}
-        every = np.arange(np.prod(shape))
+        maps = {"truth, 16 µm": np.full(np.prod(shape), np.nan)}
+        maps["truth, 16 µm"][kept] = study.scores.truths[side].values[:, column]
         for name, arm in COLUMNS.items():
-            values = study.maps[f"same slide, {arm}"][:, [column]]
-            shown[name] = on_squares(values, section, side, every)[kept, 0]
+            maps[name] = on_squares(study.maps[arm][:, [column]], section, side, np.arange(np.prod(shape)))[:, 0]
         turn = [slice(None, None, int(np.sign(each))) for each in section.centres[-1] - section.centres[0]][::-1]
-        for ax, (name, values) in zip(line[1:], shown.items(), strict=True):
-            grid = np.full(shape, np.nan)
-            grid.ravel()[kept] = values
-            least, most = np.quantile(values, [0.02, 0.98])
-            ax.imshow(grid[tuple(turn)], vmin=least, vmax=most, cmap="magma", interpolation="nearest")
-            if line is axes[0]:
-                ax.set_title(name)
+        for ax, values in zip(line[1:], maps.values(), strict=True):
+            least, most = np.quantile(values[kept], [0.02, 0.98])
+            ax.imshow(values.reshape(shape)[tuple(turn)], vmin=least, vmax=most, cmap="magma", interpolation="nearest")
+            ax.set_facecolor("0.8")
         line[0].set_ylabel(f"{study.data}\n{gene}")
         for ax in line:
             ax.set(xticks=[], yticks=[])
-    axes[0, 0].set_title("H&E")
-    fig.savefig(path, dpi=90, pil_kwargs={"quality": 88})
+    for ax, title in zip(axes[0], ("H&E", "truth, 16 µm", *COLUMNS), strict=True):
+        ax.set_title(title)
+    fig.savefig(path, dpi=90, pil_kwargs={"quality": 82})
     plt.close(fig)
 
 
