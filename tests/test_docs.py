@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -152,3 +153,10 @@ def test_a_wrong_call_is_found():
     assert "unexpected keyword argument 'size'" in unbound(name, node)
     (name, node), *_ = calls("sthist.pp.tile(sdata)")
     assert unbound(name, node) == "sthist.pp.tile does not exist"
+
+
+@pytest.mark.parametrize("page", ["expression", "expression_ranking"])
+def test_figures_of_expression_models_are_those_of_the_study(page):
+    ranking = runpy.run_path(str(ROOT / "studies" / "expression" / "ranking.py"))
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert ranking["filled"](text, page) == text
