@@ -47,8 +47,9 @@ def cell(found: pd.DataFrame, score: str = "pearson_mean", *, interval: bool = F
     mean = found[score].mean()
     if not np.isfinite(mean):
         return "none"
-    mean = round(mean, 2) + 0.0  # no -0.00
-    return f"{mean:.2f}" + (f" ({found['low'].min():.2f} to {found['high'].max():.2f})" if interval else "")
+    shown = [mean, found["low"].min(), found["high"].max()]
+    first, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in shown)  # no -0.00
+    return f"{first} ({low} to {high})" if interval else first
 
 
 def ranked(table: pd.DataFrame) -> list[str]:
@@ -91,7 +92,9 @@ def variable(table: pd.DataFrame) -> str:
         scores = [cell(mine[(mine.task == task) & (mine.genes == MOST_VARIABLE)]) for task in TASKS]
         there = mine[(mine.task == RANKED_BY) & (mine.genes == MOST_EXPRESSED)]
         beyond = cell(mine[(mine.task == "C to B4") & (mine.genes == MOST_EXPRESSED)], "beyond_counts")
-        more = [cell(there, "training_pearson"), cell(there, "l1"), cell(there, "pearson_flattened"), beyond]
+        learned = [cell(mine[mine.task == task], "training_pearson") for task in TASKS[:2]]
+        learned = " / ".join(value if value not in ("none", "") else "–" for value in learned)
+        more = [learned if learned != "– / –" else "", cell(there, "l1"), cell(there, "pearson_flattened"), beyond]
         lines.append([name, *scores, *("" if value == "none" else value for value in more)])
     header = ["model", *TASKS, "on what trained", "L1", "all values at once", "C to B4, beyond counts"]
     return markdown(header, lines)
