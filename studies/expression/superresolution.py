@@ -28,6 +28,10 @@ a square's counts. Intervals of 95 % are of 200 draws of blocks of 200 µm. Besi
 * in the other half, the same ridge on the squares of 16 µm themselves: what these features could say;
 * what a perfect prediction would reach, by the noise of the counts (``metrics.noise_ceiling``).
 
+``rmse`` is of logarithms. Those of squares of few counts lie below the logarithm of what they would show on average, so
+that a map which says that average is above them: ``rmse_of_centred`` is without each gene's mean difference, and
+``amount`` the mean expression of a gene, before the logarithm, over the true one, median over genes.
+
 ``+ residuals``: to the map is added what it is wrong by at the spots, interpolated. ``training_spots`` is how the map,
 summed up over each spot's disc, correlates with what was measured there.
 """
@@ -272,6 +276,8 @@ class Scores:
             "beyond_counts": scored.summary["pearson_given_mean"],
             "within_spot": gene_pearson(*centred, half).mean() if varies else np.nan,
             "rmse": float(np.sqrt(((wanted - said) ** 2).mean(axis=0)).mean()),
+            "rmse_of_centred": float((wanted - said).std(axis=0).mean()),
+            "amount": float(np.median(np.expm1(said).mean(axis=0) / np.expm1(wanted).mean(axis=0))),
         }
         for other, short in COMPARED.items():
             if (*of, other) in self.known and arm != other:
@@ -470,7 +476,7 @@ class Study:
 
 
 SHOWN = {"xenium breast": ("EPCAM", "POSTN"), "visium hd kidney": ("UMOD", "PODXL")}
-COLUMNS = {"spot, spread": "spread evenly", "interpolation": "interpolation", "iStar": ARMS[0].name}
+COLUMNS = {"spot, spread": "spread evenly", "interpolation": "interpolation, best on the truth", "iStar": ARMS[0].name}
 
 
 def figure(studies: list[Study], path: Path) -> None:
