@@ -32,6 +32,7 @@ SHORT = {
     "deepspot": "DeepSpot on the same",
     "istar-like small, morphology, 100 epochs": "iStar, small, on `morphology`",
     "histogene small, 100 epochs": "HisToGene, small, from random weights",
+    "thitogene small, 100 epochs": "THItoGene, the same",
 }
 
 
@@ -113,7 +114,8 @@ def short(table: pd.DataFrame) -> str:
         ]
         there = mine[(mine.task == RANKED_BY) & (mine.genes == MOST_EXPRESSED)]
         flattened = cell(there, "pearson_flattened").replace("none", "")
-        lines.append([label, *(value.replace("none / none", "none") for value in (*both, flattened))])
+        both = [{"none / none": "none", " / ": ""}.get(value, value) for value in both]
+        lines.append([label, *both, flattened])
     return markdown(["", "within C", "C to B4", "all values at once, within C"], lines)
 
 
