@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import runpy
 from pathlib import Path
@@ -160,3 +161,32 @@ def test_figures_of_expression_models_are_those_of_the_study(page):
     ranking = runpy.run_path(str(ROOT / "studies" / "expression" / "ranking.py"))
     text = (ROOT / "docs" / f"{page}.md").read_text()
     assert ranking["filled"](text, page) == text
+
+
+def test_figures_of_maps_finer_than_spots_are_those_of_the_study():
+    rows = {}
+    for row in json.loads((ROOT / "studies" / "results" / "superresolution.json").read_text())["rows"]:
+        if row["genes"] == "50 most variable":
+            rows.setdefault((row["arm"], row["data"], row["view"], row["square_um"]), row)
+    columns = [("between spots", 16, "pearson"), ("between spots", 32, "pearson"), ("between spots", 16, "within_spot")]
+    columns.append(("other half", 16, "pearson"))
+    arms = {
+        "spot, spread evenly": "spread evenly",
+        "interpolation, the best at spots left out": "interpolation",
+        "interpolation, the best on the truth": "interpolation, best on the truth",
+        "iStar, features of other places (turned by 180°)": "iStar small, morphology, turned",
+        "iStar": "iStar small, morphology",
+        "ridge on the same features": "ridge, morphology_16",
+        "iStar, and what it misses at the spots, interpolated": "iStar small, morphology + residuals",
+    }
+    lines = (ROOT / "docs" / "expression.md").read_text().splitlines()
+    sections = ("xenium breast", "visium hd kidney")
+    for name, arm in arms.items():
+        (line,) = [each for each in lines if each.startswith(f"| {name} | ") and each.count("|") == 6]
+        cells = [cell.strip(" *") for cell in line.split("|")[2:6]]
+        assert sum(map(bool, cells)) >= 3
+        for cell, (view, side, score) in zip(cells, columns, strict=True):
+            for value, data in zip(
+                cell.split(" / ") if cell else (), ("xenium breast", "visium hd kidney"), strict=False
+            ):
+                assert abs(float(value) - rows[arm, data, view, side][score]) <= 0.00501, (name, view, side, data)

@@ -167,7 +167,6 @@ class Arm:
     encoder: str
     config: models.IStarConfig
     turned: bool = False
-    training: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -175,14 +174,10 @@ class Arm:
         return f"{self.encoder}_{self.config.stride_um:g}" + ("_turned" if self.turned else "")
 
 
-SMALL, FINE = models.IStarConfig.small(), models.IStarConfig.small(stride_um=8.0, boxes=(4, 16))
+SMALL = models.IStarConfig.small()
 ARMS = [
     Arm("iStar small, morphology", "morphology", SMALL),
     Arm("iStar small, morphology, turned", "morphology", SMALL, turned=True),
-    Arm("iStar small, early", "efficientnet-lite0-early", SMALL),
-    Arm("iStar small, early, turned", "efficientnet-lite0-early", SMALL, turned=True),
-    Arm("iStar small, morphology, all 400 epochs", "morphology", SMALL, training={"patience": None}),
-    Arm("iStar small of 8 µm, morphology", "morphology", FINE),
 ]
 
 
@@ -211,7 +206,7 @@ def trained_map(
 ) -> tuple[Map, dict[str, Any]]:
     """The map of an iStar that is trained on the spots in a box."""
     began = time.perf_counter()
-    settings = {"embedding": arm.key, "within": within, "split": SPLIT, "training": {"seed": seed, **arm.training}}
+    settings = {"embedding": arm.key, "within": within, "split": SPLIT, "training": {"seed": seed}}
     model = sthist.tl.train_expression(sdata, models.IStar(arm.config), genes=genes, **settings)
     seconds = time.perf_counter() - began
     sthist.tl.expression(sdata, model, key_added="map", overwrite=True)
