@@ -186,7 +186,5 @@ def test_figures_of_maps_finer_than_spots_are_those_of_the_study():
         cells = [cell.strip(" *") for cell in line.split("|")[2:6]]
         assert sum(map(bool, cells)) >= 3
         for cell, (view, side, score) in zip(cells, columns, strict=True):
-            for value, data in zip(
-                cell.split(" / ") if cell else (), ("xenium breast", "visium hd kidney"), strict=False
-            ):
+            for value, data in zip(cell.split(" / ") if cell else (), sections, strict=False):
                 assert abs(float(value) - rows[arm, data, view, side][score]) <= 0.00501, (name, view, side, data)
