@@ -424,7 +424,7 @@ class Study:
     def add_arm(self, arm: Arm, seeds: list[int]) -> None:
         """An iStar, what it says with residuals, and a ridge on its features."""
         require_features(self.sdata, self.section, arm)
-        for seed in seeds:
+        for seed in seeds[:1] if arm.turned else seeds:
             values, facts = self.kept(
                 f"{arm.name}, {seed}",
                 lambda seed=seed: trained_map(self.sdata, self.section, arm, self.genes, seed, None),
