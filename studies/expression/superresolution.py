@@ -514,7 +514,7 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder for the figure")
     parser.add_argument("--folder", type=Path, help="where maps are kept, so that a run that was stopped goes on")
     parser.add_argument("--data", nargs="*", default=list(SECTIONS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--arms", nargs="*", default=[arm.name for arm in ARMS])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
