@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import shutil
 import tempfile
@@ -81,6 +83,8 @@ def main() -> None:
         start, worked = time.perf_counter(), time.process_time()
         sthist.tl.expression(sdata, model, progress=True)
         facts = {
+            "command": "python bench/superpixels.py",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
             "mm": given.mm,
             "superpixels": side**2,
             "genes": given.genes,
