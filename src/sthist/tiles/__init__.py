@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = _front_door(
         "tiles._images.image": ["Image", "open_image"],
         "tiles._images.reader": ["TileReader", "read_region"],
         "tiles._loader": ["TileLoader"],
+        "tiles._molecules.densities": ["DensityTiles"],
         "tiles._molecules.overlay": ["Overlay"],
         "tiles._pairs": ["export_pairs", "paired_loader"],
         "tiles._sampling": ["farthest_points", "has_content"],

@@ -107,6 +107,7 @@ def _autoencoder(config: TurboConfig) -> Any:
 
     depth = len(config.vae_channels)
     return AutoencoderKL(
+        in_channels=config.in_channels,
         down_block_types=("DownEncoderBlock2D",) * depth,
         up_block_types=("UpDecoderBlock2D",) * depth,
         block_out_channels=config.vae_channels,

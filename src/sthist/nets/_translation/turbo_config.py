@@ -31,6 +31,8 @@ class TurboConfig:
         Name of the family of weights: ``"sd-turbo"``, or ``"small"`` for one that starts from random weights.
     vae_channels, vae_layers, latent_channels
         Widths of the image autoencoder, the finest first, its layers per width, and the channels of a latent.
+    in_channels
+        Channels of the image that goes in; published weights take three. Three come out.
     scaling
         What latents are multiplied by on their way into the U-Net.
     unet_channels, unet_layers, unet_heads
@@ -66,6 +68,7 @@ class TurboConfig:
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
     vae_layers: int = 2
     latent_channels: int = 4
+    in_channels: int = 3
     scaling: float = 0.18215
     unet_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     unet_layers: int = 2
@@ -97,6 +100,8 @@ class TurboConfig:
             raise ValueError(
                 f"unet_heads has {len(self.unet_heads)} numbers, unet_channels {len(self.unet_channels)}: one for each."
             )
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels is {self.in_channels}; an image has at least one channel.")
         if not 0 <= self.timestep < 1000:
             raise ValueError(f"timestep is {self.timestep}; the noise schedule has 0 to 999.")
         if min(self.rank_unet, self.rank_vae) < 0:

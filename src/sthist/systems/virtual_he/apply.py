@@ -87,7 +87,8 @@ def virtual_he(
         Which tissue it is, for a model that was trained on several; of several samples, by name.
     stain_reference
         A real H&E whose stain colours and strengths to take: an (h, w, 3) uint8 array, ``(sdata, key)``, or a
-        SpatialData with one H&E image. For ``"beer-lambert"``.
+        SpatialData with one H&E image. For ``"beer-lambert"``, and for models that say how much stain there is
+        (``target="stains"``), which also take a :class:`sthist.pp.StainReference`.
     within
         Part of the section: a box (x0, y0, x1, y1) in µm, a polygon in µm, or the key of shapes. Outside of a polygon
         the image is white. What is measured of the section (background, spread) is measured on all of it.
@@ -307,11 +308,14 @@ def _resolve_model(model: str | Path | VirtualStainModel, stain_reference: Any, 
         raise ValueError(f"{model} is a model of system {loaded.system!r}, which makes no virtual H&E.")
     if isinstance(loaded, BeerLambert):
         return loaded if stain_reference is None else BeerLambert(loaded.config).fit(stain_reference, seed=seed)
-    if stain_reference is not None:
+    if stain_reference is None:
+        return loaded
+    if not isinstance(loaded, Translator) or loaded.config.target != "stains":
         raise ValueError(
-            f"stain_reference= is for the model {BeerLambert.system!r}; {loaded.system!r} has learned its colours."
+            f"stain_reference= is for the model {BeerLambert.system!r}, and for those of target='stains'; this "
+            f"{loaded.system!r} has learned its colours."
         )
-    return loaded
+    return loaded.stained(stain_reference, seed=seed)
 
 
 def _made_ready(model: VirtualStainModel, tissue: str | None, device: str | None) -> VirtualStainModel:

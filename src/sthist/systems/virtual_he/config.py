@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sthist.pp import StainReference
+from sthist.tiles._molecules.densities import SCALE
 from sthist.tiles._spec import TileSpec
 from sthist.training.options import Training, make_plain
 
@@ -17,6 +19,9 @@ UNCONDITIONED = "dapi2he"
 
 CONDITIONED = "This is a {tissue} H&E image"
 """ST2HE's prompt where it is (CondGen)."""
+
+
+MOLECULES, TARGETS = ("dots", "density", "groups"), ("rgb", "stains")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,21 @@ class TranslationConfig:
         Value of black in the input; white is 1. The output lies between -1 and 1.
     prompts
         Prompt by tissue; under ``""`` the one where the tissue is not said.
+    molecules
+        How it sees molecules: ``"dots"`` on the stain, as above; ``"density"``: how dense they are, in a channel of
+        their own; ``"groups"``: that, and how dense the genes of each group are
+        (:class:`sthist.tiles.DensityTiles`).
+    groups
+        Genes of each group, for ``molecules="groups"``.
+    density_um
+        Standard deviation, in µm, of the Gaussian that densities are smoothed by.
+    scales
+        Least and largest µm per pixel that it works at, of which it is told; None for that of its tile alone.
+    target
+        What it says: ``"rgb"``, the colours of its training; or ``"stains"``: how much haematoxylin and eosin there is,
+        and a residual at right angles to both. Colours are then those of the reference, or of another slide.
+    reference
+        For ``target="stains"``: values of the :class:`sthist.pp.StainReference` that training slides are brought to.
     training
         How it was trained; plain values.
     """
@@ -49,11 +69,27 @@ class TranslationConfig:
     min_qv: float = 20.0
     input_low: float = -1.0
     prompts: dict[str, str] = field(default_factory=lambda: {"": UNCONDITIONED})
+    molecules: Literal["dots", "density", "groups"] = "dots"
+    groups: dict[str, list[str] | tuple[str, ...]] = field(default_factory=dict)
+    density_um: float = 4.0
+    scales: tuple[float, float] | None = None
+    target: Literal["rgb", "stains"] = "rgb"
+    reference: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         make_plain(self)
         require_prompts(self.prompts)
+        # A JSON file knows lists alone.
+        object.__setattr__(self, "groups", {name: tuple(map(str, genes)) for name, genes in self.groups.items()})
+        object.__setattr__(self, "scales", None if self.scales is None else tuple(map(float, self.scales)))
+        require_molecules(self.molecules, self.groups, self.scales)
+        if self.target not in TARGETS:
+            raise ValueError(f"target is {self.target!r}; it is one of {list(TARGETS)}.")
+        if self.target == "stains" and not self.reference:
+            object.__setattr__(self, "reference", StainReference.default().to_dict())
+        if self.reference:
+            require_two_stains(StainReference.from_dict(self.reference))
         if self.input_low not in (0.0, -1.0):
             raise ValueError(f"input_low is {self.input_low!r}; black is -1, or 0 in upstream's training.")
         self.spec  # noqa: B018  # its checks
@@ -63,11 +99,43 @@ class TranslationConfig:
         """The tile."""
         return TileSpec(self.size_um, self.px)
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of its input."""
+        return 3 + len(self.groups)
+
+    def spec_at(self, mpp: float) -> TileSpec:
+        """The tile at another µm per pixel; at that of its training where it knows one scale alone.
+
+        Raises
+        ------
+        ValueError
+            If it has not been trained at that scale.
+        """
+        if self.scales is None:
+            if abs(mpp / self.spec.mpp - 1) > 1e-6:
+                raise ValueError(
+                    f"mpp is {mpp:.4g}; this model has learned histology at {self.spec.mpp:.4g} µm/px, and makes no "
+                    "other."
+                )
+            return self.spec
+        low, high = self.scales
+        if not low * (1 - 1e-6) <= mpp <= high * (1 + 1e-6):
+            raise ValueError(
+                f"mpp is {mpp:.4g}; this model has learned histology at {low:.4g} to {high:.4g} µm/px, and makes no "
+                "other."
+            )
+        return TileSpec.from_mpp(mpp, self.px)
+
     def style(self) -> dict[str, Any]:
         """Arguments of :class:`sthist.tiles.Overlay`."""
         size = {"dot_s": self.dot_s, "dot_dpi": self.dot_dpi} if self.dot_um is None else {"dot_um": self.dot_um}
         palette = self.color if self.mode == "mono" else self.palette
         return {"mode": self.mode, "palette": palette, "min_qv": self.min_qv, **size}
+
+    def density_style(self) -> dict[str, Any]:
+        """Arguments of :class:`sthist.tiles.DensityTiles`."""
+        return {"groups": self.groups, "density_um": self.density_um, "min_qv": self.min_qv}
 
     def prompt_of(self, tissue: str | None) -> str:
         """The prompt of a tissue.
@@ -89,6 +157,38 @@ class TranslationConfig:
         else:
             msg = f"The model knows no tissue {tissue!r}; it was trained on {known}."
         raise KeyError(msg)
+
+
+def require_molecules(molecules: str, groups: dict[str, Any], scales: tuple[float, float] | None) -> None:
+    """Refuse groups of genes that are none, and a range of scales that cannot be told."""
+    if molecules not in MOLECULES:
+        raise ValueError(f"molecules is {molecules!r}; it is one of {list(MOLECULES)}.")
+    if (molecules == "groups") != bool(groups):
+        raise ValueError(
+            f"molecules is {molecules!r}, and there are {len(groups)} groups of genes; with 'groups' there is at "
+            "least one, and otherwise none."
+        )
+    owner: dict[str, str] = {}
+    for name, genes in groups.items():
+        if not genes:
+            raise ValueError(f"The group {name!r} has no genes.")
+        for gene in genes:
+            other = owner.setdefault(gene.upper(), name)
+            if other != name:
+                raise ValueError(f"Gene {gene!r} is in the groups {other!r} and {name!r}; a gene is in one.")
+    if scales is None:
+        return
+    if molecules == "dots":
+        raise ValueError("scales= is for molecules='density' or 'groups': dots are drawn for one scale.")
+    low, high = scales
+    if not SCALE[0] <= low <= high <= SCALE[1]:
+        raise ValueError(f"scales is {scales}; they lie between {SCALE[0]} and {SCALE[1]} µm/px, the finest first.")
+
+
+def require_two_stains(reference: StainReference) -> None:
+    """Refuse a reference that says nothing of haematoxylin and eosin."""
+    if reference.method != "macenko":
+        raise ValueError(f"The stain reference is of method {reference.method!r}; amounts of stains need 'macenko'.")
 
 
 def require_prompts(prompts: dict[str, str]) -> None:
@@ -191,6 +291,12 @@ class TranslationTraining(Training):
     dot_s
         Size of the dots, as of the overlay, by default 0.3; of several, one is drawn for each tile, and the first is
         that of predictions.
+    molecules, groups, density_um, scales, target
+        What the model sees and says, as of :class:`ST2HEConfig`. ``groups`` by default are
+        :data:`sthist.models.PROGRAMMES`.
+    stain_reference
+        For ``target="stains"``: the H&E that training slides are brought to, as of :func:`sthist.pp.stain_normalize`;
+        :meth:`sthist.pp.StainReference.default` by default.
     prompts
         Template with ``{tissue}`` in it, by default ``"This is a {tissue} H&E image"``; or a mapping of tissue to
         prompt, or a JSON file with one. A mapping of tile file to prompt, as :func:`sthist.tiles.export_pairs` writes
@@ -231,6 +337,12 @@ class TranslationTraining(Training):
     dot_s: float | tuple[float, ...] | None = None
     dot_um: float | None = None
     min_qv: float | None = None
+    molecules: Literal["dots", "density", "groups"] | None = None
+    groups: Any = None
+    density_um: float | None = None
+    scales: tuple[float, float] | None = None
+    target: Literal["rgb", "stains"] | None = None
+    stain_reference: Any = None
     prompts: Any = None
     max_shift_um: float | None = 3.0
     augment: bool = True
@@ -245,6 +357,7 @@ class TranslationTraining(Training):
     }
     DATA: ClassVar[tuple[str, ...]] = (
         *("spec", "n_tiles", "channel", "z", "mode", "palette", "dot_s", "dot_um", "min_qv", "prompts"),
+        *("molecules", "groups", "density_um", "scales", "target", "stain_reference"),
         *("max_shift_um", "augment", "backbone", "allow_upsampling"),
     )
     """What is trained on: the model's config and the provenance of its tiles say that."""
@@ -286,6 +399,7 @@ class TranslationTraining(Training):
         """How transcripts are to be drawn, as fields of a config."""
         style = {"mode": self.mode, "palette": self.palette, "dot_um": self.dot_um, "min_qv": self.min_qv}
         style["dot_s"] = self.dot_sizes[0] if self.dot_sizes else None
+        style |= {name: getattr(self, name) for name in ("molecules", "density_um", "scales", "target")}
         return {name: value for name, value in style.items() if value is not None}
 
     @property

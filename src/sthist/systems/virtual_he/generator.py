@@ -92,10 +92,16 @@ class GeneratorModel(VirtualStainModel):
         """The generator; gradients reach what is trained of it."""
 
     @abstractmethod
+    def generate(
+        self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What a generator says of images (n, channels, px, px): three channels from -1 to 1."""
+
+    @abstractmethod
     def translate(
         self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """Images (n, 3, px, px) from -1 to 1 that a generator makes."""
+        """Images (n, 3, px, px) from -1 to 1 that a generator makes, in the colours that are asked for."""
 
     @abstractmethod
     def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor | None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sthist._settings import logger
 from sthist.systems.virtual_he.generator import PreparedSection
 from sthist.systems.virtual_he.section import TISSUE_MPP, find_tissue
-from sthist.tiles import Overlay, TileReader
+from sthist.tiles import DensityTiles, Overlay, TileReader
 from sthist.tiles._molecules.density import Grid, count_transcripts
 from sthist.training.batches import as_input, as_tiles
 
 if TYPE_CHECKING:
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.generator import GeneratorModel
-    from sthist.tiles import Image
+    from sthist.tiles import Image, TileSpec
 
 OVERLAP = 0.25
 """Part of a tile that is blended with the next."""
@@ -35,35 +37,22 @@ def prepare_section(
     allow_upsampling: bool,
 ) -> PreparedSection:
     """Make the readers of a section for a model; arguments and errors are those of :meth:`GeneratorModel.prepare`."""
-    spec = model.config.spec
-    if abs(mpp / spec.mpp - 1) > 1e-6:
-        raise ValueError(
-            f"mpp is {mpp:.4g}; this model has learned histology at {spec.mpp:.4g} µm/px, and makes no other."
-        )
+    spec = model.config.spec_at(mpp)
     prompt = model.prompt()
-    overlay = Overlay(
-        elements.sdata,
-        spec,
-        image=stain,
-        channel=elements.nuclear_channel,
-        points=elements.points,
-        z=elements.z,
-        seed=0,  # the palette is a part of the model
-        allow_upsampling=allow_upsampling,
-        **model.config.style(),
-    )
+    overlay = _input(model, elements, stain, spec, allow_upsampling=allow_upsampling)
     content = hashlib.blake2b(digest_size=16)
-    tissue = _tissue(model, elements, stain, content)
+    tissue = _tissue(model, elements, stain, spec, content)
     x0, y0, x1, y1 = stain.extent_um
     places = np.random.default_rng(0).uniform([x0, y0], [x1, y1], (LOOKED_AT, 2))
     content.update(overlay.read(places).tobytes())
     device = model.device_name.partition(":")[0]
     facts = {
         "nuclear_stain": {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "z": elements.z},
-        "limits": list(overlay.limits or ()),
+        **_measured(overlay),
         "n_molecules": 0 if overlay.index is None else len(overlay.index.x),
         "content": content.hexdigest(),
         "prompt": prompt,
+        "colours": None if model.config.target == "rgb" else model.stain_colours().to_dict(),
         "weights": model.weights_sha256(),
         "backbone": model.backbone_sha256(),
         # Half precision, or another kernel, is another image by a level here and there.
@@ -75,14 +64,42 @@ def prepare_section(
     return PreparedSection(readers, Predict(model), facts, overlap=OVERLAP, concurrent=False, threads=threads)
 
 
-def _tissue(model: GeneratorModel, elements: HighResElements, stain: Image, content: Any) -> TileReader:
+def _input(
+    model: GeneratorModel, elements: HighResElements, stain: Image, spec: TileSpec, *, allow_upsampling: bool
+) -> Overlay | DensityTiles:
+    """A reader of what the model sees of the section."""
+    config = model.config
+    how: dict[str, Any] = {
+        "image": stain,
+        "channel": elements.nuclear_channel,
+        "z": elements.z,
+        "allow_upsampling": allow_upsampling,
+    }
+    if config.molecules == "dots":
+        # The palette is a part of the model.
+        return Overlay(elements.sdata, spec, points=elements.points, seed=0, **how, **config.style())
+    if elements.points is None:
+        logger.warning("There are no transcripts: the model goes by the nuclear stain alone, as it was trained to.")
+    return DensityTiles(elements.sdata, spec, points=elements.points or False, **how, **config.density_style())
+
+
+def _measured(overlay: Overlay | DensityTiles) -> dict[str, Any]:
+    """What was measured of the stain, as plain values."""
+    if isinstance(overlay, Overlay):
+        return {"limits": list(overlay.limits or ())}
+    return {"response": dataclasses.asdict(overlay.response)}
+
+
+def _tissue(
+    model: GeneratorModel, elements: HighResElements, stain: Image, spec: TileSpec, content: Any
+) -> TileReader:
     """A reader of what part of each pixel is tissue."""
     grid, counts = Grid.over(stain.extent_um, TISSUE_MPP), None
     if elements.points is not None:
         counts, _ = count_transcripts(elements, stain, grid, model.config.min_qv)
     mask, where = find_tissue(elements, stain, grid, counts, content)
     content.update(mask.tobytes())
-    return TileReader.from_array(mask[None], where.to_um, model.config.spec)
+    return TileReader.from_array(mask[None], where.to_um, spec)
 
 
 class Predict:
@@ -97,7 +114,7 @@ class Predict:
     def __call__(self, tiles: np.ndarray, tissue: np.ndarray) -> np.ndarray:
         """H&E where there is tissue, and white elsewhere: of glass the model has seen little or nothing."""
         shown = tissue.any(axis=(1, 2, 3))
-        out = np.full_like(tiles, 255)
+        out = np.full((*tiles.shape[:3], 3), 255, np.uint8)
         if shown.any():
             made = self.model.predict(tiles[shown], batch_size=len(tiles))
             out[shown] = np.round(255 - (255.0 - made) * tissue[shown].clip(0, 1))

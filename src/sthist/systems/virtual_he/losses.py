@@ -74,6 +74,8 @@ class AdversarialLoss(nn.Module):
         Side of the tiles.
     encoder
         Image-text network; by default that of the training.
+    in_channels
+        Channels of the input.
 
     Raises
     ------
@@ -81,7 +83,7 @@ class AdversarialLoss(nn.Module):
         If the tiles are too small for it.
     """
 
-    def __init__(self, training: TranslationTraining, px: int, encoder: Any = None) -> None:
+    def __init__(self, training: TranslationTraining, px: int, encoder: Any = None, *, in_channels: int = 3) -> None:
         super().__init__()
         self.sees_input = training.discriminator == "patch"
         if self.sees_input and px < LEAST_JUDGED_PX:
@@ -90,7 +92,7 @@ class AdversarialLoss(nn.Module):
                 "larger tiles, or adversarial=0."
             )
         if self.sees_input:
-            self.network: nn.Module = PatchDiscriminator(6, width=32, layers=3, norm="instance")
+            self.network: nn.Module = PatchDiscriminator(in_channels + 3, width=32, layers=3, norm="instance")
             self._losses: Any = (hinge_generator_loss, hinge_discriminator_loss)
         else:
             encoder = image_text(training) if encoder is None else encoder

@@ -17,6 +17,8 @@ from sthist._tables.rows import core_columns
 from sthist.systems.virtual_he.config import TranslationTraining, require_prompts
 from sthist.systems.virtual_he.models.pix2pix import Pix2Pix, Pix2PixConfig
 from sthist.systems.virtual_he.models.st2he import ST2HE, ST2HEConfig
+from sthist.systems.virtual_he.painting import colours_of
+from sthist.systems.virtual_he.programmes import PROGRAMMES
 from sthist.systems.virtual_he.training_set.choose_tiles import choose_tiles
 from sthist.systems.virtual_he.training_set.pairs import SectionPairs, open_section
 from sthist.systems.virtual_he.training_set.prompts import Prompts, find_prompts
@@ -293,13 +295,25 @@ def _default_spec(model: Any, sections: Sequence[Section]) -> TileSpec:
 
 def _config(model: Any, spec: TileSpec, options: TranslationTraining, prompts: Prompts) -> TranslationConfig:
     if isinstance(model, Translator):
-        return _continued(model, spec, options.style, prompts)
+        return _continued(model, spec, options.style | _stains_of(options), prompts)
     fields: dict[str, Any] = {**spec.to_dict(), **options.style, "prompts": prompts.texts, "seed": options.seed}
+    fields |= _stains_of(options)
+    if options.molecules == "groups":
+        fields["groups"] = options.groups or PROGRAMMES
     if model == "pix2pix":
         return Pix2PixConfig(**fields)
     if model == "small":
         return ST2HEConfig(**fields)
     return ST2HEConfig.sd_turbo(**({} if options.backbone is None else {"backbone": options.backbone}), **fields)
+
+
+def _stains_of(options: TranslationTraining) -> dict[str, Any]:
+    """The colours that slides are brought to, as a field of a config."""
+    if options.stain_reference is None:
+        return {}
+    if options.target != "stains":
+        raise ValueError("stain_reference= is for a training with target='stains'.")
+    return {"reference": colours_of(options.stain_reference, seed=options.seed).to_dict()}
 
 
 def _continued(model: Translator, spec: TileSpec, style: dict[str, Any], prompts: Prompts) -> TranslationConfig:

@@ -47,7 +47,9 @@ class TranslationModule(TrainingModule):
         self.prompts = prompts
         self.vectors: Any
         self.register_buffer("vectors", model.prompt_vectors(prompts), persistent=False)
-        self.reconstruction, self.judge = losses_of(options, prompts, pairs.px)
+        self.reconstruction, self.judge = losses_of(
+            options, prompts, pairs.px, model.config.in_channels
+        )
 
     def kept(self) -> nn.Module:
         """The generator."""
@@ -119,12 +121,15 @@ class TranslationModule(TrainingModule):
 
     def trial_step(self, batch_size: int, px: int | None) -> None:
         """Forward and backward pass on noise."""
-        images = torch.rand(batch_size, 3, px or self.pairs.px, px or self.pairs.px, device=self.device)
+        side = px or self.pairs.px
+        channels = getattr(self.pairs, "channels", 3)
+        images = torch.rand(batch_size, channels, side, side, device=self.device)
         codes = torch.zeros(batch_size, dtype=torch.long, device=self.device)
         if px == self.pairs.px:
-            loss, _, fake = self.loss_of(images, images, codes, judged=self.judge is not None)
+            real = images[:, :1].expand(-1, 3, -1, -1)
+            loss, _, fake = self.loss_of(images, real, codes, judged=self.judge is not None)
             if self.judge is not None:
-                loss = loss + self.judge.discriminator_loss(images, fake, images)
+                loss = loss + self.judge.discriminator_loss(images, fake, real)
         else:  # terms may be for larger tiles; the generator takes by far the most
             loss = self.translate(self.generator, images, self.vectors_of(codes), None).mean()
         loss.backward()
@@ -151,7 +156,7 @@ class TranslationModule(TrainingModule):
 
 
 def losses_of(
-    options: TranslationTraining, prompts: list[str], px: int
+    options: TranslationTraining, prompts: list[str], px: int, in_channels: int = 3
 ) -> tuple[Reconstruction, AdversarialLoss | None]:
     """The terms of a training's loss; one image-text network serves all that ask for it.
 
@@ -165,5 +170,5 @@ def losses_of(
     weights = options.weights
     judged_by_clip = weights.adversarial and options.discriminator == "clip"
     encoder = image_text(options) if weights.text or judged_by_clip else None
-    judge = AdversarialLoss(options, px, encoder) if weights.adversarial else None
+    judge = AdversarialLoss(options, px, encoder, in_channels=in_channels) if weights.adversarial else None
     return Reconstruction(options, prompts, px, encoder), judge

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist._settings import settings
+from sthist.pp import StainReference
 from sthist.systems.virtual_he.config import TranslationTraining
 from sthist.systems.virtual_he.generator import GeneratorModel
 from sthist.systems.virtual_he.inference import RunningGenerator, prepare_section
+from sthist.systems.virtual_he.painting import colours_of, painted
 from sthist.training.options import as_training
 from sthist.training.run_folder import read_history, read_tiles
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import torch
+    from torch import nn
 
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.config import TranslationConfig
@@ -55,6 +58,7 @@ class Translator(GeneratorModel):
         self.tiles: pd.DataFrame | None = None
         self.history: list[dict[str, float]] = []
         self.tissue: str | None = None
+        self.colours: StainReference | None = None
         self.device: str | None = None
         self.precision = "auto"
         self.compile = False
@@ -97,7 +101,7 @@ class Translator(GeneratorModel):
 
         texts = list(self.config.prompts.values())
         self.prompt_vectors(texts)
-        losses_of(training, texts, self.config.px)
+        losses_of(training, texts, self.config.px, self.config.in_channels)
 
     def fit(
         self,
@@ -195,6 +199,9 @@ class Translator(GeneratorModel):
         """Refuse pairs that the model is not made for."""
         if pairs.px != self.config.px:
             raise ValueError(f"The pairs have {pairs.px} px, the model is for {self.config.spec}.")
+        channels = getattr(pairs, "channels", 3)
+        if channels != self.config.in_channels:
+            raise ValueError(f"The pairs have {channels} channels, the model takes {self.config.in_channels}.")
         unknown = set(pairs.prompts) - set(self.config.prompts.values()) if self.takes_prompts else set()
         if unknown:
             raise ValueError(
@@ -266,13 +273,53 @@ class Translator(GeneratorModel):
             other._running = None
         return other
 
+    def stained(self, reference: Any, *, seed: int | None = None) -> Translator:
+        """The same model in the colours of another slide.
+
+        Parameters
+        ----------
+        reference
+            A :class:`sthist.pp.StainReference` or its JSON file; an (h, w, 3) uint8 array, ``(sdata, key)``, or a
+            SpatialData with one H&E image, which are measured.
+        seed
+            Of the places at which an image is measured; ``settings.seed`` by default.
+
+        Returns
+        -------
+        A copy that shares the weights.
+
+        Raises
+        ------
+        ValueError
+            If the model says no stains (``target="rgb"``), or the reference shows one stain alone.
+        """
+        if self.config.target != "stains":
+            raise ValueError(
+                f"This {self.system!r} has learned its colours; one of target='stains' takes them of a reference."
+            )
+        other = self.to()
+        other.colours, other._running = colours_of(reference, seed=seed), None
+        return other
+
+    def translate(
+        self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Images that a generator makes, in the colours of the reference."""
+        made = self.generate(generator, images, prompts, noise)
+        return made if self.config.target == "rgb" else painted(made, self.stain_colours())
+
+    def stain_colours(self) -> StainReference:
+        """The colours that amounts of stains are shown in."""
+        return StainReference.from_dict(self.config.reference) if self.colours is None else self.colours
+
     def predict(self, tiles: Any, *, batch_size: int = 16) -> np.ndarray:
         """H&E of tiles as the model was trained to see them.
 
         Parameters
         ----------
         tiles
-            (n, px, px, 3) uint8: transcripts on the nuclear stain.
+            (n, px, px, channels) uint8, as :class:`sthist.tiles.Overlay` or :class:`sthist.tiles.DensityTiles` gives
+            them: transcripts on the nuclear stain, or beside it.
         batch_size
             Tiles at a time.
 
@@ -290,16 +337,19 @@ class Translator(GeneratorModel):
             If the device is too small for the batch.
         """
         tiles = np.asarray(tiles)
-        px = self.config.px
-        if tiles.dtype != np.uint8 or tiles.shape[1:] != (px, px, 3):
+        px, channels = self.config.px, self.config.in_channels
+        if tiles.dtype != np.uint8 or tiles.shape[1:] != (px, px, channels):
             raise ValueError(
-                f"Tiles are {tiles.dtype} of shape {tiles.shape}; this model takes uint8 of shape (n, {px}, {px}, 3)."
+                f"Tiles are {tiles.dtype} of shape {tiles.shape}; this model takes uint8 of shape (n, {px}, {px}, "
+                f"{channels})."
             )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; at least one tile at a time is needed.")
         running = self._ready()
-        out = np.full_like(tiles, 255)
-        shown = np.flatnonzero(tiles.any(axis=(1, 2, 3)))
+        out = np.full((*tiles.shape[:3], 3), 255, np.uint8)
+        # Of densities, the third channel is the scale, which says nothing of the place.
+        pictured = tiles if self.config.molecules == "dots" else tiles[..., :2]
+        shown = np.flatnonzero(pictured.any(axis=(1, 2, 3)))
         for start in range(0, len(shown), batch_size):
             part = shown[start : start + batch_size]
             out[part] = running(tiles[part])
@@ -311,8 +361,9 @@ class Translator(GeneratorModel):
         return settings.torch_device() if self.device in (None, "auto") else str(self.device)
 
     def mpp(self, stain: Image) -> float:
-        """µm per pixel that it was trained at."""
-        return self.config.spec.mpp
+        """µm per pixel that it was trained at; of several, that of the stain, or the nearest to it."""
+        scales = self.config.scales
+        return self.config.spec.mpp if scales is None else float(np.clip(stain.finest_mpp, *scales))
 
     def prepare(
         self,
@@ -328,7 +379,7 @@ class Translator(GeneratorModel):
 
     def _runs_as(self) -> tuple[Any, ...]:
         """What a network that runs depends on, beside its weights."""
-        return self.tissue, self.device_name, self.chosen_precision(), self.compile
+        return self.tissue, self.device_name, self.chosen_precision(), self.compile, self.colours
 
     def embedded_prompt(self) -> torch.Tensor | None:
         """The embedded prompt of the tissue; None if the generator takes none."""

@@ -77,7 +77,7 @@ class Validation:
 
 def nothing_learned(module: Any) -> str:
     """What to say where training tiles are predicted no better than by their mean colour; empty where they are."""
-    _, made, real = (_patches(tiles) for tiles in validated(module, module.pairs, CHECKED))
+    made, real = (_patches(tiles) for tiles in validated(module, module.pairs, CHECKED)[1:])
     own, trivial = ((made - real) ** 2).mean(), ((real.mean(axis=(0, 1, 2)) - real) ** 2).mean()
     if own < trivial:
         return ""
@@ -117,11 +117,18 @@ def _scores(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
     return {f"validation_{name}": float(np.mean(getattr(image, name)(fake, real))) for name in ("mse", "psnr", "ssim")}
 
 
+def _visible(tile: np.ndarray) -> np.ndarray:
+    """Dots on the stain as they are; of more channels the stain, and in red the molecules."""
+    if tile.shape[-1] == 3:
+        return tile
+    return tile[..., [1, 0, 0]]
+
+
 def _picture(seen: np.ndarray, fake: np.ndarray, real: np.ndarray, path: Path) -> None:
     """One row per tile: input, output, real."""
     from PIL import Image
 
     chosen = np.linspace(0, len(seen) - 1, min(SHOWN, len(seen))).astype(int)
-    rows = [np.concatenate([seen[i], fake[i], real[i]], 1) for i in chosen]
+    rows = [np.concatenate([_visible(seen[i]), fake[i], real[i]], 1) for i in chosen]
     with written_whole(path) as partial:
         Image.fromarray(np.concatenate(rows)).save(partial)

@@ -145,3 +145,24 @@ class View:
 def _covering(edges: np.ndarray, low: int, high: int) -> tuple[int, int]:
     """First chunk that a range of pixels touches, and the one after its last."""
     return int(np.searchsorted(edges, low, side="right")) - 1, int(np.searchsorted(edges, high, side="left"))
+
+
+def mirrored(tile: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """A tile (h, w, c) whose pixels that were not seen, (h, w) bool, show what lies as far on this side of the border.
+
+    Of what is further away than the tile reaches, the nearest pixel that was seen; a tile of which nothing was seen
+    stays as it is.
+    """
+    if seen.all() or not seen.any():
+        return tile
+    from scipy.ndimage import distance_transform_edt
+
+    nearest = distance_transform_edt(~seen, return_distances=False, return_indices=True)
+    own = np.indices(seen.shape)
+    beyond = 2 * nearest - own + np.sign(own - nearest)
+    size = np.array(seen.shape)[:, None, None]
+    inside = ((beyond >= 0) & (beyond < size)).all(0)
+    row, column = np.where(inside, beyond, nearest)
+    lost = ~seen[row, column]
+    row[lost], column[lost] = nearest[0][lost], nearest[1][lost]
+    return tile[row, column]

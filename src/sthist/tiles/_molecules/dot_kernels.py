@@ -111,3 +111,31 @@ def farthest_first(points, squared, start, n):
                 best, farthest = i, d
         current = best
     return chosen, current
+
+
+@njit(nogil=True, cache=True)
+def count_groups(gene, number, n_groups):
+    """How many molecules there are (first), and of each group."""
+    totals = np.zeros(n_groups, np.int64)
+    for code in gene:
+        totals[0] += 1
+        if number[code] > 0:
+            totals[number[code]] += 1
+    return totals
+
+
+@njit(nogil=True, cache=True)
+def bin_points(x, y, gene, starts, n_columns, cells, corner, cell_um, bin_um, number, counts):
+    """Add the molecules of a box of cells to the counts of their bin: of all (first), and of their gene's group."""
+    rows, columns = counts.shape[1:]
+    for row in range(cells[0], cells[1]):
+        for column in range(cells[2], cells[3]):
+            left, top = corner[0] + column * cell_um, corner[1] + row * cell_um
+            cell = row * n_columns + column
+            for p in range(starts[cell], starts[cell + 1]):
+                j, i = math.floor((left + x[p]) / bin_um), math.floor((top + y[p]) / bin_um)
+                if 0 <= i < rows and 0 <= j < columns:
+                    counts[0, i, j] += 1
+                    group = number[gene[p]]
+                    if group > 0:
+                        counts[group, i, j] += 1

@@ -109,6 +109,11 @@ class PointIndex:
         """Number of transcripts."""
         return int(self.starts[-1])
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the transcripts take in memory; those in a file are the system's to keep."""
+        return sum(array.nbytes for array in (self.x, self.y, self.gene) if not isinstance(array, np.memmap))
+
     def cells(self, box_um: tuple[float, float, float, float]) -> np.ndarray:
         """First and last-plus-one row, then column, of the cells that a box touches: int64 of shape (4,)."""
         x0, y0, x1, y1 = box_um

@@ -138,8 +138,14 @@ class Overlay:
         self.spec, self.seed = spec, settings.seed if seed is None else int(seed)
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it is 0 or more.")
-        recorded = _sample.roles(sdata)
-        elements, stain = _find(sdata, recorded, image, channel, points, with_stain=background == "stain", mode=mode)
+        elements, stain, recorded = find_for_overlay(
+            sdata,
+            image,
+            channel,
+            False if mode == "none" else points,
+            with_stain=background == "stain",
+            needs_points=mode != "none",
+        )
         z_step = z[2] if isinstance(z, tuple) and len(z) == 3 else None
         planes_shown: Any = z if z_step is None else z[:2]  # type: ignore[index]
         self._reader = None
@@ -159,8 +165,7 @@ class Overlay:
     @property
     def memory_bytes(self) -> int:
         """What its stain and its transcripts take in memory at most; transcripts in a file are the system's to keep."""
-        arrays = [] if self.index is None else [self.index.x, self.index.y, self.index.gene]
-        lying = sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
+        lying = 0 if self.index is None else self.index.memory_bytes
         return lying + (0 if self._reader is None else self._reader.memory_bytes)
 
     def restyled(
@@ -363,10 +368,14 @@ class Overlay:
             )
 
 
-def _find(
-    sdata: SpatialData, recorded: dict[str, Any], image: Any, channel: Any, points: Any, *, with_stain: bool, mode: Mode
-) -> tuple[_sample.HighResElements, Image | None]:
-    """The elements that an overlay needs, and no others; the stain opened, unless it is already."""
+def find_for_overlay(
+    sdata: SpatialData, image: Any, channel: Any, points: Any, *, with_stain: bool = True, needs_points: bool = True
+) -> tuple[_sample.HighResElements, Any, dict[str, Any]]:
+    """The elements that are drawn, the stain opened (unless it is already), and the roles that readers recorded.
+
+    With ``points=False`` no transcripts are looked for.
+    """
+    recorded = _sample.roles(sdata)
     nuclear: tuple[str, ...] = ()
     nuclear_channel, stain = "", None
     if isinstance(image, Image):
@@ -374,13 +383,13 @@ def _find(
     elif with_stain:
         nuclear, nuclear_channel = _sample.find_nuclear(sdata, image, channel, recorded=recorded)
         stain = open_image(sdata, nuclear, channels=[nuclear_channel])
-    key, gene = _sample.find_transcripts(sdata, points, recorded=recorded) if mode != "none" else (None, None)
-    if mode != "none" and key is None:
+    key, gene = (None, None) if points is False else _sample.find_transcripts(sdata, points, recorded=recorded)
+    if needs_points and key is None:
         raise KeyError(
             f'No transcripts to draw. {_sample.describe("points", sdata.points)} Read them, or pass mode="none".'
         )
     _sample.require_one_sample(sdata)
-    return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene), stain
+    return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene), stain, recorded
 
 
 def _several(names: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -19,6 +19,15 @@ LIMIT_QUANTILES = (0.01, 0.998)
 
 def measured_limits(reader: TileReader) -> tuple[float, float]:
     """Quantiles of the stain on tissue: they depend on the image alone, and on the resolution it is seen at."""
+    pixels = tissue_pixels(reader)
+    low, high = np.quantile(pixels, LIMIT_QUANTILES)
+    if low == high:  # a field that is dark but for a few nuclei
+        low, high = pixels.min(), pixels.max()
+    return float(low), float(high)
+
+
+def tissue_pixels(reader: TileReader) -> np.ndarray:
+    """Pixels of the stain in up to 64 tiles of 64 µm on tissue, wherever a coarse view of it is bright."""
     x0, y0, x1, y1 = reader.extent_um
     longest = max(x1 - x0, y1 - y0)
     coarse = float(np.clip(reader.spec.mpp, longest / OVERVIEW_PX, longest / 8))
@@ -31,11 +40,7 @@ def measured_limits(reader: TileReader) -> tuple[float, float]:
     centres = np.c_[columns[chosen] + 0.5, rows[chosen] + 0.5] * coarse + [x0, y0]
     px = int(np.clip(LIMIT_UM / reader.spec.mpp, 1, LIMIT_PX))
     close = reader.at(TileSpec.from_mpp(reader.spec.mpp, px))
-    pixels = close.read(centres)[close.seen(centres)]
-    low, high = np.quantile(pixels, LIMIT_QUANTILES)
-    if low == high:  # a field that is dark but for a few nuclei
-        low, high = pixels.min(), pixels.max()
-    return float(low), float(high)
+    return close.read(centres)[close.seen(centres)]
 
 
 def require_limits(limits: tuple[float, float] | None) -> None:

@@ -100,16 +100,16 @@ class Pix2Pix(Translator):
         names = ("width", "max_width", "depth", "dropout", "norm")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            self.generator = Network(**{name: getattr(self.config, name) for name in names})
+            self.generator = Network(self.config.in_channels, **{name: getattr(self.config, name) for name in names})
 
     def trainable(self) -> nn.Module:
         """The U-Net."""
         return self.generator
 
-    def translate(
+    def generate(
         self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """Images that it makes; there are no prompts and no noise."""
+        """What it says of images; there are no prompts and no noise."""
         return generator(images)
 
     def prompt_vectors(self, prompts: Sequence[str]) -> None:

@@ -53,6 +53,14 @@ class ST2HEConfig(TranslationConfig):
         if isinstance(self.turbo, dict):
             object.__setattr__(self, "turbo", TurboConfig.from_dict(self.turbo))
         super().__post_init__()
+        if self.turbo.in_channels != self.in_channels:
+            if self.backbone is not None:
+                raise ValueError(
+                    f"The backbone {self.backbone!r} takes {self.turbo.in_channels} channels, and the input has "
+                    f"{self.in_channels}, with one for each group of genes: take molecules='dots' or 'density', or no "
+                    "backbone."
+                )
+            object.__setattr__(self, "turbo", dataclasses.replace(self.turbo, in_channels=self.in_channels))
         self.turbo.check_px(self.px)
 
     @classmethod
@@ -135,10 +143,10 @@ class ST2HE(Translator):
         """The generator, with its adapters."""
         return self.generator
 
-    def translate(
+    def generate(
         self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """Images that a generator makes."""
+        """What a generator says of images."""
         return generator(images, prompts, noise)
 
     def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor:

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sthist._sample.samples import naming
-from sthist.tiles import Overlay
+from sthist.pp import StainReference
+from sthist.systems.virtual_he.painting import Restain
+from sthist.systems.virtual_he.training_set.augment import BRIGHTNESS, HAZE, KNOTS, add_haze, other_light, other_panel
+from sthist.tiles import DensityTiles, Overlay, TileSpec
+from sthist.tiles._images.window import mirrored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +41,7 @@ class Pairs(Protocol):
     Notes
     -----
     With a further attribute ``fingerprint``, a text, a training is resumed on the same pairs only; without it their
-    number decides.
+    number decides. ``channels`` is the number of channels of the inputs, where it is not three.
     """
 
     px: int
@@ -47,7 +51,7 @@ class Pairs(Protocol):
         """Number of pairs."""
 
     def read(self, rows: np.ndarray, draw: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, (n, px, px, 3) uint8 each.
+        """Inputs (n, px, px, channels) and targets (n, px, px, 3), uint8 each.
 
         Parameters
         ----------
@@ -64,7 +68,7 @@ class ArrayPairs:
     Parameters
     ----------
     inputs, targets
-        (n, px, px, 3) uint8.
+        (n, px, px, 3) uint8; inputs of a model that sees densities have more channels.
     prompts
         One for all, or one each.
     augment
@@ -88,13 +92,13 @@ class ArrayPairs:
     ) -> None:
         self.inputs, self.targets = np.asarray(inputs), np.asarray(targets)
         for name, tiles in (("inputs", self.inputs), ("targets", self.targets)):
-            if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] != tiles.shape[2] or tiles.shape[3] != 3:
+            if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1] != tiles.shape[2] or tiles.shape[3] < 3:
                 raise ValueError(
                     f"{name} are {tiles.dtype} of shape {tiles.shape}; pairs are uint8 of shape (n, px, px, 3)."
                 )
-        if self.inputs.shape != self.targets.shape:
+        if self.inputs.shape[:3] != self.targets.shape[:3] or self.targets.shape[3] != 3:
             raise ValueError(f"inputs have shape {self.inputs.shape} and targets {self.targets.shape}; pairs agree.")
-        self.px = self.inputs.shape[1]
+        self.px, self.channels = self.inputs.shape[1], self.inputs.shape[3]
         self.prompts = [prompts] * len(self) if isinstance(prompts, str) else list(prompts)
         if len(self.prompts) != len(self):
             raise ValueError(
@@ -168,52 +172,57 @@ class Batches:
         return rows, *future.result()
 
 
-BRIGHTNESS = 1.3
-"""The stain of an augmented tile is up to so many times as bright, or as dim, as it is."""
-
-HAZE, KNOTS = 0.1, 4
-"""Haze of an augmented tile, as a part of white: up to so much is added to all of it, or taken away, and up to so much
-again to each of so many places along its sides, and in between as much as lies between. Haze differs from one
-microscope to the next, and from thick tissue to thin; where the stain is dark but for that, tissue shall not be told
-from glass by it."""
-
-
 @dataclass(frozen=True, eq=False)
 class SectionReaders:
-    """What is read of one section."""
+    """What is read of one section: views of it, the first of which is seen where nothing is augmented."""
 
-    overlays: tuple[Overlay, ...]  # of the input, one per size of the dots; the first where nothing is augmented
-    target: TileReader  # of the H&E
+    views: tuple[tuple[Overlay | DensityTiles, TileReader], ...]  # input and H&E, in one size of dots, or at one scale
 
 
 def open_section(
     section: Section, config: TranslationConfig, *, dots_s: Sequence[float] = (), allow_upsampling: bool = False
 ) -> SectionReaders:
     """Make the readers of a section: its transcripts are sorted, and the range of its stain is measured."""
+    where: dict[str, Any] = {"z": section.z, "image": section.nuclear, "channel": section.channel}
     with naming(section.name):
-        target = section.histology(config.spec, allow_upsampling=allow_upsampling)
-        first = Overlay(
-            section.sdata,
-            config.spec,
-            z=section.z,
-            image=section.nuclear,
-            channel=section.channel,
-            points=section.points,
-            seed=0,  # the palette of a place is a part of the model
-            allow_upsampling=allow_upsampling,
-            **config.style(),
-        )
-        overlays = (first, *(first.restyled(dot_s=size, dot_dpi=config.dot_dpi) for size in dots_s))
-    return SectionReaders(overlays, target)
+        restain = None
+        if config.target == "stains":
+            source = StainReference.fit(section.sdata, section.he)
+            restain = Restain(source, StainReference.from_dict(config.reference))
+        target = section.histology(config.spec, allow_upsampling=allow_upsampling, normalizer=restain)
+        where |= {"points": section.points, "allow_upsampling": allow_upsampling}
+        if config.molecules != "dots":
+            density = DensityTiles(section.sdata, config.spec, **where, **config.density_style())
+            return SectionReaders(((density, target), *_at_scales(section, config, density, target)))
+        # The palette of a place is a part of the model.
+        first = Overlay(section.sdata, config.spec, seed=0, **where, **config.style())
+        others = (first.restyled(dot_s=size, dot_dpi=config.dot_dpi) for size in dots_s)
+        return SectionReaders(((first, target), *((other, target) for other in others)))
+
+
+N_SCALES = 4
+"""Scales at which a section is seen, beside that of the tile."""
+
+
+def _at_scales(
+    section: Section, config: TranslationConfig, density: DensityTiles, target: TileReader
+) -> list[tuple[DensityTiles, TileReader]]:
+    """The section at scales from the finest that it shows to the coarsest that the model is told of."""
+    if config.scales is None:
+        return []
+    low, high = max(config.scales[0], section.mpp), config.scales[1]
+    scales = np.geomspace(low, high, N_SCALES) if low < high else []
+    specs = [TileSpec.from_mpp(float(mpp), config.px) for mpp in scales]
+    return [(density.at(spec), target.at(spec)) for spec in specs]
 
 
 class SectionPairs:
     """Pairs of tiles of one or several sections, read when they are asked for.
 
-    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots, brightness and haze of
-    its stain) follows from seed, epoch and row alone, whatever else is in the batch. The H&E is turned as its input is;
-    its colours are left as they are. Several threads may read at once. Palettes and sizes of dots are drawn also
-    without ``augment``.
+    What is drawn of a tile (how it is turned and mirrored, its palette, the size of its dots or its scale, the light of
+    its stain, its molecules) follows from seed, epoch and row alone, whatever else is in the batch. The H&E is turned
+    as its input is; its colours are left as they are. Several threads may read at once. Palettes, sizes of dots and
+    scales are drawn also without ``augment``.
     """
 
     def __init__(
@@ -229,14 +238,13 @@ class SectionPairs:
         self._section = np.asarray(section, np.int64)
         self._centres = np.asarray(centres, np.float64).reshape(-1, 2)
         self.prompts: Sequence[str] = list(prompts)
-        self.px = self._sections[0].target.spec.px
+        first, target = self._sections[0].views[0]
+        self.px, self.channels = target.spec.px, len(first.channels)
 
     @property
     def fingerprint(self) -> str:
         """Checksum of which tiles these are, and how they are drawn."""
-        styles = [
-            [(overlay.mode, overlay.dot_px, overlay.limits) for overlay in each.overlays] for each in self._sections
-        ]
+        styles = [[_style_of(view) for view, _ in each.views] for each in self._sections]
         drawn = (BRIGHTNESS, HAZE, KNOTS) if self._augment else None
         digest = hashlib.blake2b(repr([styles, self.prompts, drawn]).encode(), digest_size=16)
         digest.update(self._section.tobytes())
@@ -253,16 +261,16 @@ class SectionPairs:
         return SectionPairs(self._sections, self._section[rows], self._centres[rows], texts, augment=self._augment)
 
     def read(self, rows: np.ndarray, draw: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of some rows, both uint8 of shape (n, px, px, 3)."""
+        """Inputs (n, px, px, channels) and targets (n, px, px, 3) of some rows, both uint8."""
         rows = np.asarray(rows, np.int64).ravel()
-        inputs = np.empty((len(rows), self.px, self.px, 3), np.uint8)
-        targets = np.empty_like(inputs)
+        inputs = np.empty((len(rows), self.px, self.px, self.channels), np.uint8)
+        targets = np.empty((len(rows), self.px, self.px, 3), np.uint8)
         for k in np.unique(self._section[rows]):
             of_section = np.flatnonzero(self._section[rows] == k)
             readers, centres = self._sections[k], self._centres[rows[of_section]]
-            targets[of_section] = readers.target.read(centres)
             if draw is None:
-                inputs[of_section] = readers.overlays[0].read(centres)
+                view, target = readers.views[0]
+                inputs[of_section], targets[of_section] = view.read(centres), _histology(target, centres)
                 continue
             for i, centre in zip(of_section, centres, strict=True):
                 self._read_drawn(readers, centre, (*draw, int(rows[i])), inputs[i], targets[i])
@@ -271,12 +279,24 @@ class SectionPairs:
     def _read_drawn(
         self, readers: SectionReaders, centre: np.ndarray, name: tuple[int, ...], stain: Any, histology: Any
     ) -> None:
-        """Read the input of one tile as (seed, epoch, row) say, and turn the target with it."""
+        """Read the pair of one tile as (seed, epoch, row) say, and turn both alike."""
         # The length belongs to the name: zeros at the end of a seed do not count.
         rng = np.random.default_rng([len(name), *name])
-        size, way, exponent = rng.integers(len(readers.overlays)), int(rng.integers(8)), rng.uniform(-1, 1)
-        black = rng.uniform(-HAZE, HAZE)
-        overlay = readers.overlays[size]
+        view, target = readers.views[rng.integers(len(readers.views))]
+        way = int(rng.integers(8))
+        histology[:] = _histology(target, centre[None])[0]
+        if isinstance(view, Overlay):
+            self._draw_dots(view, centre, name, rng, stain)
+        else:
+            changes = (other_light(view.spec.mpp, rng), other_panel(len(view.groups) + 1, rng))
+            view.read_changed(centre[None], *(changes if self._augment else ()), out=stain[None])
+        if self._augment:
+            stain[:], histology[:] = turned(stain[None], [way])[0], turned(histology[None], [way])[0]
+
+    def _draw_dots(
+        self, overlay: Overlay, centre: np.ndarray, name: tuple[int, ...], rng: np.random.Generator, stain: Any
+    ) -> None:
+        exponent, black = rng.uniform(-1, 1), rng.uniform(-HAZE, HAZE)
         if self._augment and overlay.limits is not None:
             low, high = overlay.limits
             limits = (low + black * (high - low), low + (high - low) * BRIGHTNESS**exponent)
@@ -284,13 +304,18 @@ class SectionPairs:
         overlay.read(centre[None], ids=[name], out=stain[None])
         if self._augment and overlay.limits is not None:
             add_haze(stain, rng)
-        if self._augment:
-            stain[:], histology[:] = turned(np.stack([stain, histology]), [way, way])
 
 
-def add_haze(stain: np.ndarray, rng: np.random.Generator) -> None:
-    """Add light, or take it away, here more and there less; in place."""
-    at, knots = (np.arange(len(stain)) + 0.5) / len(stain), np.linspace(0, 1, KNOTS)
-    near = np.maximum(0, 1 - np.abs(at[:, None] - knots) * (KNOTS - 1))
-    haze = near @ rng.uniform(-HAZE, HAZE, (KNOTS, KNOTS)) @ near.T
-    stain[:] = np.clip(np.rint(stain + 255 * haze[..., None]), 0, 255)
+def _style_of(view: Overlay | DensityTiles) -> tuple[Any, ...]:
+    """How the input is drawn, as plain values."""
+    if isinstance(view, Overlay):
+        return view.mode, view.dot_px, view.limits
+    return view.groups, view.density_um, view.response, view.spec
+
+
+def _histology(target: TileReader, centres: np.ndarray) -> np.ndarray:
+    """Tiles of the H&E; beyond its border it goes on as in a mirror, as its input does."""
+    tiles = target.read(centres)
+    for tile, seen in zip(tiles, target.seen(centres), strict=True):
+        tile[:] = mirrored(tile, seen)
+    return tiles

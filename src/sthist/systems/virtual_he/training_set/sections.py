@@ -68,9 +68,10 @@ class Section:
         keys: dict[str, Any] = {"image": self.nuclear, "channel": self.channel, "points": self.points, "z": self.z}
         return _sample.find_high_res(self.sdata, **keys)
 
-    def histology(self, spec: TileSpec, *, allow_upsampling: bool = True) -> TileReader:
+    def histology(self, spec: TileSpec, *, allow_upsampling: bool = True, normalizer: Any = None) -> TileReader:
         """A reader of the H&E; outside of it is white."""
-        return TileReader(self.sdata, self.he, spec, fill=255, allow_upsampling=allow_upsampling)
+        how: dict[str, Any] = {"allow_upsampling": allow_upsampling, "normalizer": normalizer}
+        return TileReader(self.sdata, self.he, spec, fill=255, **how)
 
     def stain(self, spec: TileSpec) -> TileReader:
         """A reader of the nuclear stain alone."""

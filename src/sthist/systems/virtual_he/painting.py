@@ -1,0 +1,78 @@
+"""Amounts of stains and the colours that they have: what a model with ``target="stains"`` says, and how it is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist.pp import StainReference
+from sthist.systems.virtual_he.config import require_two_stains
+
+if TYPE_CHECKING:
+    import torch
+
+MOST, MOST_RESIDUAL = 1.5, 0.4
+"""What the value 1 of an output stands for: times the strength of a stain (the 99th percentile of its amount), and
+optical density at right angles to both; -1 is no stain, and as much residual the other way."""
+
+
+def colours_of(reference: Any, *, seed: int | None = None) -> StainReference:
+    """The stains of a slide: a reference, the file of one, or an image that is measured.
+
+    Raises
+    ------
+    ValueError
+        If the image shows one stain alone, or the reference is of another method.
+    """
+    if isinstance(reference, str):
+        reference = StainReference.load(reference)
+    if not isinstance(reference, StainReference):
+        data, image = reference if isinstance(reference, tuple) else (reference, None)
+        reference = StainReference.fit(data, image, seed=seed)
+    require_two_stains(reference)
+    return reference
+
+
+def density_matrix(reference: StainReference) -> np.ndarray:
+    """Optical densities (red, green, blue) of a haematoxylin and an eosin of full strength, and of the residual."""
+    residual = np.cross(*reference.stains)
+    strong = np.array(reference.amounts)[:, None] * reference.stains
+    return np.vstack([strong, residual / np.linalg.norm(residual)])
+
+
+class Restain:
+    """Gives tiles of one slide the stains of another, glass included; the residual stays as it is.
+
+    Other than :class:`sthist.pp.StainNormalizer` it changes whatever is there in proportion, also where next to
+    nothing is: amounts are to be read off its tiles.
+
+    ``source``: of the slide; ``reference``: whose stains it gets.
+    """
+
+    def __init__(self, source: StainReference, reference: StainReference) -> None:
+        for each in (source, reference):
+            require_two_stains(each)
+        self.source, self.reference = source, reference
+        self._change = (np.linalg.inv(density_matrix(source)) @ density_matrix(reference)).astype(np.float32)
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        """Tiles (n, h, w, 3) of uint8 in the other colours."""
+        levels = np.maximum(np.arange(256, dtype=np.float32), 1)
+        density = -np.log(levels / np.array(self.source.white, np.float32)[:, None])
+        seen = np.stack([density[k][tiles[..., k]] for k in range(3)], -1)
+        made = np.exp(-(seen @ self._change)) * np.array(self.reference.white, np.float32)
+        return np.rint(made.clip(0, 255)).astype(np.uint8)
+
+
+def painted(amounts: torch.Tensor, reference: StainReference) -> torch.Tensor:
+    """Images (n, 3, h, w) from -1 to 1 of what a generator says of stains, (n, 3, h, w) from -1 to 1."""
+    import torch
+
+    with torch.autocast(amounts.device.type, enabled=False):
+        amounts = amounts.float()
+        matrix = torch.tensor(density_matrix(reference), dtype=torch.float32, device=amounts.device)
+        white = torch.tensor(reference.white, dtype=torch.float32, device=amounts.device) / 255
+        stains = torch.cat([(amounts[:, :2] + 1) * (MOST / 2), amounts[:, 2:] * MOST_RESIDUAL], 1)
+        seen = white[:, None, None] * torch.exp(-torch.einsum("nkhw,kc->nchw", stains, matrix))
+        return 2 * seen.clamp(0, 1) - 1

@@ -1,0 +1,295 @@
+"""The nuclear stain beside smoothed densities of the molecules: what a network sees of transcripts at any scale."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sthist._settings import settings
+from sthist.tiles._images.reader import TileReader
+from sthist.tiles._images.window import mirrored
+from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_step_of
+from sthist.tiles._molecules.overlay import find_for_overlay
+from sthist.tiles._molecules.response import Response, measured_response
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spatialdata import SpatialData
+
+    from sthist.tiles._images.image import Image
+    from sthist.tiles._spec import TileSpec
+
+CELL_UM = 16.0
+"""Side of the cells that transcripts are sorted into."""
+
+REACH = 4
+"""Standard deviations that a molecule's Gaussian reaches."""
+
+FULL = 8.0
+"""Times the mean density of the tissue that is as bright as white; brighter is cut at half as much again."""
+
+BRIGHTEST = 1.5
+"""What the value 255 stands for, of stain and densities alike: 1 is a bright nucleus, or :data:`FULL`."""
+
+SCALE = (0.1, 1.6)
+"""µm/px that the darkest and the brightest value of the channel ``scale`` stand for, on a logarithmic scale."""
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+class DensityTiles:
+    """Reads tiles of the nuclear stain, of the density of molecules, and of the density of groups of genes.
+
+    A reader like :class:`TileReader`. Channels are ``"stain"``, ``"molecules"`` (all that are of a gene), ``"scale"``
+    (µm per pixel, everywhere the same) and one for each group. The stain's response is undone: its background is 0,
+    its brightest nuclei are 1, and the median of its nuclei is a half, so that another gamma or exposure gives the same
+    tile. Densities are smoothed by a Gaussian in µm, relative to their mean over the tissue, on a logarithmic scale: a
+    panel of ten times as many transcripts gives the same tile. Beyond the border of the image, both go on as in a
+    mirror.
+
+    Parameters
+    ----------
+    sdata
+        One sample, registered in ``um``.
+    spec
+        Physical size and pixels of the tiles.
+    groups
+        Genes of each group by its name, in any case; those that the panel lacks are left out.
+    density_um
+        Standard deviation of the Gaussian.
+    min_qv
+        Transcripts of less quality are left out.
+    z
+        A plane, or the first and last of several, as of :class:`sthist.tiles.Overlay`.
+    image, channel, points
+        Nuclear stain and transcripts, as of :func:`sthist.tl.virtual_he`. With ``points=False`` no molecules are read,
+        and where there are none, their channels are 0.
+    response
+        What the stain's grey levels stand for; by default measured on the tissue.
+    allow_upsampling
+        Read a stain that is more than 1.5 times coarser than ``spec.mpp``.
+
+    Raises
+    ------
+    KeyError
+        If an element or channel is missing.
+    ValueError
+        If the stain is flat, or no transcript passes.
+
+    Examples
+    --------
+    >>> import sthist
+    >>> sdata = sthist.datasets.toy(size_um=200)
+    >>> spec = sthist.tiles.TileSpec(size_um=64, px=128)
+    >>> reader = sthist.tiles.DensityTiles(sdata, spec, groups={"epithelial": ["EPCAM", "KRT8"]})
+    >>> reader.read([[100.0, 100.0]]).shape, reader.channels
+    ((1, 128, 128, 4), ('stain', 'molecules', 'scale', 'epithelial'))
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self,
+        sdata: SpatialData,
+        spec: TileSpec,
+        *,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        density_um: float = 4.0,
+        min_qv: float = 20.0,
+        z: int | tuple[int, int] | tuple[int, int, float] | None = None,
+        image: str | Sequence[str] | Image | None = None,
+        channel: str | None = None,
+        points: str | bool | None = None,
+        response: Response | None = None,
+        allow_upsampling: bool = False,
+    ) -> None:
+        if not (np.isfinite(density_um) and density_um > 0):
+            raise ValueError(f"density_um is {density_um!r}; it is a positive length in µm.")
+        self.spec, self.density_um = spec, float(density_um)
+        self.groups = {str(name): tuple(map(str, genes)) for name, genes in (groups or {}).items()}
+        self.channels = ("stain", "molecules", "scale", *self.groups)
+        elements, stain, recorded = find_for_overlay(sdata, image, channel, points, needs_points=False)
+        shown: Any = z[:2] if isinstance(z, tuple) else z
+        self._reader = TileReader.from_image(stain.select(z=shown), spec, allow_upsampling=allow_upsampling)
+        self.response = measured_response(self._reader) if response is None else response
+        self.index: PointIndex | None = None
+        self._number, self._mean = np.zeros(0, np.int64), np.ones(1 + len(self.groups))
+        if elements.points is not None:
+            role = recorded.get("transcripts", {})
+            planes = None if z is None else planes_of(role, shown)
+            step = 1.0 if planes is None else z_step_of(role, z[2] if isinstance(z, tuple) and len(z) == 3 else None)
+            self.index = PointIndex(elements, stain, CELL_UM, PointFilter(min_qv, planes=planes, z_step=step))
+            self._sort_genes()
+
+    def _sort_genes(self) -> None:
+        """Number the group of each gene (0 for none), and measure the mean density of each over the tissue."""
+        from sthist.tiles._molecules.dot_kernels import count_groups
+
+        assert self.index is not None
+        group = {gene.upper(): k for k, genes in enumerate(self.groups.values(), 1) for gene in genes}
+        self._number = np.array([group.get(gene.upper(), 0) for gene in self.index.genes], np.int64)
+        totals = count_groups(self.index.gene, self._number, len(self._mean))
+        cells = _with_molecules(self.index.counts())
+        self._mean = np.maximum(totals, 1e-9) / (max(1, int(cells.sum())) * self.index.cell_um**2)
+        self._mean[totals == 0] = np.inf  # nothing to be seen of it anywhere
+
+    @property
+    def shown(self) -> dict[str, int]:
+        """How many genes of each group the panel has."""
+        return {name: int((self._number == k).sum()) for k, name in enumerate(self.groups, 1)}
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its stain and its transcripts take in memory at most; transcripts in a file are the system's to keep."""
+        return self._reader.memory_bytes + (0 if self.index is None else self.index.memory_bytes)
+
+    @property
+    def image(self) -> Image:
+        """The stain."""
+        return self._reader.image
+
+    @property
+    def extent_um(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the box around the stain, in µm."""
+        return self._reader.extent_um
+
+    def order(self, centres: np.ndarray) -> np.ndarray:
+        """The order of centres in which the chunks of the stain are used while they are at hand."""
+        return self._reader.order(centres)
+
+    def at(self, spec: TileSpec) -> DensityTiles:
+        """The same stain and transcripts in tiles of another size.
+
+        Parameters
+        ----------
+        spec
+            Of the new tiles.
+
+        Returns
+        -------
+        A new reader that shares the index.
+        """
+        other = copy.copy(self)
+        other.spec, other._reader = spec, self._reader.at(spec)
+        return other
+
+    def read(self, centres: Any, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Read tiles.
+
+        Parameters
+        ----------
+        centres
+            (n, 2): x, y of the centres, in µm.
+        out
+            Array to read into.
+
+        Returns
+        -------
+        Tiles of shape (n, px, px, c), uint8, in the order of ``centres``.
+        """
+        return self.read_changed(centres, out=out)
+
+    def read_changed(
+        self, centres: Any, light: Change | None = None, counts: Change | None = None, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Read tiles of a stain, or of molecules, that are other ones than those of the section.
+
+        Parameters
+        ----------
+        centres
+            (n, 2): x, y of the centres, in µm.
+        light
+            Takes the light of a tile, float32 of shape (px, px), 0 for the background and 1 for the brightest nuclei,
+            and returns what is seen in its place.
+        counts
+            Takes the counts of molecules, and of each group, on a grid, int64 of shape (1 + groups, rows, columns), and
+            returns what is seen in their place.
+        out
+            Array to read into.
+
+        Returns
+        -------
+        Tiles of shape (n, px, px, c), uint8, in the order of ``centres``.
+        """
+        centres = np.asarray(centres, np.float64).reshape(-1, 2)
+        if not np.isfinite(centres).all():
+            raise ValueError("Centres of tiles are finite numbers, in µm.")
+        px = self.spec.px
+        if out is None:
+            out = np.empty((len(centres), px, px, len(self.channels)), np.uint8)
+        stain, seen = self._reader.read(centres)[..., 0], self._reader.seen(centres)
+        low, high = np.log2(SCALE)
+        scale = np.uint8(round(255 * np.clip((np.log2(self.spec.mpp) - low) / (high - low), 0, 1)))
+
+        def compose(i: int) -> None:
+            seen_light = self.response.light(stain[i])
+            tile = np.empty((px, px, 2 + len(self.groups)), np.float32)
+            tile[..., 0] = self.response.amount(seen_light if light is None else light(seen_light))
+            tile[..., 1:] = self._densities(centres[i], counts)
+            tile = mirrored(tile, seen[i])
+            levels = np.rint(tile.clip(0, BRIGHTEST) * (255 / BRIGHTEST)).astype(np.uint8)
+            out[i, ..., :2], out[i, ..., 2], out[i, ..., 3:] = levels[..., :2], scale, levels[..., 2:]
+
+        if len(centres) == 1:
+            compose(0)  # starting threads would take as long
+            return out
+        with ThreadPoolExecutor(settings.threads) as pool:
+            list(pool.map(compose, range(len(centres))))
+        return out
+
+    def _densities(self, centre: np.ndarray, change: Change | None) -> np.ndarray:
+        """Densities of all molecules and of each group over a tile, (px, px, 1 + groups), 1 where FULL times the mean.
+
+        Molecules are counted on a grid that does not depend on the tile, so tiles continue each other.
+        """
+        from scipy.ndimage import gaussian_filter
+
+        from sthist.tiles._molecules.dot_kernels import bin_points
+
+        n_groups, px = len(self._mean), self.spec.px
+        if self.index is None:
+            return np.zeros((px, px, n_groups), np.float32)
+        bin_um = self.density_um / 2
+        corner = centre - self.spec.size_um / 2
+        first = np.floor(corner / bin_um).astype(np.int64) - 2 * REACH
+        last = np.ceil((corner + self.spec.size_um) / bin_um).astype(np.int64) + 2 * REACH
+        counts = np.zeros((n_groups, *(last - first)[::-1]), np.int64)
+        box = (*(first * bin_um), *(last * bin_um))
+        index = self.index
+        origin = np.asarray(index.origin_um)
+        places = (index.x, index.y, index.gene, index.starts, index.shape[1], index.cells(box))
+        bin_points(*places, origin - first * bin_um, index.cell_um, bin_um, self._number, counts)
+        counts = counts if change is None else change(counts)
+        # What lies beyond the section has no molecules to see: the Gaussian's part within it is what counts.
+        edges = [(np.arange(n) + 0.5 + start) * bin_um for n, start in zip(counts.shape[1:], first[::-1], strict=True)]
+        x0, y0, x1, y1 = self.extent_um
+        within = np.outer((edges[0] >= y0) & (edges[0] < y1), (edges[1] >= x0) & (edges[1] < x1)).astype(np.float32)
+        how = {"sigma": 2.0, "mode": "constant", "truncate": float(REACH)}
+        share = np.maximum(gaussian_filter(within, **how), 0.05)
+        density = np.stack([gaussian_filter(each.astype(np.float32), **how) for each in counts]) / share
+        relative = density / (self._mean * bin_um**2)[:, None, None].astype(np.float32)
+        rows, columns = (
+            _between((corner[axis] + (np.arange(px) + 0.5) * self.spec.mpp) / bin_um - first[axis] - 0.5, n)
+            for axis, n in ((1, counts.shape[1]), (0, counts.shape[2]))
+        )
+        seen = np.einsum("yi,gij,xj->yxg", rows, relative, columns, optimize=True)
+        return np.log1p(seen) / np.float32(np.log1p(FULL))
+
+
+def _with_molecules(counts: np.ndarray) -> np.ndarray:
+    """Cells in whose neighbourhood there are about as many molecules as in tissue: more than a tenth of its median."""
+    from scipy.ndimage import uniform_filter
+
+    around = uniform_filter(counts.astype(np.float32), 5, mode="nearest")
+    some = around[counts > 0]
+    return around > 0.1 * np.median(some) if len(some) else np.ones_like(counts, bool)
+
+
+def _between(places: np.ndarray, n: int) -> np.ndarray:
+    """Weights (m, n) of linear interpolation between n values at the places 0 to n - 1."""
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(n))).astype(np.float32)
