@@ -35,6 +35,9 @@ INCEPTION = "Inception-v3"
 BATCH = 64
 """Tiles that are read at once, where they need not all be in memory."""
 
+FARTHEST = 6.0
+"""Standard deviations of the real tiles' that a feature of a virtual one may be off, for FID and KID."""
+
 SAME_PLACE_UM = 0.01
 """Two tiles whose centres are no further apart are one."""
 
@@ -58,7 +61,8 @@ class Standardized:
     """Embeddings whose features have mean 0 and variance 1 over the real tiles.
 
     The features of an encoder may be of different units, such as areas and shares: as they are, the largest numbers
-    would be the distance.
+    would be the distance. Neither may one that hardly varies among the real ones: no feature is further off than so
+    many of its standard deviations.
     """
 
     def __init__(self, encoder: Encoder, real: np.ndarray) -> None:
@@ -76,7 +80,7 @@ class Standardized:
         if new:
             for i, row in zip(new, self._embed(tiles[new]), strict=True):
                 rows[i] = row
-        return (np.stack(rows) - self._mean) * self._scale  # type: ignore[arg-type]
+        return np.clip((np.stack(rows) - self._mean) * self._scale, -FARTHEST, FARTHEST)  # type: ignore[arg-type]
 
     def _embed(self, tiles: np.ndarray) -> np.ndarray:
         return np.asarray(self._encoder.embed(tiles), np.float64)
@@ -93,23 +97,29 @@ def predict_tiles(
     spec: TileSpec,
     *,
     tissues: np.ndarray | None = None,
+    molecules: Any = None,
     batch_size: int = 16,
 ) -> np.ndarray:
     """Virtual H&E of tiles, (n, px, px, 3) uint8.
 
     A model of other tiles makes its own, side by side around the centre until they cover the tile; those are resampled.
+    ``molecules`` are those of other tiles, (n, 2) centres, or False for none.
     """
     if tissues is not None:
         tiles = np.empty((len(centres), spec.px, spec.px, 3), np.uint8)
         for tissue in dict.fromkeys(tissues):
             rows, prompted = tissues == tissue, model.to(getattr(model, "device", None), tissue=tissue)
-            tiles[rows] = predict_tiles(prompted, elements, centres[rows], spec, batch_size=batch_size)
+            shown = molecules if molecules is None or molecules is False else molecules[rows]
+            how = {"molecules": shown, "batch_size": batch_size}
+            tiles[rows] = predict_tiles(prompted, elements, centres[rows], spec, **how)
         return tiles
-    own = getattr(model.config, "spec", None) or spec
+    own = _own_spec(model, spec)
     stain = open_image(elements.sdata, elements.nuclear)
     stainer = model.prepare(elements, stain, own.mpp, allow_upsampling=True)
     if same_spec(own, spec):
-        return _predict(stainer, centres, own, batch_size)
+        return _predict(stainer, centres, own, batch_size, molecules)
+    if molecules is not None:
+        raise ValueError(f"Molecules of other tiles are shown in tiles of the model's own, {own}; these are {spec}.")
     side = int(np.ceil(spec.size_um / own.size_um - 1e-9))
     offsets = (np.arange(side) - (side - 1) / 2) * own.size_um
     around = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)  # row by row: x changes first
@@ -122,10 +132,24 @@ def predict_tiles(
     return tiles
 
 
-def _predict(stainer: PreparedSection, centres: np.ndarray, spec: TileSpec, batch_size: int) -> np.ndarray:
+def _own_spec(model: Any, spec: TileSpec) -> TileSpec:
+    """The tile that a model works on: where it knows several scales, as fine as the tiles that are asked for."""
+    own = getattr(model.config, "spec", None) or spec
+    scales = getattr(model.config, "scales", None)
+    return own if scales is None else model.config.spec_at(float(np.clip(spec.mpp, *scales)))
+
+
+def _predict(
+    stainer: PreparedSection, centres: np.ndarray, spec: TileSpec, batch_size: int, molecules: Any = None
+) -> np.ndarray:
     readers: Sequence[Any] = [reader if reader.spec == spec else reader.at(spec) for reader in stainer.readers]
-    batches = (centres[start : start + batch_size] for start in range(0, len(centres), batch_size))
-    return np.concatenate([stainer.predict(*(reader.read(batch) for reader in readers)) for batch in batches])
+    made = []
+    for start in range(0, len(centres), batch_size):
+        rows = slice(start, start + batch_size)
+        around = {} if molecules is None else {"molecules": molecules if molecules is False else molecules[rows]}
+        tiles = [readers[0].read(centres[rows], **around), *(reader.read(centres[rows]) for reader in readers[1:])]
+        made.append(stainer.predict(*tiles))
+    return np.concatenate(made)
 
 
 def _resampled(image: np.ndarray, mpp: float, spec: TileSpec) -> np.ndarray:

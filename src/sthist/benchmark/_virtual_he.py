@@ -12,7 +12,7 @@ from sthist._sample.samples import samples_of
 from sthist._sample.verbs import verb
 from sthist._settings import settings
 from sthist.benchmark._nuclei import SCORES, Truth, haematoxylin_nuclei, nucleus_scores, require_fine, truths_of
-from sthist.benchmark._tiles import SharedTiles, find_extractor, shared_tiles
+from sthist.benchmark._tiles import SharedTiles, find_extractor, predict_tiles, shared_tiles
 from sthist.metrics import image as scores
 from sthist.metrics._compare import SETS, shuffled
 from sthist.metrics._pixels import seam_score
@@ -169,7 +169,9 @@ def virtual_he(
         the truth, and is none. Where there is no real H&E, :func:`nucleus_preservation` scores nuclei alone.
     nulls
         Beside each score that of the mean colour of all real tiles, and of the virtual image of another tile, also of
-        another sample.
+        another sample. With a ``model`` that sees molecules also of what it makes of a tile alone (``"tile alone"``),
+        without its molecules (``"molecules erased"``), and with those of another tile (``"molecules swapped"``): a
+        model that is not worse for it does not use them.
     seed
         Of the shuffling; ``settings.seed`` by default.
 
@@ -218,6 +220,7 @@ def virtual_he(
     called = None
     if set(SETS) & set([metrics] if isinstance(metrics, str) else metrics):
         encoder, called = find_extractor(encoder, spec, real)
+    others = _inputs_erased(model, parts, key, seed) if nulls and model is not None else {}
     frame = scores.compare(
         virtual,
         real,
@@ -227,9 +230,10 @@ def virtual_he(
         seed=seed,
         encoder=encoder,  # type: ignore[arg-type]
         options=options,
+        others=others,
     )
     if nuclei:
-        guesses, true = _nuclei(parts, truths, virtual, real)
+        guesses, true = _nuclei(parts, truths, {"virtual": virtual, **others}, real)
         if nulls:
             blank = [np.zeros(true[0].shape, np.int32)] * len(true)  # what an image of one colour shows
             other = [guesses["virtual"][i] for i in shuffled(len(true), seed)]
@@ -255,13 +259,34 @@ def _column(parts: Sequence[tuple[Sample, SharedTiles]], name: str) -> np.ndarra
 
 
 def _nuclei(
-    parts: Sequence[tuple[Sample, SharedTiles]], truths: Sequence[Truth] | None, virtual: np.ndarray, real: np.ndarray
+    parts: Sequence[tuple[Sample, SharedTiles]],
+    truths: Sequence[Truth] | None,
+    virtual: Mapping[str, np.ndarray],
+    real: np.ndarray,
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
-    """Nuclei of all virtual tiles, and true ones; stains and contrast are those of a sample."""
-    guesses: list[np.ndarray] = []
+    """Nuclei of all virtual tiles of each method, and true ones; stains and contrast are those of a sample."""
+    guesses: dict[str, list[np.ndarray]] = {method: [] for method in virtual}
     true: list[np.ndarray] = []
     for i, (_, part) in enumerate(parts):
         rows = slice(len(true), len(true) + len(part))
-        guesses += haematoxylin_nuclei(virtual[rows], part.spec.mpp)
+        for method, tiles in virtual.items():
+            guesses[method] += haematoxylin_nuclei(tiles[rows], part.spec.mpp)
         true += haematoxylin_nuclei(real[rows], part.spec.mpp) if truths is None else truths[i].nuclei(part)
-    return {"virtual": guesses}, true
+    return guesses, true
+
+
+def _inputs_erased(
+    model: Translator, parts: Sequence[tuple[Sample, SharedTiles]], key: str, seed: int
+) -> dict[str, np.ndarray]:
+    """What a model makes of each tile alone: as it is, without molecules, and with those of another tile."""
+    if model.config.molecules == "dots" and model.config.mode == "none":
+        return {}
+    made: dict[str, list[np.ndarray]] = {"tile alone": [], "molecules erased": [], "molecules swapped": []}
+    for sample, part in parts:
+        record = sample.data.attrs.get("sthist", {}).get("results", {}).get(key, {})
+        stain = record.get("section", {}).get("nuclear_stain", {})
+        elements = _sample.find_high_res(sample.data, image=stain.get("images"), channel=stain.get("channel"))
+        others: Any = part.centres[shuffled(len(part), seed)] if len(part) > 1 else False
+        for method, molecules in zip(made, (None, False, others), strict=True):
+            made[method].append(predict_tiles(model, elements, part.centres, part.spec, molecules=molecules))
+    return {method: _joined(tiles) for method, tiles in made.items()}

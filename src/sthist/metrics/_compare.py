@@ -35,6 +35,7 @@ def compare(
     seed: int | None = None,
     encoder: _deep.Extractor | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Score virtual tiles against the real ones, and beside them two predictions that know nothing of the tile.
 
@@ -58,12 +59,14 @@ def compare(
         Network of FID and KID, as of :func:`fid`.
     options
         Further arguments of a metric's function, by metric, such as ``{"lpips": {"net": "alex"}}``.
+    others
+        Further virtual tiles of the same places, by the name of their method.
 
     Returns
     -------
-    One row per method (``"virtual"``, ``"mean colour"``, ``"shuffled"``) and tile, with columns ``method``, ``tile``,
-    ``class`` if given, and one per metric of a tile. A metric whose weights are not on this machine is nan, and
-    ``frame.attrs["not_available"]`` says why; ``frame.attrs["sets"]`` holds FID and KID.
+    One row per method (``"virtual"``, those of ``others``, ``"mean colour"``, ``"shuffled"``) and tile, with columns
+    ``method``, ``tile``, ``class`` if given, and one per metric of a tile. A metric whose weights are not on this
+    machine is nan, and ``frame.attrs["not_available"]`` says why; ``frame.attrs["sets"]`` holds FID and KID.
 
     Raises
     ------
@@ -92,7 +95,8 @@ def compare(
     if labels is not None and len(labels) != n:
         raise ValueError(f"classes needs one value per tile: there are {n} tiles and {len(labels)} values.")
     methods = _methods(virtual, real, settings.seed if seed is None else seed) if nulls else {}
-    methods = {"virtual": (virtual, np.arange(n)), **methods}
+    further = {name: (pair(tiles, real)[0], np.arange(n)) for name, tiles in (others or {}).items()}
+    methods = {"virtual": (virtual, np.arange(n)), **further, **methods}
 
     columns = {} if labels is None else {"class": labels}
     frames = [pd.DataFrame({"method": method, "tile": np.arange(n)} | columns) for method in methods]

@@ -87,7 +87,8 @@ def test_both_kinds_of_models_say_stains(make, tmp_path):
     made = model.predict(tiles)
     assert made.shape == (2, PX, PX, 3)
     blue = model.stained(BLUE)
-    assert (blue.predict(tiles) != made).any() and (model.predict(tiles) == made).all()
+    assert (blue.predict(tiles) != made).any()
+    assert (model.predict(tiles) == made).all()
     model.save(tmp_path / "model")
     again = sthist.models.load(tmp_path / "model")
     assert again.config == model.config
@@ -98,7 +99,9 @@ def test_both_kinds_of_models_say_stains(make, tmp_path):
 
 def test_a_training_sees_groups_scales_and_the_colours_of_the_reference(trained):
     config = trained.config
-    assert config.molecules == "groups" and config.in_channels == 7 and config.scales == (0.4, 0.8)
+    assert config.molecules == "groups"
+    assert config.in_channels == 7
+    assert config.scales == (0.4, 0.8)
     assert StainReference.from_dict(config.reference) == PINK
     assert set(config.groups) == set(sthist.models.PROGRAMMES)
 

@@ -48,11 +48,13 @@ def reader(sdata):
 
 def test_channels_are_the_stain_all_molecules_the_scale_and_the_groups(reader):
     tiles = reader.read([[50, 100], [150, 100]])
-    assert tiles.shape == (2, 64, 64, 6) and tiles.dtype == np.uint8
+    assert tiles.shape == (2, 64, 64, 6)
+    assert tiles.dtype == np.uint8
     assert reader.channels == ("stain", "molecules", "scale", *GROUPS)
     assert reader.shown == {"left": 2, "right": 1, "not in the panel": 0}
     left, right = tiles.reshape(2, -1, 6).mean(1)
-    assert left[3] > 60 > right[3] == 0 and right[4] > 60 > left[4] == 0
+    assert left[3] > 60 > right[3] == 0
+    assert right[4] > 60 > left[4] == 0
     assert (tiles[..., 5] == 0).all()
 
 
@@ -108,16 +110,19 @@ def test_beyond_the_border_it_goes_on_as_in_a_mirror(reader):
 
 def test_without_molecules_their_channels_are_empty(sdata):
     tiles = DensityTiles(sdata, SPEC, groups=GROUPS, points=False).read([[100, 100]])
-    assert tiles[..., 0].any() and not tiles[..., [1, 3, 4, 5]].any()
+    assert tiles[..., 0].any()
+    assert not tiles[..., [1, 3, 4, 5]].any()
 
 
 def test_changes_are_of_light_and_counts_before_they_are_weighed(reader):
     place = [[100, 100]]
     plain = reader.read(place)
     darker = reader.read_changed(place, light=np.zeros_like)
-    assert not darker[..., 0].any() and (darker[..., 1:] == plain[..., 1:]).all()
+    assert not darker[..., 0].any()
+    assert (darker[..., 1:] == plain[..., 1:]).all()
     none = reader.read_changed(place, counts=np.zeros_like)
-    assert not none[..., [1, 3, 4]].any() and (none[..., 0] == plain[..., 0]).all()
+    assert not none[..., [1, 3, 4]].any()
+    assert (none[..., 0] == plain[..., 0]).all()
 
 
 def test_what_cannot_be_read_is_refused(sdata):

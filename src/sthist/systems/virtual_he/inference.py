@@ -90,9 +90,7 @@ def _measured(overlay: Overlay | DensityTiles) -> dict[str, Any]:
     return {"response": dataclasses.asdict(overlay.response)}
 
 
-def _tissue(
-    model: GeneratorModel, elements: HighResElements, stain: Image, spec: TileSpec, content: Any
-) -> TileReader:
+def _tissue(model: GeneratorModel, elements: HighResElements, stain: Image, spec: TileSpec, content: Any) -> TileReader:
     """A reader of what part of each pixel is tissue."""
     grid, counts = Grid.over(stain.extent_um, TISSUE_MPP), None
     if elements.points is not None:

@@ -47,9 +47,7 @@ class TranslationModule(TrainingModule):
         self.prompts = prompts
         self.vectors: Any
         self.register_buffer("vectors", model.prompt_vectors(prompts), persistent=False)
-        self.reconstruction, self.judge = losses_of(
-            options, prompts, pairs.px, model.config.in_channels
-        )
+        self.reconstruction, self.judge = losses_of(options, prompts, pairs.px, model.config.in_channels)
 
     def kept(self) -> nn.Module:
         """The generator."""

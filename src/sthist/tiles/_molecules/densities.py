@@ -13,7 +13,7 @@ from sthist._settings import settings
 from sthist.tiles._images.reader import TileReader
 from sthist.tiles._images.window import mirrored
 from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_step_of
-from sthist.tiles._molecules.overlay import find_for_overlay
+from sthist.tiles._molecules.overlay import find_for_overlay, molecule_centres
 from sthist.tiles._molecules.response import Response, measured_response
 
 if TYPE_CHECKING:
@@ -178,13 +178,15 @@ class DensityTiles:
         other.spec, other._reader = spec, self._reader.at(spec)
         return other
 
-    def read(self, centres: Any, *, out: np.ndarray | None = None) -> np.ndarray:
+    def read(self, centres: Any, *, molecules: Any = None, out: np.ndarray | None = None) -> np.ndarray:
         """Read tiles.
 
         Parameters
         ----------
         centres
             (n, 2): x, y of the centres, in µm.
+        molecules
+            (n, 2): show what lies around these centres beside the stain of the tiles, as a null; False for none.
         out
             Array to read into.
 
@@ -192,10 +194,16 @@ class DensityTiles:
         -------
         Tiles of shape (n, px, px, c), uint8, in the order of ``centres``.
         """
-        return self.read_changed(centres, out=out)
+        return self.read_changed(centres, molecules=molecules, out=out)
 
     def read_changed(
-        self, centres: Any, light: Change | None = None, counts: Change | None = None, *, out: np.ndarray | None = None
+        self,
+        centres: Any,
+        light: Change | None = None,
+        counts: Change | None = None,
+        *,
+        molecules: Any = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Read tiles of a stain, or of molecules, that are other ones than those of the section.
 
@@ -209,6 +217,8 @@ class DensityTiles:
         counts
             Takes the counts of molecules, and of each group, on a grid, int64 of shape (1 + groups, rows, columns), and
             returns what is seen in their place.
+        molecules
+            As of :meth:`read`.
         out
             Array to read into.
 
@@ -224,13 +234,15 @@ class DensityTiles:
             out = np.empty((len(centres), px, px, len(self.channels)), np.uint8)
         stain, seen = self._reader.read(centres)[..., 0], self._reader.seen(centres)
         low, high = np.log2(SCALE)
+        around = molecule_centres(molecules, centres)
         scale = np.uint8(round(255 * np.clip((np.log2(self.spec.mpp) - low) / (high - low), 0, 1)))
 
         def compose(i: int) -> None:
             seen_light = self.response.light(stain[i])
-            tile = np.empty((px, px, 2 + len(self.groups)), np.float32)
+            tile = np.zeros((px, px, 2 + len(self.groups)), np.float32)
             tile[..., 0] = self.response.amount(seen_light if light is None else light(seen_light))
-            tile[..., 1:] = self._densities(centres[i], counts)
+            if around is not None and self.index is not None:
+                tile[..., 1:] = self._densities(self.index, around[i], counts)
             tile = mirrored(tile, seen[i])
             levels = np.rint(tile.clip(0, BRIGHTEST) * (255 / BRIGHTEST)).astype(np.uint8)
             out[i, ..., :2], out[i, ..., 2], out[i, ..., 3:] = levels[..., :2], scale, levels[..., 2:]
@@ -242,7 +254,7 @@ class DensityTiles:
             list(pool.map(compose, range(len(centres))))
         return out
 
-    def _densities(self, centre: np.ndarray, change: Change | None) -> np.ndarray:
+    def _densities(self, index: PointIndex, centre: np.ndarray, change: Change | None) -> np.ndarray:
         """Densities of all molecules and of each group over a tile, (px, px, 1 + groups), 1 where FULL times the mean.
 
         Molecules are counted on a grid that does not depend on the tile, so tiles continue each other.
@@ -252,15 +264,12 @@ class DensityTiles:
         from sthist.tiles._molecules.dot_kernels import bin_points
 
         n_groups, px = len(self._mean), self.spec.px
-        if self.index is None:
-            return np.zeros((px, px, n_groups), np.float32)
         bin_um = self.density_um / 2
         corner = centre - self.spec.size_um / 2
         first = np.floor(corner / bin_um).astype(np.int64) - 2 * REACH
         last = np.ceil((corner + self.spec.size_um) / bin_um).astype(np.int64) + 2 * REACH
         counts = np.zeros((n_groups, *(last - first)[::-1]), np.int64)
         box = (*(first * bin_um), *(last * bin_um))
-        index = self.index
         origin = np.asarray(index.origin_um)
         places = (index.x, index.y, index.gene, index.starts, index.shape[1], index.cells(box))
         bin_points(*places, origin - first * bin_um, index.cell_um, bin_um, self._number, counts)

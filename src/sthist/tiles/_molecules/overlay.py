@@ -302,7 +302,9 @@ class Overlay:
         # The length belongs to the name: zeros at the end of a seed do not count.
         return self._fixed[np.random.default_rng([self.seed, len(name), *name]).permutation(len(self._fixed))]
 
-    def read(self, centres: Any, *, ids: Sequence[int] | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    def read(
+        self, centres: Any, *, ids: Sequence[int] | None = None, molecules: Any = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Read tiles.
 
         Parameters
@@ -311,6 +313,8 @@ class Overlay:
             (n, 2): x, y of the centres, in µm.
         ids
             What the palette of each tile is drawn from; by default its place, to the nanometre.
+        molecules
+            (n, 2): draw what lies around these centres on the stain of the tiles, as a null; False to draw none.
         out
             Array to read into.
 
@@ -328,9 +332,10 @@ class Overlay:
         if len(names) != len(centres):
             raise ValueError(f"{len(names)} ids are given for {len(centres)} tiles.")
         stain = None if self._reader is None else self._reader.read(centres)[..., 0]
+        drawn = molecule_centres(molecules, centres)
 
         def draw(i: int) -> None:
-            self._draw(centres[i], names[i], None if stain is None else stain[i], out[i])
+            self._draw(None if drawn is None else drawn[i], names[i], None if stain is None else stain[i], out[i])
 
         if len(centres) == 1:
             draw(0)  # starting threads would take as long
@@ -339,7 +344,7 @@ class Overlay:
             list(pool.map(draw, range(len(centres))))
         return out
 
-    def _draw(self, centre: np.ndarray, tile_id: Any, stain: np.ndarray | None, tile: np.ndarray) -> None:
+    def _draw(self, centre: np.ndarray | None, tile_id: Any, stain: np.ndarray | None, tile: np.ndarray) -> None:
         from sthist.tiles._molecules.dot_kernels import draw_dots, grey_tile
 
         if stain is not None and self.limits is not None:
@@ -347,7 +352,7 @@ class Overlay:
             grey_tile(stain, float(low), float(high), tile)
         else:
             tile.fill(0)
-        if self.mode != "none" and self.index is not None:
+        if self.mode != "none" and self.index is not None and centre is not None:
             corner = centre - self.spec.size_um / 2
             margin = (self.dot_px / 2 + 1) * self.spec.mpp
             box = (*(corner - margin), *(corner + self.spec.size_um + margin))
@@ -390,6 +395,18 @@ def find_for_overlay(
         )
     _sample.require_one_sample(sdata)
     return _sample.HighResElements(sdata, nuclear, nuclear_channel, points=key, gene=gene), stain, recorded
+
+
+def molecule_centres(molecules: Any, centres: np.ndarray) -> np.ndarray | None:
+    """Around which places the molecules of tiles are read: their own, others, or none."""
+    if molecules is None:
+        return centres
+    if molecules is False:
+        return None
+    others = np.asarray(molecules, np.float64).reshape(-1, 2)
+    if len(others) != len(centres):
+        raise ValueError(f"molecules= has {len(others)} centres for {len(centres)} tiles.")
+    return others
 
 
 def _several(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
