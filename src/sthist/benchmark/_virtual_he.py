@@ -16,6 +16,7 @@ from sthist.benchmark._tiles import SharedTiles, find_extractor, predict_tiles, 
 from sthist.metrics import image as scores
 from sthist.metrics._compare import SETS, shuffled
 from sthist.metrics._pixels import seam_score
+from sthist.systems.virtual_he.config import TranslationConfig
 from sthist.tiles._blocks.blend import TileGrid
 from sthist.tiles._images.image import pyramid
 
@@ -279,7 +280,8 @@ def _inputs_erased(
     model: Translator, parts: Sequence[tuple[Sample, SharedTiles]], key: str, seed: int
 ) -> dict[str, np.ndarray]:
     """What a model makes of each tile alone: as it is, without molecules, and with those of another tile."""
-    if model.config.molecules == "dots" and model.config.mode == "none":
+    config: Any = model.config
+    if not isinstance(config, TranslationConfig) or (config.molecules == "dots" and config.mode == "none"):
         return {}
     made: dict[str, list[np.ndarray]] = {"tile alone": [], "molecules erased": [], "molecules swapped": []}
     for sample, part in parts:
