@@ -101,3 +101,25 @@ def test_images_that_are_no_he(he):
         sthist.datasets.simulate_hrst(he[..., 0], 0.5)
     with pytest.raises(ValueError, match=r"shows no tissue"):
         sthist.datasets.simulate_hrst(np.full((300, 300, 3), 250, np.uint8), 0.5)
+
+
+def test_molecules_may_follow_eosin(he):
+    """Where transcripts are drawn by eosin, they are dense where it is; by cell type, they are where nuclei are."""
+    from scipy.ndimage import gaussian_filter
+
+    from sthist import stains
+
+    amounts = stains.concentrations(he, stains.macenko(he))
+    spread = gaussian_filter(amounts[..., 1], 4)
+    found = {}
+    for kind in ("cells", "mixed", "eosin"):
+        sdata = sthist.datasets.simulate_hrst(he, 0.5, molecules=kind, seed=0)
+        points = sdata.points["transcripts"].compute()
+        counts, _, _ = np.histogram2d(points.y / 0.5, points.x / 0.5, he.shape[:2], [[0, n] for n in he.shape[:2]])
+        found[kind] = np.corrcoef(gaussian_filter(counts, 4).ravel(), spread.ravel())[0, 1]
+        assigned = points[(points.cell_id != "UNASSIGNED") & (points.qv >= 20)]
+        assert sdata["table"].X.sum() == (~assigned.feature_name.astype(str).str.contains("Control|BLANK|Unass")).sum()
+    assert found["cells"] + 0.1 < found["mixed"] < found["eosin"]
+    assert found["eosin"] > 0.8
+    with pytest.raises(ValueError, match=r"molecules is 'rna'; it is one of \['cells', 'eosin', 'mixed'\]"):
+        sthist.datasets.simulate_hrst(he, 0.5, molecules="rna")

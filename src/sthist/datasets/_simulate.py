@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ TISSUE_MPP = 4.0
 DRIFT_UM = 3.0  # standard deviation of a transcript around a pixel of its nucleus: RNA fills the cytoplasm around it
 FULL_SCALE = 12000.0  # grey level of the brightest nuclei; a camera of 16 bits leaves room above
 SAMPLE_PX = 2_000_000
+EOSIN_UM = 2.0
+MOLECULES = ("cells", "eosin", "mixed")
 
 
 def simulate_hrst(
@@ -43,6 +45,7 @@ def simulate_hrst(
     noise: float = 0.02,
     background: float = 0.03,
     transcripts_per_cell: float = 1.0,
+    molecules: Literal["cells", "eosin", "mixed"] = "cells",
     seed: int | None = None,
 ) -> SpatialData:
     """A nuclear stain and transcripts on a real H&E, so that image translation can be trained and scored.
@@ -69,6 +72,10 @@ def simulate_hrst(
         Light from tissue without nuclei, relative to full brightness; glass has a third of it.
     transcripts_per_cell
         Factor on the mean number of transcripts of a cell, which is 35 to 110 by cell type.
+    molecules
+        Where transcripts come from: ``"cells"``, by cell type, as above; ``"eosin"``: as many, at random wherever the
+        H&E has eosin, the more the more of it, and of genes that know nothing of the place; ``"mixed"``: half of each. Each
+        favours models that were trained on the like of it; test with another than was trained on.
     seed
         Of every draw; ``settings.seed`` by default.
 
@@ -101,6 +108,8 @@ def simulate_hrst(
     from sthist.io._parts.sample import read_he
 
     _require_ranges(mpp, blur_um, noise, background, transcripts_per_cell)
+    if molecules not in MOLECULES:
+        raise ValueError(f"molecules is {molecules!r}; it is one of {list(MOLECULES)}.")
     pixels = read_he(image, "he").pixels
     rgb = np.asarray(pixels).transpose(1, 2, 0)
     seed = settings.seed if seed is None else int(seed)
@@ -111,9 +120,11 @@ def simulate_hrst(
         raise ValueError("No nuclei were found in this image; is it H&E, and is mpp right?")
     rng = np.random.default_rng([seed, 1])
     cells["cell_type"] = cell_types(cells, rng)
-    molecules = _molecules(cells, owned, section, transcripts_per_cell, rng)
-    facts = options | {"mpp": mpp, "transcripts_per_cell": transcripts_per_cell, "seed": seed}
-    return _assemble(rgb, dapi, mpp, cells, molecules, facts)
+    drawn = _molecules(cells, owned, section, transcripts_per_cell, rng)
+    if molecules != "cells":
+        drawn = _from_eosin(drawn, cells, section, 1.0 if molecules == "eosin" else 0.5, rng)
+    facts = options | {"mpp": mpp, "transcripts_per_cell": transcripts_per_cell, "molecules": molecules, "seed": seed}
+    return _assemble(rgb, dapi, mpp, cells, drawn, facts)
 
 
 def _require_ranges(mpp: float, blur_um: float, noise: float, background: float, factor: float) -> None:
@@ -165,6 +176,19 @@ class _Section:
 
     def _haematoxylin(self, block: tuple[slice, slice]) -> np.ndarray:
         return stains.concentrations(self.rgb[block], self.vectors, white=self.white)[..., 0]
+
+    def eosin(self) -> tuple[np.ndarray, float]:
+        """Eosin on the tissue in squares of about 2 µm, smoothed as far as RNA spreads, and their side in µm."""
+        from scipy.ndimage import gaussian_filter
+
+        step = max(1, round(EOSIN_UM / self.mpp))
+        rows = []
+        for first in range(0, self.rgb.shape[0] - step + 1, step):
+            block = (slice(first, first + step), slice(0, self.rgb.shape[1] // step * step))
+            amounts = stains.concentrations(self.rgb[block], self.vectors, white=self.white)[..., 1]
+            rows.append((amounts * self._in_tissue(block)).reshape(step, -1, step).mean((0, 2)))
+        side = step * self.mpp
+        return gaussian_filter(np.stack(rows), EOSIN_UM / side), side
 
     def nuclear_stain(
         self, *, blur_um: float, noise: float, background: float
@@ -278,6 +302,38 @@ def _molecules(
     return frame[frame.x_um.between(0, width, "left") & frame.y_um.between(0, height, "left")].reset_index(drop=True)
 
 
+def _from_eosin(
+    drawn: pd.DataFrame, cells: pd.DataFrame, section: _Section, share: float, rng: np.random.Generator
+) -> pd.DataFrame:
+    """The same transcripts, a share of which lies wherever there is eosin, and belongs to the cell that is there."""
+    import pandas as pd
+    from scipy.spatial import cKDTree
+
+    eosin, bin_um = section.eosin()
+    frame = drawn.copy()
+    moved = np.flatnonzero(rng.uniform(size=len(frame)) < share)
+    cumulative = np.cumsum(eosin.ravel(), dtype=np.float64)
+    bins = np.searchsorted(cumulative, rng.uniform(size=len(moved)) * cumulative[-1], side="right")
+    rows, columns = np.unravel_index(np.minimum(bins, eosin.size - 1), eosin.shape)
+    places = (np.c_[columns, rows] + rng.uniform(size=(len(moved), 2))) * bin_um
+    distance, nearest = cKDTree(cells[["x", "y"]]).query(places)
+    inside = distance < cell_radius(cells)[nearest]
+    codes = frame["cell_id"].cat.codes.to_numpy().copy()
+    codes[moved] = np.where(inside, nearest, len(cells))
+    frame["cell_id"] = pd.Categorical.from_codes(codes, categories=frame["cell_id"].cat.categories)
+    genes = frame["feature_name"].cat.codes.to_numpy().copy()
+    genes[moved] = rng.permutation(genes[moved])
+    frame["feature_name"] = pd.Categorical.from_codes(genes, categories=frame["feature_name"].cat.categories)
+    frame.loc[frame.index[moved], ["x_um", "y_um"]] = places
+    height, width = (side * section.mpp for side in section.rgb.shape[:2])
+    return frame[frame.x_um.between(0, width, "left") & frame.y_um.between(0, height, "left")].reset_index(drop=True)
+
+
+def cell_radius(cells: pd.DataFrame) -> np.ndarray:
+    """Radius of the disc that stands for each cell, in µm: that of its nucleus, and 2 µm around it."""
+    return np.sqrt(cells["nucleus_area_um2"].to_numpy() / np.pi) + 2.0
+
+
 def _assemble(
     rgb: np.ndarray, dapi: np.ndarray, mpp: float, cells: pd.DataFrame, molecules: pd.DataFrame, facts: dict[str, Any]
 ) -> SpatialData:
@@ -290,9 +346,10 @@ def _assemble(
     obs = cells.drop(columns=["x", "y"]).set_index(names)
     obs["cell_type"] = obs["cell_type"].astype("category")
     table = count_table(molecules, obs)
-    radius = np.sqrt(cells["nucleus_area_um2"].to_numpy() / np.pi) + 2.0
     outlines = gpd.GeoDataFrame(
-        {"radius": radius}, geometry=gpd.points_from_xy(cells["x"], cells["y"]), index=pd.Index(names, name="cell_id")
+        {"radius": cell_radius(cells)},
+        geometry=gpd.points_from_xy(cells["x"], cells["y"]),
+        index=pd.Index(names, name="cell_id"),
     )
     sdata = assemble(
         {"he": rgb, "dapi": dapi}, mpp=mpp, points=molecules, table=table, cells=outlines, gene="feature_name"
