@@ -74,8 +74,8 @@ def simulate_hrst(
         Factor on the mean number of transcripts of a cell, which is 35 to 110 by cell type.
     molecules
         Where transcripts come from: ``"cells"``, by cell type, as above; ``"eosin"``: as many, at random wherever the
-        H&E has eosin, the more the more of it, and of genes that know nothing of the place; ``"mixed"``: half of each. Each
-        favours models that were trained on the like of it; test with another than was trained on.
+        H&E has eosin, the more the more of it, and of genes that know nothing of the place; ``"mixed"``: half of each.
+        Each favours models that were trained on the like of it; test with another than was trained on.
     seed
         Of every draw; ``settings.seed`` by default.
 
