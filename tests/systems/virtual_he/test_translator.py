@@ -805,3 +805,16 @@ def test_gradients_are_checkpointed_only_where_asked_for(monkeypatch):
         model.fit(pairs(), training=training)
     assert asked[-1] is False
     assert True in asked
+
+
+def test_the_published_losses_of_pix2pix():
+    """L1 times 100 beside cross-entropy, half of it for the discriminator (Isola et al. 2017)."""
+    model = pix2pix()
+    how = {"losses": "pix2pix-published", "discriminator": "patch-bce", "epochs": 4, "steps_per_epoch": 10}
+    model.fit(pairs(), training=how | {"batch_size": 4}, device="cpu")
+    first, last = model.history[0], model.history[-1]
+    assert last["l1"] < 0.8 * first["l1"]
+    assert 0 < last["discriminator"] < 1  # of nothing known it is ln 2
+    assert model.config.training["losses"]["l1"] == 100
+    with pytest.raises(ValueError, match="All of l1, l2 and perceptual are 0"):
+        LossWeights(l2=0, perceptual=0)

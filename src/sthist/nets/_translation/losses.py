@@ -59,6 +59,12 @@ class Frozen(nn.Module):
         return getattr(self.network, self.method)(*args, **kwargs)
 
 
+def l1_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference: the pixel term of Isola et al. 2017 (pix2pix), which has the weight 100 there."""
+    _require_alike(fake, real)
+    return functional.l1_loss(fake, real)
+
+
 def l2_loss(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """Mean squared difference: the pixel term of the reconstruction loss of Parmar et al. 2024 (pix2pix-turbo)."""
     _require_alike(fake, real)

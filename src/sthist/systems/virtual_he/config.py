@@ -219,9 +219,11 @@ class LossWeights:
     text
         Likeness of image and prompt to an image-text network.
     adversarial
-        What the discriminator says.
+        What the discriminator says; its own loss has the same weight, as in img2img-turbo.
     adversarial_from
         Part of the training, from 0 to 1, after which the discriminator's word counts.
+    l1
+        Mean absolute difference of images from -1 to 1.
     """
 
     l2: float = 1.0
@@ -229,14 +231,15 @@ class LossWeights:
     text: float = 5.0
     adversarial: float = 0.5
     adversarial_from: float = 0.0
+    l1: float = 0.0
 
     def __post_init__(self) -> None:
         make_plain(self)
         for name, value in dataclasses.asdict(self).items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"Loss weight {name} is {value!r}; a number from 0 on is needed.")
-        if self.l2 + self.perceptual == 0:
-            raise ValueError("Both l2 and perceptual are 0: nothing would tie the output to the real image.")
+        if self.l1 + self.l2 + self.perceptual == 0:
+            raise ValueError("All of l1, l2 and perceptual are 0: nothing would tie the output to the real image.")
 
 
 LOSSES = {
@@ -245,10 +248,11 @@ LOSSES = {
     "paper-hg": LossWeights(text=0.3),
     "small": LossWeights(l2=4.0, perceptual=1.0, text=0.0, adversarial=0.1, adversarial_from=0.2),
     "pix2pix": LossWeights(l2=25.0, perceptual=0.0, text=0.0, adversarial=1.0),
+    "pix2pix-published": LossWeights(l1=100.0, l2=0.0, perceptual=0.0, text=0.0, adversarial=1.0),
 }
 """Presets. ``"upstream"`` is img2img-turbo's default. ST2HE names weights of its global-context loss alone, 0.1 and a
 high one of 0.3, and neither is a weight of upstream's code; the ``"paper"`` presets put them on the term of that
-name."""
+name. ``"pix2pix-published"`` is what Isola et al. 2017 train with, beside ``discriminator="patch-bce"``."""
 
 
 @dataclass(frozen=True)
@@ -258,8 +262,8 @@ class TranslationTraining(Training):
     Attributes
     ----------
     losses
-        Name of a preset (``"upstream"``, ``"paper"``, ``"paper-hg"``, ``"small"``, ``"pix2pix"``), or
-        :class:`LossWeights`.
+        Name of a preset (``"upstream"``, ``"paper"``, ``"paper-hg"``, ``"small"``, ``"pix2pix"``,
+        ``"pix2pix-published"``), or :class:`LossWeights`.
     epochs, steps_per_epoch, batch_size
         An epoch is a fixed number of batches, which are counted as steps; after each, the training can be resumed.
     lr, lr_discriminator, beta1, weight_decay, clip_norm
@@ -273,7 +277,8 @@ class TranslationTraining(Training):
     lpips_weights
         State dict of that VGG-16; by default its place in torch's cache.
     discriminator
-        ``"clip"``: heads on the frozen features of the image-text network; ``"patch"``: of its own, without weights.
+        ``"clip"``: heads on the frozen features of the image-text network; ``"patch"``: of its own, without weights, on
+        a hinge; ``"patch-bce"``: the same on cross-entropy, half of it, as Isola et al. 2017.
     clip, clip_weights
         Image-text network of :func:`sthist.encoders.get` for the text term and that discriminator.
     images_every
@@ -324,7 +329,7 @@ class TranslationTraining(Training):
     sample_posterior: bool = True
     perceptual: Literal["lpips", "structural"] = "lpips"
     lpips_weights: str | None = None
-    discriminator: Literal["clip", "patch"] = "clip"
+    discriminator: Literal["clip", "patch", "patch-bce"] = "clip"
     clip: str = "open_clip:ViT-B-32-quickgelu/openai"
     clip_weights: str | None = None
     images_every: int = 1
@@ -353,7 +358,7 @@ class TranslationTraining(Training):
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = Training.CHOICES | {
         "schedule": ("constant", "cosine"),
         "perceptual": ("lpips", "structural"),
-        "discriminator": ("clip", "patch"),
+        "discriminator": ("clip", "patch", "patch-bce"),
     }
     DATA: ClassVar[tuple[str, ...]] = (
         *("spec", "n_tiles", "channel", "z", "mode", "palette", "dot_s", "dot_um", "min_qv", "prompts"),

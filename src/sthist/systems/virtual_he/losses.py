@@ -13,6 +13,7 @@ from sthist.nets._translation.losses import (
     SSIM_WINDOW,
     hinge_discriminator_loss,
     hinge_generator_loss,
+    l1_loss,
     l2_loss,
     sigmoid_discriminator_loss,
     sigmoid_generator_loss,
@@ -42,7 +43,7 @@ class Reconstruction(nn.Module):
 
     def __init__(self, training: TranslationTraining, prompts: Sequence[str], px: int, encoder: Any = None) -> None:
         super().__init__()
-        self.perceptual, self.likeness = None, None
+        self.perceptual, self.likeness, self.with_l1 = None, None, training.weights.l1 > 0
         if training.weights.perceptual:
             self.perceptual = _perceptual(training, px)
         if training.weights.text:
@@ -56,6 +57,8 @@ class Reconstruction(nn.Module):
         with torch.autocast(fake.device.type, enabled=False):
             fake = fake.float()
             parts = {"l2": l2_loss(fake, real)}
+            if self.with_l1:
+                parts["l1"] = l1_loss(fake, real)
             if self.perceptual is not None:
                 parts["perceptual"] = self.perceptual(fake, real)
             if self.likeness is not None:
@@ -85,7 +88,7 @@ class AdversarialLoss(nn.Module):
 
     def __init__(self, training: TranslationTraining, px: int, encoder: Any = None, *, in_channels: int = 3) -> None:
         super().__init__()
-        self.sees_input = training.discriminator == "patch"
+        self.sees_input = training.discriminator != "clip"
         if self.sees_input and px < LEAST_JUDGED_PX:
             raise ValueError(
                 f"Tiles of {px} px are too small for the patch discriminator; it needs {LEAST_JUDGED_PX} px. Take "
@@ -93,7 +96,8 @@ class AdversarialLoss(nn.Module):
             )
         if self.sees_input:
             self.network: nn.Module = PatchDiscriminator(in_channels + 3, width=32, layers=3, norm="instance")
-            self._losses: Any = (hinge_generator_loss, hinge_discriminator_loss)
+            hinge = (hinge_generator_loss, hinge_discriminator_loss)
+            self._losses: Any = hinge if training.discriminator == "patch" else (_plain_generator, _half_discriminator)
         else:
             encoder = image_text(training) if encoder is None else encoder
             features = ClipFeatures(encoder.module.visual, **_seen_as(encoder))
@@ -114,6 +118,16 @@ class AdversarialLoss(nn.Module):
     def discriminator_loss(self, inputs: torch.Tensor, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """What the discriminator loses; no gradient reaches the generator."""
         return self._losses[1](self.logits(inputs, real), self.logits(inputs, fake.detach()))
+
+
+def _plain_generator(fake: Any) -> torch.Tensor:
+    """Cross-entropy of a generator, its labels as they are."""
+    return sigmoid_generator_loss(fake, target=1.0)
+
+
+def _half_discriminator(real: Any, fake: Any) -> torch.Tensor:
+    """Half the cross-entropy of a discriminator, which so learns the more slowly of the two (Isola et al. 2017)."""
+    return sigmoid_discriminator_loss(real, fake, target=1.0) / 2
 
 
 def _perceptual(training: TranslationTraining, px: int) -> nn.Module:

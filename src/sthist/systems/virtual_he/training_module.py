@@ -86,7 +86,8 @@ class TranslationModule(TrainingModule):
         self._descend(loss, optimizers[0], options.lr, last=last)
         if judged:
             self.terms["discriminator"] = self.judge.discriminator_loss(inputs, fake, real)  # type: ignore[union-attr]
-            self._descend(self.terms["discriminator"], optimizers[1], options.lr_discriminator, last=last)
+            weighted = options.weights.adversarial * self.terms["discriminator"]
+            self._descend(weighted, optimizers[1], options.lr_discriminator, last=last)
         self.terms = {name: term.detach() for name, term in self.terms.items()}
         return {"fake": fake.detach(), "real": real}
 
