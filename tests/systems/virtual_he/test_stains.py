@@ -162,3 +162,19 @@ def test_without_transcripts_it_goes_by_the_stain_and_says_so(trained, sdata, ca
 def test_configs_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ST2HEConfig(**fields)
+
+
+def test_a_section_unlike_those_of_the_training_is_said_to_be(trained, sdata, caplog):
+    sthist.tl.virtual_he(sdata, trained, overwrite=True)
+    assert "unlike those that the model was trained on" not in caplog.text
+    noise = np.random.default_rng(0).integers(0, 60_000, (400, 400)).astype(np.uint16)
+    noise[:40] = 0  # glass
+    other = sthist.io.assemble({"dapi": noise}, mpp=0.5)
+    sthist.tl.virtual_he(other, trained)
+    assert "unlike those that the model was trained on, most of all the sharpness of 'stain'" in caplog.text
+
+
+def test_an_image_much_coarser_than_its_stain_is_said_to_be(trained, caplog):
+    fine = sthist.datasets.toy(size_um=100, mpp=0.15)
+    sthist.tl.virtual_he(fine, trained)
+    assert "The image will have 0.4 µm/px, and the nuclear stain has 0.15: 'st2he' makes none that is finer" in caplog.text

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from sthist.tiles import Image, Plan
 
 
+MUCH_COARSER = 2.0
+"""Times that an image may be coarser than its stain before it is said."""
+
+
 @verb
 def virtual_he(
     data: SpatialData | Mapping[str, SpatialData],
@@ -202,6 +206,13 @@ def _of_sample(
     stain = open_image(sdata, elements.nuclear)
     given, mpp = mpp, model.mpp(stain) if mpp is None else float(mpp)
     _require_resolution(stain, mpp, given=given is not None)
+    if given is None and mpp > MUCH_COARSER * stain.finest_mpp:
+        logger.warning(
+            "The image will have %.3g µm/px, and the nuclear stain has %.3g: %r makes none that is finer.",
+            mpp,
+            stain.finest_mpp,
+            model.system,
+        )
     region = None if within is None else region_geometry(sdata, within)
     canvas_um = stain.extent_um if region is None else _snap(region.bounds, stain.extent_um, mpp)
     if client is not None and _store.store_path(sdata) is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist._settings import logger
+from sthist.systems.virtual_he.familiarity import what_is_strange
 from sthist.systems.virtual_he.generator import PreparedSection
 from sthist.systems.virtual_he.section import TISSUE_MPP, find_tissue
 from sthist.tiles import DensityTiles, Overlay, TileReader
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 OVERLAP = 0.25
 """Part of a tile that is blended with the next."""
 
-LOOKED_AT = 16
-"""Tiles of a section whose pixels tell it apart from another one."""
+LOOKED_AT = 48
+"""Tiles of a section whose pixels tell it apart from another one, and show whether it is as those of the training."""
+
+
+MOSTLY_TISSUE = 0.7
 
 
 def prepare_section(
@@ -44,7 +48,12 @@ def prepare_section(
     tissue = _tissue(model, elements, stain, spec, content)
     x0, y0, x1, y1 = stain.extent_um
     places = np.random.default_rng(0).uniform([x0, y0], [x1, y1], (LOOKED_AT, 2))
-    content.update(overlay.read(places).tobytes())
+    seen = overlay.read(places)
+    content.update(seen.tobytes())
+    usual = model.config.training.get("usual")
+    strange = what_is_strange(usual, seen[_inside(tissue, places)], overlay.channels) if usual else ""
+    if strange:
+        logger.warning("%s", strange)
     device = model.device_name.partition(":")[0]
     facts = {
         "nuclear_stain": {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "z": elements.z},
@@ -98,6 +107,11 @@ def _tissue(model: GeneratorModel, elements: HighResElements, stain: Image, spec
     mask, where = find_tissue(elements, stain, grid, counts, content)
     content.update(mask.tobytes())
     return TileReader.from_array(mask[None], where.to_um, spec)
+
+
+def _inside(tissue: TileReader, places: np.ndarray) -> np.ndarray:
+    """Which tiles are tissue for the most part."""
+    return tissue.read(places).mean((1, 2, 3)) > MOSTLY_TISSUE
 
 
 class Predict:

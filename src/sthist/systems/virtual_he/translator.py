@@ -13,6 +13,7 @@ import numpy as np
 from sthist._settings import settings
 from sthist.pp import StainReference
 from sthist.systems.virtual_he.config import TranslationTraining
+from sthist.systems.virtual_he.familiarity import usual_range
 from sthist.systems.virtual_he.generator import GeneratorModel
 from sthist.systems.virtual_he.inference import RunningGenerator, prepare_section
 from sthist.systems.virtual_he.painting import colours_of, painted
@@ -161,9 +162,11 @@ class Translator(GeneratorModel):
             self._require_alike(validation)
         prompts = list(dict.fromkeys([*pairs.prompts, *(validation.prompts if validation is not None else ())]))
 
+        usual = usual_range(pairs)
+
         def save_model(folder: Path, history: list[dict[str, float]]) -> None:
             so_far = self.to()
-            so_far.config = dataclasses.replace(self.config, training=self._provenance(pairs, options, history))
+            so_far.config = dataclasses.replace(self.config, training=self._provenance(pairs, options, history, usual))
             so_far.save(folder)
 
         try:
@@ -180,7 +183,7 @@ class Translator(GeneratorModel):
             )
         finally:
             self._trainings[0] += 1
-        self.config = dataclasses.replace(self.config, training=self._provenance(pairs, options, self.history))
+        self.config = dataclasses.replace(self.config, training=self._provenance(pairs, options, self.history, usual))
         if path is not None:
             self.save(path)
         return self
@@ -220,11 +223,12 @@ class Translator(GeneratorModel):
         }
 
     def _provenance(
-        self, pairs: Pairs, options: TranslationTraining, history: list[dict[str, float]]
+        self, pairs: Pairs, options: TranslationTraining, history: list[dict[str, float]], usual: dict[str, Any]
     ) -> dict[str, Any]:
         """How the model was trained, for its config."""
         before = {"before": self.config.training} if self.config.training else {}
-        return options.to_dict() | {"pairs": len(pairs), "final": history[-1] if history else {}} | before
+        final = history[-1] if history else {}
+        return options.to_dict() | {"pairs": len(pairs), "final": final, "usual": usual} | before
 
     def to(
         self,
