@@ -110,7 +110,7 @@ def predict_tiles(
         for tissue in dict.fromkeys(tissues):
             rows, prompted = tissues == tissue, model.to(getattr(model, "device", None), tissue=tissue)
             shown = molecules if molecules is None or molecules is False else molecules[rows]
-            how = {"molecules": shown, "batch_size": batch_size}
+            how: dict[str, Any] = {"molecules": shown, "batch_size": batch_size}
             tiles[rows] = predict_tiles(prompted, elements, centres[rows], spec, **how)
         return tiles
     own = _own_spec(model, spec)

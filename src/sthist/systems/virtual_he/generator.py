@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sthist._sample.elements import HighResElements
+    from sthist.pp import StainReference
     from sthist.systems.virtual_he.config import TranslationConfig
     from sthist.tiles import TileReader
     from sthist.tiles._images.image import Image
@@ -102,6 +103,10 @@ class GeneratorModel(VirtualStainModel):
         self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
     ) -> torch.Tensor:
         """Images (n, 3, px, px) from -1 to 1 that a generator makes, in the colours that are asked for."""
+
+    @abstractmethod
+    def stain_colours(self) -> StainReference:
+        """The colours that amounts of stains are shown in, of a model that says such."""
 
     @abstractmethod
     def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor | None:

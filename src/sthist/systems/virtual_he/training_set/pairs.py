@@ -211,8 +211,8 @@ def _at_scales(
     if config.scales is None:
         return []
     low, high = max(config.scales[0], section.mpp), config.scales[1]
-    scales = np.geomspace(low, high, N_SCALES) if low < high else []
-    specs = [TileSpec.from_mpp(float(mpp), config.px) for mpp in scales]
+    scales = np.geomspace(low, high, N_SCALES).tolist() if low < high else []
+    specs = [TileSpec.from_mpp(mpp, config.px) for mpp in scales]
     return [(density.at(spec), target.at(spec)) for spec in specs]
 
 
