@@ -283,3 +283,22 @@ def test_tiles_that_the_training_has_spread(tmp_path):
     pd.testing.assert_frame_equal(again, frame)
     with pytest.raises(KeyError, match="'half'|No table 'tiles_table'"):
         sthist.benchmark.virtual_he(samples, model=model, classes="half")
+
+
+@pytest.mark.parametrize("molecules", ["dots", "density"])
+def test_a_model_is_scored_without_molecules_and_with_those_of_another_tile(molecules):
+    sdata = sthist.datasets.toy(size_um=200)
+    training = {"spec": TileSpec(16, 32), "n_tiles": 40, "epochs": 1, "steps_per_epoch": 4, "molecules": molecules}
+    split = sthist.models.Split("block", test=0.3, block_um=50)
+    model = sthist.tl.train_virtual_he(sdata, split=split, training=training, progress=False, device="cpu")
+    sthist.tl.virtual_he(sdata, model, progress=False)
+    samples = {"sample": sdata}
+    model.tiles["sample"] = "sample"
+    frame = sthist.benchmark.virtual_he(samples, model=model)
+    methods = list(dict.fromkeys(frame["method"]))
+    assert methods == ["virtual", "tile alone", "molecules erased", "molecules swapped", "mean colour", "shuffled"]
+    scores = frame.pivot(index="tile", columns="method", values="mse")
+    assert (scores["tile alone"] != scores["molecules erased"]).any()
+    assert (scores["molecules swapped"] != scores["molecules erased"]).any()
+    assert frame["nucleus_f1"].notna().any()
+    assert "tile alone" not in set(sthist.benchmark.virtual_he(samples, model=model, nulls=False)["method"])
