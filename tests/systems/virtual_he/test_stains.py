@@ -177,4 +177,6 @@ def test_a_section_unlike_those_of_the_training_is_said_to_be(trained, sdata, ca
 def test_an_image_much_coarser_than_its_stain_is_said_to_be(trained, caplog):
     fine = sthist.datasets.toy(size_um=100, mpp=0.15)
     sthist.tl.virtual_he(fine, trained)
-    assert "The image will have 0.4 µm/px, and the nuclear stain has 0.15: 'st2he' makes none that is finer" in caplog.text
+    assert (
+        "The image will have 0.4 µm/px, and the nuclear stain has 0.15: 'st2he' makes none that is finer" in caplog.text
+    )

@@ -16,9 +16,9 @@ from turbo_files import TINY, Upstream, write_backbone
 import sthist
 from sthist.io._files.images import read_image
 from sthist.models import ST2HE, ArrayPairs, LossWeights, Pix2PixConfig, ST2HEConfig, TranslationTraining
-from sthist.systems.virtual_he.training_module import TranslationModule
+from sthist.systems.virtual_he.training_loop.training_module import TranslationModule
+from sthist.systems.virtual_he.training_loop.validation import complaint
 from sthist.systems.virtual_he.training_set.pairs import order_of, turned
-from sthist.systems.virtual_he.validation import complaint
 from sthist.training import trainer
 from sthist.training.batches import as_input, as_tiles
 from sthist.training.callbacks import Collapsed, CollapseDetector, NotFinite
@@ -219,7 +219,7 @@ class TestSteps:
     def test_an_image_text_network_is_made_where_all_else_is(self, clip, monkeypatch):
         """Not on the device of the settings, which Lightning moves to later; and once for both terms."""
         from sthist import encoders
-        from sthist.systems.virtual_he.training_module import losses_of
+        from sthist.systems.virtual_he.training_loop.training_module import losses_of
 
         asked, get = [], encoders.get
         monkeypatch.setattr(encoders, "get", lambda *a, **k: asked.append(k["device"]) or get(*a, **k))
@@ -311,7 +311,7 @@ class TestStops:
     def test_loss_that_is_no_number(self, tmp_path, monkeypatch):
         model = small()
         training = model.training(losses=PLAIN, **SHORT)
-        from sthist.systems.virtual_he import losses as losses
+        from sthist.systems.virtual_he.training_loop import losses as losses
 
         original, calls = losses.l2_loss, []
 

@@ -426,7 +426,9 @@ class TranslationTraining(Training):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the weights of the losses in place of a preset's name."""
-        return super().to_dict() | {"losses": dataclasses.asdict(self.weights)}
+        # There was no l1 once: without it, the weights are what they were.
+        losses = {name: value for name, value in dataclasses.asdict(self.weights).items() if name != "l1" or value}
+        return super().to_dict() | {"losses": losses}
 
     def identity(self) -> dict[str, Any]:
         """What determines the weights; a training can go on for longer where nothing depends on its end."""

@@ -39,6 +39,17 @@ NOT_OF_THE_NETWORK = ("training", "seed", "provenance", "backbone")
 """Fields of a config that do not say what is trained: weights, and where they are, are compared as such."""
 
 
+LATER: dict[str, Any] = {
+    "molecules": "dots",
+    "groups": {},
+    "density_um": 4.0,
+    "scales": None,
+    "target": "rgb",
+    "reference": {},
+}
+"""Fields that configs have not always had, and what was meant."""
+
+
 class Translator(GeneratorModel):
     """Base of models that turn transcripts on a nuclear stain into H&E with a network that was trained on pairs.
 
@@ -98,7 +109,7 @@ class Translator(GeneratorModel):
         ConnectionError, PermissionError, FileNotFoundError
             If weights that a term looks through cannot be had.
         """
-        from sthist.systems.virtual_he.training_module import losses_of
+        from sthist.systems.virtual_he.training_loop.training_module import losses_of
 
         texts = list(self.config.prompts.values())
         self.prompt_vectors(texts)
@@ -151,8 +162,8 @@ class Translator(GeneratorModel):
         MemoryError
             If the device is too small; the message says which batch and tile fit.
         """
-        from sthist.systems.virtual_he.training_module import TranslationModule
-        from sthist.systems.virtual_he.validation import Validation, complaint
+        from sthist.systems.virtual_he.training_loop.training_module import TranslationModule
+        from sthist.systems.virtual_he.training_loop.validation import Validation, complaint
         from sthist.training.trainer import train
 
         options = as_training(TranslationTraining, training, self.default_training)
@@ -214,7 +225,12 @@ class Translator(GeneratorModel):
 
     def _identity(self, pairs: Pairs) -> dict[str, Any]:
         """What a training is of, beside its options, as plain values."""
-        config = dataclasses.asdict(self.config).items()
+        # What is as it always was is left out, so that trainings from before it could be otherwise go on.
+        config = [
+            (name, value)
+            for name, value in dataclasses.asdict(self.config).items()
+            if name not in LATER or value != LATER[name]
+        ]
         return {
             "system": self.system,
             "backbone": self.backbone_sha256(),

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 CELL_UM = 16.0
 """Side of the cells that transcripts are sorted into."""
 
+NEIGHBOURHOOD = 3
+"""Cells along the side of the square whose density is that around a molecule."""
+
 REACH = 4
 """Standard deviations that a molecule's Gaussian reaches."""
 
 FULL = 8.0
-"""Times the mean density of the tissue that is as bright as white; brighter is cut at half as much again."""
+"""Times the typical density that is as bright as a bright nucleus; brighter is cut at half as much again."""
 
 BRIGHTEST = 1.5
 """What the value 255 stands for, of stain and densities alike: 1 is a bright nucleus, or :data:`FULL`."""
@@ -48,9 +51,9 @@ class DensityTiles:
     A reader like :class:`TileReader`. Channels are ``"stain"``, ``"molecules"`` (all that are of a gene), ``"scale"``
     (µm per pixel, everywhere the same) and one for each group. The stain's response is undone: its background is 0,
     its brightest nuclei are 1, and the median of its nuclei is a half, so that another gamma or exposure gives the same
-    tile. Densities are smoothed by a Gaussian in µm, relative to their mean over the tissue, on a logarithmic scale: a
-    panel of ten times as many transcripts gives the same tile. Beyond the border of the image, both go on as in a
-    mirror.
+    tile. Densities are smoothed by a Gaussian in µm, relative to what is around half of the molecules, on a logarithmic
+    scale: a panel of ten times as many transcripts gives the same tile, and so does a section with more empty tissue.
+    Beyond the border of the image, both go on as in a mirror.
 
     Parameters
     ----------
@@ -118,7 +121,7 @@ class DensityTiles:
         self._reader = TileReader.from_image(stain.select(z=shown), spec, allow_upsampling=allow_upsampling)
         self.response = measured_response(self._reader) if response is None else response
         self.index: PointIndex | None = None
-        self._number, self._mean = np.zeros(0, np.int64), np.ones(1 + len(self.groups))
+        self._number, self._typical = np.zeros(0, np.int64), np.ones(1 + len(self.groups))
         if elements.points is not None:
             role = recorded.get("transcripts", {})
             planes = None if z is None else planes_of(role, shown)
@@ -127,16 +130,15 @@ class DensityTiles:
             self._sort_genes()
 
     def _sort_genes(self) -> None:
-        """Number the group of each gene (0 for none), and measure the mean density of each over the tissue."""
-        from sthist.tiles._molecules.dot_kernels import count_groups
+        """Number the group of each gene (0 for none), and measure how dense each typically is."""
+        from sthist.tiles._molecules.dot_kernels import count_by_cell
 
         assert self.index is not None
         group = {gene.upper(): k for k, genes in enumerate(self.groups.values(), 1) for gene in genes}
         self._number = np.array([group.get(gene.upper(), 0) for gene in self.index.genes], np.int64)
-        totals = count_groups(self.index.gene, self._number, len(self._mean))
-        cells = _with_molecules(self.index.counts())
-        self._mean = np.maximum(totals, 1e-9) / (max(1, int(cells.sum())) * self.index.cell_um**2)
-        self._mean[totals == 0] = np.inf  # nothing to be seen of it anywhere
+        index = self.index
+        counts = count_by_cell(index.gene, index.starts, self._number, len(self._typical)).reshape(-1, *index.shape)
+        self._typical = np.array([_around_half(each) for each in counts]) / index.cell_um**2
 
     @property
     def shown(self) -> dict[str, int]:
@@ -255,7 +257,7 @@ class DensityTiles:
         return out
 
     def _densities(self, index: PointIndex, centre: np.ndarray, change: Change | None) -> np.ndarray:
-        """Densities of all molecules and of each group over a tile, (px, px, 1 + groups), 1 where FULL times the mean.
+        """Densities of all molecules and of each group over a tile, (px, px, 1 + groups), 1 where FULL times typical.
 
         Molecules are counted on a grid that does not depend on the tile, so tiles continue each other.
         """
@@ -263,7 +265,7 @@ class DensityTiles:
 
         from sthist.tiles._molecules.dot_kernels import bin_points
 
-        n_groups, px = len(self._mean), self.spec.px
+        n_groups, px = len(self._typical), self.spec.px
         bin_um = self.density_um / 2
         corner = centre - self.spec.size_um / 2
         first = np.floor(corner / bin_um).astype(np.int64) - 2 * REACH
@@ -281,7 +283,7 @@ class DensityTiles:
         how = {"sigma": 2.0, "mode": "constant", "truncate": float(REACH)}
         share = np.maximum(gaussian_filter(within, **how), 0.05)
         density = np.stack([gaussian_filter(each.astype(np.float32), **how) for each in counts]) / share
-        relative = density / (self._mean * bin_um**2)[:, None, None].astype(np.float32)
+        relative = density / (self._typical * bin_um**2)[:, None, None].astype(np.float32)
         rows, columns = (
             _between((corner[axis] + (np.arange(px) + 0.5) * self.spec.mpp) / bin_um - first[axis] - 0.5, n)
             for axis, n in ((1, counts.shape[1]), (0, counts.shape[2]))
@@ -290,13 +292,17 @@ class DensityTiles:
         return np.log1p(seen) / np.float32(np.log1p(FULL))
 
 
-def _with_molecules(counts: np.ndarray) -> np.ndarray:
-    """Cells in whose neighbourhood there are about as many molecules as in tissue: more than a tenth of its median."""
+def _around_half(counts: np.ndarray) -> float:
+    """What half of the molecules have more of around them, and half less, in a cell; infinite where there are none.
+
+    Other than the mean it does not ask what counts as tissue.
+    """
     from scipy.ndimage import uniform_filter
 
-    around = uniform_filter(counts.astype(np.float32), 5, mode="nearest")
-    some = around[counts > 0]
-    return around > 0.1 * np.median(some) if len(some) else np.ones_like(counts, bool)
+    around = uniform_filter(counts.astype(np.float32), NEIGHBOURHOOD, mode="nearest")
+    order = np.argsort(around, axis=None)
+    below = np.cumsum(counts.ravel()[order])
+    return float(around.ravel()[order][np.searchsorted(below, below[-1] / 2)]) if below[-1] else np.inf
 
 
 def _between(places: np.ndarray, n: int) -> np.ndarray:

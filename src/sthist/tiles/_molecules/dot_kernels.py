@@ -114,14 +114,16 @@ def farthest_first(points, squared, start, n):
 
 
 @njit(nogil=True, cache=True)
-def count_groups(gene, number, n_groups):
-    """How many molecules there are (first), and of each group."""
-    totals = np.zeros(n_groups, np.int64)
-    for code in gene:
-        totals[0] += 1
-        if number[code] > 0:
-            totals[number[code]] += 1
-    return totals
+def count_by_cell(gene, starts, number, n_groups):
+    """How many molecules there are in each cell (first), and of each group."""
+    counts = np.zeros((n_groups, starts.size - 1), np.int64)
+    for cell in range(starts.size - 1):
+        for p in range(starts[cell], starts[cell + 1]):
+            counts[0, cell] += 1
+            group = number[gene[p]]
+            if group > 0:
+                counts[group, cell] += 1
+    return counts
 
 
 @njit(nogil=True, cache=True)

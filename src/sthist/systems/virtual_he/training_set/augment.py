@@ -22,9 +22,9 @@ GAMMA, BLUR_UM, NOISE, SHADING = 0.35, 1.5, 0.05, 0.2
 """Of augmented light: standard deviation of the binary logarithm of its gamma (beside what is measured and undone), the
 widest blur, the strongest noise relative to the brightest nuclei, and how much brighter or dimmer a corner is."""
 
-FEWEST, NO_GROUP, NONE = 0.03, 0.1, 0.1
-"""Of augmented molecules: the smallest part that is kept of them, and how often one group, or everything, is not
-there."""
+FEWEST, LEVEL, NO_GROUP, NONE = 0.03, 0.25, 0.1, 0.1
+"""Of augmented molecules: the smallest part that is kept of them, standard deviation of the binary logarithm of what
+counts as typical, and how often one group, or everything, is not there."""
 
 
 def add_haze(stain: np.ndarray, rng: np.random.Generator) -> None:
@@ -64,11 +64,12 @@ def other_panel(n_groups: int, rng: np.random.Generator) -> Callable[[np.ndarray
     kept = 10 ** rng.uniform(np.log10(FEWEST), 0) if rng.uniform() < 0.6 else 1.0
     lost = [k for k in range(1, n_groups) if rng.uniform() < NO_GROUP]
     nothing, seed = rng.uniform() < NONE, int(rng.integers(2**32))
+    level = 2 ** rng.normal(0, LEVEL, (n_groups, 1, 1))
 
     def change(counts: np.ndarray) -> np.ndarray:
         if nothing:
             return np.zeros_like(counts)
-        seen = counts if kept == 1 else np.random.default_rng(seed).binomial(counts, kept) / kept
+        seen = (counts if kept == 1 else np.random.default_rng(seed).binomial(counts, kept) / kept) * level
         seen[lost] = 0
         return seen
 

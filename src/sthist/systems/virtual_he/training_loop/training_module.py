@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from sthist._settings import logger
-from sthist.systems.virtual_he.losses import AdversarialLoss, Reconstruction, image_text
+from sthist.systems.virtual_he.training_loop.losses import AdversarialLoss, Reconstruction, image_text
+from sthist.systems.virtual_he.training_loop.validation import nothing_learned
 from sthist.systems.virtual_he.training_set.pairs import Batches, order_of
-from sthist.systems.virtual_he.validation import nothing_learned
 from sthist.training.batches import as_input
 from sthist.training.callbacks import NotFinite
 from sthist.training.module import TrainingModule
