@@ -187,6 +187,19 @@ VERBS = {
         ),
         _tiles,
     ),
+    "pp.dense_features": Verb(
+        lambda s, k, o: sthist.pp.dense_features(
+            s,
+            "morphology",
+            stride_um=100,
+            spec=sthist.tiles.TileSpec(32, 32),
+            image="he",
+            tissue=False,
+            progress=False,
+            overwrite=o,
+            **_named(k),
+        )
+    ),
     "pp.label_regions": Verb(
         lambda s, k, o: sthist.pp.label_regions(s, "tiles", "regions", overwrite=o, **_named(k)), _tiles
     ),
