@@ -176,7 +176,9 @@ def _of_sample(
 ) -> None:
     _sample.require_one_sample(data)
     he = open_he(data, image)
-    key = _sample.safe_key(key_added or f"{encoder.key.removeprefix('X_')}_features")
+    # What an encoder is called is no plain name, often; one that is given has to be.
+    own = _sample.safe_key(f"{encoder.key.removeprefix('X_')}_features")
+    key = own if key_added is None else _store.check_name(key_added)
     shown = _shown(encoder, spec, stride_um, dense=dense)
     _require_resolution(he, shown, given=spec is not None)
     encoder = encoder.at(shown, strict=False)  # whole cells change the µm/px a little
