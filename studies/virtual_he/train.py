@@ -33,13 +33,13 @@ TRAINING = {
 
 
 def lay_tiles(sdata, n_tiles: int) -> None:
-    """Tiles, and what each is for: the lowest part of each section validates, under either simulator the same."""
+    """Tiles, and what each is for: both ends of a section are not trained on, under either simulator the same."""
     sthist.pp.tiles(sdata, size_um=SPEC.size_um, px=SPEC.px, sampling="fps", n_tiles=n_tiles, seed=0, overwrite=True)
     table = sdata["tiles_table"]
     y = table.obsm["spatial"][:, 1]
-    edge = np.quantile(y, 0.93)
-    part = np.where(y > edge, "validation", "train")
-    keep = (part == "train") & (y < edge - SPEC.size_um) | (part == "validation")
+    low, high = np.quantile(y, [0.04, 0.94])
+    part = np.select([y < low, y > high], ["test", "validation"], "train")
+    keep = (part != "train") | (y > low + SPEC.size_um) & (y < high - SPEC.size_um)
     table.obs["part"] = part
     sdata.shapes["tiles"] = sdata.shapes["tiles"][keep]
     sdata.tables["tiles_table"] = table[keep].copy()
