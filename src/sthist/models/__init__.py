@@ -38,7 +38,6 @@ __getattr__, __dir__, __all__ = _front_door(
         "systems.synthesis.model": ["C2L"],
         "systems.virtual_he.config": ["LossWeights", "TranslationConfig", "TranslationTraining"],
         "systems.virtual_he.models.beer_lambert": ["BeerLambert", "BeerLambertConfig"],
-        "systems.virtual_he.programmes": ["PROGRAMMES"],
         "systems.virtual_he.models.pix2pix": ["Pix2Pix", "Pix2PixConfig"],
         "systems.virtual_he.models.st2he": ["ST2HE", "ST2HEConfig"],
         "systems.virtual_he.training_set.pairs": ["ArrayPairs", "Pairs"],

@@ -103,7 +103,7 @@ def test_a_training_sees_groups_scales_and_the_colours_of_the_reference(trained)
     assert config.in_channels == 7
     assert config.scales == (0.4, 0.8)
     assert StainReference.from_dict(config.reference) == PINK
-    assert set(config.groups) == set(sthist.models.PROGRAMMES)
+    assert set(config.groups) == set(sthist.models.TranslationTraining.PROGRAMMES)
 
 
 def test_a_section_is_made_at_any_scale_that_was_trained(trained, sdata):

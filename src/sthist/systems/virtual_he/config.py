@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sthist.pp import StainReference
+from sthist.systems.virtual_he.programmes import PROGRAMMES
 from sthist.tiles._molecules.densities import SCALE
 from sthist.tiles._spec import TileSpec
 from sthist.training.options import Training, make_plain
@@ -298,7 +299,7 @@ class TranslationTraining(Training):
         that of predictions.
     molecules, groups, density_um, scales, target
         What the model sees and says, as of :class:`ST2HEConfig`. ``groups`` by default are
-        :data:`sthist.models.PROGRAMMES`.
+        :attr:`PROGRAMMES`.
     stain_reference
         For ``target="stains"``: the H&E that training slides are brought to, as of :func:`sthist.pp.stain_normalize`;
         :meth:`sthist.pp.StainReference.default` by default.
@@ -366,6 +367,8 @@ class TranslationTraining(Training):
         *("max_shift_um", "augment", "backbone", "allow_upsampling"),
     )
     """What is trained on: the model's config and the provenance of its tiles say that."""
+    PROGRAMMES: ClassVar[dict[str, tuple[str, ...]]] = PROGRAMMES
+    """Markers of epithelium, stroma, endothelium and immune cells: the groups of genes where none are given."""
     UNSAVED: ClassVar[tuple[str, ...]] = (*Training.UNSAVED, *DATA)
     MAY_DIFFER: ClassVar[tuple[str, ...]] = (*Training.MAY_DIFFER, "images_every", "lpips_weights", "clip_weights")
 
