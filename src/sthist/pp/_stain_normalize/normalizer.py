@@ -137,7 +137,7 @@ class StainNormalizer(JSONFile):
 
     def _density_change(self) -> np.ndarray:
         """Optical densities (a row) of the slide times this are the reference's."""
-        ours, theirs = (_with_residual(each.stains) for each in (self.source, self.reference))
+        ours, theirs = (with_residual(each.stains) for each in (self.source, self.reference))
         stronger = np.append(np.array(self.reference.amounts) / np.array(self.source.amounts), 1.0)
         return np.linalg.inv(ours) @ np.diag(stronger) @ theirs
 
@@ -162,7 +162,7 @@ def _look_up(pixels: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None:
         np.take(table, pixels[:, channel], out=out[:, channel])
 
 
-def _with_residual(vectors: np.ndarray) -> np.ndarray:
+def with_residual(vectors: np.ndarray) -> np.ndarray:
     """Haematoxylin, eosin, and the unit vector at right angles to both, (3, 3)."""
     residual = np.cross(*vectors)
     return np.vstack([vectors, residual / np.linalg.norm(residual)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sthist.pp import StainReference
+from sthist.pp._stain_normalize.normalizer import with_residual
 from sthist.systems.virtual_he.config import require_two_stains
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def colours_of(reference: Any, *, seed: int | None = None) -> StainReference:
     ValueError
         If the image shows one stain alone, or the reference is of another method.
     """
-    if isinstance(reference, str):
+    if isinstance(reference, str | Path):
         reference = StainReference.load(reference)
     if not isinstance(reference, StainReference):
         data, image = reference if isinstance(reference, tuple) else (reference, None)
@@ -36,9 +38,7 @@ def colours_of(reference: Any, *, seed: int | None = None) -> StainReference:
 
 def density_matrix(reference: StainReference) -> np.ndarray:
     """Optical densities (red, green, blue) of a haematoxylin and an eosin of full strength, and of the residual."""
-    residual = np.cross(*reference.stains)
-    strong = np.array(reference.amounts)[:, None] * reference.stains
-    return np.vstack([strong, residual / np.linalg.norm(residual)])
+    return with_residual(reference.stains) * np.array([*reference.amounts, 1.0])[:, None]  # type: ignore[misc]
 
 
 class Restain:
@@ -55,12 +55,12 @@ class Restain:
             require_two_stains(each)
         self.source, self.reference = source, reference
         self._change = (np.linalg.inv(density_matrix(source)) @ density_matrix(reference)).astype(np.float32)
+        levels = np.maximum(np.arange(256, dtype=np.float32), 1)
+        self._density = -np.log(levels / np.array(source.white, np.float32)[:, None])
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
         """Tiles (n, h, w, 3) of uint8 in the other colours."""
-        levels = np.maximum(np.arange(256, dtype=np.float32), 1)
-        density = -np.log(levels / np.array(self.source.white, np.float32)[:, None])
-        seen = np.stack([density[k][tiles[..., k]] for k in range(3)], -1)
+        seen = np.stack([self._density[k][tiles[..., k]] for k in range(3)], -1)
         made = np.exp(-(seen @ self._change)) * np.array(self.reference.white, np.float32)
         return np.rint(made.clip(0, 255)).astype(np.uint8)
 

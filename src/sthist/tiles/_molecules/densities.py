@@ -281,7 +281,7 @@ class DensityTiles:
         x0, y0, x1, y1 = self.extent_um
         within = np.outer((edges[0] >= y0) & (edges[0] < y1), (edges[1] >= x0) & (edges[1] < x1)).astype(np.float32)
         how = {"sigma": 2.0, "mode": "constant", "truncate": float(REACH)}
-        share = np.maximum(gaussian_filter(within, **how), 0.05)
+        share = 1.0 if within.all() else np.maximum(gaussian_filter(within, **how), 0.05)
         density = np.stack([gaussian_filter(each.astype(np.float32), **how) for each in counts]) / share
         relative = density / (self._typical * bin_um**2)[:, None, None].astype(np.float32)
         rows, columns = (

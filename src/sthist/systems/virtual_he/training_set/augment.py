@@ -27,6 +27,10 @@ FEWEST, LEVEL, NO_GROUP, NONE = 0.03, 0.25, 0.1, 0.1
 counts as typical, and how often one group, or everything, is not there."""
 
 
+DRAWN = (GAMMA, BLUR_UM, NOISE, SHADING, FEWEST, LEVEL, NO_GROUP, NONE)
+"""What tells one such augmentation from another."""
+
+
 def add_haze(stain: np.ndarray, rng: np.random.Generator) -> None:
     """Add light, or take it away, here more and there less; in place."""
     haze = uneven(len(stain), HAZE, rng)

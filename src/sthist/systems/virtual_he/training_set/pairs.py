@@ -13,7 +13,15 @@ import numpy as np
 from sthist._sample.samples import naming
 from sthist.pp import StainReference
 from sthist.systems.virtual_he.painting import Restain
-from sthist.systems.virtual_he.training_set.augment import BRIGHTNESS, HAZE, KNOTS, add_haze, other_light, other_panel
+from sthist.systems.virtual_he.training_set.augment import (
+    BRIGHTNESS,
+    DRAWN,
+    HAZE,
+    KNOTS,
+    add_haze,
+    other_light,
+    other_panel,
+)
 from sthist.tiles import DensityTiles, Overlay, TileSpec
 from sthist.tiles._images.window import mirrored
 
@@ -244,7 +252,7 @@ class SectionPairs:
     @property
     def fingerprint(self) -> str:
         """Checksum of which tiles these are, and how they are drawn."""
-        styles = [[_style_of(view) for view, _ in each.views] for each in self._sections]
+        styles = [[_style_of(view, target) for view, target in each.views] for each in self._sections]
         drawn = (BRIGHTNESS, HAZE, KNOTS) if self._augment else None
         digest = hashlib.blake2b(repr([styles, self.prompts, drawn]).encode(), digest_size=16)
         digest.update(self._section.tobytes())
@@ -306,11 +314,12 @@ class SectionPairs:
             add_haze(stain, rng)
 
 
-def _style_of(view: Overlay | DensityTiles) -> tuple[Any, ...]:
-    """How the input is drawn, as plain values."""
+def _style_of(view: Overlay | DensityTiles, target: TileReader) -> tuple[Any, ...]:
+    """How the input is drawn, and in which stains the target, as plain values."""
+    stains = () if target.normalizer is None else (target.normalizer.source, target.normalizer.reference)  # type: ignore[attr-defined]
     if isinstance(view, Overlay):
-        return view.mode, view.dot_px, view.limits
-    return view.groups, view.density_um, view.response, view.spec
+        return view.mode, view.dot_px, view.limits, *stains
+    return view.groups, view.density_um, view.response, view.spec, DRAWN, *stains
 
 
 def _histology(target: TileReader, centres: np.ndarray) -> np.ndarray:
