@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from flat import train_virtual_he
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Identity
 
 import sthist
 from sthist._sample.samples import samples_of
@@ -302,3 +306,18 @@ def test_a_model_is_scored_without_molecules_and_with_those_of_another_tile(mole
     assert (scores["molecules swapped"] != scores["molecules erased"]).any()
     assert frame["nucleus_f1"].notna().any()
     assert "tile alone" not in set(sthist.benchmark.virtual_he(samples, model=model, nulls=False)["method"])
+
+
+def test_features_that_hardly_vary_are_not_all_of_fid():
+    """Of a virtual tile each is at most six of its standard deviations off, however little the real ones vary."""
+    rng = np.random.default_rng(0)
+    even = (200 + rng.integers(0, 2, (400, 400, 3))).astype(np.uint8)
+    sdata = sthist.io.assemble({"he": even, "other": rng.integers(0, 255, (400, 400, 3)).astype(np.uint8)}, mpp=0.5)
+    tissue = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 200, 200)])
+    sdata.shapes["tissue"] = ShapesModel.parse(tissue, transformations={"um": Identity()})
+    sthist.pp.tiles(sdata, size_um=32, px=64, max_blank=1)
+    frame = sthist.benchmark.virtual_he(sdata, "other", he="he", metrics=["fid"], nuclei=False, nulls=False)
+    n_features = len(sthist.encoders.morphology_feature_names())
+    (found,) = (row["value"] for row in frame.attrs["sets"])
+    # Means are at most six apart, and spreads, of which the real one is at most 1, at most six.
+    assert 100 < found <= n_features * (6**2 + 6**2)
