@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIMULATORS = ("cells", "eosin")
+TRAINED_ON = (*SIMULATORS, "mixed")
 BRECAHAD_MPP, CMU_MPP = 0.25, 0.499
 
 TRAINED = {
@@ -34,7 +35,7 @@ HELD_OUT = {
 }
 """Cases A, B and C of BreCaHAD train, as far as cases can be told by their looks; case D does not."""
 
-N_TILES = {"her2st": 800, "brecahad": 60}
+N_TILES = {"her2st": 500, "brecahad": 80}
 
 
 def image(name: str) -> tuple[np.ndarray, float]:

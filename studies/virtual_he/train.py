@@ -2,8 +2,8 @@
 
 Run ``PYTHONPATH=tests:studies/virtual_he python studies/virtual_he/train.py FOLDER [--model small] [--epochs 12]``.
 Sections and trainings stay in FOLDER, and go on where they were stopped. The model says amounts of stains, in the
-colours of section C4; it sees densities of molecules and of four groups of genes, under both simulators, at 0.25 to 0.8
-µm/px.
+colours of section C4; it sees densities of molecules and of four groups of genes, under three simulators, at 0.25 to
+0.8 µm/px.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from sections import N_TILES, SIMULATORS, TRAINED, simulated
+from sections import N_TILES, TRAINED, TRAINED_ON, simulated
 
 import sthist
 from sthist.tiles import TileSpec
@@ -24,6 +24,7 @@ SPEC = TileSpec.from_mpp(0.7, 128)
 TRAINING = {
     "target": "stains",
     "molecules": "groups",
+    "density_um": 2.5,
     "scales": (0.25, 0.8),
     "steps_per_epoch": 250,
     "batch_size": 4,
@@ -58,7 +59,7 @@ def main() -> None:
     samples = {}
     for cohort, names in TRAINED.items():
         for name in names:
-            for simulator in SIMULATORS:
+            for simulator in TRAINED_ON:
                 sdata = simulated(given.folder / "sections", name, simulator)
                 lay_tiles(sdata, N_TILES[cohort])
                 samples[f"{name} {simulator}"] = sdata

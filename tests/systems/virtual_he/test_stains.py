@@ -83,7 +83,7 @@ def test_a_slide_in_other_stains_has_the_same_amounts():
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_both_kinds_of_models_say_stains(make, tmp_path):
     model = make(**STAINS, reference=PINK.to_dict())
-    tiles = np.random.default_rng(0).integers(0, 255, (2, PX, PX, 5), np.uint8)
+    tiles = np.random.default_rng(0).integers(0, 255, (2, PX, PX, 6), np.uint8)
     made = model.predict(tiles)
     assert made.shape == (2, PX, PX, 3)
     blue = model.stained(BLUE)
@@ -93,14 +93,14 @@ def test_both_kinds_of_models_say_stains(make, tmp_path):
     again = sthist.models.load(tmp_path / "model")
     assert again.config == model.config
     np.testing.assert_array_equal(again.predict(tiles), made)
-    with pytest.raises(ValueError, match=rf"this model takes uint8 of shape \(n, {PX}, {PX}, 5\)"):
+    with pytest.raises(ValueError, match=rf"this model takes uint8 of shape \(n, {PX}, {PX}, 6\)"):
         model.predict(tiles[..., :3])
 
 
 def test_a_training_sees_groups_scales_and_the_colours_of_the_reference(trained):
     config = trained.config
     assert config.molecules == "groups"
-    assert config.in_channels == 7
+    assert config.in_channels == 8
     assert config.scales == (0.4, 0.8)
     assert StainReference.from_dict(config.reference) == PINK
     assert set(config.groups) == set(sthist.models.TranslationTraining.PROGRAMMES)

@@ -48,21 +48,21 @@ def reader(sdata):
 
 def test_channels_are_the_stain_all_molecules_the_scale_and_the_groups(reader):
     tiles = reader.read([[50, 100], [150, 100]])
-    assert tiles.shape == (2, 64, 64, 6)
+    assert tiles.shape == (2, 64, 64, 7)
     assert tiles.dtype == np.uint8
-    assert reader.channels == ("stain", "molecules", "scale", *GROUPS)
+    assert reader.channels == ("stain", "molecules", "scale", "enrichment", *GROUPS)
     assert reader.shown == {"left": 2, "right": 1, "not in the panel": 0}
-    left, right = tiles.reshape(2, -1, 6).mean(1)
-    assert left[3] > 40 > right[3] == 0
-    assert right[4] > 40 > left[4] == 0
-    assert (tiles[..., 5] == 0).all()
+    left, right = tiles.reshape(2, -1, 7).mean(1)
+    assert left[4] > 40 > right[4] == 0
+    assert right[5] > 40 > left[5] == 0
+    assert (tiles[..., 6] == 0).all()
 
 
 def test_a_density_is_its_ratio_to_what_is_typical_on_a_logarithmic_scale():
     """Molecules are even over half of the section: there they are as dense as is typical, however large the rest is."""
     half = molecules(genes=("A",))
     density = DensityTiles(section(points=half), SPEC, groups={"left": ["A"]}).read([[50, 100]])[0]
-    for channel in (1, 3):
+    for channel in (1, 4):
         assert density[..., channel].mean() / 255 * 1.5 == pytest.approx(
             np.log(2) / np.log(9), abs=0.06
         )  # its border counts, too
@@ -71,6 +71,23 @@ def test_a_density_is_its_ratio_to_what_is_typical_on_a_logarithmic_scale():
     left, right = (everywhere.read([[x, 100]])[0, ..., 1].mean() / 255 * 1.5 for x in (50, 150))
     assert right == pytest.approx(np.log(2) / np.log(9), abs=0.06)
     assert left == pytest.approx(np.log(4 / 3) / np.log(9), abs=0.06)
+
+
+def test_it_is_told_whether_molecules_lie_on_nuclei():
+    """The light falls from nucleus to nucleus; molecules are drawn as often as it, as often as 1, or not at all."""
+    seen, rng = light(), np.random.default_rng(0)
+    found = {}
+    for name, chance in {"even": np.ones_like(seen), "nuclei": seen, "between": (seen < np.median(seen)) * 1.0}.items():
+        pixel = rng.choice(seen.size, 40_000, p=chance.ravel() / chance.sum())
+        rows, columns = np.unravel_index(pixel, seen.shape)
+        points = pd.DataFrame({"x_um": columns / 2 + 0.25, "y_um": rows / 2 + 0.25, "gene": "A"})
+        found[name] = DensityTiles(section(points=points), SPEC, density_um=1)
+    enrichment = {name: each.enrichment for name, each in found.items()}
+    assert enrichment["between"] < 0.9 < enrichment["even"] < 1.1 < 1.3 < enrichment["nuclei"]
+    levels = {name: each.read([[100, 100]])[0, 0, 0, 3] for name, each in found.items()}
+    assert levels["even"] == pytest.approx(255 / 3, abs=6)  # a third of the way from a half to four times
+    assert levels["between"] < levels["even"] < levels["nuclei"]
+    assert found["nuclei"].read([[100, 100]], molecules=False)[0, 0, 0, 3] == 0
 
 
 @pytest.mark.parametrize("shift", [(8, 0), (0, 8), (-3, 5)])
@@ -85,8 +102,8 @@ def test_tiles_continue_each_other(reader, shift):
 
 def test_another_scale_shows_the_same_and_says_which_it_is(reader):
     fine, coarse = reader.read([[100, 100]])[0], reader.at(TileSpec(64, 64)).read([[100, 100]])[0]
-    pooled = fine.reshape(32, 2, 32, 2, 6).mean((1, 3))
-    assert np.abs(pooled - coarse[16:48, 16:48])[..., [0, 1, 3, 4]].mean() < 1
+    pooled = fine.reshape(32, 2, 32, 2, 7).mean((1, 3))
+    assert np.abs(pooled - coarse[16:48, 16:48])[..., [0, 1, 4, 5]].mean() < 1
     assert coarse[0, 0, 2] - fine[0, 0, 2] == pytest.approx(255 / 4, abs=1)  # an octave of the four that it spans
 
 
@@ -104,7 +121,7 @@ def test_gamma_exposure_and_black_level_are_undone(reader, change):
 def test_a_panel_of_fewer_transcripts_gives_the_same_tile(reader):
     fewer = DensityTiles(section(points=molecules(8_000, 1)), SPEC, groups=GROUPS)
     places = [[40, 60], [150, 130]]
-    both = [each.read(places)[..., [1, 3, 4]].mean((1, 2)) for each in (reader, fewer)]
+    both = [each.read(places)[..., [1, 4, 5]].mean((1, 2)) for each in (reader, fewer)]
     np.testing.assert_allclose(*both, atol=12)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sthist.pp import StainReference
 from sthist.systems.virtual_he.programmes import PROGRAMMES
-from sthist.tiles._molecules.densities import SCALE
+from sthist.tiles._molecules.densities import OWN_CHANNELS, SCALE
 from sthist.tiles._spec import TileSpec
 from sthist.training.options import Training, make_plain
 
@@ -103,7 +103,7 @@ class TranslationConfig:
     @property
     def in_channels(self) -> int:
         """Channels of its input."""
-        return 3 + len(self.groups)
+        return 3 if self.molecules == "dots" else len(OWN_CHANNELS) + len(self.groups)
 
     def spec_at(self, mpp: float) -> TileSpec:
         """The tile at another µm per pixel; at that of its training where it knows one scale alone.

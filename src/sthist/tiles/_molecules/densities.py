@@ -14,6 +14,7 @@ from sthist.tiles._images.reader import TileReader
 from sthist.tiles._images.window import mirrored
 from sthist.tiles._molecules.index import PointFilter, PointIndex, planes_of, z_step_of
 from sthist.tiles._molecules.overlay import find_for_overlay, molecule_centres
+from sthist.tiles._molecules.overlay_style import tissue_tiles
 from sthist.tiles._molecules.response import Response, measured_response
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ BRIGHTEST = 1.5
 SCALE = (0.1, 1.6)
 """µm/px that the darkest and the brightest value of the channel ``scale`` stand for, on a logarithmic scale."""
 
+ENRICHMENT = (0.5, 4.0)
+"""Nuclear enrichment of the molecules that the darkest and the brightest value of its channel stand for."""
+
+OWN_CHANNELS = ("stain", "molecules", "scale", "enrichment")
+"""Channels that there are without any groups of genes."""
+
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -49,11 +56,12 @@ class DensityTiles:
     """Reads tiles of the nuclear stain, of the density of molecules, and of the density of groups of genes.
 
     A reader like :class:`TileReader`. Channels are ``"stain"``, ``"molecules"`` (all that are of a gene), ``"scale"``
-    (µm per pixel, everywhere the same) and one for each group. The stain's response is undone: its background is 0,
-    its brightest nuclei are 1, and the median of its nuclei is a half, so that another gamma or exposure gives the same
-    tile. Densities are smoothed by a Gaussian in µm, relative to what is around half of the molecules, on a logarithmic
-    scale: a panel of ten times as many transcripts gives the same tile, and so does a section with more empty tissue.
-    Beyond the border of the image, both go on as in a mirror.
+    (µm per pixel, everywhere the same), ``"enrichment"`` (how much more nuclear stain there is where molecules are than
+    elsewhere on the tissue, a figure of the section, everywhere the same) and one for each group. The stain's response
+    is undone: its background is 0, its brightest nuclei are 1, and the median of its nuclei is a half, so that another
+    gamma or exposure gives the same tile. Densities are smoothed by a Gaussian in µm, relative to what is around half
+    of the molecules, on a logarithmic scale: a panel of ten times as many transcripts gives the same tile, and so does
+    a section with more empty tissue. Beyond the border of the image, both go on as in a mirror.
 
     Parameters
     ----------
@@ -91,7 +99,7 @@ class DensityTiles:
     >>> spec = sthist.tiles.TileSpec(size_um=64, px=128)
     >>> reader = sthist.tiles.DensityTiles(sdata, spec, groups={"epithelial": ["EPCAM", "KRT8"]})
     >>> reader.read([[100.0, 100.0]]).shape, reader.channels
-    ((1, 128, 128, 4), ('stain', 'molecules', 'scale', 'epithelial'))
+    ((1, 128, 128, 5), ('stain', 'molecules', 'scale', 'enrichment', 'epithelial'))
     """
 
     dtype = np.dtype(np.uint8)
@@ -115,19 +123,21 @@ class DensityTiles:
             raise ValueError(f"density_um is {density_um!r}; it is a positive length in µm.")
         self.spec, self.density_um = spec, float(density_um)
         self.groups = {str(name): tuple(map(str, genes)) for name, genes in (groups or {}).items()}
-        self.channels = ("stain", "molecules", "scale", *self.groups)
+        self.channels = (*OWN_CHANNELS, *self.groups)
         elements, stain, recorded = find_for_overlay(sdata, image, channel, points, needs_points=False)
         shown: Any = z[:2] if isinstance(z, tuple) else z
         self._reader = TileReader.from_image(stain.select(z=shown), spec, allow_upsampling=allow_upsampling)
         self.response = measured_response(self._reader) if response is None else response
         self.index: PointIndex | None = None
         self._number, self._typical = np.zeros(0, np.int64), np.ones(1 + len(self.groups))
+        self.enrichment = 1.0
         if elements.points is not None:
             role = recorded.get("transcripts", {})
             planes = None if z is None else planes_of(role, shown)
             step = 1.0 if planes is None else z_step_of(role, z[2] if isinstance(z, tuple) and len(z) == 3 else None)
             self.index = PointIndex(elements, stain, CELL_UM, PointFilter(min_qv, planes=planes, z_step=step))
             self._sort_genes()
+            self.enrichment = self._measured_enrichment(self.index)
 
     def _sort_genes(self) -> None:
         """Number the group of each gene (0 for none), and measure how dense each typically is."""
@@ -139,6 +149,20 @@ class DensityTiles:
         index = self.index
         counts = count_by_cell(index.gene, index.starts, self._number, len(self._typical)).reshape(-1, *index.shape)
         self._typical = np.array([_around_half(each) for each in counts]) / index.cell_um**2
+
+    def _measured_enrichment(self, index: PointIndex) -> float:
+        """Nuclear stain where molecules are, over what there is on tissue.
+
+        RNA of some assays lies in nuclei for the most part, and of others in cytoplasm: what a density says of eosin
+        differs with it.
+        """
+        close, centres = tissue_tiles(self._reader)
+        view = self.at(close.spec)
+        amounts = self.response.amount(self.response.light(close.read(centres)[..., 0]))
+        dense = np.stack([view._densities(index, centre, None)[..., 0] for centre in centres])
+        weights, seen = np.expm1(dense * np.float32(np.log1p(FULL))), close.seen(centres)
+        total = float(weights[seen].sum()) * float(amounts[seen].mean())
+        return float((weights * amounts)[seen].sum()) / total if total > 0 else 1.0
 
     @property
     def shown(self) -> dict[str, int]:
@@ -235,9 +259,8 @@ class DensityTiles:
         if out is None:
             out = np.empty((len(centres), px, px, len(self.channels)), np.uint8)
         stain, seen = self._reader.read(centres)[..., 0], self._reader.seen(centres)
-        low, high = np.log2(SCALE)
         around = molecule_centres(molecules, centres)
-        scale = np.uint8(round(255 * np.clip((np.log2(self.spec.mpp) - low) / (high - low), 0, 1)))
+        scale, enrichment = _level(self.spec.mpp, SCALE), max(_level(self.enrichment, ENRICHMENT), 1)
 
         def compose(i: int) -> None:
             seen_light = self.response.light(stain[i])
@@ -247,7 +270,8 @@ class DensityTiles:
                 tile[..., 1:] = self._densities(self.index, around[i], counts)
             tile = mirrored(tile, seen[i])
             levels = np.rint(tile.clip(0, BRIGHTEST) * (255 / BRIGHTEST)).astype(np.uint8)
-            out[i, ..., :2], out[i, ..., 2], out[i, ..., 3:] = levels[..., :2], scale, levels[..., 2:]
+            out[i, ..., :2], out[i, ..., 2], out[i, ..., len(OWN_CHANNELS) :] = levels[..., :2], scale, levels[..., 2:]
+            out[i, ..., 3] = enrichment if tile[..., 1].any() else 0  # of nothing it says nothing
 
         if len(centres) == 1:
             compose(0)  # starting threads would take as long
@@ -290,6 +314,12 @@ class DensityTiles:
         )
         seen = np.einsum("yi,gij,xj->yxg", rows, relative, columns, optimize=True)
         return np.log1p(seen) / np.float32(np.log1p(FULL))
+
+
+def _level(value: float, ends: tuple[float, float]) -> int:
+    """A value between two ends on a logarithmic scale, as 0 to 255."""
+    low, high = np.log2(ends)
+    return round(255 * float(np.clip((np.log2(value) - low) / (high - low), 0, 1)))
 
 
 def _around_half(counts: np.ndarray) -> float:

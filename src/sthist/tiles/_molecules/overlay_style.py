@@ -27,7 +27,13 @@ def measured_limits(reader: TileReader) -> tuple[float, float]:
 
 
 def tissue_pixels(reader: TileReader) -> np.ndarray:
-    """Pixels of the stain in up to 64 tiles of 64 µm on tissue, wherever a coarse view of it is bright."""
+    """Pixels of the stain in up to 64 tiles of 64 µm on tissue."""
+    close, centres = tissue_tiles(reader)
+    return close.read(centres)[close.seen(centres)]
+
+
+def tissue_tiles(reader: TileReader) -> tuple[TileReader, np.ndarray]:
+    """A reader of tiles of 64 µm, and the centres of up to 64, wherever a coarse view of the stain is bright."""
     x0, y0, x1, y1 = reader.extent_um
     longest = max(x1 - x0, y1 - y0)
     coarse = float(np.clip(reader.spec.mpp, longest / OVERVIEW_PX, longest / 8))
@@ -39,8 +45,7 @@ def tissue_pixels(reader: TileReader) -> np.ndarray:
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:LIMIT_TILES])
     centres = np.c_[columns[chosen] + 0.5, rows[chosen] + 0.5] * coarse + [x0, y0]
     px = int(np.clip(LIMIT_UM / reader.spec.mpp, 1, LIMIT_PX))
-    close = reader.at(TileSpec.from_mpp(reader.spec.mpp, px))
-    return close.read(centres)[close.seen(centres)]
+    return reader.at(TileSpec.from_mpp(reader.spec.mpp, px)), centres
 
 
 def require_limits(limits: tuple[float, float] | None) -> None:
