@@ -2,6 +2,7 @@
 
 from sthist._sample.elements import (
     CONTROL_PREFIXES,
+    CYTOPLASM_KINDS,
     CYTOPLASM_NAMES,
     HE_NAMES,
     NUCLEAR_NAMES,
@@ -29,6 +30,7 @@ from sthist._sample.elements import (
 
 __all__ = [
     "CONTROL_PREFIXES",
+    "CYTOPLASM_KINDS",
     "CYTOPLASM_NAMES",
     "HE_NAMES",
     "HighResElements",

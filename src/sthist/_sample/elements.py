@@ -109,10 +109,16 @@ COUNTS = "counts"
 """Layer of a table's raw counts, beside what they were normalised to."""
 
 NUCLEAR_NAMES = re.compile(r"dapi|hoechst|draq5|syto|nucle(ar|i|us)", re.IGNORECASE)
-CYTOPLASM_NAMES = re.compile(
-    r"poly.?t|18s|28s|rrna|cyto|membrane|boundary|cellbound|cd298|b2m|cd45|cadherin|atp1a1|keratin|panck|actin|sma\b|vimentin",
-    re.IGNORECASE,
-)
+CYTOPLASM_KINDS = {
+    "membrane": r"membrane|boundary|cellbound|cd298|b2m|atp1a1",
+    "epithelium": r"cadherin|keratin|panck",
+    "stroma": r"actin|sma\b|vimentin",
+    "immune": r"cd45",
+    "cytoplasm": r"poly.?t|18s|28s|rrna|cyto",
+}
+"""What stains beside the nuclear one show, by their channels' names; a mixture of antibodies is of the first kind."""
+
+CYTOPLASM_NAMES = re.compile("|".join(CYTOPLASM_KINDS.values()), re.IGNORECASE)
 MORPHOLOGY_NAMES = re.compile(r"^morphology(_focus|_mip)?$", re.IGNORECASE)
 HE_NAMES = re.compile(r"(^|[^a-z])(he|h&e|h_and_e|hematoxylin)([^a-z]|$)", re.IGNORECASE)
 CONTROL_FEATURES = {

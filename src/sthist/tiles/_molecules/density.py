@@ -25,6 +25,9 @@ MAX_CELLS = 16_000_000
 SIGMA = 1.5
 """Of the Gaussian of each pyramid level, in cells of that level."""
 
+KERNEL_CELLS = 4 * np.pi * SIGMA**2
+"""Cells over which it averages: a mean over so many of them has as much noise."""
+
 REACH = 6
 """Cells to which it reaches: scipy cuts it at four times its width."""
 
@@ -235,7 +238,7 @@ def _smooth_band(
     seen = total if points is None else smooth(np.where(inside, points[low:high], 0).astype(np.float32))
     # Where the wider Gaussian promises many points and there are none, that is as sure as seeing many.
     expected = wider * area if points is None else seen
-    trust = np.clip(np.maximum(seen, expected) * (4 * np.pi * SIGMA**2) / (min_points / 2) - 1, 0, 1)
+    trust = np.clip(np.maximum(seen, expected) * KERNEL_CELLS / (min_points / 2) - 1, 0, 1)
     out[:] = trust * here + (1 - trust) * wider
 
 

@@ -6,6 +6,7 @@ import json
 
 import hrst
 import numpy as np
+import pandas as pd
 import pytest
 
 import sthist
@@ -29,15 +30,65 @@ def test_kernel_is_the_formula():
     knots = np.array([[1000, 20000, 50000], [0, 10, 20]], np.float32)
     targets = np.array([0.1, 0.4, 0.9], np.float32)
     out = np.empty((2, 30, 30, 3), np.uint8)
-    stain_tiles(stain, raster, 5000.0, 0.1, 3e-5, knots, targets, 0.6, *tables, 1024, out)
+    stain_tiles(stain, raster, 5000.0, 0.1, 3e-5, knots, targets, np.array([0.2, 0.4], np.float32), *tables, 1024, out)
     haematoxylin = 0.1 + 3e-5 * np.maximum(stain[..., 0] - 5000.0, 0)
     x = [[low, middle, high, middle + 2 * (high - middle)] for low, middle, high in knots]
     cytoplasm = [np.interp(stain[..., c + 1], x[c], [0.1, 0.4, 0.9, 1.4]) for c in (0, 1)]
-    eosin = 0.4 * raster[..., 0] + 0.6 * np.mean(cytoplasm, 0)
+    eosin = 0.4 * raster[..., 0] + 0.2 * cytoplasm[0] + 0.4 * cytoplasm[1]
     both = np.stack([haematoxylin, eosin], -1) * raster[..., 1:]
     expected = stains.to_rgb(both, np.array([config.haematoxylin_vector, config.eosin_vector]), dtype=np.float64)
     assert np.abs(out - expected).max() <= 1
     assert (out[0, 0] == 255).all()
+
+
+SIDE_PX = 160  # of 1 µm
+
+
+def rendered(points=None, **channels):
+    """Eosin on a section of scattered nuclei with further channels, (SIDE_PX, SIDE_PX)."""
+    rng = np.random.default_rng(0)
+    nuclei = np.full((SIDE_PX, SIDE_PX), 2_000.0)
+    nuclei[tuple(rng.integers(4, SIDE_PX - 4, (2, 900)))] = 60_000
+    levels = np.stack([nuclei, *channels.values()]).astype(np.uint16)
+    sdata = sthist.io.assemble({"stain": levels}, mpp=1.0, channels={"stain": ["DAPI", *channels]}, points=points)
+    sthist.tl.virtual_he(sdata)
+    pixels = np.asarray(sdata["virtual_he"].data).transpose(1, 2, 0)
+    config = BeerLambertConfig()
+    vectors = np.array([config.haematoxylin_vector, config.eosin_vector])
+    return stains.concentrations(pixels, vectors)[..., 1]
+
+
+def halves(low=1_000.0, high=40_000.0):
+    return np.tile(np.repeat([low, high], SIDE_PX // 2), (SIDE_PX, 1))
+
+
+def test_a_channel_counts_by_what_it_shows():
+    """Bright in the right half: cytoplasm most, keratin less, a membrane less still, and next to nothing for CD45."""
+    step = {}
+    for name in ("PolyT", "PanCK", "Membrane", "CD45"):
+        eosin = rendered(**{name: halves()})
+        step[name] = eosin[:, 100:140].mean() - eosin[:, 20:60].mean()
+    assert step["PolyT"] > step["PanCK"] + 0.05
+    assert step["PanCK"] > step["Membrane"] + 0.05
+    assert step["Membrane"] > step["CD45"] + 0.05
+    assert step["CD45"] < 0.1
+
+
+def test_a_channel_that_says_little_takes_nothing_from_one_that_says_much():
+    alone, both = rendered(PolyT=halves()), rendered(PolyT=halves(), CD45=np.full((SIDE_PX, SIDE_PX), 500.0))
+    step, with_other = (each[:, 100:140].mean() - each[:, 20:60].mean() for each in (alone, both))
+    assert with_other > 0.85 * step
+
+
+def test_counting_noise_makes_no_blotches_and_structure_stays():
+    """Molecules that are as likely everywhere, and three times as likely in the right half."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, SIDE_PX, (2, 3_000))
+    even = pd.DataFrame({"x_um": x, "y_um": y, "gene": "A"})
+    assert rendered(even)[10:-10, 10:-10].std() < 0.03
+    right = np.where(rng.uniform(size=len(x)) < 0.75, SIDE_PX / 2 + x / 2, x / 2)
+    uneven = rendered(even.assign(x_um=right))
+    assert uneven[:, 100:140].mean() - uneven[:, 20:60].mean() > 0.2
 
 
 @pytest.mark.slow  # test_published.py has it beside a network in the quick suite

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,19 +15,22 @@ from sthist._settings import logger, settings
 from sthist.systems.virtual_he.generator import PreparedSection, VirtualStainModel
 from sthist.systems.virtual_he.section import SAMPLE_PX, find_tissue, reference_pixels, resample, sample_tiles
 from sthist.tiles._images.reader import TileReader
-from sthist.tiles._molecules.density import Grid, adaptive_density, count_transcripts, paint_cells
+from sthist.tiles._molecules.density import KERNEL_CELLS, Grid, adaptive_density, count_transcripts, paint_cells
 from sthist.tiles._spec import TileSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sthist._sample.elements import HighResElements
     from sthist.tiles._images.image import Image
 
 
 @njit(nogil=True, cache=True)
-def stain_tiles(stain, raster, low, base, slope, knots, targets, weight, haematoxylin, eosin, per_step, out):
+def stain_tiles(stain, raster, low, base, slope, knots, targets, shares, haematoxylin, eosin, per_step, out):
     """Colour tiles."""
     n, height, width, channels = stain.shape
     last = haematoxylin.shape[0] - 1
+    molecules = 1.0 - shares.sum()
     for t in range(n):
         for i in range(height):
             for j in range(width):
@@ -36,7 +40,7 @@ def stain_tiles(stain, raster, low, base, slope, knots, targets, weight, haemato
                         out[t, i, j, k] = 255
                     continue
                 h = base + slope * max(stain[t, i, j, 0] - low, 0.0)
-                e = (1.0 - weight) * raster[t, i, j, 0]
+                e = molecules * raster[t, i, j, 0]
                 for c in range(1, channels):
                     value = stain[t, i, j, c]
                     below, middle, above = knots[c - 1, 0], knots[c - 1, 1], knots[c - 1, 2]
@@ -46,7 +50,7 @@ def stain_tiles(stain, raster, low, base, slope, knots, targets, weight, haemato
                     else:
                         span = max(above - middle, 1e-6)
                         amount = targets[1] + (targets[2] - targets[1]) * min((value - middle) / span, 2.0)
-                    e += weight * amount / (channels - 1)
+                    e += shares[c - 1] * amount
                 a = min(int(h * tissue * per_step), last)
                 b = min(int(e * tissue * per_step), last)
                 for k in range(3):
@@ -59,6 +63,12 @@ LUT_MAX = 8.0
 
 EOSIN_LEVELS = (0.5, 0.95)
 """Quantiles over the tissue at which eosin is matched; below them it goes to what there is without molecules."""
+
+UPPER_DEVIATIONS = 1.645
+"""Standard deviations between these two quantiles of a Gaussian."""
+
+
+CHANNEL_WEIGHTS = {"cytoplasm": 1.0, "stroma": 1.0, "epithelium": 0.7, "membrane": 0.4, "immune": 0.1}
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,11 @@ class BeerLambertConfig:
         stained".
     cytoplasm_weight
         Share of the cytoplasm channels in eosin where they exist; the rest is molecules.
+    channel_weights
+        How much a channel counts by what it shows: ``"cytoplasm"`` (poly-T, ribosomal RNA, and whatever else a reader
+        calls cytoplasm), ``"stroma"`` (actin, vimentin), ``"epithelium"`` (keratins), ``"membrane"`` (an outline, and
+        no cytoplasm), ``"immune"`` (CD45: lymphocytes have little that eosin binds to). Channels share by their
+        weights, and the largest of these is the part of ``cytoplasm_weight`` that they get.
     bin_um
         Grid on which molecules are counted.
     min_points
@@ -95,6 +110,7 @@ class BeerLambertConfig:
     eosin: tuple[float, float, float] = (0.1, 0.35, 0.7)
     nuclear_quantiles: tuple[float, float] = (0.4, 0.99)
     cytoplasm_weight: float = 0.6
+    channel_weights: dict[str, float] = field(default_factory=lambda: dict(CHANNEL_WEIGHTS))
     bin_um: float = 1.0
     min_points: float = 40.0
     min_qv: float = 20.0
@@ -193,8 +209,9 @@ class BeerLambert(VirtualStainModel):
             on_tissue = tissue > 0.5
             adaptive_density(molecules, on_tissue, n_points=points, min_points=self.config.min_points, out=amount)
             knots = np.quantile(amount[on_tissue], EOSIN_LEVELS, overwrite_input=True)
+            targets = self.config.eosin if points is not None else _as_sure(self.config, knots)
             for row in amount:
-                row[:] = _match(row, knots, self.config.eosin)
+                row[:] = _match(row, knots, targets)
         content.update(raster.data)
         eosin_reader = TileReader.from_array(raster, grid.to_um, reader.spec)
         eosin_from = [*(["cytoplasm channels"] if elements.cytoplasm_channels else []), source]
@@ -207,7 +224,7 @@ class BeerLambert(VirtualStainModel):
             "tissue_um2": float(mask.sum() * mask_grid.bin_um**2),
         }
         logger.info("Eosin comes from: %s.", ", ".join(eosin_from))
-        predict = _StainTiles(self.config, levels)
+        predict = _StainTiles(self.config, levels, channel_shares(self.config, elements.cytoplasm_channels))
         return PreparedSection([reader, eosin_reader], predict, facts, overlap=0.0, concurrent=True)
 
     def _molecules(
@@ -258,10 +275,11 @@ class BeerLambert(VirtualStainModel):
 class _StainTiles:
     """Stains tiles: three table look-ups and two products per pixel and colour.
 
-    ``config``: of the model; ``levels``: quantiles of the nuclear stain, then of each cytoplasm channel.
+    ``config``: of the model; ``levels``: quantiles of the nuclear stain, then of each cytoplasm channel; ``shares``:
+    of each cytoplasm channel in eosin.
     """
 
-    def __init__(self, config: BeerLambertConfig, levels: dict[str, list[float]]) -> None:
+    def __init__(self, config: BeerLambertConfig, levels: dict[str, list[float]], shares: np.ndarray) -> None:
         (low, high), *cytoplasm = levels.values()
         amounts = np.arange(0, LUT_MAX, LUT_STEP)
         haematoxylin = np.exp(-np.outer(amounts, config.haematoxylin_vector)).astype(np.float32)
@@ -269,15 +287,41 @@ class _StainTiles:
         slope = (config.haematoxylin[1] - config.haematoxylin[0]) / (high - low)
         knots = np.array(cytoplasm, np.float32).reshape(len(cytoplasm), 3)
         targets = np.array(config.eosin, np.float32)
-        weight = config.cytoplasm_weight if cytoplasm else 0.0
-        self._arguments = (low, config.haematoxylin[0], slope, knots, targets, weight, haematoxylin, eosin)
+        self._arguments = (low, config.haematoxylin[0], slope, knots, targets, shares, haematoxylin, eosin)
 
     def __call__(self, stain: np.ndarray, raster: np.ndarray) -> np.ndarray:
-        pass
-
         out = np.empty((*stain.shape[:3], 3), np.uint8)
         stain_tiles(stain, raster, *self._arguments, 1 / LUT_STEP, out)
         return out
+
+
+def channel_shares(config: BeerLambertConfig, channels: Sequence[str]) -> np.ndarray:
+    """Share of each cytoplasm channel in eosin, by what it shows."""
+    weights = np.array([config.channel_weights.get(_kind_of(channel), 0.0) for channel in channels], np.float32)
+    if not weights.any():
+        return np.zeros(len(channels), np.float32)
+    return np.float32(config.cytoplasm_weight) * weights.max() * weights / weights.sum()
+
+
+def _kind_of(channel: str) -> str:
+    kinds = _sample.CYTOPLASM_KINDS.items()
+    return next((kind for kind, names in kinds if re.search(names, channel, re.IGNORECASE)), "cytoplasm")
+
+
+def _as_sure(config: BeerLambertConfig, knots: np.ndarray) -> tuple[float, float, float]:
+    """Eosin at the knots, drawn together as far as the spread of the density is the noise of few molecules.
+
+    A density that varies no more than counting does says nothing of where eosin is: stretched over the whole range,
+    it would be pink blotches.
+    """
+    middle, high = (float(knot) for knot in knots)
+    low_eosin, eosin, high_eosin = config.eosin
+    if not high > middle > 0:
+        return config.eosin
+    spread = (high - middle) / middle / UPPER_DEVIATIONS
+    noise = 1 / max(middle * KERNEL_CELLS, config.min_points)
+    sure = max(0.0, 1 - noise / spread**2)
+    return eosin + sure * (low_eosin - eosin), eosin, eosin + sure * (high_eosin - eosin)
 
 
 def _match(values: np.ndarray, knots: np.ndarray, targets: tuple[float, ...]) -> np.ndarray:
