@@ -46,8 +46,8 @@ def her2st(name: str):
     )
 
 
-def cosmx_lung12():
-    """One field of view: a composite whose blue is DAPI, and molecules."""
+def cosmx_lung12(*, outlines: bool = False):
+    """One field of view: a composite whose blue is DAPI, and molecules; with the vendor's cells, if so asked."""
     import anndata as ad
 
     data = folder("cosmx_lung12")
@@ -57,6 +57,7 @@ def cosmx_lung12():
         channels={"stain": ["membrane", "PanCK", "DAPI"]},
         points=data / "fov2_transcripts.parquet",
         table=_with_centres(ad.read_h5ad(data / "fov2_cells.h5ad"), pd.read_parquet(data / "fov2_transcripts.parquet")),
+        labels=data / "fov2_cell_labels.tif" if outlines else None,
     )
 
 
@@ -91,6 +92,22 @@ def merscope_mouse_brain():
 def xenium_ileum_tiny():
     """The vendor's folder, as it is."""
     return sthist.io.xenium(folder("xenium_ileum_tiny") / "outs")
+
+
+def xenium_pancreas():
+    """DAPI, molecules and the vendor's cells of 0.85 x 0.85 mm, at full resolution."""
+    import anndata as ad
+
+    data = folder("xenium_pancreas_crop")
+    table, outlines = ad.read_h5ad(data / "cells.h5ad"), pd.read_parquet(data / "cell_polygons.parquet")
+    known = table.obs_names.isin(outlines["cell_id"].astype(str))
+    return sthist.io.assemble(
+        {"dapi": data / "dapi.png"},
+        mpp=json.loads((data / "geometry.json").read_text())["mpp"],
+        points=data / "transcripts.parquet",
+        table=table[known].copy(),
+        cells=outlines[outlines["cell_id"].astype(str).isin(table.obs_names)],
+    )
 
 
 def xenium_breast_dapi_crop():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import spatialdata as sd
 from flat import ablate_virtual_he
 
 from sthist.benchmark import over_seeds
@@ -85,6 +86,38 @@ def test_variants_of_the_paper():
     assert not any("dot_s" in each for each in told.values())
     assert "half tiles" not in paper_variants(TileSpec(20, 40), "small", {})
     assert "half tiles" not in paper_variants(SPEC, "pix2pix", {})
+
+
+def test_a_model_per_tissue_sees_that_tissue_alone(tiled, trainer, knowing, monkeypatch):
+    """Both variants are scored on the same tiles, and each of the two small models is trained on one sample's."""
+    monkeypatch.setattr(type(knowing(SPEC)), "to", lambda self, device, *, tissue: self, raising=False)
+    samples, tissue = {"u": tiled, "v": sd.deepcopy(tiled)}, {"u": "lung", "v": "skin"}
+    variants = {"all": {}, "own": {"per_tissue": True}}
+    frame = ablate_virtual_he(samples, variants, seeds=(0,), test=0.3, baselines=(), training={"tissue": tissue})
+    together, *apart = trainer.calls
+    assert set(together.parts) == {"u", "v"}
+    assert [set(call.parts) for call in apart] == [{"u"}, {"v"}]
+    for call in apart:
+        (name,) = call.parts
+        assert call.parts[name] == together.parts[name]
+    scored = (
+        frame[frame.method == "model"]
+        .groupby("variant")[["sample", "tile"]]
+        .apply(lambda part: sorted(part.values.tolist()))
+    )
+    assert scored["all"] == scored["own"]
+    np.testing.assert_allclose(frame[frame.method == "model"].ssim, 1)
+    told = paper_variants(SPEC, "small", {"tissue": tissue})
+    assert told["a model per tissue"] == {"per_tissue": True}
+    assert "a model per tissue" not in paper_variants(SPEC, "small", {"tissue": {"u": "lung", "v": "lung"}})
+
+
+@pytest.mark.parametrize("tissue", [None, {"u": "lung", "v": "lung"}], ids=["none", "one"])
+def test_a_model_per_tissue_needs_several(tiled, trainer, tissue):
+    samples = {"u": tiled, "v": sd.deepcopy(tiled)}
+    with pytest.raises(ValueError, match="'per_tissue' is a model for each of several tissues"):
+        ablate_virtual_he(samples, {"own": {"per_tissue": True}}, training={"tissue": tissue})
+    assert not trainer.calls
 
 
 def test_bad_variants(tiled, trainer, knowing):

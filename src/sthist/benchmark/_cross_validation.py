@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sthist._sample.verbs import verb
-from sthist.benchmark._study import BASE, BASELINES, flat_training, run_study
+from sthist.benchmark._study import BASE, BASELINES, PER_TISSUE, flat_training, run_study
 from sthist.tiles import TileSpec
 from sthist.tiles._laid_tiles import laid_tiles
 from sthist.training.splits import Split
@@ -64,7 +64,9 @@ def ablate_virtual_he(
         Arguments of :func:`sthist.tl.train_virtual_he` that a variant changes, by its name; ``{}`` changes nothing. By
         default those of ST2HE's paper: transcripts in many colours, in one, or none; dots of 0.1, 0.3, 0.5, 0.7 and
         0.9; tiles of half the size; a global term of the loss of three times the weight (``"paper"`` and ``"paper-hg"``
-        where the model has a text term, else the adversarial one); and where ``tissue=`` is given, without it.
+        where the model has a text term, else the adversarial one); where ``tissue=`` is given, without it; and where it
+        names several tissues, a model for each of them, trained on it alone: ``{"per_tissue": True}``, which is no
+        argument of the trainer.
     model
         As of :func:`sthist.tl.train_virtual_he`.
     seeds
@@ -139,6 +141,8 @@ def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> d
     variants |= _losses(model, training)
     if training.get("tissue") is not None:
         variants["tissue not said"] = {"tissue": None, "prompts": None} if "prompts" in training else {"tissue": None}
+        if isinstance(training["tissue"], Mapping) and len(set(training["tissue"].values())) > 1:
+            variants["a model per tissue"] = {PER_TISSUE: True}
     return variants
 
 

@@ -40,6 +40,9 @@ BASELINES = ("beer-lambert", FITTED, MEAN)
 BASE, BASELINE = "base", "baseline"
 """Factors of a variant that changes nothing, and of what is not trained."""
 
+PER_TISSUE = "per_tissue"
+"""Argument of a variant that is no argument of the trainer: a model of its own for each tissue."""
+
 REFERENCE_TILES = 64
 """Training tiles from which colours are taken."""
 
@@ -85,6 +88,7 @@ class Study:
     variants: Mapping[str, Mapping[str, Any]]
     factors: Mapping[str, str]
     specs: Mapping[str, TileSpec]
+    per_tissue: frozenset[str]  # variants that are a model of each tissue
 
     def run(self, model: Any, folder: str | Path | None) -> pd.DataFrame:
         """Train and score everything; one tidy frame."""
@@ -103,8 +107,8 @@ class Study:
                 for seed in self.design.seeds:
                     logger.info("Fold %d of %d, %s, seed %d.", number + 1, len(self.folds), variant or MODEL, seed)
                     place = f"{safe_key(variant or MODEL)}-fold{number}-seed{seed}"
-                    trained = self._train(model, variant, fold, seed, None if folder is None else Path(folder) / place)
-                    virtual = self._predict(trained, fold, arguments)
+                    where_to = None if folder is None else Path(folder) / place
+                    virtual = self._held_out(model, variant, fold, seed, where_to, arguments)
                     where = {"variant": variant, "factor": self.factors[variant], "fold": number, "seed": seed}
                     _keep(score(virtual), frames, attrs, method=MODEL, **where)
                     if len(virtual) > 1:
@@ -120,6 +124,31 @@ class Study:
         frame.insert(2, "split", by if isinstance(by, str) else "explicit")
         frame.attrs |= attrs
         return frame
+
+    def _held_out(
+        self, model: Any, variant: str, fold: Fold, seed: int, folder: Path | None, arguments: Mapping[str, Any]
+    ) -> np.ndarray:
+        """Held-out tiles by a model that is trained on the rest, or by one for each of their tissues."""
+        if variant not in self.per_tissue:
+            return self._predict(self._train(model, variant, fold, seed, folder), fold, arguments)
+        spec = self.tiles.spec
+        made = np.empty((len(fold.test), spec.px, spec.px, 3), np.uint8)
+        for tissue, (own, rows) in self._by_tissue(fold, arguments["tissue"]).items():
+            place = None if folder is None else folder / safe_key(tissue)
+            made[rows] = self._predict(self._train(model, variant, own, seed, place), own, arguments)
+        return made
+
+    def _by_tissue(self, fold: Fold, tissue: Any) -> dict[str, tuple[Fold, np.ndarray]]:
+        """The part of a fold that is of each tissue, and which of its test tiles these are."""
+        rows = {name: getattr(fold, name) for name in ("train", "validation", "test")}
+        known: Any = {name: self.tiles.tissues(tissue, each) for name, each in rows.items()}
+        return {
+            each: (
+                Fold(**{name: rows[name][known[name] == each] for name in rows}),
+                np.flatnonzero(known["test"] == each),
+            )
+            for each in dict.fromkeys(known["test"])
+        }
 
     def _train(self, model: Any, variant: str, fold: Fold, seed: int, folder: Path | None) -> VirtualStainModel:
         from sthist.systems.virtual_he.train import train_virtual_he
@@ -206,6 +235,7 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
     data, model, training = arguments["data"], arguments["model"], flat_training(arguments["training"])
     design = Design.of({**arguments, "split": as_split(arguments["split"])})
     full = {name: {**training, **changes} for name, changes in variants.items()}
+    per_tissue = frozenset(name for name, each in full.items() if each.pop(PER_TISSUE, False))
     for each in full.values():
         _require_known(each)
     keys = ("he", "image", "channel", "points", "z")
@@ -222,6 +252,8 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
     grouping = grouped(tiles, design.split, samples)
     for each in full.values():
         _require_tissues(tiles, each)
+    for name in per_tissue:
+        _require_several_tissues(tiles, full[name].get("tissue"))
     folds = folds_in(
         tiles,
         grouping,
@@ -236,7 +268,7 @@ def run_study(arguments: Mapping[str, Any], variants: Mapping[str, Mapping[str, 
         specs[name] = each.pop("spec", None) or tiles.spec
     _require_sizes(model, specs)
     factors = {name: ", ".join(changes) or BASE for name, changes in variants.items()}
-    return Study(design, tiles, grouping, folds, full, factors, specs).run(model, arguments["folder"])
+    return Study(design, tiles, grouping, folds, full, factors, specs, per_tissue).run(model, arguments["folder"])
 
 
 def _require(design: Design) -> None:
@@ -305,6 +337,14 @@ def _require_tissues(tiles: StudyTiles, arguments: Mapping[str, Any]) -> None:
         )
     if tissue is not None and not isinstance(tissue, str):
         require_tissues(tiles.sections, tissue)
+
+
+def _require_several_tissues(tiles: StudyTiles, tissue: Any) -> None:
+    """Refuse a model for each tissue where there is one, or none is said."""
+    known = tiles.tissues(tissue, np.arange(len(tiles.units.sample)))
+    if known is None or len(set(known)) < 2:
+        said = "none is said" if known is None else f"all tiles are of {known[0]!r}"
+        raise ValueError(f"{PER_TISSUE!r} is a model for each of several tissues, and {said}: name them with tissue=.")
 
 
 def _require_seen_tissues(tiles: StudyTiles, folds: list[Fold], tissue: Any) -> None:

@@ -15,7 +15,9 @@ from turbo_files import TINY, Upstream, write_backbone
 
 import sthist
 from sthist.io._files.images import read_image
+from sthist.metrics import _networks
 from sthist.models import ST2HE, ArrayPairs, LossWeights, Pix2PixConfig, ST2HEConfig, TranslationTraining
+from sthist.nets import StructuralLoss
 from sthist.systems.virtual_he.training_loop.training_module import TranslationModule
 from sthist.systems.virtual_he.training_loop.validation import complaint
 from sthist.systems.virtual_he.training_set.pairs import order_of, turned
@@ -268,9 +270,32 @@ class TestSteps:
     def test_text_and_features_of_an_image_text_network(self, backbone, clip):
         model = adapted(backbone)
         options = {"perceptual": "structural", "clip": "quiltnet", "clip_weights": str(clip), **SHORT}
-        model.fit(pairs(prompts=["lung", "a"] * 4), training=model.training(**options))
+        watched = pairs(5, seed=3, prompts=["lung", "a", "lung", "lung", "a"])
+        model.fit(pairs(prompts=["lung", "a"] * 4), validation=watched, training=model.training(**options))
         assert {"l2", "perceptual", "text", "adversarial", "discriminator"} <= set(model.history[-1])
         assert 0 < model.history[-1]["text"] < 2
+        assert 0 < model.history[-1]["validation_text"] < 2
+        assert model.history[-1]["validation_perceptual"] > 0
+
+    def test_networks_that_are_at_hand_judge_an_epoch(self, monkeypatch):
+        """The structural term as it is defined, tile by tile; FID through whatever stands for Inception."""
+        inputs, targets = blots(5, seed=3)
+        model = small()
+        colour = torch.nn.Module()
+        colour.forward = lambda images: images.float().mean((2, 3))
+        monkeypatch.setattr(_networks, "inception_extractor", lambda metric, weights: colour)
+        model.fit(pairs(), validation=ArrayPairs(inputs, targets), training=model.training(**SHORT))
+        made = model.predict(inputs)
+        both = [as_input(torch.from_numpy(tiles), -1.0) for tiles in (made, targets)]
+        expected = float(StructuralLoss(2)(*both))
+        assert model.history[-1]["validation_perceptual"] == pytest.approx(expected, abs=1e-3)
+        fid = sthist.metrics.image.fid(made, targets, encoder=colour)
+        assert model.history[-1]["validation_fid"] == pytest.approx(fid, rel=1e-2)
+
+    def test_without_weights_nothing_is_made_up(self):
+        model = small()
+        model.fit(pairs(), validation=pairs(5, seed=3), training=model.training(**SHORT))
+        assert {"validation_fid", "validation_text"}.isdisjoint(model.history[-1])
 
     def test_learning_rate_falls_along_a_cosine(self):
         training = small().training(epochs=2, steps_per_epoch=51)

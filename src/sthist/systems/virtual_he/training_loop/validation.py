@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sthist._disk import written_whole
-from sthist.training.batches import as_tiles
+from sthist.training.batches import as_input, as_tiles
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,9 @@ and part of the histogram of colours that both have."""
 
 SHOWN, SCORED, CHECKED = 6, 64, 16
 """Tiles of a picture, of the scores of an epoch, and of the look at training tiles at the end."""
+
+LEAST_OF_A_SET = 2
+"""Tiles that FID needs."""
 
 PATCHES = 8
 """Patches along a side of a tile, whose mean colours are compared: where each nucleus lies cannot be known."""
@@ -58,6 +61,10 @@ def _histogram(images: torch.Tensor) -> torch.Tensor:
 class Validation:
     """Scores of an epoch on validation tiles and, every so many epochs, a picture that a person can look at.
 
+    Beside error, PSNR and SSIM there are those that look through a network, where its weights are: the terms of the
+    loss (``validation_perceptual``, which is LPIPS or its stand-in, and ``validation_text``, the likeness to the
+    prompt), and FID, if Inception is in torch's cache. It is of few tiles, so too high, and alike in all epochs.
+
     ``pairs``: tiles; None for none; ``folder``: ``images/epoch_0001.png`` is written there; None to draw nothing;
     ``images_every``: number of epochs between pictures; 0 for none.
     """
@@ -72,7 +79,7 @@ class Validation:
         inputs, fake, real = validated(module, self.pairs)
         if self.folder is not None and self.images_every and epoch % self.images_every == 0:
             _picture(inputs, fake, real, self.folder / "images" / f"epoch_{epoch:04d}.png")
-        return _scores(fake, real)
+        return _scores(fake, real) | _terms(module, self.pairs, fake, real) | _fid(fake, real)
 
 
 def nothing_learned(module: Any) -> str:
@@ -97,7 +104,7 @@ def _patches(tiles: np.ndarray) -> np.ndarray:
 
 def validated(module: Any, pairs: Pairs, most: int = SCORED) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Input, output and real tiles of some pairs, spread over all."""
-    rows = np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int))
+    rows = _spread(pairs, most)
     made, seen, real = [], [], []
     with module.averaged() as generator, torch.inference_mode():
         for start in range(0, len(rows), module.options.batch_size):
@@ -111,10 +118,48 @@ def validated(module: Any, pairs: Pairs, most: int = SCORED) -> tuple[np.ndarray
     return np.concatenate(seen), np.concatenate(made), np.concatenate(real)
 
 
+def _spread(pairs: Pairs, most: int) -> np.ndarray:
+    """Rows of some pairs, spread over all."""
+    return np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int))
+
+
 def _scores(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
     from sthist.metrics import image
 
     return {f"validation_{name}": float(np.mean(getattr(image, name)(fake, real))) for name in ("mse", "psnr", "ssim")}
+
+
+def _terms(module: Any, pairs: Pairs, fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Terms of the loss that look through a network, means over tiles."""
+    looks = module.reconstruction
+    names = [name for name, term in (("perceptual", looks.perceptual), ("text", looks.likeness)) if term is not None]
+    prompts = [pairs.prompts[row] for row in _spread(pairs, SCORED)]
+    total, size = dict.fromkeys(names, 0.0), module.options.batch_size
+    for start in range(0, len(real) if names else 0, size):
+        part = slice(start, start + size)
+        # Both are images from -1 to 1, other than the input of a network.
+        made, true = (as_input(torch.from_numpy(tiles[part]).to(module.device), -1.0) for tiles in (fake, real))
+        codes = torch.tensor([module.prompts.index(prompt) for prompt in prompts[part]], device=module.device)
+        with torch.inference_mode():
+            terms = looks(made, true, codes)
+        for name in names:
+            total[name] += float(terms[name]) * len(true)
+    return {f"validation_{name}": value / len(real) for name, value in total.items()}
+
+
+def _fid(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """FID through Inception; nothing where its weights are not at hand."""
+    from sthist._weights.files import MetricUnavailable
+    from sthist.metrics._deep import frechet
+    from sthist.metrics._networks import extract, inception_extractor
+
+    if len(real) < LEAST_OF_A_SET:
+        return {}
+    try:
+        network = inception_extractor("FID", None)
+    except MetricUnavailable:
+        return {}
+    return {"validation_fid": frechet(extract(network, fake), extract(network, real))}
 
 
 def _visible(tile: np.ndarray) -> np.ndarray:
