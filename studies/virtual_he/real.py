@@ -1,12 +1,13 @@
 """The built-in and the learned virtual H&E on real sections of five platforms and organs, none of which was trained on.
 
 Run ``PYTHONPATH=tests python studies/virtual_he/real.py [--model st2he-small] [--json FILE] [--figure FILE]``. CosMx
-(human lung), MERSCOPE (mouse brain) and Xenium (human breast, ileum, pancreas) as ``tests/realdata.py`` opens them. Both
-models run over each section. Scored are: nuclei found in the virtual H&E against the vendor's outlines, which are of
-cells but in the ileum, and against the nuclei of the stain, beside those of another tile; seams, against the interior of
-the tiles; and how dark the outer 8 px are beside the rest, glass left out. On the breast section the virtual H&E is also
-held against the real one at the real one's resolution, 5.8 µm/px, beside the mean colour and another place: one section,
-a check and no benchmark. (The finer crop of it, 2.4 µm/px, is of another place than the stain's.)
+(human lung), MERSCOPE (mouse brain) and Xenium (human breast, ileum, pancreas) as ``tests/realdata.py`` opens them.
+Both models run over each section. Scored are: nuclei found in the virtual H&E against the vendor's outlines, which are
+of cells but in the ileum, and against the nuclei of the stain, beside those of another tile; seams, against the
+interior of the tiles; and how dark the outer 8 px are beside the rest, glass left out. On the breast section the
+virtual H&E is also held against the real one at the real one's resolution, 5.8 µm/px, beside the mean colour and
+another place: one section, a check and no benchmark. (The finer crop of it, 2.4 µm/px, is of another place than the
+stain's.)
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def border(sdata, key: str) -> dict:
     inside = np.zeros(grey.shape, bool)
     inside[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = True
     tissue = grey < GLASS
-    return {name: round(float(grey[tissue & where].mean()), 1) for name, where in (("border", ~inside), ("inside", inside))}
+    return {
+        name: round(float(grey[tissue & where].mean()), 1) for name, where in (("border", ~inside), ("inside", inside))
+    }
 
 
 def against_real(sdata, keys: list[str], mpp: float) -> dict:

@@ -7,9 +7,13 @@ quarter of a small image), drawn with replacement; those of KID over halves of t
 built-in encoder's features, standardised by the real tiles; their floor is one half of the real tiles against the
 other, their values of as many tiles.
 
+With ``--sections`` it is of some sections alone, which are put into FILE in the place of what was there of them.
+
 Rows: the mean colour of the training sections; the built-in model in its own colours and in those of each training
 section, of which the best on the section itself is kept; the first learned model; the trained ones in the colours of
-training and in those of the section itself; these also without molecules, and with those of another tile.
+training and in those of the section itself; of the first of them also without molecules, with those of another tile,
+and with another light: the stain's gamma, blur, background, shading and noise. ``whole`` holds what the image of a
+whole section shows: PSNR of its outer 8 px and of the rest, and the score of seams.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from sections import HELD_OUT, SIMULATORS, simulated
 
 import sthist
@@ -32,16 +37,59 @@ from sthist.benchmark._tiles import find_extractor, predict_tiles
 from sthist.metrics import image as metrics
 from sthist.metrics._compare import shuffled
 from sthist.metrics._deep import frechet, kernel_distance
-from sthist.tiles import TileReader, TileSpec
+from sthist.tiles import TileReader, TileSpec, read_region
 
-PX, N_TILES, DRAWS = 128, {"C5": 200, "B4": 200}, 400
-FEWER = 60  # tiles of a small image
+PX, N_TILES, DRAWS = 128, {"C5": 120, "B4": 120}, 400
+FEWER = 40  # tiles of a small image
 SCALES = {"C5": (0.7,), "B4": (0.7,), "cmu": (0.5, 0.7)}
 FINE = (0.25, 0.5)
 BLOCK_UM = {"C5": 400.0, "B4": 400.0, "cmu": 200.0}
 SMALL_BLOCK_UM = 130.0
-REFERENCES = ("C3", "C4", "breast_10013", "breast_10026")
+RELIT = {"C5": 0.7, "B4": 0.7, "breast_10018": 0.5}
+"""Sections that are seen under another light, and the µm/px."""
+
+WHOLE = ("breast_10018", "breast_10038")
+"""Sections that are tissue up to their border."""
+
+REFERENCES = ("C4", "breast_10013", "breast_10026")
 """Training sections whose colours the built-in model is shown."""
+
+
+SHADE, HAZE, GRAIN, BLUR_UM = 0.3, 0.2, 0.05, 1.4
+"""Strength of another light: how much dimmer and brighter the sides are, added background and noise relative to the
+brightest nuclei, and standard deviation of the blur."""
+
+BORDER_PX = 8
+
+
+def relit(sdata: Any, change: str) -> Any:
+    """The section with its stain under another light."""
+    import spatialdata as sd
+    from scipy.ndimage import gaussian_filter
+
+    image = sthist.tiles.open_image(sdata, "dapi")
+    levels = read_region(sdata, "dapi", image.extent_um, image.finest_mpp)[..., 0].astype(np.float32)
+    top = np.quantile(levels, 0.999)
+    light = levels / top
+    if change.startswith("gamma"):
+        light = light ** float(change.split()[1])
+    elif change == "blur":
+        light = gaussian_filter(light, BLUR_UM / image.finest_mpp)
+    elif change == "background":
+        light = light + HAZE
+    elif change == "shading":
+        light = light * np.linspace(1 - SHADE, 1 + SHADE, light.shape[1])
+    else:
+        light = light + np.random.default_rng(0).normal(0, GRAIN, light.shape)
+    seen = np.clip(np.rint(light * top), 0, 65535).astype(np.uint16)[None]
+    how = {"dims": ("c", "y", "x"), "c_coords": ["dapi"]}
+    where = sd.transformations.get_transformation(sdata["dapi"], get_all=True)
+    other = sd.SpatialData(images=dict(sdata.images), points=dict(sdata.points), attrs=sdata.attrs)
+    other.images["dapi"] = sd.models.Image2DModel.parse(seen, transformations=where, **how)
+    return other
+
+
+LIGHTS = ("gamma 0.5", "gamma 2", "blur", "background", "shading", "noise")
 
 
 class Held:
@@ -71,6 +119,11 @@ class Held:
         """What a model makes of all tiles."""
         elements = _sample.find_high_res(self.sections[simulator], image="dapi")
         return predict_tiles(model, elements, self.centres, self.spec, molecules=molecules)
+
+    def under(self, change: str, model: Any, simulator: str) -> dict[str, Any]:
+        """Scores of a model whose stain is seen under another light."""
+        elements = _sample.find_high_res(relit(self.sections[simulator], change), image="dapi")
+        return self.row(predict_tiles(model, elements, self.centres, self.spec))
 
     def row(self, tiles: np.ndarray) -> dict[str, Any]:
         """Scores of tiles, with intervals over blocks."""
@@ -110,7 +163,9 @@ def kid_interval(made: np.ndarray, real: np.ndarray, block: np.ndarray) -> list[
     return [round(middle - 1.96 * spread, 4), round(middle + 1.96 * spread, 4)]
 
 
-def rows_of(held: Held, models: dict[str, Any], references: dict[str, Any], colour: np.ndarray) -> list[dict]:
+def rows_of(
+    held: Held, models: dict[str, Any], references: dict[str, Any], first: Any, colour: np.ndarray
+) -> list[dict]:
     """All methods on one section at one scale."""
     facts = {"section": held.name, "mpp": held.spec.mpp, "n": len(held.real), "blocks": int(held.block.max() + 1)}
     half = len(held.real) // 2
@@ -125,14 +180,43 @@ def rows_of(held: Held, models: dict[str, Any], references: dict[str, Any], colo
         stained = {name: held.row(held.predicted(model, simulator)) for name, model in references.items()}
         best = max(stained, key=lambda name: stained[name]["psnr"])
         found["beer_lambert, best of the training's colours"] = stained[best] | {"colours": best}
-        found["st2he-small, the first"] = held.row(held.predicted(sthist.models.load("st2he-small"), simulator))
-        for name, model in models.items():
+        if first is not None:
+            found["st2he-small, the first"] = held.row(held.predicted(first, simulator))
+        for number, (name, model) in enumerate(models.items()):
             found[name] = held.row(held.predicted(model, simulator))
-            found[f"{name}, own colours"] = held.row(held.predicted(model.stained(own), simulator))
-            found[f"{name}, molecules erased"] = held.row(held.predicted(model, simulator, False))
-            found[f"{name}, molecules swapped"] = held.row(held.predicted(model, simulator, others))
+            stained = model.stained(own)
+            found[f"{name}, own colours"] = held.row(held.predicted(stained, simulator))
+            if number:
+                continue
+            found[f"{name}, own colours, molecules erased"] = held.row(held.predicted(stained, simulator, False))
+            found[f"{name}, own colours, molecules swapped"] = held.row(held.predicted(stained, simulator, others))
+            if held.name in RELIT and held.spec.mpp == RELIT[held.name]:
+                for change in LIGHTS:
+                    found[f"{name}, own colours, {change}"] = held.under(change, stained, simulator)
         rows += [facts | {"method": name, "simulator": simulator} | row for name, row in found.items()]
     return rows
+
+
+def whole(sections: dict[str, Any], model: Any) -> dict[str, Any]:
+    """PSNR of the outer pixels and of the rest of whole images, and their seams, by simulator."""
+    from sthist.benchmark._virtual_he import seam_of
+
+    found: dict[str, Any] = {}
+    for simulator, sdata in sections.items():
+        own = sthist.pp.StainReference.fit(sdata, "he")
+        sthist.tl.virtual_he(sdata, model.stained(own), mpp=0.5, key_added="made", overwrite=True)
+        made = sthist.tiles.open_image(sdata, "made")
+        images = [read_region(sdata, key, made.extent_um, 0.5, fill=255).astype(float) for key in ("made", "he")]
+        error = ((images[0] - images[1]) ** 2).mean(-1)
+        inside = np.zeros(error.shape, bool)
+        inside[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = True
+        psnr = {
+            name: 10 * np.log10(255**2 / error[where].mean())
+            for name, where in (("border", ~inside), ("inside", inside))
+        }
+        seam = seam_of(sdata, "made")
+        found[simulator] = {name: round(float(value), 2) for name, value in psnr.items()} | {"seam": seam.get("ratio")}
+    return found
 
 
 def main() -> None:
@@ -140,7 +224,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--models", nargs="*", default=["small"])
+    parser.add_argument("--models", nargs="*", default=["small", "pix2pix"])
+    parser.add_argument("--first", type=Path, help="folder of the first st2he-small, which older releases have")
+    parser.add_argument("--sections", nargs="*")
     given = parser.parse_args()
     sthist.settings.progress, sthist.settings.verbosity = False, "error"
     stored = given.folder / "sections"
@@ -148,32 +234,36 @@ def main() -> None:
     trained = {name: simulated(stored, name, "cells") for name in REFERENCES}
     references = {name: sthist.models.BeerLambert().fit((sdata, "he"), seed=0) for name, sdata in trained.items()}
     colour = training_colour(trained)
-    rows: list[dict] = []
+    first = sthist.models.load(given.first) if given.first is not None else None
     for what, names in HELD_OUT.items():
         for name in names:
+            if given.sections is not None and name not in given.sections:
+                continue
             sections = {simulator: simulated(stored, name, simulator) for simulator in SIMULATORS}
+            rows: list[dict] = []
             for mpp in SCALES.get(name, FINE):
                 held = Held(name, sections, mpp)
-                rows += [{"held out": what, **row} for row in rows_of(held, models, references, colour)]
-                shown = [
-                    "held out",
-                    "section",
-                    "mpp",
-                    "simulator",
-                    "method",
-                    "ssim",
-                    "psnr",
-                    "kid",
-                    "fid",
-                    "nucleus_f1",
-                ]
-                print(pd.DataFrame(rows)[shown].tail(12).round(3).to_string(index=False), flush=True)
-                if given.json is not None:
-                    facts = {
-                        "command": "PYTHONPATH=tests:studies/virtual_he python studies/virtual_he/table.py FOLDER",
-                        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-                    }
-                    given.json.write_text(json.dumps({**facts, "rows": rows}, indent=1).replace("NaN", "null") + "\n")
+                rows += [{"held out": what, **row} for row in rows_of(held, models, references, first, colour)]
+            shown = ["section", "mpp", "simulator", "method", "ssim", "psnr", "kid", "fid", "nucleus_f1"]
+            print(pd.DataFrame(rows)[shown].round(3).to_string(index=False), flush=True)
+            of_whole = {name: whole(sections, next(iter(models.values())))} if name in WHOLE else {}
+            if given.json is not None:
+                keep(given.json, name, rows, of_whole)
+
+
+def keep(path: Path, name: str, rows: list[dict], of_whole: dict[str, Any]) -> None:
+    """Put what was found of a section into a file, in the place of what was there of it."""
+    with FileLock(f"{path}.lock"):
+        before = json.loads(path.read_text()) if path.exists() else {"rows": [], "whole": {}}
+        others = [row for row in before["rows"] if row["section"] != name]
+        order = [each for names in HELD_OUT.values() for each in names]
+        facts = {
+            "command": "PYTHONPATH=tests:studies/virtual_he python studies/virtual_he/table.py FOLDER",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "whole": before["whole"] | of_whole,
+            "rows": sorted([*others, *rows], key=lambda row: order.index(row["section"])),
+        }
+        path.write_text(json.dumps(facts, indent=1).replace("NaN", "null") + "\n")
 
 
 def training_colour(trained: dict[str, Any]) -> np.ndarray:

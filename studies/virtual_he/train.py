@@ -33,12 +33,12 @@ TRAINING = {
 }
 
 
-def lay_tiles(sdata, n_tiles: int) -> None:
-    """Tiles, and what each is for: both ends of a section are not trained on, under either simulator the same."""
+def lay_tiles(sdata, n_tiles: int, *, ends: bool) -> None:
+    """Tiles, and what each is for: both ends of a large section are not trained on, under any simulator the same."""
     sthist.pp.tiles(sdata, size_um=SPEC.size_um, px=SPEC.px, sampling="fps", n_tiles=n_tiles, seed=0, overwrite=True)
     table = sdata["tiles_table"]
     y = table.obsm["spatial"][:, 1]
-    low, high = np.quantile(y, [0.04, 0.94])
+    low, high = np.quantile(y, [0.04, 0.94]) if ends else (-np.inf, np.inf)
     part = np.select([y < low, y > high], ["test", "validation"], "train")
     keep = (part != "train") | (y > low + SPEC.size_um) & (y < high - SPEC.size_um)
     table.obs["part"] = part
@@ -61,14 +61,15 @@ def main() -> None:
         for name in names:
             for simulator in TRAINED_ON:
                 sdata = simulated(given.folder / "sections", name, simulator)
-                lay_tiles(sdata, N_TILES[cohort])
+                lay_tiles(sdata, N_TILES[cohort], ends=cohort == "her2st")
                 samples[f"{name} {simulator}"] = sdata
-    where = given.folder / (given.name or given.model)
+    where = given.folder / (given.name or Path(given.model).name)
     reference = sthist.pp.StainReference.fit(samples["C4 cells"], "he")
     training = TRAINING | {"stain_reference": reference, "epochs": given.epochs, "resume": True} | given.changes
     start = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF)
-    sthist.tl.train_virtual_he(samples, given.model, folder=where, training=training, split="part")
+    model = sthist.models.load(given.model) if Path(given.model).is_dir() else given.model
+    sthist.tl.train_virtual_he(samples, model, folder=where, training=training, split="part")
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     took = {"wall_s": time.perf_counter() - start, "cpu_s": cpu}
