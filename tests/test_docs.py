@@ -163,6 +163,12 @@ def test_figures_of_expression_models_are_those_of_the_study(page):
     assert ranking["filled"](text, page) == text
 
 
+def test_figures_of_virtual_he_are_those_of_the_studies():
+    pages = runpy.run_path(str(ROOT / "studies" / "virtual_he" / "pages.py"))
+    text = pages["PAGE"].read_text()
+    assert pages["filled"](text) == text
+
+
 def test_figures_of_maps_finer_than_spots_are_those_of_the_study():
     rows = {}
     for row in json.loads((ROOT / "studies" / "results" / "superresolution.json").read_text())["rows"]:

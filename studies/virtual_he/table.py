@@ -7,7 +7,9 @@ quarter of a small image), drawn with replacement; those of KID over halves of t
 built-in encoder's features, standardised by the real tiles; their floor is one half of the real tiles against the
 other, their values of as many tiles.
 
-With ``--sections`` it is of some sections alone, which are put into FILE in the place of what was there of them.
+``--peers`` names published packages and the Python of an environment that has each, as ``peers.py`` says; they see the
+stain as the network does, and the density of molecules in the place of a cytoplasm channel. With ``--sections`` it is
+of some sections alone, which are put into FILE in the place of what was there of them.
 
 Rows: the mean colour of the training sections; the built-in model in its own colours and in those of each training
 section, of which the best on the section itself is kept; the first learned model; the trained ones in the colours of
@@ -22,6 +24,9 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +42,10 @@ from sthist.benchmark._tiles import find_extractor, predict_tiles
 from sthist.metrics import image as metrics
 from sthist.metrics._compare import shuffled
 from sthist.metrics._deep import frechet, kernel_distance
-from sthist.tiles import TileReader, TileSpec, read_region
+from sthist.tiles import DensityTiles, TileReader, TileSpec, read_region
 
-PX, N_TILES, DRAWS = 128, {"C5": 120, "B4": 120}, 400
-FEWER = 40  # tiles of a small image
+PX, N_TILES, DRAWS = 128, {"C5": 100, "B4": 100}, 400
+FEWER = 36  # tiles of a small image
 SCALES = {"C5": (0.7,), "B4": (0.7,), "cmu": (0.5, 0.7)}
 FINE = (0.25, 0.5)
 BLOCK_UM = {"C5": 400.0, "B4": 400.0, "cmu": 200.0}
@@ -120,6 +125,17 @@ class Held:
         elements = _sample.find_high_res(self.sections[simulator], image="dapi")
         return predict_tiles(model, elements, self.centres, self.spec, molecules=molecules)
 
+    def by_peer(self, name: str, python: str, simulator: str) -> np.ndarray:
+        """What a published package makes of all tiles."""
+        seen = DensityTiles(self.sections[simulator], self.spec, image="dapi").read(self.centres).astype(np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            given, made = (str(Path(folder) / f"{each}.npz") for each in ("given", "made"))
+            np.savez(given, stain=seen[..., 0], molecules=seen[..., 1], mpp=self.spec.mpp)
+            script = str(Path(__file__).with_name("peers.py"))
+            clean = {each: value for each, value in os.environ.items() if each != "PYTHONPATH"}
+            subprocess.run([python, script, name, given, made], check=True, capture_output=True, env=clean)
+            return np.load(made)["made"]
+
     def under(self, change: str, model: Any, simulator: str) -> dict[str, Any]:
         """Scores of a model whose stain is seen under another light."""
         elements = _sample.find_high_res(relit(self.sections[simulator], change), image="dapi")
@@ -163,36 +179,53 @@ def kid_interval(made: np.ndarray, real: np.ndarray, block: np.ndarray) -> list[
     return [round(middle - 1.96 * spread, 4), round(middle + 1.96 * spread, 4)]
 
 
-def rows_of(
-    held: Held, models: dict[str, Any], references: dict[str, Any], first: Any, colour: np.ndarray
-) -> list[dict]:
+@dataclass(frozen=True)
+class Methods:
+    """What is compared."""
+
+    models: dict[str, Any]
+    references: dict[str, Any]  # the built-in model in the colours of training sections
+    colours: dict[str, Any]  # of the same sections, for models that say stains
+    first: Any  # the first learned model, or None
+    peers: dict[str, str]
+    colour: np.ndarray  # mean of the training
+
+
+def rows_of(held: Held, methods: Methods) -> list[dict]:
     """All methods on one section at one scale."""
-    facts = {"section": held.name, "mpp": held.spec.mpp, "n": len(held.real), "blocks": int(held.block.max() + 1)}
+    facts = {
+        "section": held.name,
+        "mpp": round(held.spec.mpp, 4),
+        "n": len(held.real),
+        "blocks": int(held.block.max() + 1),
+    }
     half = len(held.real) // 2
     floor = {"fid": round(frechet(held.features[:half], held.features[half:]), 2)}
-    flat = held.row(np.broadcast_to(colour.astype(np.uint8), held.real.shape).copy())
+    flat = held.row(np.broadcast_to(methods.colour.astype(np.uint8), held.real.shape).copy())
     rows = [facts | {"method": "mean colour of the training", "simulator": "any"} | flat]
     rows.append(facts | {"method": "real, half against half", "simulator": "any"} | floor)
     own = sthist.pp.StainReference.fit(next(iter(held.sections.values())), "he")
     others = held.centres[shuffled(len(held.centres), 0)]
     for simulator in held.sections:
         found: dict[str, dict] = {"beer_lambert": held.row(held.predicted(sthist.models.BeerLambert(), simulator))}
-        stained = {name: held.row(held.predicted(model, simulator)) for name, model in references.items()}
+        stained = {name: held.row(held.predicted(model, simulator)) for name, model in methods.references.items()}
         best = max(stained, key=lambda name: stained[name]["psnr"])
         found["beer_lambert, best of the training's colours"] = stained[best] | {"colours": best}
-        if first is not None:
-            found["st2he-small, the first"] = held.row(held.predicted(first, simulator))
-        for number, (name, model) in enumerate(models.items()):
-            found[name] = held.row(held.predicted(model, simulator))
-            stained = model.stained(own)
-            found[f"{name}, own colours"] = held.row(held.predicted(stained, simulator))
+        for name, python in methods.peers.items():
+            found[name] = held.row(held.by_peer(name, python, simulator))
+        if methods.first is not None:
+            found["st2he-small, the first"] = held.row(held.predicted(methods.first, simulator))
+        for number, (name, model) in enumerate(methods.models.items()):
+            found[name] = held.row(held.predicted(model.stained(methods.colours[best]), simulator)) | {"colours": best}
+            as_here = model.stained(own)
+            found[f"{name}, own colours"] = held.row(held.predicted(as_here, simulator))
             if number:
                 continue
-            found[f"{name}, own colours, molecules erased"] = held.row(held.predicted(stained, simulator, False))
-            found[f"{name}, own colours, molecules swapped"] = held.row(held.predicted(stained, simulator, others))
-            if held.name in RELIT and held.spec.mpp == RELIT[held.name]:
+            found[f"{name}, own colours, molecules erased"] = held.row(held.predicted(as_here, simulator, False))
+            found[f"{name}, own colours, molecules swapped"] = held.row(held.predicted(as_here, simulator, others))
+            if held.name in RELIT and abs(held.spec.mpp - RELIT[held.name]) < 1e-6:
                 for change in LIGHTS:
-                    found[f"{name}, own colours, {change}"] = held.under(change, stained, simulator)
+                    found[f"{name}, own colours, {change}"] = held.under(change, as_here, simulator)
         rows += [facts | {"method": name, "simulator": simulator} | row for name, row in found.items()]
     return rows
 
@@ -226,6 +259,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=["small", "pix2pix"])
     parser.add_argument("--first", type=Path, help="folder of the first st2he-small, which older releases have")
+    parser.add_argument("--peers", type=json.loads, default={}, help="Python of each by its name, as JSON")
     parser.add_argument("--sections", nargs="*")
     given = parser.parse_args()
     sthist.settings.progress, sthist.settings.verbosity = False, "error"
@@ -233,8 +267,9 @@ def main() -> None:
     models = {name: sthist.models.load(given.folder / name) for name in given.models}
     trained = {name: simulated(stored, name, "cells") for name in REFERENCES}
     references = {name: sthist.models.BeerLambert().fit((sdata, "he"), seed=0) for name, sdata in trained.items()}
-    colour = training_colour(trained)
     first = sthist.models.load(given.first) if given.first is not None else None
+    colours = {name: sthist.pp.StainReference.fit(sdata, "he") for name, sdata in trained.items()}
+    methods = Methods(models, references, colours, first, given.peers, training_colour(trained))
     for what, names in HELD_OUT.items():
         for name in names:
             if given.sections is not None and name not in given.sections:
@@ -243,7 +278,7 @@ def main() -> None:
             rows: list[dict] = []
             for mpp in SCALES.get(name, FINE):
                 held = Held(name, sections, mpp)
-                rows += [{"held out": what, **row} for row in rows_of(held, models, references, first, colour)]
+                rows += [{"held out": what, **row} for row in rows_of(held, methods)]
             shown = ["section", "mpp", "simulator", "method", "ssim", "psnr", "kid", "fid", "nucleus_f1"]
             print(pd.DataFrame(rows)[shown].round(3).to_string(index=False), flush=True)
             of_whole = {name: whole(sections, next(iter(models.values())))} if name in WHOLE else {}
