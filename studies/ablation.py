@@ -62,7 +62,7 @@ def main() -> None:
         split=sthist.models.Split("block", test=0.2, block_um=1000.0),
         metrics=("mse", "psnr", "ssim", "fid", "kid"),
         n_tiles=200,
-        training={"tissue": TISSUE, "max_shift_um": None, "resume": True} | TRAINING,
+        training={"tissue": TISSUE, "max_shift_um": None, "resume": True, "dot_s": 0.3} | TRAINING,
         seed=0,
         folder=arguments.folder,
     )

@@ -75,7 +75,8 @@ def test_variants_of_the_paper():
     variants = paper_variants(SPEC, "small", {})
     assert variants["base"] == {}
     assert {each["mode"] for each in variants.values() if "mode" in each} == {"mono", "none"}
-    assert {each["dot_s"] for each in variants.values() if "dot_s" in each} == {0.1, 0.5, 0.7, 0.9}
+    assert {each["dot_s"] for each in variants.values() if "dot_s" in each} == {0.1, 0.3, 0.5, 0.7, 0.9}
+    assert 0.3 not in {each.get("dot_s") for each in paper_variants(SPEC, "sd-turbo", {}).values()}
     assert variants["half tiles"] == {"spec": TileSpec(16, 32)}
     assert variants["adversarial x 3"]["losses"].adversarial == pytest.approx(3 * LOSSES["small"].adversarial)
     told = paper_variants(TileSpec(112, 224), "sd-turbo", {"tissue": "lung", "mode": "none", "losses": "paper"})

@@ -133,7 +133,7 @@ def paper_variants(spec: TileSpec, model: str, training: Mapping[str, Any]) -> d
     names = {"multi": "many colours", "mono": "one colour", "none": "stain only"}
     variants |= {name: {"mode": each} for each, name in names.items() if each != mode}
     if mode != "none" and training.get("dot_um") is None:
-        drawn = training.get("dot_s", DOT_SIZE)
+        drawn = training.get("dot_s", DOT_SIZE if model == "sd-turbo" else None)
         variants |= {f"dots of {s:g}": {"dot_s": s} for s in DOT_SIZES if s != drawn}
     spec = training.get("spec") or spec
     if spec.px % (2 * STRIDES.get(model, 64)) == 0:

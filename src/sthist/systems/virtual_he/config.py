@@ -295,7 +295,8 @@ class TranslationTraining(Training):
         How transcripts are drawn, as of :class:`sthist.tiles.Overlay`: by default in many colours (``"multi"``,
         ``"permuted"``), from a quality of 20 on. The model keeps it, and draws its input so from then on.
     dot_s
-        Size of the dots, as of the overlay, by default 0.3; of several, one is drawn for each tile, and the first is
+        Size of the dots, as of the overlay; by default 0.3 for ``"sd-turbo"``, and ``dot_um`` of one and a half pixels
+        for models that start from nothing. Of several, one is drawn for each tile, and the first is
         that of predictions.
     molecules, groups, density_um, scales, target
         What the model sees and says, as of :class:`ST2HEConfig`. ``groups`` by default are

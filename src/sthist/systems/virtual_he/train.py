@@ -96,6 +96,9 @@ def require_batch(n: int, batch_size: int) -> None:
 MODELS = ("small", "sd-turbo", "pix2pix")
 SMALL_PX, PAPER_SPEC = 128, TileSpec(size_um=108.8, px=512)
 
+LEAST_DOT_PX = 1.5
+"""Width of a dot, of models that start from nothing: the paper's is half a pixel, a shade that is learned away."""
+
 
 @verb
 def train_virtual_he(
@@ -298,6 +301,8 @@ def _config(model: Any, spec: TileSpec, options: TranslationTraining, prompts: P
         return _continued(model, spec, options.style | _stains_of(options), prompts)
     fields: dict[str, Any] = {**spec.to_dict(), **options.style, "prompts": prompts.texts, "seed": options.seed}
     fields |= _stains_of(options)
+    if model != "sd-turbo" and not {"dot_s", "dot_um"} & set(options.style):
+        fields["dot_um"] = LEAST_DOT_PX * spec.mpp
     if options.molecules == "groups":
         fields["groups"] = options.groups or PROGRAMMES
     if model == "pix2pix":
