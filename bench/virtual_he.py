@@ -1,14 +1,14 @@
 """A learned virtual H&E over a section: how much of the bare network's speed is left.
 
-Run ``python bench/virtual_he.py [--side 2048] [--json FILE]``. The toy's section on disk, ``small`` with random
-weights, which take as long as any: ``tl.virtual_he`` (tiles of 128 px that overlap by a quarter, read, predicted,
-blended and written) is timed in turns with the network alone, on the same tiles in the same batches from memory, and
-with reading, blending and writing alone, by a model that gives its input back. Of seven turns the medians count. What
-is spent in the network and outside of it while the section is worked through is told apart, too: the network alone
-differs by a few per cent from one process to the next, which is as much as a fifth of the rest. On a processor, where
-reading takes the network's own cores, the limit is the bare time and 1.2 times that of the rest. With ``--device cuda``
-it is SD-Turbo's size in bf16, on tiles of 512 px, eager and compiled, beside the device's measured rate of matrix
-products.
+Run ``python bench/virtual_he.py [--side 2048] [--molecules groups] [--json FILE]``. The toy's section on disk,
+``small`` with random weights, which take as long as any: ``tl.virtual_he`` (tiles of 128 px that overlap by a quarter,
+read, predicted, blended and written) is timed in turns with the network alone, on the same tiles in the same batches
+from memory, and with reading, blending and writing alone, by a model that gives its input back. Of seven turns the
+medians count. What is spent in the network and outside of it while the section is worked through is told apart, too:
+the network alone differs by a few per cent from one process to the next, which is as much as a fifth of the rest. On a
+processor, where reading takes the network's own cores, the limit is the bare time and 1.2 times that of the rest. With
+``--device cuda`` it is SD-Turbo's size in bf16, on tiles of 512 px, eager and compiled, beside the device's measured
+rate of matrix products.
 """
 
 from __future__ import annotations
@@ -36,6 +36,19 @@ if TYPE_CHECKING:
 TURNS, BATCH, MOST_OF_THE_REST = 7, 16, 1.2
 
 
+SEEN: dict[str, dict] = {
+    "dots": {},
+    "groups": {
+        "molecules": "groups",
+        "groups": sthist.models.TranslationTraining.PROGRAMMES,
+        "density_um": 2.5,
+        "scales": (0.25, 0.8),
+        "target": "stains",
+    },
+}
+"""What the network sees and says: the paper's dots, or what ``st2he-small`` does."""
+
+
 class Copy(sthist.models.ST2HE):
     """Gives its input back, and keeps it if asked to."""
 
@@ -45,7 +58,7 @@ class Copy(sthist.models.ST2HE):
         """The tiles."""
         if self.kept is not None:
             self.kept.append(tiles.copy())
-        return tiles
+        return tiles[..., :3]
 
 
 def section(folder: Path, side: int) -> Path:
@@ -65,22 +78,22 @@ def seconds(call) -> float:
 @contextmanager
 def clocked() -> Iterator[list[float]]:
     """Time of each pass through a network."""
-    from sthist.systems.virtual_he.inference import Running
+    from sthist.systems.virtual_he.inference import RunningGenerator
 
     took: list[float] = []
-    through = Running.__call__
+    through = RunningGenerator.__call__
 
-    def timed(self: Running, tiles: np.ndarray) -> np.ndarray:
+    def timed(self: RunningGenerator, tiles: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         made = through(self, tiles)
         took.append(time.perf_counter() - start)
         return made
 
-    Running.__call__ = timed  # type: ignore[method-assign]
+    RunningGenerator.__call__ = timed  # type: ignore[method-assign]
     try:
         yield took
     finally:
-        Running.__call__ = through  # type: ignore[method-assign]
+        RunningGenerator.__call__ = through  # type: ignore[method-assign]
 
 
 def pipeline(config: sthist.models.ST2HEConfig, side: int) -> dict:
@@ -159,6 +172,7 @@ def main() -> None:
     """Time, print, and say by the exit status whether the limit is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--molecules", choices=sorted(SEEN), default="dots")
     parser.add_argument("--device")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -169,7 +183,8 @@ def main() -> None:
     if arguments.device:
         result |= on_device(arguments.device)
     else:
-        result |= pipeline(sthist.models.ST2HEConfig(size_um=64.0, px=128), arguments.side)
+        result["molecules"] = arguments.molecules
+        result |= pipeline(sthist.models.ST2HEConfig(size_um=64.0, px=128, **SEEN[arguments.molecules]), arguments.side)
         result["kept"] = result["of_the_rest"] <= MOST_OF_THE_REST
     print(json.dumps(result, indent=1))
     if arguments.json:

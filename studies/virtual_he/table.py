@@ -46,11 +46,10 @@ from sthist.tiles import DensityTiles, TileReader, TileSpec, read_region
 
 PX, N_TILES, DRAWS = 128, {"C5": 100, "B4": 100}, 400
 FEWER = 36  # tiles of a small image
-SCALES = {"C5": (0.7,), "B4": (0.7,), "cmu": (0.5, 0.7)}
-FINE = (0.25, 0.5)
+SCALES = {"C5": (0.7,), "B4": (0.7,), "breast_10018": (0.25, 0.5), "breast_10038": (0.5,), "cmu": (0.5,)}
 BLOCK_UM = {"C5": 400.0, "B4": 400.0, "cmu": 200.0}
 SMALL_BLOCK_UM = 130.0
-RELIT = {"C5": 0.7, "B4": 0.7, "breast_10018": 0.5}
+RELIT = {"C5": 0.7, "breast_10018": 0.5}
 """Sections that are seen under another light, and the µm/px."""
 
 WHOLE = ("breast_10018", "breast_10038")
@@ -276,7 +275,7 @@ def main() -> None:
                 continue
             sections = {simulator: simulated(stored, name, simulator) for simulator in SIMULATORS}
             rows: list[dict] = []
-            for mpp in SCALES.get(name, FINE):
+            for mpp in SCALES[name]:
                 held = Held(name, sections, mpp)
                 rows += [{"held out": what, **row} for row in rows_of(held, methods)]
             shown = ["section", "mpp", "simulator", "method", "ssim", "psnr", "kid", "fid", "nucleus_f1"]
