@@ -56,9 +56,8 @@ def border(sdata, key: str) -> dict:
     inside = np.zeros(grey.shape, bool)
     inside[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = True
     tissue = grey < GLASS
-    return {
-        name: round(float(grey[tissue & where].mean()), 1) for name, where in (("border", ~inside), ("inside", inside))
-    }
+    parts = {"border": tissue & ~inside, "inside": tissue & inside}
+    return {name: round(float(grey[where].mean()), 1) for name, where in parts.items() if where.any()}
 
 
 def against_real(sdata, keys: list[str], mpp: float) -> dict:
@@ -115,6 +114,7 @@ def main() -> None:
     """Run both models on each section, and keep scores and a figure where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="st2he-small")
+    parser.add_argument("--mpp", type=float, default=0.5, help="of the learned model, where the stain is as fine")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
@@ -124,7 +124,9 @@ def main() -> None:
     for name, opened in SECTIONS.items():
         sdata = opened()
         sthist.tl.virtual_he(sdata, BUILT_IN, key_added="built_in")
-        sthist.tl.virtual_he(sdata, sthist.models.load(arguments.model), key_added="learned")
+        model = sthist.models.load(arguments.model)
+        finest = sthist.tiles.open_image(sdata, "built_in").finest_mpp
+        sthist.tl.virtual_he(sdata, model, mpp=float(np.clip(finest, arguments.mpp, 0.8)), key_added="learned")
         sthist.pp.tissue(sdata, min_area_um2=500.0)
         mpp = sthist.tiles.open_image(sdata, "learned").finest_mpp
         sthist.pp.tiles(sdata, size_um=TILE_UM, px=round(TILE_UM / mpp), min_tissue=0.1)
@@ -151,7 +153,7 @@ def main() -> None:
             "min_iou": LEAST_IOU,
             "sections": rows,
         }
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=1).replace("NaN", "null") + "\n")
 
 
 if __name__ == "__main__":

@@ -96,8 +96,6 @@ class StainReference(JSONFile):
         For Macenko: unit vectors of haematoxylin and of eosin, optical densities (base e) of red, green and blue.
     amounts
         For Macenko: 99th percentile of the amount of each over the stained pixels.
-    medians
-        For Macenko: median of the same; None in references that were measured before it was.
     mean, spread
         For Reinhard: mean and standard deviation of the stained pixels' l, alpha and beta
         (:func:`sthist.stains.ruderman_lab`). For channels: of their red, green and blue, 0 to 255.
@@ -125,7 +123,6 @@ class StainReference(JSONFile):
     white: Triple
     vectors: tuple[Triple, Triple] | None = None
     amounts: tuple[float, float] | None = None
-    medians: tuple[float, float] | None = None
     mean: Triple | None = None
     spread: Triple | None = None
     origin: str = ""
@@ -140,8 +137,6 @@ class StainReference(JSONFile):
                     f"{'positive' if name in POSITIVE else 'not negative'}."
                 )
             object.__setattr__(self, name, _plain(values))
-        if self.medians is not None:
-            object.__setattr__(self, "medians", _plain(_numbers(self, "medians", (2,))))
         if self.method == "macenko" and np.abs(np.linalg.norm(self.stains, axis=1) - 1).max() > 0.01:
             raise ValueError(f"StainReference: vectors are {self.vectors!r}; each has the length 1.")
 
@@ -268,16 +263,14 @@ def _macenko(stained: np.ndarray, sample: StainPixels) -> StainReference:
         raise ValueError(f"Of {sample.origin}: {error}") from None
     angle = float(np.rad2deg(np.arccos(np.clip(vectors[0] @ vectors[1], -1, 1))))
     # Not clipped at 0, as stains.concentrations is: the percentile is the same, and a stain that is not there shows.
-    found = stains.optical_density(stained, white) @ np.linalg.pinv(vectors)
-    medians, amounts = np.percentile(found, [50, STRONG], axis=0)
+    amounts = np.percentile(stains.optical_density(stained, white) @ np.linalg.pinv(vectors), STRONG, axis=0)
     if angle < MIN_ANGLE or amounts.min() <= 0:
         raise ValueError(
             f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and at "
             f"least {MIN_ANGLE:g} are needed. Is this an H&E image in colour? method='reinhard' needs no two stains."
         )
     pair = cast("tuple[Triple, Triple]", _plain(vectors))
-    levels = {"amounts": tuple(amounts.tolist()), "medians": tuple(medians.tolist())}
-    return StainReference("macenko", sample.white, vectors=pair, origin=sample.origin, **levels)
+    return StainReference("macenko", sample.white, vectors=pair, amounts=tuple(amounts.tolist()), origin=sample.origin)
 
 
 def _mean_and_spread(stained: np.ndarray, sample: StainPixels, method: Method) -> StainReference:

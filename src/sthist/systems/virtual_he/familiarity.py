@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
     from sthist.systems.virtual_he.training_set.pairs import Pairs
 
-LOOKED_AT, BATCH = 256, 32
+LOOKED_AT, BATCH = 512, 32
 """Training tiles that are described, and how many of them at a time."""
+
+DRAW = (0, 0)
+"""Seed and epoch of how they are drawn."""
 
 QUANTILES, MARGIN = (0.02, 0.98), 0.5
 """Quantiles of a description over the training tiles, and how much of the way between them a usual tile may be off."""
@@ -32,9 +35,12 @@ def described(tiles: np.ndarray) -> np.ndarray:
 
 
 def usual_range(pairs: Pairs) -> dict[str, Any]:
-    """The range of each description over training tiles, as plain values for a config."""
+    """The range of each description over training tiles as they are drawn, at all scales and in all lights.
+
+    Plain values, for a config.
+    """
     rows = np.unique(np.linspace(0, len(pairs) - 1, min(LOOKED_AT, len(pairs))).astype(int))
-    parts = [described(pairs.read(rows[start : start + BATCH], None)[0]) for start in range(0, len(rows), BATCH)]
+    parts = [described(pairs.read(rows[start : start + BATCH], DRAW)[0]) for start in range(0, len(rows), BATCH)]
     low, high = np.quantile(np.concatenate(parts), QUANTILES, axis=0)
     wider = MARGIN * (high - low) + 0.01
     return {"low": (low - wider).round(4).tolist(), "high": (high + wider).round(4).tolist()}

@@ -87,7 +87,6 @@ class GeneratorModel(VirtualStainModel):
     takes_prompts: ClassVar[bool] = True
     tissue: str | None
     compile: bool
-    levels: Any  # of a section, if it is for one
 
     @abstractmethod
     def trainable(self) -> nn.Module:
@@ -108,10 +107,6 @@ class GeneratorModel(VirtualStainModel):
     @abstractmethod
     def stain_colours(self) -> StainReference:
         """The colours that amounts of stains are shown in, of a model that says such."""
-
-    @abstractmethod
-    def at_levels_of(self, tiles: np.ndarray, *, batch_size: int = 16) -> GeneratorModel:
-        """A copy for a section, whose amounts of stains it brings to the levels of the reference."""
 
     @abstractmethod
     def prompt_vectors(self, prompts: Sequence[str]) -> torch.Tensor | None:

@@ -18,8 +18,6 @@ from sthist.tiles._molecules.density import Grid, count_transcripts
 from sthist.training.batches import as_input, as_tiles
 
 if TYPE_CHECKING:
-    import torch
-
     from sthist._sample.elements import HighResElements
     from sthist.systems.virtual_he.generator import GeneratorModel
     from sthist.tiles import Image, TileSpec
@@ -32,9 +30,6 @@ LOOKED_AT = 48
 
 
 MOSTLY_TISSUE = 0.7
-
-CANDIDATES, MEASURED = 200, 32
-"""Places that are tried, and tiles of them that are made to see how strongly a model stains a section."""
 
 
 def prepare_section(
@@ -59,7 +54,6 @@ def prepare_section(
     strange = what_is_strange(usual, seen[_inside(tissue, places)], overlay.channels) if usual else ""
     if strange:
         logger.warning("%s", strange)
-    stained = model.at_levels_of(overlay.read(_on_tissue(tissue, stain)))
     device = model.device_name.partition(":")[0]
     facts = {
         "nuclear_stain": {"images": list(elements.nuclear), "channel": elements.nuclear_channel, "z": elements.z},
@@ -68,7 +62,6 @@ def prepare_section(
         "content": content.hexdigest(),
         "prompt": prompt,
         "colours": None if model.config.target == "rgb" else model.stain_colours().to_dict(),
-        "levels": None if stained.levels is None else dataclasses.asdict(stained.levels),
         "weights": model.weights_sha256(),
         "backbone": model.backbone_sha256(),
         # Half precision, or another kernel, is another image by a level here and there.
@@ -77,7 +70,7 @@ def prepare_section(
     # On the CPU a network takes all cores, whose threads wait for each other: reading in between holds all of them up.
     threads = 1 if device == "cpu" else None
     readers: Any = [overlay, tissue]
-    return PreparedSection(readers, Predict(stained), facts, overlap=OVERLAP, concurrent=False, threads=threads)
+    return PreparedSection(readers, Predict(model), facts, overlap=OVERLAP, concurrent=False, threads=threads)
 
 
 def _input(
@@ -121,13 +114,6 @@ def _inside(tissue: TileReader, places: np.ndarray) -> np.ndarray:
     return tissue.read(places).mean((1, 2, 3)) > MOSTLY_TISSUE
 
 
-def _on_tissue(tissue: TileReader, stain: Image) -> np.ndarray:
-    """Places on tissue that show how strongly a model stains the section."""
-    x0, y0, x1, y1 = stain.extent_um
-    places = np.random.default_rng(1).uniform([x0, y0], [x1, y1], (CANDIDATES, 2))
-    return places[_inside(tissue, places)][:MEASURED]
-
-
 class Predict:
     """What the engine calls, and takes to workers: with the prompt as the generator sees it, and not what embeds it."""
 
@@ -154,7 +140,7 @@ class RunningGenerator:
         import torch
 
         self.version, self.device, self.input_low = model.version, model.device_name, model.config.input_low
-        self.generate, self.translate = model.generate, model.translate
+        self.translate = model.translate
         prompts = model.embedded_prompt()
         self.prompts = None if prompts is None else prompts.to(self.device)
         network: Any = model.inference_network().eval().requires_grad_(False)
@@ -191,14 +177,7 @@ class RunningGenerator:
                 return f"batch_size={n} fits."
         return "Not one fits: something else fills it, or the model is too large for it."
 
-    def said(self, tiles: np.ndarray) -> torch.Tensor:
-        """What the generator says of tiles, (n, 3, px, px) float32 from -1 to 1."""
-        return self._made(self.generate, tiles).float()
-
     def _translated(self, tiles: np.ndarray) -> np.ndarray:
-        return as_tiles(self._made(self.translate, tiles))
-
-    def _made(self, step: Any, tiles: np.ndarray) -> torch.Tensor:
         import torch
 
         # inference_mode and autocast are of a thread.
@@ -206,4 +185,4 @@ class RunningGenerator:
             images = as_input(torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device), self.input_low)
             images = images.contiguous(memory_format=torch.channels_last)
             prompts = None if self.prompts is None else self.prompts.expand(len(images), -1, -1)
-            return step(self.network, images, prompts, None)
+            return as_tiles(self.translate(self.network, images, prompts, None))

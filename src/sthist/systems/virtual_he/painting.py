@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,6 @@ import numpy as np
 
 from sthist.pp import StainReference
 from sthist.pp._stain_normalize.normalizer import with_residual
-from sthist.pp._stain_normalize.reference import STRONG
-from sthist.stains import TISSUE_OD
 from sthist.systems.virtual_he.config import require_two_stains
 
 if TYPE_CHECKING:
@@ -20,10 +17,6 @@ if TYPE_CHECKING:
 MOST, MOST_RESIDUAL = 1.5, 0.4
 """What the value 1 of an output stands for: times the strength of a stain (the 99th percentile of its amount), and
 optical density at right angles to both; -1 is no stain, and as much residual the other way."""
-
-
-LEAST, STEEPEST, LEAST_PIXELS = 0.02, 2.5, 500
-"""The least level that another is divided by, how much a level may be stretched or pressed, and pixels for either."""
 
 
 def colours_of(reference: Any, *, seed: int | None = None) -> StainReference:
@@ -72,59 +65,7 @@ class Restain:
         return np.rint(made.clip(0, 255)).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Levels:
-    """Brings the amounts of a section, parts of the strength of a stain, to the levels of a reference.
-
-    What a network says of a section is right up to how strongly its slide was stained, which nothing in its input
-    tells. Two levels of each stain, of the median pixel and of the strongest, are those of the reference after it.
-
-    ``found``: median and 99th percentile of haematoxylin and of eosin in the section, (2, 2); ``wanted``: the same of
-    the reference.
-    """
-
-    found: tuple[tuple[float, float], tuple[float, float]]
-    wanted: tuple[tuple[float, float], tuple[float, float]]
-
-    def __call__(self, amounts: torch.Tensor) -> torch.Tensor:
-        """Amounts (n, 2, h, w) at the levels of the reference: linear between 0, the median and the strongest."""
-        import torch
-
-        made = []
-        for stain, found, wanted in zip(amounts.unbind(1), self.found, self.wanted, strict=True):
-            middle, low, high = found[0], *self._slopes(found, wanted)
-            made.append(torch.where(stain < middle, stain * low, middle * low + (stain - middle) * high))
-        return torch.stack(made, 1)
-
-    @staticmethod
-    def _slopes(found: tuple[float, float], wanted: tuple[float, float]) -> tuple[float, float]:
-        low = float(np.clip(wanted[0] / max(found[0], LEAST), 1 / STEEPEST, STEEPEST))
-        high = (wanted[1] - found[0] * low) / max(found[1] - found[0], LEAST)
-        return low, float(np.clip(high, 1 / STEEPEST, STEEPEST))
-
-
-def levels_of(said: torch.Tensor, shown: torch.Tensor, reference: StainReference) -> Levels | None:
-    """The levels of a section, from what a generator says of its tiles and their image, to those of a reference.
-
-    Pixels count as of a real slide, where there is stain. None where the reference has no medians, or nothing is
-    stained.
-    """
-    import torch
-
-    if reference.medians is None:
-        return None
-    white = torch.tensor(reference.white, dtype=torch.float32, device=shown.device)[:, None, None]
-    density = -torch.log(((shown.float() + 1) * 127.5).clamp_min(1) / white)
-    amounts = ((said[:, :2].float() + 1) * (MOST / 2)).movedim(1, -1)[(density > TISSUE_OD).any(1)].cpu().numpy()
-    if len(amounts) < LEAST_PIXELS:
-        return None
-    found = np.percentile(amounts, [50, STRONG], axis=0).T.round(5).tolist()
-    strength: Any = reference.amounts
-    wanted = [(max(float(m), 0.0) / float(top), 1.0) for m, top in zip(reference.medians, strength, strict=True)]
-    return Levels(tuple(map(tuple, found)), tuple(wanted))  # type: ignore[arg-type]
-
-
-def painted(amounts: torch.Tensor, reference: StainReference, levels: Levels | None = None) -> torch.Tensor:
+def painted(amounts: torch.Tensor, reference: StainReference) -> torch.Tensor:
     """Images (n, 3, h, w) from -1 to 1 of what a generator says of stains, (n, 3, h, w) from -1 to 1."""
     import torch
 
@@ -132,7 +73,6 @@ def painted(amounts: torch.Tensor, reference: StainReference, levels: Levels | N
         amounts = amounts.float()
         matrix = torch.tensor(density_matrix(reference), dtype=torch.float32, device=amounts.device)
         white = torch.tensor(reference.white, dtype=torch.float32, device=amounts.device) / 255
-        both = (amounts[:, :2] + 1) * (MOST / 2)
-        stains = torch.cat([both if levels is None else levels(both), amounts[:, 2:] * MOST_RESIDUAL], 1)
+        stains = torch.cat([(amounts[:, :2] + 1) * (MOST / 2), amounts[:, 2:] * MOST_RESIDUAL], 1)
         seen = white[:, None, None] * torch.exp(-torch.einsum("nkhw,kc->nchw", stains, matrix))
         return 2 * seen.clamp(0, 1) - 1

@@ -16,7 +16,7 @@ from sthist.systems.virtual_he.config import TranslationTraining
 from sthist.systems.virtual_he.familiarity import usual_range
 from sthist.systems.virtual_he.generator import GeneratorModel
 from sthist.systems.virtual_he.inference import RunningGenerator, prepare_section
-from sthist.systems.virtual_he.painting import Levels, colours_of, levels_of, painted
+from sthist.systems.virtual_he.painting import colours_of, painted
 from sthist.training.options import as_training
 from sthist.training.run_folder import read_history, read_tiles
 
@@ -71,7 +71,6 @@ class Translator(GeneratorModel):
         self.history: list[dict[str, float]] = []
         self.tissue: str | None = None
         self.colours: StainReference | None = None
-        self.levels: Levels | None = None
         self.device: str | None = None
         self.precision = "auto"
         self.compile = False
@@ -322,37 +321,12 @@ class Translator(GeneratorModel):
         other.colours, other._running = colours_of(reference, seed=seed), None
         return other
 
-    def at_levels_of(self, tiles: np.ndarray, *, batch_size: int = 16) -> Translator:
-        """The same model for a section, whose amounts it brings to the levels of the reference.
-
-        Parameters
-        ----------
-        tiles
-            (n, px, px, channels) uint8 of the section's tissue, as of :meth:`predict`.
-        batch_size
-            Tiles at a time.
-
-        Returns
-        -------
-        A copy that shares the weights; the model itself where it says no stains, there are no tiles, or the reference
-        has no medians.
-        """
-        if self.config.target != "stains" or not len(tiles) or self.stain_colours().medians is None:
-            return self
-        import torch
-
-        running, colours = self._ready(), self.stain_colours()
-        said = torch.cat([running.said(tiles[at : at + batch_size]) for at in range(0, len(tiles), batch_size)])
-        other = self.to()
-        other.levels, other._running = levels_of(said, painted(said, colours), colours), None
-        return other
-
     def translate(
         self, generator: nn.Module, images: torch.Tensor, prompts: torch.Tensor | None, noise: torch.Tensor | None
     ) -> torch.Tensor:
         """Images that a generator makes, in the colours of the reference."""
         made = self.generate(generator, images, prompts, noise)
-        return made if self.config.target == "rgb" else painted(made, self.stain_colours(), self.levels)
+        return made if self.config.target == "rgb" else painted(made, self.stain_colours())
 
     def stain_colours(self) -> StainReference:
         """The colours that amounts of stains are shown in."""
@@ -425,7 +399,7 @@ class Translator(GeneratorModel):
 
     def _runs_as(self) -> tuple[Any, ...]:
         """What a network that runs depends on, beside its weights."""
-        return self.tissue, self.device_name, self.chosen_precision(), self.compile, self.colours, self.levels
+        return self.tissue, self.device_name, self.chosen_precision(), self.compile, self.colours
 
     def embedded_prompt(self) -> torch.Tensor | None:
         """The embedded prompt of the tissue; None if the generator takes none."""
