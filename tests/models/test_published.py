@@ -23,19 +23,22 @@ def test_is_small_says_what_it_is_and_runs(name, toy):
     assert "Licence" in (folder / "README.md").read_text()
     assert json.loads((folder / "config.json").read_text())["config"]["training"]["data"]["n_tiles"]["train"] > 100
     sthist.tl.virtual_he(toy, model=name, within=(0, 0, 176, 176))
-    assert toy["virtual_he"].shape == (3, 704, 704)  # 0.25 µm/px, the finest that it makes
+    assert toy["virtual_he"].shape == (3, 352, 352)  # 0.5 µm/px, as the stain
     assert toy["virtual_he"].to_numpy().std() > 5
 
 
 @pytest.mark.parametrize(
     ("name", "corner", "least"),
     [
-        pytest.param("C5", (4000, 5600), (1.0, -0.01), id="same patient", marks=pytest.mark.slow),
-        pytest.param("B4", None, (-1.5, -0.06), id="another patient", marks=pytest.mark.slow),
+        pytest.param("C5", (4000, 5600), (0.0, -0.05), id="same patient", marks=pytest.mark.slow),
+        pytest.param("B4", None, (-1.0, -0.03), id="another patient", marks=pytest.mark.slow),
     ],
 )
 def test_beside_the_built_in_model_on_real_histology(name, corner, least):
-    """Nearer within the patient and on another: PSNR and SSIM, on simulated data, both in the colours of C4."""
+    """Crops of 350 µm, which say little of how a section is stained: in the colours of C4 it is as good, and no better.
+
+    PSNR and SSIM, on simulated data; ``studies/virtual_he/table.py`` has whole sections.
+    """
     side = SIDE // 2
     real = crop(name, corner)[:side, :side]
     sdata = sthist.datasets.simulate_hrst(real, MPP, seed=1)
@@ -48,5 +51,6 @@ def test_beside_the_built_in_model_on_real_histology(name, corner, least):
         scores[key] = [
             float(np.mean(metric(made, real))) for metric in (sthist.metrics.image.psnr, sthist.metrics.image.ssim)
         ]
+    print(name, scores)
     assert scores["virtual_he"][0] > scores["built_in"][0] + least[0]
     assert scores["virtual_he"][1] > scores["built_in"][1] + least[1]
