@@ -308,12 +308,11 @@ class DensityTiles:
         share = 1.0 if within.all() else np.maximum(gaussian_filter(within, **how), 0.05)
         density = np.stack([gaussian_filter(each.astype(np.float32), **how) for each in counts]) / share
         relative = density / (self._typical * bin_um**2)[:, None, None].astype(np.float32)
-        rows, columns = (
-            _between((corner[axis] + (np.arange(px) + 0.5) * self.spec.mpp) / bin_um - first[axis] - 0.5, n)
-            for axis, n in ((1, counts.shape[1]), (0, counts.shape[2]))
-        )
-        seen = np.einsum("yi,gij,xj->yxg", rows, relative, columns, optimize=True)
-        return np.log1p(seen) / np.float32(np.log1p(FULL))
+        seen = relative
+        for axis, low in ((1, first[1]), (0, first[0])):
+            places = (corner[axis] + (np.arange(px) + 0.5) * self.spec.mpp) / bin_um - low - 0.5
+            seen = _between(seen, places, axis=2 - axis)
+        return np.moveaxis(np.log1p(seen) / np.float32(np.log1p(FULL)), 0, -1)
 
 
 def _level(value: float, ends: tuple[float, float]) -> int:
@@ -335,6 +334,13 @@ def _around_half(counts: np.ndarray) -> float:
     return float(around.ravel()[order][np.searchsorted(below, below[-1] / 2)]) if below[-1] else np.inf
 
 
-def _between(places: np.ndarray, n: int) -> np.ndarray:
-    """Weights (m, n) of linear interpolation between n values at the places 0 to n - 1."""
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(n))).astype(np.float32)
+def _between(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
+    """Values along an axis at places between them, by linear interpolation.
+
+    By a product of matrices it would be shorter, and its threads would wait on the cores that a network is to have.
+    """
+    below = np.clip(np.floor(places).astype(np.int64), 0, values.shape[axis] - 2)
+    share = np.clip(places - below, 0, 1).astype(values.dtype)
+    share = share.reshape([-1 if each == axis else 1 for each in range(values.ndim)])
+    low, high = (np.take(values, below + step, axis) for step in (0, 1))
+    return low + share * (high - low)
