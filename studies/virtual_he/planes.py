@@ -1,9 +1,10 @@
 """ST2HE on lung cancer: virtual H&E of neighbouring planes trains an annotator, the centre plane tests it.
 
-Run ``python studies/virtual_he/planes.py FOLDER REGIONS.geojson [--model st2he-small] [--encoder conch] [--json
-FILE]``. FOLDER is a store of SpatialData whose nuclear stain is a stack of planes (MERSCOPE, or CosMx with its
-morphology images), REGIONS the pathologist's annotation of growth patterns (acinar, solid, micropapillary). Of each
-plane a virtual H&E is made of its stain and its transcripts; tiles of all planes but the middle one train.
+Run ``python studies/virtual_he/planes.py STORE REGIONS.geojson --stain KEY --planes 0 1 2 [--model st2he-small]
+[--encoder conch] [--json FILE]``. STORE is a SpatialData whose nuclear stain is a stack of planes
+(MERSCOPE, or CosMx with its morphology images), REGIONS the pathologist's annotation of growth patterns (acinar,
+solid, micropapillary). Of each plane a virtual H&E is made of its stain and its transcripts; tiles of all planes but
+the middle one train.
 
 The planes of a section show the same nuclei, some of them twice. So beside the paper's split (by plane) stands one by
 squares of tissue: what the annotator knows of a place that it has seen in no plane. The difference is what the same
@@ -68,15 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("regions", type=Path)
-    parser.add_argument("--stain", help="key of the stack")
-    parser.add_argument("--planes", type=int, nargs="*")
+    parser.add_argument("--stain", required=True, help="key of the stack")
+    parser.add_argument("--planes", type=int, nargs="+", required=True, help="of it, in order; the middle one tests")
     parser.add_argument("--model", default="st2he-small")
     parser.add_argument("--encoder", default="conch")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sdata = sd.read_zarr(given.store)
-    stain = given.stain or sthist.tiles.open_image(sdata, None).key
-    planes = given.planes or list(range(sdata[stain].sizes["z"]))
+    stain, planes = given.stain, given.planes
     sthist.io.read_annotations(sdata, given.regions, image=stain, key_added="regions")
     sthist.pp.tissue(sdata)
     tiles = tiles_of_planes(sdata, stain, planes, "regions", model=given.model, encoder=given.encoder)

@@ -80,6 +80,12 @@ def test_a_channel_that_says_little_takes_nothing_from_one_that_says_much():
     assert with_other > 0.85 * step
 
 
+@pytest.mark.parametrize("weights", [{"epithelial": 1.0}, {"immune": -1.0}, {"membrane": float("nan")}])
+def test_weights_of_channels_that_cannot_be(weights):
+    with pytest.raises(ValueError, match="channel_weights has"):
+        BeerLambertConfig(channel_weights=weights)
+
+
 def test_counting_noise_makes_no_blotches_and_structure_stays():
     """Molecules that are as likely everywhere, and three times as likely in the right half."""
     rng = np.random.default_rng(0)

@@ -67,8 +67,8 @@ EOSIN_LEVELS = (0.5, 0.95)
 UPPER_DEVIATIONS = 1.645
 """Standard deviations between these two quantiles of a Gaussian."""
 
-
 CHANNEL_WEIGHTS = {"cytoplasm": 1.0, "stroma": 1.0, "epithelium": 0.7, "membrane": 0.4, "immune": 0.1}
+"""How much a channel says of eosin, by what it shows."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,13 @@ class BeerLambertConfig:
     bin_um: float = 1.0
     min_points: float = 40.0
     min_qv: float = 20.0
+
+    def __post_init__(self) -> None:
+        for kind, weight in self.channel_weights.items():
+            if kind not in CHANNEL_WEIGHTS or not (np.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"channel_weights has {kind!r}: {weight!r}; each of {list(CHANNEL_WEIGHTS)} has a number from 0 on."
+                )
 
 
 class BeerLambert(VirtualStainModel):
