@@ -11,6 +11,7 @@ import pytest
 import spatialdata as sd
 from PIL import Image
 from realdata import folder
+from realdata import picture as picture_of
 
 import sthist
 from sthist import stains
@@ -106,6 +107,25 @@ def test_vectors_as_by_the_papers_recipe(name):
     found = stain_normalize(slide(pixels, mpp), mpp=mpp).source
     assert degrees(found.stains, macenko_2009(pixels, found.white)).max() < 5
     assert all(180 <= level <= 255 for level in found.white)
+
+
+def test_pale_tissue_is_not_taken_for_glass():
+    """An image without glass, much of which is pale cytoplasm: of all its tissue, 13 % was brighter than its glass."""
+    path = folder("brecahad_tumor_nuclei") / "images" / "breast_10038.jpg"
+    pixels = picture_of(path).transpose(1, 2, 0)
+    assert StainReference.fit(slide(pixels, 0.25)).white == (255, 255, 255)
+    assert min(StainReference.fit(np.ascontiguousarray(pixels)).white) > 240
+
+
+def test_a_reference_knows_the_mean_of_its_stains(stained):
+    """Mean amounts are of the stained pixels; a reference without them stays one."""
+    found = StainReference.fit(stained)
+    assert found.mean_amounts == pytest.approx(np.array([1.2 * 0.4, 1.2 * 0.4 * 0.7]), rel=0.25)
+    without = found.to_dict()
+    del without["mean_amounts"]
+    assert StainReference.from_dict(without).mean_amounts is None
+    with pytest.raises(ValueError, match="mean_amounts is"):
+        StainReference.from_dict(without | {"mean_amounts": [0.2, float("nan")]})
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])

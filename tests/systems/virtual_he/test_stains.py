@@ -30,6 +30,17 @@ def unit(reference):
 
 
 PINK, BLUE = unit(PINK), unit(BLUE)
+KNOWN = dataclasses.replace(PINK, mean_amounts=(0.4, 0.3))
+
+
+def test_eosin_is_as_strong_as_its_mean():
+    """A vessel full of blood that doubles the 99th percentile changes no colour; where no mean is known, it does."""
+    bloody = {"amounts": (PINK.amounts[0], 2 * PINK.amounts[1])}
+    np.testing.assert_allclose(density_matrix(dataclasses.replace(KNOWN, **bloody)), density_matrix(KNOWN))
+    without = density_matrix(dataclasses.replace(PINK, **bloody)) / density_matrix(PINK)
+    np.testing.assert_allclose(without[1], 2)
+    paler = dataclasses.replace(KNOWN, mean_amounts=(0.4, 0.15))
+    np.testing.assert_allclose(density_matrix(paler) / density_matrix(KNOWN), [[1] * 3, [0.5] * 3, [1] * 3])
 
 
 @pytest.fixture(autouse=True)

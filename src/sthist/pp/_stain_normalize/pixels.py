@@ -28,6 +28,10 @@ MIN_AREA_UM2, MAX_HOLE_UM2 = 600.0, 2500.0
 GLASS_FROM = 180
 """Glass is at least as bright as this in all colours."""
 
+CLEARER, FEW = 6, 0.05
+"""So many grey levels above it, glass is surpassed by noise alone, that is in fewer than this part of the tissue. In
+sections with glass, 0 to 0.2 % of the tissue is so bright; where pale tissue was taken for glass, 11 %."""
+
 
 @dataclass(frozen=True)
 class StainPixels:
@@ -66,9 +70,10 @@ def _of_section(
     spec = TileSpec.from_mpp(max(mpp, he.coarsest_mpp), TILE_PX)
     reader = TileReader.from_image(he, spec, fill=255, allow_upsampling=True)
     drawn = tissue_tiles(sdata, reader, within=within, n_tiles=n_tiles, seed=seed)
-    white = _white_of(drawn.glass) if white is None else _checked_white(white)
+    pixels = drawn.tiles[drawn.on_tissue]
+    white = _white_of(drawn.glass, pixels) if white is None else _checked_white(white)
     origin = f"images[{he.key!r}], {len(drawn.tiles)} tiles of {spec.size_um:g} µm at {spec.mpp:.4g} µm/px"
-    return StainPixels(drawn.tiles[drawn.on_tissue], white, origin)
+    return StainPixels(pixels, white, origin)
 
 
 @dataclass(frozen=True)
@@ -136,19 +141,22 @@ def _of_array(array: np.ndarray, white: Any) -> StainPixels:
     tissue = clean(mask_of_he(pixels, step / 2), step / 2, MIN_AREA_UM2, MAX_HOLE_UM2) & ~strange
     if not tissue.any():
         raise ValueError(f"Found no tissue in the array of shape {array.shape}: its stain cannot be measured.")
-    white = _white_of(pixels[~tissue & ~strange]) if white is None else _checked_white(white)
+    white = _white_of(pixels[~tissue & ~strange], pixels[tissue]) if white is None else _checked_white(white)
     return StainPixels(pixels[tissue], white, f"an array of shape {array.shape}")
 
 
-def _white_of(pixels: np.ndarray) -> tuple[float, float, float]:
-    """The grey level of glass, the median of what is bright; 255 where almost nothing is.
+def _white_of(beside: np.ndarray, tissue: np.ndarray) -> tuple[float, float, float]:
+    """The grey level of glass, the median of what is bright beside the tissue; 255 where almost nothing is.
 
-    Pure white does not count: it is what a scanner or a reader puts where it has seen nothing.
+    It is 255, too, where much of the tissue is brighter: what was taken for glass is pale tissue then. Pure white does
+    not count: it is what a scanner or a reader puts where it has seen nothing.
     """
-    glass = pixels[(pixels >= GLASS_FROM).all(1) & (pixels < 255).any(1)]
-    if len(glass) < max(20, 0.01 * len(pixels)):
+    glass = beside[(beside >= GLASS_FROM).all(1) & (beside < 255).any(1)]
+    if len(glass) < max(20, 0.01 * len(beside)):
         return (255.0, 255.0, 255.0)
     r, g, b = np.median(glass, axis=0).tolist()
+    if (tissue > np.array([r, g, b]) + CLEARER).all(1).mean() > FEW:
+        return (255.0, 255.0, 255.0)
     return (r, g, b)
 
 

@@ -27,7 +27,7 @@ FIELDS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """What each method measures, and the shape of it."""
 
-POSITIVE = ("white", "amounts", "spread")
+POSITIVE = ("white", "amounts", "spread", "mean_amounts")
 
 STRONG = 99
 """Percentile of a stain's amount that stands for its strength."""
@@ -96,6 +96,9 @@ class StainReference(JSONFile):
         For Macenko: unit vectors of haematoxylin and of eosin, optical densities (base e) of red, green and blue.
     amounts
         For Macenko: 99th percentile of the amount of each over the stained pixels.
+    mean_amounts
+        For Macenko: mean of the amount of each over the stained pixels, where it is known; a model of stains goes by
+        it for eosin, of which the strongest is blood as often as it is tissue.
     mean, spread
         For Reinhard: mean and standard deviation of the stained pixels' l, alpha and beta
         (:func:`sthist.stains.ruderman_lab`). For channels: of their red, green and blue, 0 to 255.
@@ -126,10 +129,12 @@ class StainReference(JSONFile):
     mean: Triple | None = None
     spread: Triple | None = None
     origin: str = ""
+    mean_amounts: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         require_method(self.method)
-        for name, shape in FIELDS[self.method].items():
+        known = {"mean_amounts": (2,)} if self.mean_amounts is not None else {}
+        for name, shape in (FIELDS[self.method] | known).items():
             values = _numbers(self, name, shape)
             if values.min() < 0 and name != "mean" or name in POSITIVE and values.min() == 0:
                 raise ValueError(
@@ -263,14 +268,23 @@ def _macenko(stained: np.ndarray, sample: StainPixels) -> StainReference:
         raise ValueError(f"Of {sample.origin}: {error}") from None
     angle = float(np.rad2deg(np.arccos(np.clip(vectors[0] @ vectors[1], -1, 1))))
     # Not clipped at 0, as stains.concentrations is: the percentile is the same, and a stain that is not there shows.
-    amounts = np.percentile(stains.optical_density(stained, white) @ np.linalg.pinv(vectors), STRONG, axis=0)
+    of_pixels = stains.optical_density(stained, white) @ np.linalg.pinv(vectors)
+    amounts = np.percentile(of_pixels, STRONG, axis=0)
     if angle < MIN_ANGLE or amounts.min() <= 0:
         raise ValueError(
             f"{sample.origin} shows one stain only: the two that differ most are {angle:.1f} degrees apart, and at "
             f"least {MIN_ANGLE:g} are needed. Is this an H&E image in colour? method='reinhard' needs no two stains."
         )
     pair = cast("tuple[Triple, Triple]", _plain(vectors))
-    return StainReference("macenko", sample.white, vectors=pair, amounts=tuple(amounts.tolist()), origin=sample.origin)
+    means = of_pixels.clip(0).mean(0)
+    return StainReference(
+        "macenko",
+        sample.white,
+        vectors=pair,
+        amounts=tuple(amounts.tolist()),
+        mean_amounts=tuple(means.tolist()),
+        origin=sample.origin,
+    )
 
 
 def _mean_and_spread(stained: np.ndarray, sample: StainPixels, method: Method) -> StainReference:
