@@ -232,14 +232,16 @@ class TestNumbers:
             sthist.pl.cells(sdata, "n", vmin=5, vmax=2)
 
     def test_scores_of_several_classes(self, sdata):
-        """Each class has limits of its own; one that is given is that of all."""
+        """All classes have one scale, and each its own where that is asked for."""
         sthist.pp.tissue(sdata)
         sthist.pp.tiles(sdata, size_um=32, px=64)
         table = sdata["tiles_table"]
         values = np.random.default_rng(0).random((table.n_obs, 2)) * [1, 5]
         table.obsm["kind_score"] = pd.DataFrame(values, index=table.obs_names, columns=["a", "b"])
-        own = [ax.get_images()[-1].get_clim() for ax in sthist.pl.score_map(sdata, "kind")]
+        own = [ax.get_images()[-1].get_clim() for ax in sthist.pl.score_map(sdata, "kind", shared=False)]
         np.testing.assert_allclose(own, np.c_[values.min(0), values.max(0)])
+        together = [ax.get_images()[-1].get_clim() for ax in sthist.pl.score_map(sdata, "kind")]
+        np.testing.assert_allclose(together, [[values.min(), values.max()]] * 2)
         axes = sthist.pl.score_map(sdata, "kind", vmin=0, vmax="p90")
         limits = {ax.get_images()[-1].get_clim() for ax in axes}
         assert len(limits) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from scipy.ndimage import uniform_filter
 
 import sthist
 from sthist.pl import _virtual_he as module
@@ -99,3 +100,31 @@ def test_save(stained, tmp_path):
     """A file."""
     sthist.pl.virtual_he(stained, panels=["virtual"], save=tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_transcripts_can_be_seen_at_any_zoom(stained):
+    """Around a molecule, they cover a part of the tissue that is neither black nor full, whatever is shown."""
+    for side in (300, 100, 30):
+        low = 150 - side / 2
+        within = (low, low, low + side, low + side)
+        (ax,) = sthist.pl.virtual_he(stained, panels=["transcripts"], within=within)
+        pixels = np.asarray(ax.get_images()[0].get_array())
+        x0, x1, y1, y0 = ax.get_images()[0].get_extent()
+        x, y = (stained["transcripts"][name].compute().to_numpy() for name in "xy")
+        columns = ((x - x0) / (x1 - x0) * pixels.shape[1]).astype(int)
+        rows = ((y - y0) / (y1 - y0) * pixels.shape[0]).astype(int)
+        inside = (x > x0) & (x < x1) & (y > y0) & (y < y1)
+        around = uniform_filter((pixels.max(-1) > 0.3).astype(float), 15)
+        assert 0.1 < around[rows[inside], columns[inside]].mean() < 0.9
+
+
+def test_chosen_genes_have_a_legend_with_their_colours(stained):
+    genes = ["EPCAM", "COL1A1"]
+    (ax,) = sthist.pl.virtual_he(stained, panels=["transcripts"], genes=genes)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == sorted(genes)
+    pixels = np.asarray(ax.get_images()[0].get_array())
+    seen = pixels[pixels.max(-1) > 0]
+    seen = seen / seen.max(-1, keepdims=True)
+    for handle in ax.get_legend().legend_handles:
+        colour = np.array(handle.get_color()[:3])
+        assert (np.abs(seen - colour / colour.max()).max(-1) < 0.02).any()

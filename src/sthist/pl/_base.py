@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from sthist.tiles._images.image import Image
 
 
-def background(sdata: SpatialData, image: str | None, extent: Extent, mpp: float) -> np.ndarray | None:
-    """The H&E, or the image that is named, at some resolution, (h, w, 3) uint8; None where there is none."""
-    if image is None:
+def background(sdata: SpatialData, image: str | bool | None, extent: Extent, mpp: float) -> np.ndarray | None:
+    """The H&E, or the image that is named, as (h, w, 3) uint8; None where there is none, and for False."""
+    if image is False:
+        return None
+    if image is None or image is True:
         try:
             image = _sample.find_he(sdata)
         except (KeyError, ValueError):

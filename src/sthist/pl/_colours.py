@@ -78,13 +78,13 @@ class Numbers:
         """As matplotlib's functions take it."""
         return {"cmap": self.cmap, "vmin": self.vmin, "vmax": self.vmax}
 
-    def bar(self, ax: Axes) -> None:
+    def bar(self, ax: Axes, label: str = "") -> None:
         """The colour bar of these limits, opaque, beside the axes."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
         shown = ScalarMappable(Normalize(self.vmin, self.vmax), self.cmap)
-        ax.figure.colorbar(shown, ax=ax, shrink=0.8, pad=0.02)
+        ax.figure.colorbar(shown, ax=ax, shrink=0.8, pad=0.02).set_label(label, fontsize="small")
 
 
 def colours_of(

@@ -24,7 +24,7 @@ from sthist.pl._base import (
     sample_image,
     show_image,
 )
-from sthist.pl._colours import is_number, limit, numbers_of, settle_numbers
+from sthist.pl._colours import is_number, numbers_of, settle_numbers
 from sthist.tiles import TileReader, TileSpec
 from sthist.tiles._images.image import open_image
 
@@ -52,6 +52,7 @@ def score_map(
     within: Any = None,
     cmap: str = "magma",
     alpha: float = 0.65,
+    shared: bool = True,
     vmin: float | str | None = None,
     vmax: float | str | None = None,
     ncols: int = 3,
@@ -80,9 +81,10 @@ def score_map(
         default.
     cmap, alpha
         Colour map and opacity of the scores. What has none stays clear.
+    shared
+        Whether all panels have one scale, so that a colour stands for one score; else each class has its own.
     vmin, vmax
-        Limits of all panels: a value, or a quantile of all of them such as ``"p99"``. By default each class has its
-        own, and its own colour bar.
+        Limits: a value, or a quantile of what is shown such as ``"p99"``; all of it by default.
     ncols
         Panels in a row.
     axes
@@ -122,16 +124,16 @@ def score_map(
                 f"No score of {name!r} lies in x {extent[0]:g} to {extent[2]:g} and y {extent[1]:g} to {extent[3]:g} "
                 "µm."
             )
-    every = np.concatenate([values[np.isfinite(values)] for values in rasters.values()])
-    low, high = (None if each is None else limit(each, every, "p0") for each in (vmin, vmax))
+    every = np.concatenate([values.ravel() for values in rasters.values()])
+    together = settle_numbers(every, repr(key), cmap, vmin, vmax) if shared else None
     below = background(sdata, image, extent, mpp)
     for ax, (name, values) in zip(drawn, rasters.items(), strict=True):
         if below is not None:
             show_image(ax, below, extent, name)
-        numbers = settle_numbers(values, repr(name), cmap, low, high)
+        numbers = together or settle_numbers(values, repr(name), cmap, vmin, vmax)
         opacity = alpha if below is not None else 1.0
         show_image(ax, np.ma.masked_invalid(values), extent, name, alpha=opacity, **numbers.how)
-        numbers.bar(ax)
+        numbers.bar(ax, "" if len(drawn) == 1 else "one scale" if shared else "own scale")
         add_scale_bar(ax, extent, "black")
     return finish(drawn, save)
 

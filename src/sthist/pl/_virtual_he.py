@@ -11,7 +11,7 @@ from sthist._sample.elements import is_gene, region_geometry
 from sthist._sample.verbs import verb
 from sthist._tables.genes import closest
 from sthist.pl._base import Extent, add_scale_bar, finish, make_axes, panel_mpp, read_rgb, show_image
-from sthist.pl._colours import limit
+from sthist.pl._colours import colour_legend, limit
 from sthist.tiles._images.image import open_image
 from sthist.tiles._images.reader import read_box, seen_grid
 from sthist.tiles._molecules.density import iter_points
@@ -69,7 +69,7 @@ def virtual_he(
     he
         The real H&E.
     genes
-        Show the transcripts of these genes only.
+        Show the transcripts of these genes only; up to 12 have a legend with the colour of each.
     cmap, vmin, vmax
         Colour map and limits of the nuclear stain; a limit is a value, or a quantile such as ``"p99"``.
     ncols
@@ -129,6 +129,9 @@ def virtual_he(
             show_image(ax, stain, extent, TITLES[panel], cmap=cmap, **limits)
         elif panel == "transcripts":
             show_image(ax, _dots(elements, extent, mpp, genes), extent, TITLES[panel])
+            if genes is not None and len(set(genes)) <= LEGEND_GENES:
+                named = tuple(sorted(set(map(str, genes))))
+                colour_legend(ax, named, gene_colours("fixed", named) / 255)
         else:
             shown_image = open_image(sdata, key if panel == "virtual" else str(he))
             show_image(ax, read_rgb(shown_image, extent, mpp), extent, TITLES[panel])
@@ -146,8 +149,18 @@ def _real_he(sdata: SpatialData, he: str | None) -> str | None:
         return None
 
 
+LEGEND_GENES = 12
+
+COVERED, DOT_UM, MOST_PX = 0.5, 2.0, 7
+"""Dots are as large as it takes for them to cover this part of where they lie, but no wider than this on the tissue,
+and than so many pixels."""
+
+
 def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence[str] | None) -> np.ndarray:
-    """Transcripts on black, (h, w, 3): in the colours of pl.overlay, the brighter, the more there are."""
+    """Transcripts on black, (h, w, 3), in the colours of pl.overlay: as dots that can be seen, or their density.
+
+    Where a pixel holds many, it is the brighter, the more there are; where they lie apart, each is a disc.
+    """
     import pandas as pd
 
     gene = _sample.find_transcripts(elements.sdata, elements.points)[1] or ""
@@ -170,9 +183,32 @@ def _dots(elements: HighResElements, extent: Extent, mpp: float, genes: Sequence
         keep = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1]) & (codes >= 0)
         np.add.at(counts, (rows[keep], columns[keep]), 1)
         np.add.at(colours, (rows[keep], columns[keep]), hues[codes[keep]])
+    return _shining(counts, colours, _dot_px(counts, mpp))
+
+
+def _dot_px(counts: np.ndarray, mpp: float) -> int:
+    """Width of dots that cover enough of where molecules lie, an odd number of pixels."""
+    from scipy.ndimage import uniform_filter
+
+    near = uniform_filter(counts, 15)
+    density = float(np.median(near[counts > 0])) if counts.any() else 1.0
+    wide = min(np.sqrt(COVERED / max(density, 1e-6)), max(DOT_UM / mpp, 3.0), MOST_PX)
+    return int(np.ceil(wide)) // 2 * 2 + 1 if wide >= 1.5 else 1
+
+
+def _shining(counts: np.ndarray, colours: np.ndarray, wide: int) -> np.ndarray:
+    """Sums of molecules and of their colours as light, each molecule a disc of so many pixels."""
+    from scipy.ndimage import convolve
+
+    if wide > 1:
+        at = np.arange(wide) - wide // 2
+        disc = (np.hypot(at[:, None], at) < wide / 2 - 0.2).astype(np.float32)
+        counts = convolve(counts, disc, mode="constant")
+        colours = np.stack([convolve(each, disc, mode="constant") for each in np.moveaxis(colours, -1, 0)], -1)
     mean = colours / np.maximum(counts, 1)[..., None]
-    top = np.percentile(counts[counts > 0], 99) if counts.any() else 1.0
-    return mean * np.minimum(1, 0.35 + 0.65 * counts / top)[..., None] * (counts > 0)[..., None]
+    top = max(float(np.percentile(counts[counts > 0], 95)), 1.0) if counts.any() else 1.0
+    light = 0.55 + 0.45 * np.minimum(1, counts / top)
+    return mean * np.where(counts > 0, light, 0)[..., None]
 
 
 def _gene_names(elements: HighResElements, gene: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from sthist._tables.find import called, find_table
 from sthist._tables.genes import closest
 from sthist._tables.rows import centroids_um, rows_of
 from sthist.pl._base import finish, nice_length, panel_axes, pictures
-from sthist.pl._cells.found import gene_values, type_scores
+from sthist.pl._regions.found import gene_values, type_scores
 from sthist.tiles import TileReader, TileSpec
 
 if TYPE_CHECKING:

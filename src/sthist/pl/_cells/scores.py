@@ -11,8 +11,8 @@ from sthist._sample.verbs import verb
 from sthist._tables.find import called, find_table
 from sthist._tables.genes import closest
 from sthist.pl._base import finish, panel_axes
-from sthist.pl._cells.found import type_scores
 from sthist.pl._colours import Classes, colours_of
+from sthist.pl._regions.found import type_scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

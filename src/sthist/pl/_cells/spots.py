@@ -23,8 +23,8 @@ from sthist.pl._base import (
     panel_mpp,
     show_image,
 )
-from sthist.pl._cells.found import gene_values
 from sthist.pl._colours import Numbers, settle_numbers
+from sthist.pl._regions.found import gene_values
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,8 @@
-"""What colours or ranks cells: a column, a gene, or the scores of a type."""
+"""What colours or ranks regions: a column, a gene, a feature, or the scores of a type."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def rows_with(sdata: SpatialData, color: str, table: str | None, layer: str | None = None) -> tuple[Rows, AnnData]:
     """Rows that have a column or gene, and their table: those of the cells, where theirs has it, then of the nuclei."""
     if table is None and not any(_has(adata, color) for adata in sdata.tables.values()):
-        known = [str(name) for adata in sdata.tables.values() for name in (*adata.obs, *adata.var_names)]
+        known = [name for adata in sdata.tables.values() for name in _names(adata)]
         raise KeyError(
             f"No table has a column or gene {color!r}. {_sample.describe('tables', sdata.tables)}"
             f"{closest(color, known)}"
@@ -43,22 +44,58 @@ def _usual_table(sdata: SpatialData, color: str) -> str | None:
 
 
 def _has(adata: AnnData, name: str) -> bool:
-    return name in adata.obs or name in adata.var_names
+    return name in adata.obs or name in adata.var_names or bool(_obsm_columns(adata, name))
+
+
+def _names(adata: AnnData) -> list[str]:
+    """All that a table can be coloured by."""
+    columns = [column for key in adata.obsm for column in obsm_names(adata, key)]
+    return [*map(str, adata.obs), *map(str, adata.var_names), *columns]
+
+
+def obsm_names(adata: AnnData, key: str) -> list[str]:
+    """Names of the columns of something in ``obsm``: those of a frame, or of features that were named in ``uns``."""
+    values = adata.obsm[key]
+    if hasattr(values, "columns"):
+        return class_names(adata, re.sub("_scores?$", "", key), values.columns)
+    named = adata.uns.get(f"{key}_features")  # with their meanings
+    return [] if named is None or len(named) != values.shape[1] else list(map(str, named.index))
+
+
+def _obsm_columns(adata: AnnData, name: str) -> list[tuple[str, int]]:
+    """Columns in ``obsm`` that a name stands for: that of a column, or ``"key:column"``, also by its number."""
+    key, _, column = name.partition(":")
+    if column and key in adata.obsm:
+        names = obsm_names(adata, key)
+        if column in names:
+            return [(key, names.index(column))]
+        if column.isdecimal() and adata.obsm[key].ndim == 2 and int(column) < adata.obsm[key].shape[1]:
+            return [(key, int(column))]
+    found = [(key, obsm_names(adata, key)) for key in adata.obsm]
+    return [(key, names.index(name)) for key, names in found if name in names]
 
 
 def column_or_gene(adata: AnnData, name: str, layer: str | None, where: str) -> pd.Series:
-    """A column of ``obs``, else the expression of a gene in ``X`` or a layer."""
+    """A column of ``obs``, else the expression of a gene in ``X`` or a layer, else a column in ``obsm``."""
     import pandas as pd
 
     if name in adata.obs and layer is None:
         return adata.obs[name]
-    if name not in adata.var_names:
-        known = [*map(str, adata.obs), *map(str, adata.var_names)]
+    if name in adata.var_names:
+        return pd.Series(gene_values(adata, name, layer, where), index=adata.obs_names, name=name)
+    columns = _obsm_columns(adata, name)
+    if len(columns) > 1:
+        which = " or ".join(repr(f"{key}:{name}") for key, _ in columns)
+        raise ValueError(f"{where} has a column {name!r} in several arrays of obsm: say {which}.")
+    if not columns:
         raise KeyError(
             f"{where} has no column or gene {name!r}; it has {listed(map(str, adata.obs))} and {adata.n_vars} genes."
-            f"{closest(name, known)}"
+            f"{closest(name, _names(adata))}"
         )
-    return pd.Series(gene_values(adata, name, layer, where), index=adata.obs_names, name=name)
+    ((key, place),) = columns
+    values: Any = adata.obsm[key]
+    values = values.iloc[:, place].to_numpy() if hasattr(values, "iloc") else np.asarray(values[:, place])
+    return pd.Series(np.asarray(values, np.float64), index=adata.obs_names, name=name)
 
 
 def gene_values(adata: AnnData, gene: str, layer: str | None, where: str) -> np.ndarray:

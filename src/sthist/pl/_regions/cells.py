@@ -5,40 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import samples_of
 from sthist._sample.verbs import verb
-from sthist._tables.find import called
-from sthist._tables.rows import polygons_um
-from sthist.pl._base import add_scale_bar, background, finish, make_axes, panel_mpp, show_image, usual_width
-from sthist.pl._cells.found import column_or_gene, rows_with
+from sthist.pl._base import add_scale_bar, background, finish, make_axes, panel_mpp, show_image
 from sthist.pl._colours import Numbers, colours_of
 from sthist.pl._embedding import Colouring, bare, key_of, points_of
+from sthist.pl._regions.panels import Panel
+from sthist.pl._regions.slide import regions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from sthist.pl._base import Extent
-
-OUTLINED_PX = 14.0
-"""Cells that are usually larger on the screen get an outline each."""
-
 
 @verb
 def cells(
     sdata: SpatialData | Mapping[str, SpatialData],
-    color: str,
+    color: str | Sequence[str],
     *,
     table: str | None = None,
     layer: str | None = None,
     basis: str | None = "auto",
-    image: str | None = None,
+    image: str | bool | None = None,
     within: Any = None,
     alpha: float = 0.8,
     size: float | None = None,
@@ -61,7 +54,8 @@ def cells(
     sdata
         One sample; or a mapping of name to sample, each of which has its row of panels.
     color
-        Column of ``obs``: categories, such as cell types, or numbers; or a gene.
+        Column of ``obs``: categories, such as cell types, or numbers; a gene; or a column in ``obsm``. Several have a
+        panel each on the slide, without the embedding, as :func:`sthist.pl.regions` draws them.
     table
         Key of the table; by default that of the cells or of the nuclei, else the only one that has ``color``.
     layer
@@ -70,7 +64,7 @@ def cells(
         Key of the embedding in ``obsm``, with or without ``X_``; None for the slide alone. By default ``"umap"``, where
         all samples have it.
     image
-        What lies below; the H&E by default, or nothing where there is none.
+        What lies below; the H&E by default, or nothing where there is none, or for False.
     within
         A box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes, whose box is shown; cells elsewhere are left out
         of the embedding, too.
@@ -109,13 +103,23 @@ def cells(
     >>> len(axes[0].get_images())  # the H&E, and the cells
     2
     """
+    if not isinstance(color, str):
+        if basis not in {"auto", None}:
+            raise ValueError(
+                f"basis={basis!r} is drawn beside one colour, and {len(color)} are given: take one of them."
+            )
+        how: dict[str, Any] = {"layer": layer, "image": image, "within": within, "alpha": alpha, "cmap": cmap}
+        limits: dict[str, Any] = {"palette": palette, "vmin": vmin, "vmax": vmax}
+        return regions(sdata, color, table, **how, **limits, axes=axes, save=save)
     several = isinstance(sdata, Mapping)
     samples = samples_of(sdata)
-    panels = [_Panel(each.name if several else color, each.data, color, table, layer, within) for each in samples]
+    panels = [Panel(each.name if several else color, each.data, color, table, layer) for each in samples]
+    for each in panels:
+        each.view(each.bounds if within is None else region_geometry(each.sdata, within).bounds)
     if basis == "auto":
-        basis = "umap" if all(key_of(each.table, "umap") for each in panels) else None
-    points = [None if basis is None else points_of(each.table, basis) for each in panels]
-    coloured, shown = [each.coloured for each in panels], [each.shown for each in panels]
+        basis = "umap" if all(each.table is not None and key_of(each.table, "umap") for each in panels) else None
+    points = [None if basis is None else points_of(_table(each), basis) for each in panels]
+    coloured, shown = [_coloured(each) for each in panels], [each.shown for each in panels]
     found = colours_of(coloured, color, rows=shown, cmap=cmap, palette=palette, vmin=vmin, vmax=vmax)
     made = Colouring(color, found)
     names = [color] if basis is None else [color, bare(basis)]
@@ -126,12 +130,12 @@ def cells(
         mpp = panel_mpp(own[0], each.extent, saved=save is not None)
         below = background(each.sdata, image, each.extent, mpp)
         if below is not None:
-            show_image(own[0], below, each.extent, each.title)
-        made.paint(own[0], each.coloured, each.polygons, each.extent, each.title, mpp, alpha)
+            show_image(own[0], below, each.extent, each.name)
+        made.paint(own[0], coloured[i], each.polygons, each.extent, each.name, mpp, alpha)
         each.outline(own[0], mpp)
         add_scale_bar(own[0], each.extent, "black")
         if places is not None:
-            made.scatter(own[1], each.coloured, places, size, each.shown)
+            made.scatter(own[1], coloured[i], places, size, each.shown)
             x0, y0, x1, y1 = each.extent
             own[1].set_box_aspect((y1 - y0) / (x1 - x0))
             own[1].set(xticks=[], yticks=[], xlabel=f"{bare(basis or '')} 1", ylabel=f"{bare(basis or '')} 2")
@@ -140,45 +144,12 @@ def cells(
     return finish(drawn, save)
 
 
-class _Panel:
-    """What is drawn of one sample: which rows, and where they lie."""
-
-    def __init__(self, title: str, sdata: Any, color: str, table: str | None, layer: str | None, within: Any) -> None:
-        import shapely
-
-        self.title, self.sdata = title, sdata
-        rows, self.table = rows_with(sdata, color, table, layer)
-        self.coloured = _coloured(self.table, color, layer, called(rows.table))
-        self.polygons = polygons_um(sdata, rows)
-        bounds = (
-            shapely.total_bounds(self.polygons).tolist() if within is None else region_geometry(sdata, within).bounds
-        )
-        self.extent: Extent = tuple(bounds)
-        self.shown = np.asarray(shapely.intersects(self.polygons, shapely.box(*self.extent)))
-        if not self.shown.any():
-            x0, y0, x1, y1 = self.extent
-            raise ValueError(
-                f"None of the {len(self.shown)} shapes {rows.shapes!r} lies in x {x0:g} to {x1:g} and y {y0:g} to "
-                f"{y1:g} µm."
-            )
-
-    def outline(self, ax: Axes, mpp: float) -> None:
-        """A thin line around each cell in view, where they are large enough."""
-        import shapely
-        from matplotlib.collections import LineCollection
-
-        inside = self.polygons[self.shown]
-        if usual_width(shapely.bounds(inside)) < OUTLINED_PX * mpp:
-            return
-        lines = shapely.get_parts(shapely.boundary(inside))
-        paths = [shapely.get_coordinates(line) for line in lines]
-        ax.add_collection(LineCollection(paths, colors="0.15", linewidths=0.5, alpha=0.8), autolim=False)
+def _table(panel: Panel) -> AnnData:
+    if panel.table is None:
+        raise KeyError(f"Shapes {panel.rows.shapes!r} have no table, and so no embedding.")
+    return panel.table
 
 
-def _coloured(table: AnnData, color: str, layer: str | None, where: str) -> AnnData:
-    """A table that has the column: the table itself, or a light one with a gene as a column."""
-    import anndata as ad
-
-    if color in table.obs and layer is None:
-        return table
-    return ad.AnnData(obs=column_or_gene(table, color, layer, where).to_frame())
+def _coloured(panel: Panel) -> AnnData:
+    assert panel.coloured is not None
+    return panel.coloured

@@ -1,0 +1,1 @@
+"""Regions on the slide: cells, spots, tiles, and what is known of them."""
