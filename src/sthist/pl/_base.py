@@ -146,9 +146,7 @@ def _painted(polygons: np.ndarray, values: np.ndarray, extent: Extent, shape: tu
     return np.where(painted > 0, painted.astype(np.float64) + shift, np.nan)
 
 
-def most_frequent_of_boxes(
-    boxes: np.ndarray, codes: np.ndarray, extent: Extent, shape: tuple[int, int]
-) -> np.ndarray:
+def most_frequent_of_boxes(boxes: np.ndarray, codes: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
     """The most frequent code of the boxes at each pixel, (h, w) int; -1 where there are none."""
     best, most = np.full(shape, -1), np.zeros(shape)
     for code in np.unique(codes):

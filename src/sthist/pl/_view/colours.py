@@ -151,7 +151,9 @@ def settle_source(groups: Sequence[Group], color: str, table: str | None, layer:
         raise ValueError(f"Several tables have {color!r}: {keys}. Say which one is meant with table=.")
     group, kind = having[0]
     if layer is not None and layer not in group.layers:
-        raise KeyError(f"{called(group.key)} has no layer {layer!r}; it has {group.layers}.{closest(layer, group.layers)}")
+        raise KeyError(
+            f"{called(group.key)} has no layer {layer!r}; it has {group.layers}.{closest(layer, group.layers)}"
+        )
     return Source(group.key, kind, color, layer)
 
 
@@ -269,5 +271,3 @@ def _rgb(colours: Sequence[str]) -> np.ndarray:
     from matplotlib.colors import to_rgb
 
     return np.round(np.array([to_rgb(colour) for colour in colours]) * 255).astype(np.uint8).reshape(-1, 3)
-
-

@@ -155,9 +155,7 @@ class Slide:
         """Which colour each region of a group has."""
         if group not in self.groups:
             raise NoTile(f"There are no regions {group!r}; there are {list(self.groups)}.")
-        of_all: Colouring = self._colours.get(
-            (group, source), lambda: colouring_of(self.groups[group], source)
-        )
+        of_all: Colouring = self._colours.get((group, source), lambda: colouring_of(self.groups[group], source))
         if vmin is None and vmax is None and cmap is None and not hidden:
             return of_all
         limited: Colouring = self._colours.get(

@@ -44,6 +44,10 @@ class View:
         """The port at which it serves."""
         return int(self._server.server_address[1])
 
+    def open(self) -> bool:
+        """Open the page in a browser; whether there is one with windows."""
+        return _open(self.url)
+
     def refresh(self) -> None:
         """Read the sample again, after it has been changed; open pages follow within seconds."""
         self._watched.reload()
@@ -170,7 +174,7 @@ def view(
     server = _serve(Site(watched, name, start), port)
     viewer = View(server, watched, name)
     if open_browser and not _in_notebook():
-        _open(viewer.url)
+        viewer.open()
     if block:
         viewer.wait()
     return viewer
@@ -209,7 +213,9 @@ def _in_notebook() -> bool:
 
 def _open(url: str) -> bool:
     """Open a browser with windows, if there is one; a browser of the terminal would stop the program."""
-    windows = sys.platform in ("win32", "darwin") or any(os.environ.get(each) for each in ("DISPLAY", "WAYLAND_DISPLAY"))
+    windows = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(each) for each in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
     if not windows:
         return False
     try:

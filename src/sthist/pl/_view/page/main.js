@@ -33,8 +33,6 @@ function start() {
     pointed,
     clicked,
     failed,
-    waiting: () => { by("busy").hidden = false; },
-    arrived: () => { by("busy").hidden = true; },
     swiped: (share) => { state.swipe = share; remember(); },
   });
   controls = new Controls(by("side"), slide, state, changed);
@@ -56,13 +54,13 @@ async function clicked(point, mpp) {
     const found = await ask(`at?${query}`);
     controls.showFacts(found);
     stage.setOutline(found.length ? found[0].outline : []);
+    if (found.length) by("facts").scrollIntoView({ block: "nearest" });
   } catch (error) {
     say(error.message);
   }
 }
 
 const failed = later(async (address) => {
-  by("busy").hidden = true;
   if (!address) return;
   try {
     const answer = await fetch(address);
@@ -147,6 +145,7 @@ async function main() {
     start();
   });
   setInterval(look, LOOK_EVERY);
+  setInterval(() => { by("busy").hidden = stage.isWhole(); }, 250);
 }
 
 main();

@@ -38,6 +38,14 @@ export class Stage {
     return this.panels[0]?.viewer ? this.panels[0].view() : null;
   }
 
+  // Whether every tile that is in view is there.
+  isWhole() {
+    return this.panels.every(({ viewer }) => {
+      const { world } = viewer;
+      return Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i)).every((item) => item.getFullyLoaded());
+    });
+  }
+
   setSwipe(share) {
     this.swipe = share;
     if (this.divider.hidden) return;
@@ -174,7 +182,6 @@ class Panel {
     this.viewer.addHandler("animation", () => this.#changed());
     this.viewer.addHandler("resize", () => this.#changed());
     this.viewer.addHandler("tile-load-failed", (event) => this.stage.handlers.failed(event.tile?.getUrl?.()));
-    this.viewer.addHandler("tile-loaded", () => this.stage.handlers.arrived());
     this.holder.addEventListener("pointermove", (event) => {
       const box = this.holder.getBoundingClientRect();
       const point = this.toUm(new OpenSeadragon.Point(event.clientX - box.left, event.clientY - box.top));
@@ -256,7 +263,6 @@ class Panel {
   }
 
   #add(layer, address, tileSource) {
-    this.stage.handlers.waiting();
     this.viewer.addTiledImage({
       tileSource,
       x: 0,
