@@ -95,7 +95,8 @@ class Molecules:
         """Refuse a gene that there is not."""
         if gene not in self._code:
             raise KeyError(
-                f"Gene {gene!r} is not among the {len(self.genes)} of points {self.points!r}.{closest(gene, self.genes)}"
+                f"Gene {gene!r} is not among the {len(self.genes)} of points {self.points!r}."
+                f"{closest(gene, self.genes)}"
             )
 
     def count(self, gene: str) -> int:

@@ -34,9 +34,9 @@ CACHE_BYTES, MOST_READERS = 96 * 2**20, 64
 
 
 class Channel(NamedTuple):
-    """How a channel is shown: its place in the image, red, green and blue, and the values of black and of full light."""
+    """How a channel is shown: its place in the image, red, green and blue, and the values of black and full light."""
 
-    index: int
+    place: int
     colour: tuple[int, int, int]
     low: float
     high: float
@@ -59,7 +59,7 @@ class Picture:
 
     def tile(self, grid: Grid, tile: Tile, channels: Sequence[Channel] = ()) -> Encoded:
         """A tile of it; clear where there is no image."""
-        wanted = range(3) if self.rgb else [channel.index for channel in channels]
+        wanted = range(3) if self.rgb else [channel.place for channel in channels]
         pixels, seen = self._pixels(grid, tile, tuple(wanted)) if wanted else _nothing(tile)
         colours = displayed(pixels) if self.rgb else blend(pixels, channels)
         if seen.all():

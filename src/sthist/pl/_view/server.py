@@ -275,7 +275,7 @@ class Handler(BaseHTTPRequestHandler):
         except OSError as error:  # a store that is being changed, or is gone
             logger.warning("A request of the viewer failed: %s", error)
             return HTTPStatus.SERVICE_UNAVAILABLE, _json({"error": f"The store cannot be read: {error}"})
-        except Exception as error:  # the viewer goes on, and says what went wrong
+        except Exception as error:  # noqa: BLE001 the viewer goes on, and says what went wrong
             logger.exception("A request of the viewer failed.")
             return HTTPStatus.INTERNAL_SERVER_ERROR, _json({"error": f"{type(error).__name__}: {error}"})
 

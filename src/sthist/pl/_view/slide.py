@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sthist.pl._base import Extent
     from sthist.pl._view.grid import Tile
     from sthist.pl._view.molecules import Dots
-    from sthist.pl._view.pictures import Channel
+    from sthist.pl._view.pictures import Channel, Picture
 
 Style = Literal["fill", "outline", "both"]
 STYLES: tuple[Style, ...] = ("fill", "outline", "both")
@@ -93,15 +93,12 @@ class Slide:
         if picture is None:
             raise NoTile(f"There is no image {key!r}; there are {[each.key for each in self.pictures]}.")
         n = len(picture.image.channels)
-        wrong = [channel.index for channel in channels if not 0 <= channel.index < n]
+        wrong = [channel.place for channel in channels if not 0 <= channel.place < n]
         if wrong:
             raise NoTile(f"Image {key!r} has no channel {wrong[0]}: it has {n}.")
         tile = self.grid.tile(level, column, row, picture.depth(self.grid))
         if not picture.rgb:
-            channels = [
-                each if each.high > each.low else each._replace(**self._limits(picture, each.index))
-                for each in channels
-            ]
+            channels = [each if each.high > each.low else self._limited(picture, each) for each in channels]
         made: Encoded = self._tiles.get((key, tile, tuple(channels)), lambda: picture.tile(self.grid, tile, channels))
         return made
 
@@ -194,7 +191,7 @@ class Slide:
     ) -> list[dict[str, Any]]:
         """The regions at a point in µm, those of a group first: their names, values and outlines."""
         order = sorted(self.groups.values(), key=lambda each: each.key != group)
-        found = []
+        found: list[dict[str, Any]] = []
         for each in order:
             if each.key != group and found and len(each.row_of) > FEW_SHAPES:
                 continue  # not worth reading the outlines of all
@@ -230,9 +227,9 @@ class Slide:
             ],
         }
 
-    def _limits(self, picture: Any, index: int) -> dict[str, float]:
-        low, high = picture.limits(self.grid, index)
-        return {"low": low, "high": high}
+    def _limited(self, picture: Picture, channel: Channel) -> Channel:
+        low, high = picture.limits(self.grid, channel.place)
+        return channel._replace(low=low, high=high)
 
     def _paint(self, group: Group, colouring: Colouring, tile: Tile, style: Style) -> Encoded:
         outlines = self._outlines(group.shapes)

@@ -194,8 +194,8 @@ def _serve(site: Site, port: int | None) -> Server:
             return Server(site, port)
         except OSError as error:
             raise OSError(
-                f"Port {port} cannot be had ({error.strerror}): another program may serve there. Pass another port=, or "
-                "none to take the next one that is free."
+                f"Port {port} cannot be had ({error.strerror}): another program may serve there. Pass another port=, "
+                "or none to take the next one that is free."
             ) from None
     for each in range(PORT, PORT + PORTS):
         try:
