@@ -75,6 +75,13 @@ function banner(text, ...buttons) {
   by("banner").replaceChildren(el("span", {}, text), ...buttons);
 }
 
+// Say whether tiles are still on their way; 'whole' is for programs that wait for the picture.
+function showWhether() {
+  const whole = stage.isWhole();
+  by("busy").hidden = whole;
+  by("stage").dataset.whole = String(whole);
+}
+
 function say(text) {
   by("said").textContent = text;
   setTimeout(() => { by("said").textContent = ""; }, 4000);
@@ -145,7 +152,7 @@ async function main() {
     start();
   });
   setInterval(look, LOOK_EVERY);
-  setInterval(() => { by("busy").hidden = stage.isWhole(); }, 250);
+  setInterval(showWhether, 100);
 }
 
 main();

@@ -40,10 +40,8 @@ export class Stage {
 
   // Whether every tile that is in view is there.
   isWhole() {
-    return this.panels.every(({ viewer }) => {
-      const { world } = viewer;
-      return Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i)).every((item) => item.getFullyLoaded());
-    });
+    return this.panels.every((panel) => [...panel.layers.values()].every(
+      ({ items }) => items.length && items.every((item) => item.getFullyLoaded())));
   }
 
   setSwipe(share) {
