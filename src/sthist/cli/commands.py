@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("--layer", help="layer with the expression of a gene")
     view.add_argument("--genes", nargs="+", metavar="GENE", help="genes whose molecules are shown as dots")
     view.add_argument("--images", nargs="+", metavar="KEY", help="images that are shown; all by default")
+    view.add_argument("--within", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="box in micrometres")
     view.add_argument("--port", type=int, help="port at which the page is served; by default the first free from 8765")
     view.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
     view.set_defaults(command=_view)
@@ -178,7 +179,7 @@ def _run(options: argparse.Namespace) -> int:
 def _view(options: argparse.Namespace) -> None:
     import sthist
 
-    chosen = {name: getattr(options, name) for name in ("color", "table", "layer", "genes", "images", "port")}
+    chosen = {name: getattr(options, name) for name in ("color", "table", "layer", "genes", "images", "within", "port")}
     with sthist.pl.view(options.store, open_browser=False, **chosen) as viewer:
         print(
             f"{options.store} is shown at\n\n  {viewer.url}\n\nto those who have this address. Ctrl-C ends it.",

@@ -46,7 +46,7 @@ def page(browser):
 def whole(page):
     """Wait until all tiles in view are there."""
     page.wait_for_timeout(300)
-    page.wait_for_function("document.getElementById('stage').dataset.whole === 'true'", timeout=60_000)
+    page.wait_for_selector('#stage[data-whole="true"]', timeout=60_000)
 
 
 def stage(page):
@@ -97,7 +97,14 @@ def test_a_walk_through_a_slide(page, toy, tmp_path):
         whole(page)
         assert (np.abs(stage(page) - plain).max(axis=2) > 40).mean() > 0.02
         _, state = hash_of(page)
-        assert state["color"] == {"kind": "gene", "name": "EPCAM", "layer": None, "cmap": None, "vmin": None, "vmax": None}
+        assert state["color"] == {
+            "kind": "gene",
+            "name": "EPCAM",
+            "layer": None,
+            "cmap": None,
+            "vmin": None,
+            "vmax": None,
+        }
 
         middle = toy["table"].obsm["spatial"].mean(axis=0)
         cell = int(np.argmin(np.hypot(*(toy["table"].obsm["spatial"] - middle).T)))

@@ -288,7 +288,10 @@ class TestRegions:
         sdata.shapes["spots"] = sdata.shapes["spots"].iloc[[0, 2]]
         slide = Slide(sdata)
         assert [each["id"] for x in (10, 50, 90) for each in slide.at(x, x, 0.5)] == ["0", "2"]
-        assert dict(slide.at(90, 90, 0.5, "spots_table", Source("spots_table", "gene", "ACTB"))[0]["values"])["ACTB"] == "3"
+        assert (
+            dict(slide.at(90, 90, 0.5, "spots_table", Source("spots_table", "gene", "ACTB"))[0]["values"])["ACTB"]
+            == "3"
+        )
 
 
 class TestNames:

@@ -62,7 +62,10 @@ class TestServer:
         assert len(named) > 5
         for name in named:
             status, headers, _ = ask(viewer, name)
-            assert (status, headers["Content-Type"].split(";")[0]) == (200, {"css": "text/css"}.get(name[-3:], "text/javascript"))
+            assert (status, headers["Content-Type"].split(";")[0]) == (
+                200,
+                {"css": "text/css"}.get(name[-3:], "text/javascript"),
+            )
         assert b"Redistribution and use" in ask(viewer, "openseadragon.LICENSE.txt")[2]
 
     @pytest.mark.parametrize("path", ["", "slide", "image/he/0/0/0", "view.css"])
@@ -162,13 +165,28 @@ class TestServer:
 
 class TestCall:
     def test_what_is_shown_at_first(self, toy):
-        with sthist.pl.view(toy, "EPCAM", genes="COL1A1", images="he", vmax=4, cmap="magma", open_browser=False) as viewer:
+        with sthist.pl.view(
+            toy, "EPCAM", genes="COL1A1", images="he", vmax=4, cmap="magma", open_browser=False
+        ) as viewer:
             found = json.loads(ask(viewer, "slide")[2])
         assert found["start"] == {
             "genes": ["COL1A1"],
-            "color": {"group": "table", "kind": "gene", "name": "EPCAM", "layer": None, "cmap": "magma", "vmin": None, "vmax": 4},
+            "color": {
+                "group": "table",
+                "kind": "gene",
+                "name": "EPCAM",
+                "layer": None,
+                "cmap": "magma",
+                "vmin": None,
+                "vmax": 4,
+            },
         }
         assert [each["key"] for each in found["pictures"]] == ["he"]
+
+    def test_a_part_that_is_in_view_at_first(self, toy):
+        with sthist.pl.view(toy, within="regions", open_browser=False) as viewer:
+            found = json.loads(ask(viewer, "slide")[2])["start"]["within"]
+        np.testing.assert_allclose(found, toy["regions"].total_bounds, atol=1e-6)  # the toy's are in µm
 
     @pytest.mark.parametrize(
         ("arguments", "error", "says"),

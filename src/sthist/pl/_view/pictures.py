@@ -107,7 +107,7 @@ class Picture:
 
     def _pixels(self, grid: Grid, tile: Tile, channels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Pixels (h, w, channels) of a tile, and which of them lie on the image."""
-        seen = seen_grid(self.image, tile.extent[:2], tile.mpp, tile.shape)
+        seen = self._seen(tile)
         if not seen.any():
             return np.zeros((*tile.shape, len(channels)), self.image.dtype), seen
         if self.image.dtype.kind == "f":  # a map of scores, with NaN where there is none
@@ -117,6 +117,14 @@ class Picture:
         middle = np.array(tile.extent[:2]) + TILE_PX * tile.mpp / 2
         pixels = self._reader(tile.mpp, channels).read([middle])[0]
         return pixels[: tile.shape[0], : tile.shape[1]], seen
+
+    def _seen(self, tile: Tile) -> np.ndarray:
+        """Which pixels of a tile lie on the image: all, where one element holds its corners."""
+        x0, y0, x1, y1 = tile.extent
+        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+        if any(field.holds(corners).all() for field in self.image.fields):
+            return np.ones(tile.shape, bool)
+        return seen_grid(self.image, tile.extent[:2], tile.mpp, tile.shape)
 
     def _reads(self, mpp: float) -> bool:
         """Whether a tile can be read at once: its pyramid is there, or the image is small."""
@@ -187,6 +195,11 @@ def pictures_of(sdata: SpatialData, images: Sequence[str] | None) -> tuple[list[
             notes.append(str(error.args[0]))
             continue
         found.append(Picture(image, title, channel, rgb=_is_coloured(sdata, image)))
+        if any(level.planes.is_computed for field in image.fields for level in field.levels[1:]):
+            notes.append(
+                f"The pyramid of image {image.key!r} is not in a store: it is computed as it is looked at. Write the "
+                "sample, and view the store, to see it sooner."
+            )
     if images is not None:
         place = {key: images.index(key) for key in images}
         found.sort(key=lambda each: min(place.get(key, len(place)) for key in each.image.keys))

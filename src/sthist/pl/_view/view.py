@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthist._messages import listed
+from sthist._sample.elements import region_geometry
 from sthist._sample.verbs import opened
 from sthist._tables.genes import closest
 from sthist.pl._view.server import Server, Site
@@ -93,6 +94,7 @@ def view(
     layer: str | None = None,
     genes: Sequence[str] | None = None,
     images: Sequence[str] | None = None,
+    within: Any = None,
     cmap: str = "viridis",
     vmin: float | None = None,
     vmax: float | None = None,
@@ -121,12 +123,15 @@ def view(
         Genes whose molecules are shown as dots.
     images
         Keys of the images that are shown, in this order; all that have a scale by default, nuclear stain and H&E first.
+    within
+        What is in view at first: a box (x0, y0, x1, y1) in µm, a polygon, or the key of shapes; the whole slide by
+        default.
     cmap
         Colour map of numbers.
     vmin, vmax
         Limits of numbers; by default the least and the 99.5th percentile.
     port
-        Port at which the page is served; by default 8765, or the next one that is free.
+        Port at which the page is served; by default 8765 or, where that is taken, the next one that is free.
     open_browser
         Open the page, where there is a screen. In a notebook, the viewer shows itself in place of that.
     block
@@ -170,6 +175,8 @@ def view(
         start["color"] = source._asdict() | {"cmap": cmap, "vmin": vmin, "vmax": vmax}
     elif table is not None or layer is not None:
         raise ValueError("table= and layer= say where color= is found: pass color=, too.")
+    if within is not None:
+        start["within"] = list(region_geometry(slide.sdata, within).bounds)
     name = "a sample in memory" if slide.sdata.path is None else Path(slide.sdata.path).name
     server = _serve(Site(watched, name, start), port)
     viewer = View(server, watched, name)

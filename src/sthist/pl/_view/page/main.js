@@ -37,7 +37,8 @@ function start() {
   });
   controls = new Controls(by("side"), slide, state, changed);
   stage.show(state);
-  stage.goTo(state.view);
+  if (state.view || !slide.start.within) stage.goTo(state.view);
+  else stage.fit(slide.start.within);
 }
 
 function pointed(point) {

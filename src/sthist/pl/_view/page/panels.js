@@ -33,6 +33,12 @@ export class Stage {
     for (const panel of this.panels) panel.goTo(view);
   }
 
+  // Show a box in µm as large as it fits.
+  fit([x0, y0, x1, y1]) {
+    const { width, height } = this.panels[0].holder.getBoundingClientRect();
+    this.goTo({ x: (x0 + x1) / 2, y: (y0 + y1) / 2, mpp: Math.max((x1 - x0) / width, (y1 - y0) / height, FINEST) });
+  }
+
   // The middle in µm and µm per pixel of the screen, of all panels.
   view() {
     return this.panels[0]?.viewer ? this.panels[0].view() : null;
