@@ -1,10 +1,10 @@
-"""The viewer on a slide of 32,768 pixels a side with 300,000 cells: tiles per second, memory, time to the first picture.
+"""The viewer on a slide of 32,768 pixels a side with 300,000 cells: tiles per second, memory, the first picture.
 
 Run ``python bench/view.py [--json FILE] [--folder DIR] [--side 32768] [--cells 300000] [--seconds 60]``. The slide is
 made on disk once: an H&E with a pyramid, cells as polygons of twelve corners with counts of 300 genes, and 2 million
 molecules. ``sthist view`` serves it in a process of its own, whose resident memory is watched. Six connections, as a
-browser has, ask for the tiles of screens of 1,600 x 900 pixels at random places and zooms, images and cells coloured by
-a gene in turn, none of them twice. Where Chromium and playwright are there, a page is opened too, and its time until all
+browser has, ask for the tiles of screens of 1,600 x 900 pixels at random places and zooms, images and cells coloured
+by a gene in turn, none of them twice. Where Chromium and playwright are there, a page is opened too, and its time until all
 tiles of the whole slide are there is taken.
 """
 
@@ -131,6 +131,7 @@ class Viewer:
         return times.user + times.system
 
     def close(self) -> None:
+        """End it."""
         self.process.terminate()
         self.process.wait()
 
@@ -144,6 +145,7 @@ class Connection:
         self._http = http.client.HTTPConnection(parts.hostname, parts.port, timeout=300)
 
     def get(self, path: str) -> bytes:
+        """What is answered to a path below the token."""
         self._http.request("GET", self._path + path)
         answer = self._http.getresponse()
         content = answer.read()
@@ -268,6 +270,7 @@ def busy_cores(seconds: float = 3.0) -> float:
 
 
 def main() -> int:
+    """Make the slide, serve it, ask for tiles, and say how fast they came."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where the slide lies, and stays; by default it goes")
