@@ -4,8 +4,8 @@ Run ``python bench/view.py [--json FILE] [--folder DIR] [--side 32768] [--cells 
 made on disk once: an H&E with a pyramid, cells as polygons of twelve corners with counts of 300 genes, and 2 million
 molecules. ``sthist view`` serves it in a process of its own, whose resident memory is watched. Six connections, as a
 browser has, ask for the tiles of screens of 1,600 x 900 pixels at random places and zooms, images and cells coloured
-by a gene in turn, none of them twice. Where Chromium and playwright are there, a page is opened too, and its time until all
-tiles of the whole slide are there is taken.
+by a gene in turn, none of them twice. Where Chromium and playwright are there, a page is opened too, and the time is
+taken until all tiles of the whole slide are there.
 """
 
 from __future__ import annotations

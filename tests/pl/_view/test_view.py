@@ -64,7 +64,7 @@ class TestServer:
             status, headers, _ = ask(viewer, name)
             assert (status, headers["Content-Type"].split(";")[0]) == (
                 200,
-                {"css": "text/css"}.get(name[-3:], "text/javascript"),
+                "text/css" if name.endswith(".css") else "text/javascript",
             )
         assert b"Redistribution and use" in ask(viewer, "openseadragon.LICENSE.txt")[2]
 

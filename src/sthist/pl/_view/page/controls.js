@@ -3,6 +3,7 @@
 import { ask, choice, el, later, shortNumber } from "./dom.js";
 import { addGene, colourQuery } from "./state.js";
 
+const MOST_CLASSES = 300;
 const KINDS = { obs: "column", gene: "gene", obsm: "score" };
 
 export class Controls {
@@ -226,8 +227,8 @@ export class Controls {
 
   #classes(legend) {
     const { state } = this;
-    const rows = legend.names.map((name, i) => {
-      if (!legend.counts[i]) return null;
+    const present = legend.names.map((name, i) => [name, i]).filter(([, i]) => legend.counts[i]);
+    const rows = present.slice(0, MOST_CLASSES).map(([name, i]) => {
       const row = el("div", { class: state.hidden.includes(i) ? "row off" : "row", title: "Show or hide", onclick: () => {
         state.hidden = state.hidden.includes(i) ? state.hidden.filter((each) => each !== i) : [...state.hidden, i];
         row.classList.toggle("off", state.hidden.includes(i));
@@ -236,7 +237,8 @@ export class Controls {
       el("span", { class: "count" }, String(legend.counts[i])));
       return row;
     });
-    return el("div", { class: "classes" }, ...rows);
+    const more = present.length - rows.length;
+    return el("div", { class: "classes" }, ...rows, more ? el("p", { class: "note" }, `and ${more} more`) : null);
   }
 
   #numbers(legend) {
