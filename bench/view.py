@@ -5,7 +5,8 @@ made on disk once: an H&E with a pyramid, cells as polygons of twelve corners wi
 molecules. ``sthist view`` serves it in a process of its own, whose resident memory is watched. Six connections, as a
 browser has, ask for the tiles of screens of 1,600 x 900 pixels at random places and zooms, images and cells coloured
 by a gene in turn, none of them twice. Where Chromium and playwright are there, a page is opened too, and the time is
-taken until all tiles of the whole slide are there.
+taken until all tiles of the whole slide are there. Tiles per second of a core are those for each second that the server
+has computed, whatever else the machine does meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 MPP, PATCH_UM, CHUNK, GENES, MOLECULES = 0.25, 600.0, 1024, 300, 2_000_000
 SCREEN = (1600, 900)
 CONNECTIONS = 6
-LEAST_PER_SECOND, MOST_GROWTH_GB = 60.0, 0.3  # what is promised; the exit status says whether it is kept
+LEAST_PER_CORE, MOST_GROWTH_GB = 60.0, 0.2  # what is promised; the exit status says whether it is kept
 
 
 def make_slide(folder: Path, side: int, n_cells: int) -> None:
@@ -311,7 +312,8 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     memory = measured["resident_gb"]
-    kept = measured["tiles_per_second"] >= LEAST_PER_SECOND and memory[-1] - memory[len(memory) // 2] < MOST_GROWTH_GB
+    growth = memory[-1] - memory[len(memory) // 2]  # its caches are full by then
+    kept = measured["tiles_per_second_of_a_core"] >= LEAST_PER_CORE and growth < MOST_GROWTH_GB
     return 0 if kept else 1
 
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sthist.pl._view.grid import Encoded, Grid, Tile
-    from sthist.tiles._images.image import Image
+    from sthist.tiles._images.image import Field, Image
 
 MAX_REDUCTION = 4
 """Where one pixel of a tile would be the mean of more pixels a side of what is stored, it is made of finer tiles."""
 
 SAMPLED_TILES = 9
+LARGE_PX = 4096
 DARKEST, BRIGHTEST = 1.0, 99.8
 PALETTE = ("ffffff", "00ff66", "ff3b3b", "00c8ff", "ffd400", "ff5cf0", "7d7dff", "ff9a3c")
 RGB_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"}, {"0", "1", "2"})
@@ -195,7 +196,7 @@ def pictures_of(sdata: SpatialData, images: Sequence[str] | None) -> tuple[list[
             notes.append(str(error.args[0]))
             continue
         found.append(Picture(image, title, channel, rgb=_is_coloured(sdata, image)))
-        if any(level.planes.is_computed for field in image.fields for level in field.levels[1:]):
+        if any(_is_slow(field) for field in image.fields):
             notes.append(
                 f"The pyramid of image {image.key!r} is not in a store: it is computed as it is looked at. Write the "
                 "sample, and view the store, to see it sooner."
@@ -206,6 +207,11 @@ def pictures_of(sdata: SpatialData, images: Sequence[str] | None) -> tuple[list[
     for note in notes:
         logger.warning("%s", note)
     return found, notes
+
+
+def _is_slow(field: Field) -> bool:
+    """Whether a large pyramid is made whenever it is read."""
+    return max(field.size) > LARGE_PX and any(level.planes.is_computed for level in field.levels[1:])
 
 
 def _candidates(sdata: SpatialData) -> Iterator[tuple[tuple[str, ...], str, str | None]]:
