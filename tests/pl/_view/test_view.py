@@ -198,6 +198,7 @@ class TestCall:
             ({"images": ["hee"]}, KeyError, "Did you mean 'he'"),
             ({"cmap": "virids"}, KeyError, "Did you mean 'viridis'"),
             ({"table": "table"}, ValueError, "pass color="),
+            ({"color": "EPCAM", "vmin": 3, "vmax": 1}, ValueError, "vmin is 3, and vmax 1"),
             ({"port": 70000}, ValueError, "0 to 65535"),
             ({"port": "80"}, ValueError, "0 to 65535"),
         ],
@@ -211,6 +212,8 @@ class TestCall:
             sthist.pl.view(tmp_path / "nothing.zarr", open_browser=False)
         with pytest.raises(TypeError, match="not its table"):
             sthist.pl.view(toy["table"], open_browser=False)
+        with pytest.raises(TypeError, match="one sample, not a mapping of 1"):
+            sthist.pl.view({"a": toy}, open_browser=False)
 
     def test_a_port_that_is_taken(self, toy):
         with socket.socket() as other:

@@ -201,6 +201,8 @@ class Colouring:
             return self
         low = self.numbers.vmin if vmin is None else vmin
         high = self.numbers.vmax if vmax is None else vmax
+        if low > high:
+            raise ValueError(f"vmin is {low:g}, and vmax {high:g}: limits go from the lower to the higher one.")
         cmap = cmap or self.numbers.cmap
         return Colouring(_steps(cmap), None, self.values, Numbers(cmap, low, high), (), ())
 

@@ -6,6 +6,7 @@ import html
 import os
 import sys
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,8 @@ def view(
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536):
         raise ValueError(f"port is {port!r}; it is a whole number from 0 to 65535, 0 for any that is free.")
     _require_cmap(cmap)
+    if isinstance(sdata, Mapping):
+        raise TypeError(f"view takes one sample, not a mapping of {len(sdata)}: call it for each.")
     images, genes = ([each] if isinstance(each, str) else each for each in (images, genes))
     watched = Watched(lambda: opened(sdata, tables=False), images)
     slide = watched.slide

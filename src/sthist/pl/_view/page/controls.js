@@ -247,7 +247,13 @@ export class Controls {
     const limit = (name) => {
       const input = el("input", { type: "number", class: "small", step: "any", value: shortNumber(legend[name]), title: `values go from ${shortNumber(legend.lowest)} to ${shortNumber(legend.highest)}` });
       input.addEventListener("change", () => {
-        state.color[name] = Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : null;
+        const typed = Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : null;
+        const { vmin, vmax } = { vmin: legend.vmin, vmax: legend.vmax, ...(typed === null ? {} : { [name]: typed }) };
+        if (vmin > vmax) {
+          input.value = shortNumber(legend[name]);
+          return;
+        }
+        state.color[name] = typed;
         this.readColours();
         this.changed();
       });
