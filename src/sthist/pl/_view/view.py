@@ -30,7 +30,7 @@ PORT, PORTS = 8765, 40
 class View:
     """A viewer that is open; what :func:`sthist.pl.view` returns.
 
-    It is closed at the end of a ``with`` block, and with the session. In a notebook it shows itself.
+    It is closed at the end of a ``with`` block, and with the program. In a notebook it shows itself.
     """
 
     def __init__(self, server: Server, watched: Watched, name: str) -> None:
@@ -140,7 +140,8 @@ def view(
 
     Returns
     -------
-    The viewer, with its address ``url`` and ``close()``.
+    The viewer: its address ``url`` and ``port``; ``open()`` opens the page, ``refresh()`` reads the sample again,
+    ``wait()`` serves until Ctrl-C, ``close()`` ends it, as the end of a ``with`` block does.
 
     Raises
     ------
