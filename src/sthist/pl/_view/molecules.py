@@ -25,7 +25,7 @@ IN_MEMORY = 5_000_000
 """Molecules above which the sorted ones lie in a file of the scratch folder: 8 bytes each."""
 
 MIN_QV = 20.0
-CLOSEST = 0.6
+CLOSEST = 0.45
 """Dots are at most this part of the usual distance of molecules wide."""
 
 FAINTEST = 0.35
