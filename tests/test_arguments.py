@@ -87,6 +87,8 @@ def test_verbs_have_what_means_something_to_them(argument):
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.startswith("pl.")])
 def test_figures_are_axes(name):
+    if name == "pl.view":  # a page in the browser
+        return
     assert inspect.signature(FUNCTIONS[name]).return_annotation in {"Axes", "list[Axes]"}
 
 

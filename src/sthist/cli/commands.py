@@ -89,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, help="samples at a time; by default as many as processors and memory allow")
     run.add_argument("--overwrite", action="store_true", help="do again what is done")
     run.set_defaults(command=_run)
+    view = commands.add_parser("view", help="walk through a slide in the browser")
+    view.add_argument("store", type=Path, help="SpatialData store (.zarr)")
+    view.add_argument("--color", help="column, gene or score (KEY:COLUMN of obsm) that cells, spots or tiles show")
+    view.add_argument("--table", help="table that has it")
+    view.add_argument("--layer", help="layer with the expression of a gene")
+    view.add_argument("--genes", nargs="+", metavar="GENE", help="genes whose molecules are shown as dots")
+    view.add_argument("--images", nargs="+", metavar="KEY", help="images that are shown; all by default")
+    view.add_argument("--within", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="box in micrometres")
+    view.add_argument("--port", type=int, help="port at which the page is served; by default the first free from 8765")
+    view.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+    view.set_defaults(command=_view)
     doctor = commands.add_parser("doctor", help="versions, devices, and which optional parts and weights are there")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -163,6 +174,21 @@ def _run(options: argparse.Namespace) -> int:
     if n_left > n_busy:
         print(f"{n_left - n_busy} failed; see {folder / 'errors.csv'}.", file=sys.stderr)
     return int(n_left > 0)
+
+
+def _view(options: argparse.Namespace) -> None:
+    import sthist
+
+    chosen = {name: getattr(options, name) for name in ("color", "table", "layer", "genes", "images", "within", "port")}
+    with sthist.pl.view(options.store, open_browser=False, **chosen) as viewer:
+        print(
+            f"{options.store} is shown at\n\n  {viewer.url}\n\nto those who have this address. Ctrl-C ends it.",
+            flush=True,
+        )
+        if not options.no_browser:
+            viewer.open()
+        viewer.wait()
+    print("The viewer has ended.")
 
 
 def _use_agg() -> None:

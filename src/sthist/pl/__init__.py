@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_synthesis.gallery": ["guidance_sweep", "synthetic_tiles"],
         "_synthesis.judged": ["synthetic_composition", "synthetic_embedding"],
         "_training": ["training_history"],
+        "_view.view": ["view"],
         "_virtual_he": ["virtual_he"],
     },
 )

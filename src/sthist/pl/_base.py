@@ -90,7 +90,7 @@ def paint_values(polygons: np.ndarray, values: np.ndarray, extent: Extent, mpp: 
     shown, boxes = _in_view(polygons, np.isfinite(values), extent)
     squares = _as_boxes(polygons[shown], boxes, extent, shape)
     if squares is not None:
-        return _mean_of_boxes(squares, values[shown], extent, shape)
+        return mean_of_boxes(squares, values[shown], extent, shape)
     return _painted(polygons[shown], values[shown], extent, shape)
 
 
@@ -103,12 +103,7 @@ def paint_codes(polygons: np.ndarray, codes: np.ndarray, extent: Extent, mpp: fl
     if squares is None:
         painted = _painted(polygons[shown], codes.astype(np.float64), extent, shape)
         return np.where(np.isfinite(painted), painted, -1).astype(int)
-    best, most = np.full(shape, -1), np.zeros(shape)
-    for code in np.unique(codes):
-        count = _count_of_boxes(squares[codes == code], extent, shape)
-        best[count > most + 1e-9] = code
-        most = np.maximum(most, count)
-    return best
+    return most_frequent_of_boxes(squares, codes, extent, shape)
 
 
 def usual_width(boxes: np.ndarray) -> float:
@@ -137,6 +132,11 @@ def _as_boxes(polygons: np.ndarray, boxes: np.ndarray, extent: Extent, shape: tu
     px = (extent[3] - extent[1]) / shape[0]
     if usual_width(boxes) >= SMALL_PX * px:
         return None
+    return dots_of_boxes(boxes, px)
+
+
+def dots_of_boxes(boxes: np.ndarray, px: float) -> np.ndarray:
+    """Squares as large as boxes, but large enough to be seen at some µm per pixel, (n, 4)."""
     middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).mean(axis=1, keepdims=True)
     half = np.maximum(sides, DOT_PX * px) / 2
     return np.concatenate([middles - half, middles + half], axis=1)
@@ -148,7 +148,18 @@ def _painted(polygons: np.ndarray, values: np.ndarray, extent: Extent, shape: tu
     return np.where(painted > 0, painted.astype(np.float64) + shift, np.nan)
 
 
-def _mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
+def most_frequent_of_boxes(boxes: np.ndarray, codes: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
+    """The most frequent code of the boxes at each pixel, (h, w) int; -1 where there are none."""
+    best, most = np.full(shape, -1), np.zeros(shape)
+    for code in np.unique(codes):
+        count = _count_of_boxes(boxes[codes == code], extent, shape)
+        best[count > most + 1e-9] = code
+        most = np.maximum(most, count)
+    return best
+
+
+def mean_of_boxes(boxes: np.ndarray, values: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
+    """The mean of the values of the boxes at each pixel, (h, w) float64; NaN where there are none."""
     total, n = (_count_of_boxes(boxes, extent, shape, weights) for weights in (values, None))
     return np.where(n > 0.5, total / np.maximum(n, 1), np.nan)
 

@@ -107,7 +107,7 @@ def colours_of(
     if classes or not all(is_number(each) for each in values):
         kept: dict[str, Any] = {}
         for table in tables:
-            kept = _kept_colours(table, column) | kept
+            kept = kept_colours(table, column) | kept
         return settle_classes(values, kept, palette)
     if palette is not None:
         raise ValueError(f"palette= gives colours of classes, and {column!r} holds numbers: pass cmap=.")
@@ -187,7 +187,7 @@ def _usual_colours(n: int) -> Iterator[tuple[float, float, float]]:
         yield red, green, blue
 
 
-def _kept_colours(table: AnnData, column: str) -> dict[str, Any]:
+def kept_colours(table: AnnData, column: str) -> dict[str, Any]:
     """Colours that scanpy keeps of a column's categories, by name; those that are too few or none are left aside."""
     from matplotlib.colors import is_color_like
 

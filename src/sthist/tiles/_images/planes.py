@@ -126,6 +126,11 @@ class Planes:
         return isinstance(self._data, np.ndarray)
 
     @property
+    def is_computed(self) -> bool:
+        """Whether its pixels are the result of a computation that is done whenever they are read."""
+        return hasattr(self._data, "dask")
+
+    @property
     def n_bytes(self) -> int:
         """Of all chunks, decoded."""
         return int(np.prod(self.shape)) * self.dtype.itemsize

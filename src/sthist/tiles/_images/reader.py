@@ -314,6 +314,11 @@ def share_cache(readers: Iterable[Any]) -> None:
             each._cache = shared
 
 
+def join_cache(reader: TileReader, other: TileReader) -> None:
+    """Let a reader keep its chunks where another one does."""
+    reader._cache = other._cache
+
+
 def read_region(
     sdata: SpatialData,
     image: str | Sequence[str],
