@@ -250,7 +250,9 @@ def encoder_facts(encoder: Encoder) -> dict[str, Any]:
 
 def _content(normalizer: Any) -> str:
     """What a normaliser does: its values, or the content of a function of the user's."""
-    return repr(normalizer) if hasattr(normalizer, "to_dict") else _store.content_of(normalizer)
+    if hasattr(normalizer, "to_dict"):
+        return json.dumps(normalizer.to_dict(), sort_keys=True)
+    return _store.content_of(normalizer)
 
 
 def _made_by(made: dict[str, Any], facts: dict[str, Any]) -> bool:
