@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 import time
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags.apply(options)
         command: Callable[[argparse.Namespace], int | None] = options.command
         return command(options) or 0
+    except BrokenPipeError:  # whoever read what is printed has read enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (KeyError, ValueError, OSError, RuntimeError) as error:
         # A KeyError prints its message in quotes; the message alone is what helps.
         print(f"sthist: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

@@ -130,7 +130,7 @@ def _devices() -> Iterator[str]:
         found.append("mps")
     yield f"devices: cpu ({settings.threads} threads){''.join(f', {device}' for device in found)}"
     if not found and torch.version.cuda is None:
-        yield "  this torch is built for processors alone; pytorch.org has the line that installs another"
+        yield "  this torch is built for processors alone; the page of PyTorch has the line that installs another"
     yield f"  'auto' is {settings.torch_device('auto') if settings.device == 'auto' else settings.device}"
 
 
