@@ -22,22 +22,8 @@ def test_folders_as_vendors_write_them(tmp_path, platform):
     assert find_platform(tmp_path / "sample") == platform
 
 
-@pytest.mark.parametrize(
-    ("name", "platform"),
-    [
-        ("xenium_ileum_tiny/outs", "xenium"),
-        ("visium_hd_kidney", "visium_hd"),
-        ("squidpy_visium", "visium"),
-        ("cosmx_lung12", "cosmx"),
-    ],
-)
-def test_folders_of_real_samples(name, platform):
-    place = folder(name.partition("/")[0]) / name.partition("/")[2]
-    assert platform in {find_platform(each) for each in (place, *place.iterdir()) if _is_sample(each)}
-
-
-def _is_sample(place):
-    return place.is_dir() and any(True for patterns in FILES.values() for p in patterns for _ in place.glob(p))
+def test_a_folder_of_a_real_run():
+    assert find_platform(folder("xenium_ileum_tiny") / "outs") == "xenium"
 
 
 def test_a_store(backed):

@@ -75,7 +75,7 @@ def test_virtual_he_of_a_xenium_folder(tmp_path):
     """The vendor's folder to a store."""
     outs = folder("xenium_ileum_tiny") / "outs"
     out = tmp_path / "o.zarr"
-    assert commands.main(["virtual-he", str(outs), "--platform", "xenium", "--out", str(out)]) == 0
+    assert commands.main(["virtual-he", str(outs), "--out", str(out)]) == 0
     assert sd.read_zarr(out)["virtual_he"]["scale0"].image.shape[1] >= 3522
 
 

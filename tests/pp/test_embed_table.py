@@ -109,6 +109,15 @@ def test_regions_without_a_table_and_a_part(tiled):
     sthist.pp.label_regions(tiled, "nucleus_boundaries", by="regions")
     assert "label" in tiled["nucleus_boundaries_table"].obs
     assert "label" not in table.obs
+    sthist.pp.embed(tiled, mean_colour, regions="nucleus_boundaries", spec=TileSpec(16, 32), outside="nan")
+    assert "X_mean_colour" in tiled["nucleus_boundaries_table"].obsm
+
+
+def test_a_table_that_embed_has_made_for_its_own_columns_stays_the_one_of_the_regions(tiled):
+    """It was made for an entry of obsm, and holds no features in place of genes."""
+    for key in ("X_first", "X_second"):
+        sthist.pp.embed(tiled, mean_colour, regions="nucleus_boundaries", spec=TileSpec(16, 32), key_added=key)
+    assert {"X_first", "X_second"} <= set(tiled["nucleus_boundaries_table"].obsm)
 
 
 def test_other_verbs_do_not_take_it_for_the_table_of_the_regions(tiled):

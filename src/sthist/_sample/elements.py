@@ -411,7 +411,7 @@ def _is_predicted(name: str, adata: Any) -> bool:
 def is_of_features(name: str, adata: Any) -> bool:
     """Whether a table holds features of an encoder in place of genes, as :func:`sthist.pp.embed` makes it."""
     made = adata.uns.get("sthist", {}).get(name)
-    return hasattr(made, "get") and made.get("call") == "pp.embed"
+    return hasattr(made, "get") and made.get("call") == "pp.embed" and made.get("place") == "X"
 
 
 def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:

@@ -259,7 +259,7 @@ class FeatureTable:
             places = np.asarray(regions.obsm["spatial"])  # to the last digit
         obsm = {"spatial": places[embedded]}
         table = ad.AnnData(np.ascontiguousarray(values[embedded], np.float32), obs=obs, var=var, obsm=obsm, uns=uns)
-        _store.add(self._sdata, "tables", key, table, made, overwrite=True)
+        _store.add(self._sdata, "tables", key, table, {**made, "place": "X"}, overwrite=True)
 
 
 class FolderSource(_Source):
