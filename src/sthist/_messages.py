@@ -45,3 +45,15 @@ def listed(values: Iterable[Any], most: int = SHOWN) -> str:
     every = [plain(value) for value in values]
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(map(repr, every[:most])) + more
+
+
+def several(n: int, thing: str) -> str:
+    """A number of things."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def shortened(names: Iterable[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are."""
+    every = list(names)
+    more = f", {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(map(str, every[:most])) + more

@@ -391,7 +391,10 @@ def find_expression_table(sdata: SpatialData, table: str | None = None) -> str:
     measured = [
         name
         for name, adata in sdata.tables.items()
-        if adata.X is not None and adata.n_vars and name not in other and not _is_predicted(name, adata)
+        if adata.X is not None
+        and adata.n_vars
+        and name not in other
+        and not (_is_predicted(name, adata) or is_of_features(name, adata))
     ]
     candidates = [name for name in measured if name in recorded] or measured
     return _only_one(sdata, "table of expression", "tables", candidates, "table=")
@@ -403,6 +406,12 @@ def _is_predicted(name: str, adata: Any) -> bool:
         hasattr(made, "get") and made.get("call") in PREDICTS and (key == name or made.get("place") == "X")
         for key, made in adata.uns.get("sthist", {}).items()
     )
+
+
+def is_of_features(name: str, adata: Any) -> bool:
+    """Whether a table holds features of an encoder in place of genes, as :func:`sthist.pp.embed` makes it."""
+    made = adata.uns.get("sthist", {}).get(name)
+    return hasattr(made, "get") and made.get("call") == "pp.embed" and made.get("place") == "X"
 
 
 def _only_one(sdata: SpatialData, role: str, kind: Kind, candidates: list[str], argument: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sthist import _store
 from sthist._messages import plain
+from sthist._sample.platforms import STORE_FILES, platforms_of
 from sthist._settings import settings
 
 if TYPE_CHECKING:
@@ -29,20 +30,7 @@ COUNTS = ("n", "n_tiles", "ncols", "squares", "px", "batch_size")
 SHOWN = ("panels", "classes", "show", "metrics")
 """Arguments that name what is drawn or scored: at least one thing."""
 
-STORE_FILES = ("zarr.json", ".zgroup", ".zattrs")
 ELEMENTS = {"images", "labels", "points", "shapes", "tables", "table"}
-READERS = {
-    "experiment.xenium": "io.xenium",
-    "*_tx_file.csv*": "io.cosmx",
-    "detected_transcripts.*": "io.merscope",
-    "cell_by_gene.csv": "io.merscope",
-    "binned_outputs": "io.visium_hd",
-    "square_0*um": "io.visium_hd",
-    "*filtered_feature_bc_matrix*": "io.visium",
-    "*raw_feature_bc_matrix*": "io.visium",
-    "spatial": "io.visium",
-}
-"""What lies in the folders of platforms, and who reads them; the first that fits counts."""
 
 
 def verb(function: Verb) -> Verb:
@@ -132,9 +120,8 @@ def require_store(path: str | os.PathLike[str]) -> Path:
 
 def _what_reads(folder: Path) -> str:
     """Which reader the folder of a platform is for, as a sentence."""
-    for pattern, reader in READERS.items():
-        if next(folder.glob(pattern), None) is not None:
-            return f"It looks like what sthist.{reader} reads: sdata = sthist.{reader}({str(folder)!r}). "
+    for platform in platforms_of(folder):
+        return f"It looks like what sthist.io.{platform} reads: sdata = sthist.io.{platform}({str(folder)!r}). "
     stores = sorted(each.name for each in folder.glob("*.zarr"))
     return f"It has {', '.join(map(repr, stores[:5]))}. " if stores else ""
 

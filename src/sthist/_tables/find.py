@@ -30,7 +30,9 @@ def find_table(
     _sample.require_one_sample(data)
     if table is not None:
         return table, _sample.get(data, "tables", table)
-    candidates = [key for key, adata in data.tables.items() if fits(adata)]
+    fitting = [key for key, adata in data.tables.items() if fits(adata)]
+    # Tables of features repeat the columns of the one that they were made of.
+    candidates = [key for key in fitting if not _sample.is_of_features(key, data.tables[key])] or fitting
     if len(candidates) == 1:
         return candidates[0], data.tables[candidates[0]]
     if not candidates:

@@ -71,9 +71,14 @@ def _find_rows(sdata: SpatialData, name: str, table: str | None) -> Rows:
                 f"Table {table!r}: {link}. Link it with TableModel.parse(adata, region=, region_key=, instance_key=)."
             )
         return Rows(cells[0], table, np.asarray(cells[1]))
-    tables = {rows.table: rows for rows in _linked_tables(sdata) if rows.shapes == name and rows.table is not None}
+    tables = {
+        rows.table: rows
+        for rows in _linked_tables(sdata)
+        if rows.shapes == name and rows.table and not _sample.is_of_features(rows.table, sdata.tables[rows.table])
+    }
     if not tables:
-        partly = {key: rows for key in sdata.tables if (rows := _rows_with_shapes(sdata, key, name)) is not None}
+        others = [key for key, adata in sdata.tables.items() if not _sample.is_of_features(key, adata)]
+        partly = {key: rows for key in others if (rows := _rows_with_shapes(sdata, key, name)) is not None}
         if partly:
             return partly[_preferred(sdata, name, list(partly))]
         return Rows(name, None, sdata.shapes[name].index.to_numpy())

@@ -45,6 +45,11 @@ def fetch(source: Source, revision: str | None = None, *, announce: bool = True)
     return weights
 
 
+def cached(source: Source) -> Path | None:
+    """The weights of an encoder in the cache of the hub; None where they are not there. The network is not asked."""
+    return _cached(source, source.files, None)
+
+
 def require_network(source: Source) -> None:
     """Go on only if the hub can be reached."""
     if is_offline():

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sthist import _store
 from sthist._sample.verbs import verb
 from sthist.benchmark._study import BASE, BASELINES, PER_TISSUE, flat_training, run_study
 from sthist.tiles import TileSpec
@@ -165,7 +166,7 @@ def _require_distinct(variants: Mapping[str, Mapping[str, Any]]) -> None:
     for name, arguments in variants.items():
         if name in BASELINES:
             raise ValueError(f"A variant is called {name!r}, as a baseline is; give it another name.")
-        other = known.setdefault(repr(sorted(arguments.items())), name)
+        other = known.setdefault(_store.content_of(sorted(arguments.items())), name)
         if other != name:
             raise ValueError(f"Variants {other!r} and {name!r} are the same: {dict(arguments)}.")
 

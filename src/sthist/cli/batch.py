@@ -1,4 +1,4 @@
-"""One verb on many samples: a process each, as many at a time as memory allows, resumable."""
+"""One verb on many samples: a process each, here or on a cluster, as many at a time as memory allows, resumable."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sthist._disk import written_whole
 from sthist._reading import available_memory
+from sthist._sample.platforms import platforms_of
 from sthist._sample.sample_csv import read_sample_csv
 from sthist._sample.samples import require_one_spelling, safe_names
 from sthist._settings import logger, recorded, settings
@@ -67,11 +68,69 @@ class Running:
     token: str  # by which what it records is known
     start: float
 
+    def has_ended(self) -> bool:
+        """Whether the process has."""
+        return self.process.poll() is not None
+
+    def is_busy(self) -> bool:
+        """Whether it has ended because another run is at its sample."""
+        return self.process.returncode == IS_BUSY
+
+    def fate(self) -> str:
+        """How it ended, as a sentence."""
+        return fate_of(self.process.returncode)
+
     def close(self) -> None:
         """Let go of the pipe to it."""
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):
                 self.process.stdin.close()
+
+    def stop(self) -> None:
+        """End it, and wait until it has."""
+        self.process.terminate()
+        self.process.wait()
+        self.close()
+
+
+def launch(job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start the process of a sample; the end of its input tells it that this process has ended."""
+    command = [sys.executable, "-m", "sthist.cli.batch"]
+    with Path(job["log"]).open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has died already
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()  # it stays open
+    return process
+
+
+def fate_of(code: int) -> str:
+    """How a process ended, as a sentence, by its exit status."""
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    hint = "; is there enough memory?" if code == -signal.SIGKILL else ""
+    return f"The process was {how}{hint}"
+
+
+class Processes:
+    """Processes of this machine: as many as are asked for, else as many as there are processors and memory for."""
+
+    def __init__(self, jobs: int | None, n_waiting: int) -> None:
+        self._jobs, self._most, self._peak = jobs, jobs or settings.threads, 0
+        self._threads = max(1, settings.threads // min(self._most, max(1, n_waiting)))
+
+    def has_room(self, running: Sequence[Running]) -> bool:
+        """Whether one more may start."""
+        return len(running) < self._most and (bool(self._jobs) or fits(running, self._peak))
+
+    def start(self, task: Task, job: dict[str, Any]) -> Running:
+        """Start a task."""
+        process = launch(job | {"threads": self._threads})
+        return Running(task, process, job["token"], time.time())
+
+    def learn(self, peak: int) -> None:
+        """Take note of the most memory that a task has taken."""
+        self._peak = max(self._peak, peak)
 
 
 def find_verb(name: str) -> Callable[..., Any]:
@@ -86,7 +145,12 @@ def find_verb(name: str) -> Callable[..., Any]:
 
 
 def read_tasks(
-    samples: Path, verb: str, out: Path | None, arguments: dict[str, Any], record: Sequence[str] = ()
+    samples: Path,
+    verb: str,
+    out: Path | None,
+    arguments: dict[str, Any],
+    record: Sequence[str] = (),
+    platform_of_all: str | None = None,
 ) -> list[Task]:
     """A task per row of a csv file of samples; ``record`` are columns that are kept with the sample as they are."""
     table = read_sample_csv(samples)
@@ -110,7 +174,8 @@ def read_tasks(
     require_one_spelling(row.get("patient") or None for row in table.rows)
     tasks = []
     for line, row in zip(table.lines, table.rows, strict=True):
-        platform = row.get("platform") or "spatialdata"
+        path = (samples.parent / row["path"]).resolve()
+        platform = row.get("platform") or platform_of_all or _platform_of(path)
         wrong = [f"{name!r} is empty." for name in ("sample", "path") if not row[name]]
         if platform not in PLATFORMS:
             wrong.append(f"the platform {platform!r} is none of {', '.join(PLATFORMS)}.")
@@ -119,7 +184,6 @@ def read_tasks(
         if wrong:
             raise ValueError(f"{samples}, line {line}: {wrong[0]}")
         check_name(safe[row["sample"]], f"{samples}, line {line}: the name of the sample")
-        path = (samples.parent / row["path"]).resolve()
         store = path if out is None else out.resolve() / f"{safe[row['sample']]}.zarr"
         own = {name: parse_value(value) for name, value in row.items() if name in known and value}
         facts = {name: row[name] for name in facts_of if row.get(name)}
@@ -137,6 +201,12 @@ def _require_known(table: SampleTable, known: list[str], verb: str) -> None:
                 f"{table.path} has a column {name!r}, which is neither of {', '.join((*RESERVED, *FACTS))} nor an "
                 f"argument of {verb}.{closest(name, known)} Remove it, or keep it with the sample by --record {name}."
             )
+
+
+def _platform_of(path: Path) -> str:
+    """What the files of a folder say, if they do; a folder that is none is for its own process to refuse."""
+    found = platforms_of(path) if path.is_dir() else {}
+    return next(iter(found)) if len(found) == 1 else "spatialdata"
 
 
 def parse_value(text: str) -> Any:
@@ -161,20 +231,21 @@ class Batch:
         """The tasks that are not done; those that failed are tried again."""
         return [task for task in self.tasks if self._overwrite or not self._is_done(task)]
 
-    def run(self, jobs: int | None = None) -> int:
-        """Run what is pending, but what another run is at; returns how many samples are not done."""
-        waiting, running = self.pending(), list[Running]()
+    def run(self, jobs: int | None = None, place: Any = None) -> int:
+        """Run what is pending, but what another run is at; returns how many samples are not done.
+
+        ``place`` is where: by default processes of this machine, ``jobs`` at a time.
+        """
+        waiting, running = self.pending(), list[Any]()
         n_done = len(self.tasks) - len(waiting)
         if n_done:
             logger.info("%d of %d samples are done.", n_done, len(self.tasks))
         if not waiting:
             logger.info("Nothing is left to do; --overwrite does it all again.")
-        most = jobs or settings.threads
-        threads = max(1, settings.threads // min(most, max(1, len(waiting))))
-        peak = 0
+        place = Processes(jobs, len(waiting)) if place is None else place
         try:
             while waiting or running:
-                while waiting and len(running) < most and (jobs or fits(running, peak)):
+                while waiting and place.has_room(running):
                     task = waiting.pop(0)
                     if not self._overwrite and self._is_done(task):  # by another run, in the meantime
                         logger.info("%s: done by another run.", task.sample)
@@ -182,53 +253,42 @@ class Batch:
                         logger.warning("%s: %s; it is left to that.", task.sample, BUSY)
                         self.left.add(task.sample)
                     else:
-                        running.append(self._start(task, threads))
+                        running.append(self._start(task, place))
                 time.sleep(0.05)
-                for each in [each for each in running if each.process.poll() is not None]:
+                for each in [each for each in running if each.has_ended()]:
                     running.remove(each)
-                    peak = max(peak, self._finish(each))
+                    place.learn(self._finish(each))
         finally:  # also on Ctrl-C: no process stays behind, and the tables say how far it came
             for each in running:
-                each.process.terminate()
-                each.process.wait()
-                each.close()
+                each.stop()
             self.left -= {task.sample for task in self.tasks if self._is_done(task)}
             self._write_tables()
         return sum(self._state(task).get("status") != "done" or task.sample in self.left for task in self.tasks)
 
-    def _start(self, task: Task, threads: int) -> Running:
-        token = uuid.uuid4().hex
+    def _start(self, task: Task, place: Any) -> Any:
         job = {
-            "token": token,
+            "token": uuid.uuid4().hex,
             "task": vars(task),
             "overwrite": self._overwrite,
-            "threads": threads,
-            "state": str(self._state_file(task)),
-            "lock": str(self._lock(task)),
+            "verbosity": settings.verbosity,
+            "log": str(self.log(task).absolute()),
+            "state": str(self._state_file(task).absolute()),
+            "lock": str(self._lock(task).absolute()),
         }
         logger.info("%s: started.", task.sample)
-        command = [sys.executable, "-m", "sthist.cli.batch"]
-        with self.log(task).open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died already
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()  # it stays open: its end tells the process that this one has ended
-        return Running(task, process, token, time.time())
+        return place.start(task, job)
 
-    def _finish(self, running: Running) -> int:
+    def _finish(self, running: Any) -> int:
         """Say how a process ended, and record it where it could not do so itself; returns the most memory it took."""
-        task, code = running.task, running.process.returncode
+        task = running.task
         running.close()
-        if code == IS_BUSY:
+        if running.is_busy():
             logger.warning("%s: %s; it is left to that.", task.sample, BUSY)
             self.left.add(task.sample)
             return 0
         state = self._state(task)
         if state.get("token") != running.token:
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            hint = "; is there enough memory?" if code == -signal.SIGKILL else ""
-            state = {"status": "failed", "error": "died", "message": f"The process was {how}{hint}", "peak": 0}
+            state = {"status": "failed", "error": "died", "message": running.fate(), "peak": 0}
             state |= {"task": vars(task), "seconds": round(time.time() - running.start, 1)}
             _write_json(self._state_file(task), state)
         if state["status"] == "done":
@@ -319,7 +379,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def fits(running: list[Running], peak: int) -> bool:
+def fits(running: Sequence[Running], peak: int) -> bool:
     """Whether the memory is there for one more sample, if all grow as large as the largest so far.
 
     The first one runs alone: what it takes is not known.
@@ -346,6 +406,7 @@ def run_one(job: dict[str, Any]) -> None:
 
     task = Task(**job["task"])
     sthist.settings.threads, sthist.settings.progress = job["threads"], False
+    sthist.settings.verbosity = job["verbosity"]
     recorded["run"] = task.run
     lock = FileLock(job["lock"])
     try:

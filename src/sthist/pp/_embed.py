@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,13 +16,12 @@ from sthist import _sample, _store
 from sthist._sample.samples import over_samples
 from sthist._sample.verbs import verb
 from sthist._settings import logger
-from sthist.pp._embed_source import find_source, standardized
+from sthist.pp._embed_source import FeatureTable, RegionSource, find_source, standardized
 from sthist.tiles._blocks.array import ResumableArray, TileEmbedder
 from sthist.tiles._blocks.run import run_pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -44,14 +45,13 @@ def embed(
     spec: TileSpec | None = None,
     normalizer: Callable[[np.ndarray], np.ndarray] | Literal["self"] | None = None,
     weights: str | Path | None = None,
-    revision: str | None = None,
     precision: str | None = None,
-    compile: bool = False,
     batch_size: int | Literal["auto"] = "auto",
     device: str | Sequence[str] | None = None,
     outside: Literal["error", "nan"] = "error",
     within: Any = None,
     client: Any = None,
+    as_table: bool = False,
     key_added: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -85,8 +85,8 @@ def embed(
         What :func:`sthist.pp.stain_normalize` returned; applied to each tile before it is embedded. ``"self"``: red,
         green and blue of the tiles of each sample get the mean and spread that the encoder expects, measured on up to
         1,000 of them, which makes up for another scanner or stain; by default they are left as they are.
-    weights, revision, precision, compile
-        As of :func:`sthist.encoders.get`.
+    weights, precision
+        As of :func:`sthist.encoders.get`, which takes more: an encoder that it has loaded is taken, too.
     batch_size
         Tiles at a time on the device. ``"auto"``: 32 on a processor; on an accelerator it grows until its memory is
         used.
@@ -100,8 +100,13 @@ def embed(
         before (``overwrite=True``), else get NaN.
     client
         A ``dask.distributed.Client`` on whose workers the work is done; needs an object on disk.
+    as_table
+        Make a table of its own, whose columns are the features, in place of an entry of ``obsm``: scanpy and squidpy
+        take it as they take cells and genes. Regions without an embedding are left out.
     key_added
-        Key in ``obsm``; by default ``"X_"`` and the encoder's name, such as ``"X_uni"`` or ``"X_conch_uni"``.
+        Key in ``obsm``; by default ``"X_"`` and the encoder's name, such as ``"X_uni"`` or ``"X_conch_uni"``. With
+        ``as_table`` the key of the table; by default that of the regions' table and the encoder's name, such as
+        ``"tiles_table_uni"``.
     overwrite
         Replace embeddings of this key: they are computed anew.
     progress
@@ -117,14 +122,21 @@ def embed(
       with one row per dimension, by name, and its ``meaning``;
     * ``uns["sthist"][key_added]``: the encoder with the hash of its weights, image, spec, device.
 
+    With ``as_table`` it writes ``tables[key_added]`` instead:
+
+    * ``X``: (n, d) float32; ``var_names`` are the names of the features, ``"uni_0"`` and so on where they have none,
+      and ``var["meaning"]`` is what they are;
+    * the columns of ``obs``, ``obsm["spatial"]`` in µm, and the link to the regions, as of the regions' table;
+    * ``uns["sthist"][key_added]``, as above.
+
     Raises
     ------
     KeyError
         If there is no such image, region or encoder.
     ValueError
-        If it is not clear which image, regions or tile are meant; if the tile's µm/px is not the one that the encoder
-        was trained for (pass ``spec=`` if you mean it); if a region has no place or lies outside the image; if the key
-        is taken.
+        If it is not clear which image, regions or tile are meant; if a folder of tiles is to become a table; if the
+        tile's µm/px is not the one that the encoder was trained for (pass ``spec=`` if you mean it); if a region has no
+        place or lies outside the image; if the key is taken.
     ConnectionError, PermissionError, FileNotFoundError, ImportError
         If the encoder cannot be had: the message says what to do.
 
@@ -143,7 +155,7 @@ def embed(
 
     @cache  # once for all samples, and not before the first of them is known to be right
     def load(each: str | None) -> Encoder:
-        return get(encoder, weights=weights, revision=revision, device=each, precision=precision, compile=compile)
+        return get(encoder, weights=weights, device=each, precision=precision)
 
     devices = [device] if device is None or isinstance(device, str) else list(device)
     _embed_sample(
@@ -157,6 +169,7 @@ def embed(
         outside=outside,
         within=within,
         client=client,
+        as_table=as_table,
         key_added=key_added,
         overwrite=overwrite,
         progress=progress,
@@ -176,6 +189,7 @@ def _embed_sample(
     outside: Literal["error", "nan"],
     within: Any,
     client: Any,
+    as_table: bool,
     key_added: str | None,
     overwrite: bool,
     progress: bool | None,
@@ -189,7 +203,12 @@ def _embed_sample(
     first = encoders[0]
     if isinstance(normalizer, str) and normalizer != "self":
         raise ValueError(f"normalizer is {normalizer!r}; it is 'self', a normaliser, a function of tiles, or None.")
-    key = _sample.safe_key(key_added or first.key)
+    target: Any = source
+    if as_table:
+        if not isinstance(source, RegionSource):
+            raise ValueError("as_table=True makes a table of a SpatialData; a folder of tiles is none.")
+        target = FeatureTable(source, first)
+    key = _sample.safe_key(key_added or (target.default_key if as_table else first.key))
     if client is not None and source.store is None:
         raise ValueError(
             "client= needs an object on disk, which the workers open: write it with sdata.write(path), or "
@@ -211,18 +230,22 @@ def _embed_sample(
         facts["within"] = hashlib.blake2b(chosen.tobytes(), digest_size=16).hexdigest()
     facts = json.loads(json.dumps(facts, default=str))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    made = source.made(key)
+    made = target.made(key)
     if made is not None and made.get("digest") == digest and not overwrite:
-        logger.info("obsm[%r] of %s is there already, from the same input and settings.", key, source.name)
+        logger.info("%s is there already, from the same input and settings.", target.called(key))
         source.discard(key)
         return
-    source.require_free(key, overwrite=overwrite)
+    target.require_free(key, overwrite=overwrite)
     batch = _fitting_batch(first, reader.spec.px) if batch_size == "auto" else int(batch_size)
     work = Work(encoders, reader, source.places[inside], batch, client, progress)
-    with source.workspace(key, digest) as folder:
-        with source.writing():
-            values = work.embed(folder, key, facts, inside)
-        if made is not None and _made_by(made, facts):
+    known = target.known(digest) if as_table and not overwrite else None
+    with nullcontext(Path()) if known is not None else source.workspace(key, digest) as folder:
+        if known is not None:
+            values = known
+        else:
+            with source.writing():
+                values = work.embed(folder, key, facts, inside)
+        if made is not None and _made_by(made, facts) and not as_table:
             values[~chosen] = source.values(key)[~chosen]
         made = _store.provenance(
             "pp.embed",
@@ -235,7 +258,7 @@ def _embed_sample(
             digest=digest,
             **{name: value for name, value in facts["encoder"].items() if name == "own"},
         )
-        source.add(key, values, first.features, made)
+        target.add(key, values, first.features, made)
 
 
 def encoder_facts(encoder: Encoder) -> dict[str, Any]:
@@ -250,7 +273,9 @@ def encoder_facts(encoder: Encoder) -> dict[str, Any]:
 
 def _content(normalizer: Any) -> str:
     """What a normaliser does: its values, or the content of a function of the user's."""
-    return repr(normalizer) if hasattr(normalizer, "to_dict") else _store.content_of(normalizer)
+    if hasattr(normalizer, "to_dict"):
+        return json.dumps(normalizer.to_dict(), sort_keys=True)
+    return _store.content_of(normalizer)
 
 
 def _made_by(made: dict[str, Any], facts: dict[str, Any]) -> bool:

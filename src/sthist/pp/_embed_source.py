@@ -21,6 +21,7 @@ from sthist._tables.rows import (
     centroids_um,
     have_shapes,
     lie_within,
+    new_table,
     require_free_columns,
     rows_of,
     write_columns,
@@ -85,6 +86,10 @@ class _Source:
     store: Path | None  # where the object lies on disk
     nuclei: bool = False  # whether they are nuclei
 
+    def called(self, key: str) -> str:
+        """Embeddings, as messages call them."""
+        return f"obsm[{key!r}] of {self.name}"
+
     def settled_spec(self, encoder: Encoder) -> TileSpec | None:
         """The tiles, unless the encoder alone says which: of the call, as they were laid, or those of nuclei."""
         for_cells = encoder.spec is not None and encoder.spec.size_um <= MOST_OF_CELLS_UM
@@ -108,11 +113,11 @@ class RegionSource(_Source):
         self.sdata, self.spec, self.spec_given = sdata, spec, spec is not None
         self.store = _store.store_path(sdata)
         self.image = _find_image(sdata, image)
-        self._rows = rows_of(sdata, find_regions(sdata) if regions is None else regions)
-        self.name = repr(self._rows.table or self._rows.shapes)
-        self.places = centroids_um(sdata, self._rows)
-        self.spec = spec or laid_spec(sdata, self._rows)
-        self.nuclei = are_nuclei(sdata, self._rows.shapes)
+        self.rows = rows_of(sdata, find_regions(sdata) if regions is None else regions)
+        self.name = repr(self.rows.table or self.rows.shapes)
+        self.places = centroids_um(sdata, self.rows)
+        self.spec = spec or laid_spec(sdata, self.rows)
+        self.nuclei = are_nuclei(sdata, self.rows.shapes)
 
     def reader(self, encoder: Encoder, normalizer: Callable[[np.ndarray], np.ndarray] | None) -> TileReader:
         """A reader of the tiles; those of nuclei are as large as they are, also where the image is coarse."""
@@ -126,7 +131,7 @@ class RegionSource(_Source):
     def lie_within(self, within: Any) -> np.ndarray:
         """Which places lie in a part of the slide, (n,) bool."""
         if within is None:
-            return have_shapes(self.sdata, self._rows)
+            return have_shapes(self.sdata, self.rows)
         return lie_within(self.sdata, self.places, within, self.name)
 
     def require_inside(self, reader: TileReader, outside: Literal["error", "nan"], chosen: np.ndarray) -> np.ndarray:
@@ -148,7 +153,7 @@ class RegionSource(_Source):
         raise ValueError(
             f"{int(missing.sum())} of {int(chosen.sum())} regions of {self.name} lie outside the image {self.image!r} "
             f"(x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm) or have no place, such as "
-            f"{plain(self._rows.instances[row])!r} at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' "
+            f"{plain(self.rows.instances[row])!r} at {np.round(self.places[row], 1).tolist()} µm. Pass outside='nan' "
             "to leave them without an embedding, or mend the transformation of the image to 'um'."
         )
 
@@ -163,23 +168,23 @@ class RegionSource(_Source):
 
     def made(self, key: str) -> dict[str, Any] | None:
         """Provenance of embeddings that are there; None if there are none."""
-        if self._rows.table is None:
+        if self.rows.table is None:
             return None
-        table = self.sdata.tables[self._rows.table]
+        table = self.sdata.tables[self.rows.table]
         return table.uns.get("sthist", {}).get(key) if key in table.obsm else None
 
     def values(self, key: str) -> np.ndarray:
         """Embeddings that are there."""
-        return np.asarray(self.sdata.tables[str(self._rows.table)].obsm[key])
+        return np.asarray(self.sdata.tables[str(self.rows.table)].obsm[key])
 
     def require_free(self, key: str, *, overwrite: bool) -> None:
         """Refuse a key that is taken."""
-        require_free_columns(self.sdata, self._rows, [], [key], overwrite=overwrite)
+        require_free_columns(self.sdata, self.rows, [], [key], overwrite=overwrite)
 
     def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
         """Put the embeddings into the table."""
         uns = {} if features is None else {f"{key}_features": features}
-        add_columns(self.sdata, self._rows, key, made, obs={}, obsm={key: values}, uns=uns)
+        add_columns(self.sdata, self.rows, key, made, obs={}, obsm={key: values}, uns=uns)
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the lock of the store."""
@@ -195,7 +200,66 @@ class RegionSource(_Source):
         return _store.workspace(self.sdata, self._work_name(key), digest)
 
     def _work_name(self, key: str) -> str:
-        return f"{self._rows.shapes}-{key}"
+        return f"{self.rows.shapes}-{key}"
+
+
+class FeatureTable:
+    """The table that embeddings become, in place of an entry of ``obsm`` in the table of their regions."""
+
+    def __init__(self, source: RegionSource, encoder: Encoder) -> None:
+        self._source, self._encoder, self._sdata = source, encoder, source.sdata
+        of = source.rows.table or f"{source.rows.shapes}_table"
+        self.default_key = f"{of}_{encoder.key.removeprefix('X_')}"
+
+    def called(self, key: str) -> str:
+        """The table, as messages call it."""
+        return f"Table {key!r}"
+
+    def made(self, key: str) -> dict[str, Any] | None:
+        """Provenance of a table that is there; None if there is none."""
+        return self._sdata.tables[key].uns.get("sthist", {}).get(key) if key in self._sdata.tables else None
+
+    def require_free(self, key: str, *, overwrite: bool) -> None:
+        """Refuse a key that is taken."""
+        _store.require_free(self._sdata, key, "tables", overwrite=overwrite)
+
+    def known(self, digest: str) -> np.ndarray | None:
+        """The same embeddings, where the table of the regions has them."""
+        key = self._encoder.key
+        made = self._source.made(key)
+        return self._source.values(key) if made is not None and made.get("digest") == digest else None
+
+    def add(self, key: str, values: np.ndarray, features: pd.DataFrame | None, made: dict[str, Any]) -> None:
+        """Make the table: rows that are embedded, with all that is known of them but their other numbers."""
+        import anndata as ad
+        import pandas as pd
+
+        rows = self._source.rows
+        regions = new_table(self._sdata, rows) if rows.table is None else self._sdata.tables[rows.table]
+        embedded = np.flatnonzero(np.isfinite(values).all(axis=1))
+        if len(embedded) < len(values):
+            logger.info(
+                "%d of %d regions are not embedded; the table is without them.",
+                len(values) - len(embedded),
+                len(values),
+            )
+        stem = self._encoder.key.removeprefix("X_")
+        names = pd.Index([f"{stem}_{number}" for number in range(values.shape[1])])
+        var = pd.DataFrame({"meaning": ""}, index=names) if features is None else features.copy()
+        obs = regions.obs.iloc[embedded].copy()
+        uns = {
+            name: regions.uns[name]
+            for name in regions.uns
+            if name.removesuffix("_colors") in obs and name.endswith("_colors")
+        }
+        if "spatialdata_attrs" in regions.uns:
+            uns["spatialdata_attrs"] = dict(regions.uns["spatialdata_attrs"])
+        places = self._source.places
+        if "spatial" in regions.obsm and np.allclose(regions.obsm["spatial"], places, equal_nan=True):
+            places = np.asarray(regions.obsm["spatial"])  # to the last digit
+        obsm = {"spatial": places[embedded]}
+        table = ad.AnnData(np.ascontiguousarray(values[embedded], np.float32), obs=obs, var=var, obsm=obsm, uns=uns)
+        _store.add(self._sdata, "tables", key, table, {**made, "place": "X"}, overwrite=True)
 
 
 class FolderSource(_Source):

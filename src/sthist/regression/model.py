@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from sthist._disk import written_whole
+from sthist._messages import several
 from sthist._reading import reading
 from sthist._settings import settings
 from sthist.regression.data.inputs import as_inputs
@@ -249,6 +250,33 @@ class RegressionModel(Model):
         if not self.is_fitted:
             raise ValueError(f"This {type(self).__name__} was not trained yet: call fit, or a verb that trains it.")
         yield from self._predict(inputs, rows, batch_size, device)
+
+    output: ClassVar[str] = "output"
+    """What it predicts one or several of."""
+
+    def _about(self) -> list[str]:
+        """Outputs, tiles and embeddings; of how many regions it has learned; how well."""
+        config = self.config
+        what = several(len(config.outputs), self.output) if config.outputs else f"no {self.output}s yet"
+        tiles = "" if self.spec is None else f", tiles of {self.spec.text}"
+        taken = f", from {' and '.join(config.embeddings)}" if config.embeddings else ""
+        return [f"{what}{tiles}{taken}", self._trained_on(), *self._how_well()]
+
+    def _trained_on(self) -> str:
+        if not self.is_fitted:
+            return "not trained"
+        rows, samples = self.config.training.get("n_rows"), self.config.training.get("samples")
+        if rows is None or samples is None:
+            return "trained on arrays"
+        return f"trained on {several(rows, 'region')} of {several(len(samples), 'sample')}"
+
+    def _how_well(self) -> list[str]:
+        pearson, trusted = (self.config.report.get(name) for name in ("pearson", "trusted"))
+        if not self.is_fitted or not pearson or not trusted:
+            return []
+        known = [each for each in pearson if each is not None and np.isfinite(each)]
+        median = f", median Pearson {np.median(known):.2f} where held out" if known else ""
+        return [f"{sum(map(bool, trusted))} of {len(trusted)} trusted{median}"]
 
     def unfitted(self) -> Self:
         """A copy of the same settings that was not trained."""

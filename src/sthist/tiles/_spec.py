@@ -87,6 +87,11 @@ class TileSpec:
         """Micrometres per pixel."""
         return self.size_um / self.px
 
+    @property
+    def text(self) -> str:
+        """Size, pixels and µm per pixel, as messages show them."""
+        return f"{self.size_um:.4g} µm on {self.px} px ({self.mpp:.4g} µm/px)"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

@@ -87,6 +87,13 @@ class Model(ABC):
     def __init__(self, config: Any = None) -> None:
         self.config = self.config_class() if config is None else config
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} ({self.system}): {'; '.join(self._about())}"
+
+    def _about(self) -> list[str]:
+        """What it is, in a few words each."""
+        return ["trained" if getattr(self, "is_fitted", False) else "not trained"]
+
     def save(self, folder: str | Path) -> None:
         """Write the model to a folder, which is made.
 

@@ -77,6 +77,12 @@ class StainNormalizer(JSONFile):
                 "another reference."
             )
 
+    def __repr__(self) -> str:
+        return (
+            f"StainNormalizer by {self.method}: the stain of {self.source.origin or 'a slide'} becomes that of "
+            f"{self.reference.origin or 'another'}"
+        )
+
     @property
     def method(self) -> Method:
         """``"macenko"``, ``"reinhard"`` or ``"channels"``."""

@@ -145,6 +145,16 @@ class StainReference(JSONFile):
         if self.method == "macenko" and np.abs(np.linalg.norm(self.stains, axis=1) - 1).max() > 0.01:
             raise ValueError(f"StainReference: vectors are {self.vectors!r}; each has the length 1.")
 
+    def __repr__(self) -> str:
+        if self.method == "macenko":
+            names = ("haematoxylin", "eosin")
+            parts = zip(names, self.stains, self.amounts or (), strict=True)
+            numbers = ", ".join(f"{name} {_short(vector)} up to {amount:.2f}" for name, vector, amount in parts)
+        else:
+            numbers = f"mean {_short(self.mean)}, spread {_short(self.spread)}"
+        glass = "" if self.method == "channels" else f", glass {_short(self.white)}"
+        return f"StainReference by {self.method} of {self.origin or 'a section'}: {numbers}{glass}"
+
     @property
     def stains(self) -> np.ndarray:
         """Vectors of haematoxylin and eosin, float64 of shape (2, 3)."""
@@ -312,6 +322,11 @@ def _numbers(reference: StainReference, name: str, shape: tuple[int, ...]) -> np
             f"{' x '.join(map(str, shape))} finite numbers."
         )
     return values
+
+
+def _short(values: Any) -> str:
+    """Numbers in three digits."""
+    return f"({', '.join(f'{value:.3g}' for value in values)})"
 
 
 def _plain(values: np.ndarray) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from sthist._disk import written_whole
+from sthist._messages import several, shortened
 from sthist._reading import reading
 from sthist.systems.annotation.prompts import normalised, softmax
 from sthist.systems.annotation.report import AnnotatorReport
@@ -107,6 +108,20 @@ class Annotator(Model):
         self.encoder: Any = None
         self.history: list[dict[str, float]] = []
         self._embed: Any = None
+
+    def _about(self) -> list[str]:
+        """Classes, encoder and tiles; of how many tiles it has learned; how well."""
+        config = self.config
+        tiles = "" if self.spec is None else f", tiles of {self.spec.text}"
+        facts = [
+            f"{len(config.classes)} classes of {config.label or 'tiles'} ({shortened(config.classes)})",
+            f"{config.mode} on {config.encoder or 'no encoder'}{tiles}",
+        ]
+        rows, samples = config.training.get("n_rows"), config.training.get("samples")
+        if rows is not None and samples is not None:
+            facts.append(f"trained on {several(rows, 'tile')} of {several(len(samples), 'sample')}")
+        auc = config.report.get("weighted_auc")
+        return [*facts, *([f"AUC {auc:.2f} where held out"] if auc is not None and np.isfinite(auc) else [])]
 
     @cached_property
     def report(self) -> AnnotatorReport:

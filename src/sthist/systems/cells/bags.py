@@ -134,6 +134,10 @@ class Bags(Inputs):
     def __len__(self) -> int:
         return len(self.size)
 
+    def __repr__(self) -> str:
+        cells = f"{int(self.size.sum()):,} cells in {len(self):,} spots, {self.n_outside:,} in none"
+        return f"Bags of {cells}; {self.features.dim} features"
+
     def cells_of(self, rows: np.ndarray) -> np.ndarray:
         """Numbers of the cells of some spots, spot after spot."""
         if self._cells is None:

@@ -131,6 +131,7 @@ class SCellST(EmbeddingModel, NetworkModel):
     system: ClassVar[str] = "scellst"
     config_class: ClassVar[type] = SCellSTConfig
     config: SCellSTConfig
+    output: ClassVar[str] = "gene"
     default_spec: ClassVar[TileSpec] = TileSpec(12.0, 48)
     default_training: ClassVar[dict[str, Any]] = {
         "epochs": 400,

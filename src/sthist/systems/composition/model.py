@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 class CompositionModel(RegressionModel):
     """Base of the models of composition, to stand first among several; made by :func:`sthist.tl.train_composition`."""
+
+    output: ClassVar[str] = "cell type"
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from sthist.regression.model import RegressionModel
 class ExpressionModel(RegressionModel):
     """Base of the models of expression; made by :func:`sthist.tl.train_expression`."""
 
+    output: ClassVar[str] = "gene"
     makes_maps: ClassVar[bool] = False
     """Whether it predicts every place of a slide, where no regions are named."""
 

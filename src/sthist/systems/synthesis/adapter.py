@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from sthist._disk import written_whole
-from sthist._messages import plain
+from sthist._messages import plain, several
 from sthist._reading import reading, require_file
 from sthist.systems.synthesis.config import C2LAdapterConfig
 from sthist.training.model import require_types
@@ -39,6 +39,11 @@ class C2LAdapter:
 
     config: C2LAdapterConfig
     weights: dict[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        config, tiles = self.config, self.config.training.get("tiles")
+        trained = "" if tiles is None else f", trained on {several(tiles, 'tile')}"
+        return f"C2LAdapter to {several(len(config.genes), 'gene')} ({config.where}, latent {config.latent}){trained}"
 
     def save(self, path: str | Path) -> None:
         """Write one file, which says everything that is needed beside the central model.

@@ -12,6 +12,7 @@ import numpy as np
 
 from sthist import _store, _weights
 from sthist._disk import written_whole
+from sthist._messages import several
 from sthist._reading import reading
 from sthist._settings import logger
 from sthist.systems.synthesis.adapter import ADAPTER, C2LAdapter, fill, median_total, require_logarithms
@@ -96,6 +97,19 @@ class C2L(Model):
         self.history: list[dict[str, float]] = []
         self.spots: pd.DataFrame | None = None
         self._sha256: str | None = None
+
+    def _about(self) -> list[str]:
+        """Tiles and network; of how many tiles it has learned; what its adapter listens to."""
+        tiles = self.config.training.get("tiles")
+        trained = (
+            "not trained"
+            if not self.is_fitted
+            else "trained"
+            if tiles is None
+            else (f"trained on {several(tiles, 'tile')}")
+        )
+        adapter = "no adapter" if self.adapter is None else f"with a {self.adapter!r}"
+        return [f"tiles of {self.config.spec.text}", trained, adapter]
 
     @property
     def is_fitted(self) -> bool:

@@ -235,7 +235,7 @@ def _of_sample(
             overlap=stainer.overlap,
             concurrent=stainer.concurrent,
             seconds_before=time.perf_counter() - start,
-            n_machines=1 if client is None else max(1, len(client.scheduler_info()["workers"])),
+            n_machines=1 if client is None else max(1, len(client.nthreads())),
             **options,
         )
     with _store.writing(sdata):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sthist._messages import several, shortened
 from sthist._settings import settings
 from sthist.pp import StainReference
 from sthist.systems.virtual_he.config import TranslationTraining
@@ -78,6 +79,24 @@ class Translator(GeneratorModel):
         self._trainings = [0]  # a list, as copies share it
         self._lock = threading.Lock()
         self._embedded: torch.Tensor | None = None
+
+    def _about(self) -> list[str]:
+        """Tiles, what it sees and says; of how many pairs it has learned."""
+        config = self.config
+        low, high = (min(config.scales), max(config.scales)) if config.scales else (config.spec.mpp,) * 2
+        scales = f", for {low:.3g} to {high:.3g} µm/px" if high > low else ""
+        groups = f"density, also of {shortened(config.groups)}" if config.molecules == "groups" else config.molecules
+        gives = "amounts of stains" if config.target == "stains" else "colours"
+        facts = [f"tiles of {config.spec.text}{scales}", f"sees transcripts as {groups}", f"gives {gives}"]
+        tissues = [tissue for tissue in config.prompts if tissue]
+        if tissues:
+            facts.append(f"tissues {shortened(tissues)}")
+        data, pairs = config.training.get("data", {}), config.training.get("pairs")
+        if pairs is None:
+            return [*facts, "not trained" if not config.training else "trained"]
+        samples = data.get("samples")
+        of = f" of {several(len(samples), 'sample')}" if samples else ""
+        return [*facts, f"trained on {several(pairs, 'pair')}{of}"]
 
     def training(self, **changes: Any) -> TranslationTraining:
         """How a model of this kind is trained, with changes.

@@ -54,12 +54,11 @@ def run_on_cluster(
     if not isinstance(client, Client):
         raise TypeError(f"client= takes a dask.distributed.Client, not {type(client).__name__}.")
     ticket = write_job((worker, work), work.folder / "job")
-    answers = client.run(inspect, ticket, on_error="return")
-    refusals = [f"  {address}: {answer}" for address, answer in answers.items() if answer is not None]
+    refusals = refusals_of(client, ticket)
     if refusals:
-        reasons = "\n".join(refusals)
+        reasons = "\n".join(f"  {address}: {reason}" for address, reason in refusals.items())
         raise RuntimeError(f"{len(refusals)} of the cluster's workers cannot take part:\n{reasons}")
-    if not client.scheduler_info()["workers"]:
+    if not client.nthreads():
         logger.info("The cluster has no worker yet; waiting for the first.")
     futures = client.map(
         record_there, pending, ticket=ticket, key=f"sthist-{work.name}-{ticket.digest[:12]}", pure=False
@@ -71,6 +70,12 @@ def run_on_cluster(
         client.cancel(futures)
         client.run(forget, ticket, on_error="ignore")
         Path(ticket.path).unlink(missing_ok=True)
+
+
+def refusals_of(client: Any, ticket: Ticket, workers: list[str] | None = None) -> dict[str, Any]:
+    """Why workers, or some of them, cannot take part, by their address; those that can are left out."""
+    answers = client.run(inspect, ticket, workers=workers, on_error="return")
+    return {address: answer for address, answer in answers.items() if answer is not None}
 
 
 def write_job(job: Any, path: Path) -> Ticket:

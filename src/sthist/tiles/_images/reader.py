@@ -152,6 +152,16 @@ class TileReader:
         reader._setup(image, spec, fill, cache_bytes, normalizer, allow_upsampling=allow_upsampling)
         return reader
 
+    def __repr__(self) -> str:
+        x0, y0, x1, y1 = self.extent_um
+        channels = ", ".join(map(str, self.channels[:4])) + (", ..." if len(self.channels) > 4 else "")
+        of = repr(self.image.key) if len(self.image.fields) == 1 else f"{len(self.image.fields)} images"
+        normalised = "" if self.normalizer is None else ", normalised"
+        return (
+            f"TileReader of {of}: tiles of {self.spec.text}, {self.dtype} ({channels}){normalised}; the image has "
+            f"{self.image.coarsest_mpp:.4g} µm/px, x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} µm"
+        )
+
     def at(self, spec: TileSpec) -> TileReader:
         """A reader of the same image in tiles of another size, at any resolution.
 

@@ -164,6 +164,17 @@ class DensityTiles:
         total = float(weights[seen].sum()) * float(amounts[seen].mean())
         return float((weights * amounts)[seen].sum()) / total if total > 0 else 1.0
 
+    def __repr__(self) -> str:
+        molecules = (
+            "no molecules"
+            if self.index is None
+            else (
+                f"{len(self.index):,} molecules of {len(self.index.genes):,} genes, smoothed by {self.density_um:g} µm"
+            )
+        )
+        groups = ", ".join(f"{name} ({n} genes)" for name, n in self.shown.items())
+        return f"DensityTiles of {self.image.key!r}: tiles of {self.spec.text}; {molecules}; groups: {groups or 'none'}"
+
     @property
     def shown(self) -> dict[str, int]:
         """How many genes of each group the panel has."""

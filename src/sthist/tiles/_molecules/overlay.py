@@ -258,6 +258,14 @@ class Overlay:
         self._mono = np.array(to_rgb(LIGHT_RED if by_gene else palette), np.float32) * 255
         self._fixed = gene_colours(palette if by_gene else "fixed", self.genes)
 
+    def __repr__(self) -> str:
+        dots = "no dots"
+        if self.index is not None:
+            size = f"dots of {self.dot_px * self.spec.mpp:.3g} µm, {self.mode}"
+            dots = f"{len(self.index):,} transcripts of {len(self.genes):,} genes, {size}"
+        stain = "a black background" if self.image is None else repr(self.image.key)
+        return f"Overlay on {stain}: tiles of {self.spec.text}; {dots}"
+
     @property
     def genes(self) -> tuple[str, ...]:
         """The panel: genes that are drawn, in alphabetical order."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from sthist import _store, _weights
 from sthist._disk import written_whole
+from sthist._messages import several
 from sthist._reading import reading
 from sthist._settings import logger
 from sthist.encoders import Encoder, Transform
@@ -150,6 +151,18 @@ class MoCoV3(Model, Encoder):
         self.weights = {name: np.asarray(value) for name, value in (weights or {}).items()}
         self.history: list[dict[str, float]] = []
         self._running: dict[tuple[Any, ...], NetworkEncoder] = {}
+
+    def _about(self) -> list[str]:
+        """Tiles, network, and of how many crops it has learned."""
+        crops = self.config.training.get("crops")
+        trained = (
+            "not trained"
+            if not self.is_fitted
+            else "trained"
+            if crops is None
+            else (f"trained on {several(crops, 'crop')} of nuclei")
+        )
+        return [f"{self.config.backbone} on {self.spec.text} around a nucleus", trained]
 
     @property
     def is_fitted(self) -> bool:

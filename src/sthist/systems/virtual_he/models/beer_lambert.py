@@ -152,6 +152,14 @@ class BeerLambert(VirtualStainModel):
     config_class: ClassVar[type] = BeerLambertConfig
     config: BeerLambertConfig
 
+    def _about(self) -> list[str]:
+        """That it needs no training, and whose stains it shows."""
+        own, default = vars(self.config), vars(self.config_class())
+        changed = [name for name in own if own[name] != default[name]]
+        fitted = {"haematoxylin_vector", "eosin_vector"} & set(changed)
+        settings = [f"changed: {', '.join(changed)}"] if changed else []
+        return ["needs no weights", "stains of a real H&E" if fitted else "stains of its own", *settings]
+
     def fit(self, reference: Any, *, seed: int | None = None) -> BeerLambert:
         """Take stain vectors and concentrations from a real H&E image.
 

@@ -316,7 +316,7 @@ class SectionPairs:
 
 def _style_of(view: Overlay | DensityTiles, target: TileReader) -> tuple[Any, ...]:
     """How the input is drawn, and in which stains the target, as plain values."""
-    stains = () if target.normalizer is None else (target.normalizer.source, target.normalizer.reference)  # type: ignore[attr-defined]
+    stains = () if target.normalizer is None else (target.normalizer.to_dict(),)  # type: ignore[attr-defined]
     if isinstance(view, Overlay):
         return view.mode, view.dot_px, view.limits, *stains
     return view.groups, view.density_um, view.response, view.spec, DRAWN, *stains
