@@ -43,6 +43,7 @@ intersphinx_mapping = inventories.write(HERE / "generated" / "inventories")
 nitpicky = True
 nitpick_ignore = [
     ("py:class", "shapely.geometry.base.BaseGeometry"),  # shapely documents its subclasses alone
+    ("py:attr", "limits"),  # an attribute of Overlay that only its own list of parameters names
     ("py:class", "sthist.models.RegressionConfig"),  # the base of several settings, which has no page
 ]
 templates_path = ["_templates"]
@@ -55,8 +56,13 @@ nb_execution_timeout = 600  # per cell; the slowest takes seconds, and machines 
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "generated/arguments_*.md"]
 html_theme = "sphinx_book_theme"
 html_title = "sthist"
 html_static_path = ["_static"]
-html_theme_options = {"show_navbar_depth": 1}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "repository_url": "https://github.com/scverse/sthist",
+    "use_repository_button": True,
+}
