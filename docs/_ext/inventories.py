@@ -56,7 +56,7 @@ def write(folder: Path) -> dict[str, tuple[str, Any]]:
         body = "".join(f"{each['name']} py:{each['role']} 1 {each['page']} -\n" for each in known[project])
         file = folder / f"{project}.inv"
         file.write_bytes(HEAD.format(project).encode() + zlib.compress(body.encode()))
-        # What the projects publish is asked for where pages are published, and nowhere else: a build is the same always.
+        # Only where pages are published, the projects are asked themselves: every other build is the same.
         mapping[project] = (site, (None, str(file)) if os.environ.get("READTHEDOCS") else str(file))
     return mapping
 

@@ -21,8 +21,6 @@ from sphinx.util.typing import stringify_annotation
 import sthist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from docutils import nodes
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
@@ -133,9 +131,7 @@ def add_types(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines
             kind = known.get("return")
             text = ":" if kind in (None, type(None)) else type_text(kind)
             body[:] = [text, *(f"    {line}" if line else "" for line in body)]
-    lines[:] = [
-        line for title, body in sections for line in ([title, "-" * len(title), *body] if title else body)
-    ]
+    lines[:] = [line for title, body in sections for line in ([title, "-" * len(title), *body] if title else body)]
 
 
 def numpydoc_sections(lines: list[str]) -> list[tuple[str, list[str]]]:
