@@ -1,20 +1,18 @@
 """Where names of other projects are documented, kept here so that a build needs no network and still checks each name.
 
 ``docs/inventories.csv`` lists the names that our pages refer to. ``python docs/_ext/inventories.py`` compares it with
-the inventories that the projects publish, and says which rows have moved.
+the inventories that the projects publish (it needs a network), and says which rows have moved.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import sys
 import urllib.request
 import zlib
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from sphinx.util.inventory import InventoryFile
 
@@ -47,17 +45,16 @@ def rows() -> dict[str, list[dict[str, str]]]:
     return {project: [row for row in all_rows if row["project"] == project] for project in SITES}
 
 
-def write(folder: Path) -> dict[str, tuple[str, Any]]:
-    """Write an inventory for each project, and return what intersphinx takes; ours stand in where none is fetched."""
+def write(folder: Path) -> dict[str, tuple[str, str]]:
+    """Write an inventory for each project, and return what intersphinx takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    mapping: dict[str, tuple[str, Any]] = {}
+    mapping: dict[str, tuple[str, str]] = {}
     known = rows()
     for project, site in SITES.items():
         body = "".join(f"{each['name']} py:{each['role']} 1 {each['page']} -\n" for each in known[project])
         file = folder / f"{project}.inv"
         file.write_bytes(HEAD.format(project).encode() + zlib.compress(body.encode()))
-        # Only where pages are published, the projects are asked themselves: every other build is the same.
-        mapping[project] = (site, (None, str(file)) if os.environ.get("READTHEDOCS") else str(file))
+        mapping[project] = (site, str(file))
     return mapping
 
 
@@ -66,7 +63,7 @@ def moved() -> list[str]:
     wrong = []
     for project, site in SITES.items():
         with urllib.request.urlopen(f"{site}objects.inv", timeout=30) as answer:
-            published = InventoryFile.load(BytesIO(answer.read()), site, lambda base, page: base + page).data
+            published = InventoryFile.load(BytesIO(answer.read()), site, lambda base, page: base + page)
         for row in rows()[project]:
             there = published.get(f"py:{row['role']}", {}).get(row["name"], SimpleNamespace(uri="nowhere")).uri
             here = site + row["page"].replace("$", row["name"])
