@@ -48,6 +48,8 @@ NAMES = {
 """Of layers of predictions."""
 
 PANEL = (3.4, 3.2)
+LEGEND_WIDTH = 2.0
+"""Of the names of all arms, in inches."""
 
 
 @verb
@@ -123,6 +125,9 @@ def augmentation(
         elif axes is None:
             ax.set_yticklabels([])
     last = drawn[min(len(shown), ncols) - 1]
+    if axes is None:  # the legend lies beside the panels, not on the room of the last
+        figure: Any = last.figure
+        figure.set_size_inches(figure.get_figwidth() + LEGEND_WIDTH, figure.get_figheight())
     last.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
     return finish(drawn, save)
 
