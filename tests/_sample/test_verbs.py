@@ -152,7 +152,7 @@ def toy():
     return sdata
 
 
-@pytest.mark.parametrize("save", [True, 3, "nowhere/figure.png", "figure.nothing", "."])
+@pytest.mark.parametrize("save", [3, "nowhere/figure.png", "figure.nothing", "."])
 @pytest.mark.parametrize(
     "name", [name for name in FUNCTIONS if "save" in inspect.signature(FUNCTIONS[name]).parameters]
 )
@@ -164,6 +164,15 @@ def test_a_file_is_refused_before_anything_is_drawn(name, save):
     ]
     with pytest.raises((TypeError, FileNotFoundError, IsADirectoryError, ValueError), match="^save"):
         FUNCTIONS[name](**dict.fromkeys(required, None), save=save)
+
+
+def test_a_figure_is_saved_as_in_scanpy(toy, tmp_path, monkeypatch):
+    """save=True puts it into figures/, called after the plot; False saves nothing."""
+    monkeypatch.chdir(tmp_path)
+    sthist.pl.tissue(toy, save=False)
+    assert not list(tmp_path.iterdir())
+    sthist.pl.tissue(toy, save=True)
+    assert (tmp_path / "figures" / "tissue.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["n", "ncols", "squares", "batch_size", "n_tiles", "px"])

@@ -15,7 +15,7 @@ import numpy as np
 from sthist import _store
 from sthist._messages import plain
 from sthist._sample.platforms import STORE_FILES, platforms_of
-from sthist._settings import settings
+from sthist._settings import logger, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,8 @@ def verb(function: Verb) -> Verb:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(kwargs.get("save"), bool):
+            kwargs["save"] = _usual_figure(function.__name__) if kwargs["save"] else None
         given = dict(zip(names, args, strict=False)) | kwargs
         if len(args) <= len(names) and set(given) <= set(names):  # else Python says what is wrong
             settled = {each: _settled(each, value, signature.parameters[each]) for each, value in given.items()}
@@ -160,6 +162,14 @@ def _as_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1 or value % 1:
         raise ValueError(f"{name} is {value!r}; it is a whole number from 1 on.")
     return int(value)
+
+
+def _usual_figure(name: str) -> Path:
+    """Where ``save=True`` puts a figure, as in scanpy: in the folder ``figures``, called after the plot."""
+    path = Path("figures") / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    logger.info("The figure is saved as %s.", path)
+    return path
 
 
 def _require_file(save: Any) -> None:

@@ -28,6 +28,7 @@ USES = {
     "seg": "nuclei by Cellpose or InstanSeg",
     "deconv": "tl.deconvolve(method='cell2location')",
     "imagenet": "encoders with weights of ImageNet that need no hub",
+    "browser": "tests of sthist view in Chromium",
     "completion": "completion of this command in your shell",
 }
 FOR_DEVELOPERS = {"test", "doc", "lint", "dev"}

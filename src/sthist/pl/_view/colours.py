@@ -11,8 +11,8 @@ import numpy as np
 from sthist import _sample
 from sthist._tables.find import called
 from sthist._tables.genes import closest
-from sthist.pl._cells.found import gene_values
 from sthist.pl._colours import Numbers, is_number, kept_colours, numbers_of, settle_classes
+from sthist.pl._regions.found import gene_values, obsm_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -78,10 +78,10 @@ class Group:
         if kind == "gene":
             return pd.Series(gene_values(self.table, name, layer, called(self.key)), index=self.frame.index)
         key, _, column = name.partition(":")
-        scores = self.table.obsm[key]
+        scores, place = self.table.obsm[key], scores_of(self.table, key).index(column)
         if hasattr(scores, "columns"):
-            return scores.iloc[:, scores_of(self.table, key).index(column)]
-        one: Any = scores[:, int(column)]
+            return scores.iloc[:, place]
+        one: Any = scores[:, place]
         one = one.toarray() if hasattr(one, "toarray") else one
         return pd.Series(np.asarray(one, np.float64).ravel(), index=self.frame.index)
 
@@ -111,11 +111,9 @@ class Group:
 
 
 def scores_of(table: AnnData, key: str) -> list[str]:
-    """Names of the columns of an ``obsm``: numbers from 0 on where it is an array."""
-    scores = table.obsm[key]
-    if hasattr(scores, "columns"):
-        return [str(column) for column in scores.columns]
-    return [str(i) for i in range(scores.shape[1])] if len(scores.shape) == 2 else []
+    """Names of the columns of an ``obsm``: numbers from 0 on where they have none."""
+    shape = table.obsm[key].shape
+    return obsm_names(table, key) or ([str(i) for i in range(shape[1])] if len(shape) == 2 else [])
 
 
 def find_sources(groups: Iterable[Group], text: str, most: int = MAX_FOUND) -> list[Source]:
