@@ -15,6 +15,8 @@ import pytest
 
 import sthist
 
+collect_ignore = ["first_day"]  # scripts, which test_first_day.py runs where their data are
+
 
 @pytest.fixture(scope="session")
 def _toy():

@@ -29,6 +29,7 @@ OF_OTHERS = {
         "vpt_outputs",
     ),  # spatialdata-io's readers, through ours
     *("text_tower", "x", "y"),  # of open_clip; and places
+    *("charset", "src", "width", "height", "style", "href", "target", "rel"),  # of HTTP and HTML, in the viewer
     *("use_raw", "drop", "weights_only", "bytes"),  # scanpy, pandas, torch, the header of a download
 }
 """Arguments of other packages that messages name."""

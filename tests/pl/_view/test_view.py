@@ -307,7 +307,9 @@ class TestCommand:
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
     def test_it_prints_the_address_and_ends_with_ctrl_c(self, backed):
         command = [sys.executable, "-m", "sthist", "view", str(backed.path), "--color", "EPCAM", "--no-browser"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # A shell lets what it starts in the background ignore Ctrl-C, and so what that starts.
+        process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes)
         try:
             lines = [process.stdout.readline() for _ in range(5)]
             (url,) = re.findall(r"http://127\.0\.0\.1:\d+/\S+/", "".join(lines))
@@ -320,7 +322,7 @@ class TestCommand:
             out, err = process.communicate(timeout=30)
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
         assert process.returncode == 0
         assert out.endswith("The viewer has ended.\n")
         assert "Traceback" not in err
