@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import shapely
 import spatialdata as sd
+import vendor
 from matplotlib.collections import LineCollection
 from spatialdata.models import ShapesModel
 
 import sthist
+from sthist._tables.rows import polygons_um
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +159,19 @@ class TestPanels:
         seen = sdata["cell_boundaries"].intersects(shapely.box(100, 100, 200, 200)).sum()
         assert len(lines.get_segments()) == seen
 
+    def test_outlines_are_brought_to_um_once(self, sdata, monkeypatch):
+        from sthist.pl._regions import panels
+
+        asked = []
+        monkeypatch.setattr(panels, "polygons_um", lambda *given: asked.append(given) or polygons_um(*given))
+        sthist.pl.regions(sdata, ["EPCAM", "COL1A1", "cell_type"])
+        assert len(asked) == 1
+
+    def test_a_palette_needs_classes(self, sdata):
+        with pytest.raises(ValueError, match="palette= gives colours of classes, and 'EPCAM', 'COL1A1' hold numbers"):
+            sthist.pl.regions(sdata, ["EPCAM", "COL1A1"], palette={"a": "red"})
+        sthist.pl.regions(sdata, ["EPCAM", "cell_type"], palette={"T cell": "red"})
+
     def test_cells_of_several_genes(self, sdata):
         assert [ax.get_title() for ax in sthist.pl.cells(sdata, ["EPCAM", "cell_type"])] == ["EPCAM", "cell_type"]
         with pytest.raises(ValueError, match="beside one colour"):
@@ -192,6 +207,18 @@ class TestOutlines:
         assert ax.get_title() == f"{len(sdata['tiles'])} tiles of 32 µm, 64 px"
         with pytest.raises(KeyError, match="tils_table"):
             sthist.pl.tile_grid(sdata, "tils")
+
+
+def test_tiles_lie_on_all_fields_of_view(tmp_path):
+    """Where the stain is in several images, all of them are shown, and not the first alone."""
+    vendor.cosmx_folder(tmp_path / "cosmx", **vendor.cosmx_sample(), mpp=0.12)
+    cosmx = sthist.io.cosmx(tmp_path / "cosmx")
+    assert len(cosmx.images) == 4
+    sthist.pp.tiles(cosmx, size_um=2, px=16, sampling="regions", regions="cells")
+    ax = sthist.pl.tile_grid(cosmx)
+    boxes = np.array([sthist.tiles.open_image(cosmx, key).extent_um for key in cosmx.images])
+    assert ax.get_xlim() == pytest.approx((boxes[:, 0].min(), boxes[:, 2].max()))
+    assert sorted(ax.get_ylim()) == pytest.approx([boxes[:, 1].min(), boxes[:, 3].max()])
 
 
 def test_the_picture_of_spatialdata_plot(sdata):

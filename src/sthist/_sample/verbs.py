@@ -168,7 +168,7 @@ def _usual_figure(name: str) -> Path:
     """Where ``save=True`` puts a figure, as in scanpy: in the folder ``figures``, called after the plot."""
     path = Path("figures") / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    logger.info("The figure is saved as %s.", path)
+    logger.info("The figure goes to %s.", path)
     return path
 
 

@@ -199,18 +199,23 @@ def _with_empty_as_nan(points: np.ndarray) -> np.ndarray:
 
 def polygons_um(sdata: SpatialData, rows: Rows) -> np.ndarray:
     """Regions in µm, (n,) geometries: circles as polygons of 64 corners, cores that are missing as None."""
-    import shapely
-
     frame = sdata.shapes[rows.shapes]
     places = frame.index.get_indexer(rows.instances)
     geometry = _geometry(sdata, rows)
     geometry[is_missing(frame)[places]] = None
-    if "radius" in frame:
-        geometry = shapely.buffer(geometry, frame["radius"].to_numpy()[places], quad_segs=16)
-    matrix = scale.matrix_to_um(sdata, "shapes", rows.shapes)
+    radii = frame["radius"].to_numpy()[places] if "radius" in frame else None
+    return placed_um(geometry, radii, scale.matrix_to_um(sdata, "shapes", rows.shapes))
+
+
+def placed_um(geometry: np.ndarray, radii: np.ndarray | None, matrix: np.ndarray) -> np.ndarray:
+    """Geometries as they are stored, brought to µm; points with a radius are polygons of 64 corners then."""
+    import shapely
+
+    if radii is not None:
+        geometry = shapely.buffer(geometry, radii, quad_segs=16)
     if np.array_equal(matrix, np.eye(3)):
         return geometry
-    return shapely.transform(geometry, lambda places: places @ matrix[:2, :2].T + matrix[:2, 2])
+    return np.asarray(shapely.transform(geometry, lambda places: places @ matrix[:2, :2].T + matrix[:2, 2]))
 
 
 def _geometry(sdata: SpatialData, rows: Rows) -> np.ndarray:

@@ -35,10 +35,13 @@ def background(sdata: SpatialData, image: str | bool | None, extent: Extent, mpp
         except (KeyError, ValueError):
             return None
     shown = open_image(sdata, image)
-    if len(shown.channels) == 3:
-        return read_rgb(shown, extent, mpp)
-    first = read_box(shown, extent, mpp)[..., 0].astype(np.float64)
-    seen = seen_grid(shown, extent[:2], mpp, first.shape)
+    return read_rgb(shown, extent, mpp) if len(shown.channels) == 3 else read_grey(shown, extent, mpp)
+
+
+def read_grey(image: Image, extent: Extent, mpp: float) -> np.ndarray:
+    """The first channel of a picture in grey, (h, w, 3) uint8, between its 1st and 99.8th percentile."""
+    first = read_box(image, extent, mpp)[..., 0].astype(np.float64)
+    seen = seen_grid(image, extent[:2], mpp, first.shape)
     low, high = np.percentile(first[seen], [1, 99.8]) if seen.any() else (0.0, 1.0)
     grey = np.clip((first - low) / max(high - low, 1e-9), 0, 1) * 255
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)

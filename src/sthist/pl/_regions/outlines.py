@@ -8,7 +8,7 @@ from sthist import _sample
 from sthist._sample.elements import region_geometry
 from sthist._sample.verbs import verb
 from sthist._tables.rows import polygons_um, rows_of
-from sthist.pl._base import add_scale_bar, background, finish, make_axes, panel_mpp, show_image
+from sthist.pl._base import add_scale_bar, finish, make_axes, panel_mpp, read_grey, read_rgb, show_image
 from sthist.pl._regions.panels import draw_lines
 from sthist.tiles._images.image import open_image
 from sthist.tiles._laid_tiles import laid_tiles
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
+
+    from sthist.tiles._images.image import Image
 
 
 @verb
@@ -143,11 +145,11 @@ def _draw(
     save: str | Path | None,
 ) -> Axes:
     """Lines of a width on the slide."""
-    key = image if image is not None else _slide(sdata)
-    extent = open_image(sdata, key).extent_um if within is None else region_geometry(sdata, within).bounds
+    slide = _slide(sdata, image)
+    extent = slide.extent_um if within is None else region_geometry(sdata, within).bounds
     (drawn,) = make_axes(1, 1, extent, ax, [title])
-    below = background(sdata, key, extent, panel_mpp(drawn, extent, saved=save is not None))
-    assert below is not None
+    read = read_rgb if len(slide.channels) == 3 else read_grey
+    below = read(slide, extent, panel_mpp(drawn, extent, saved=save is not None))
     show_image(drawn, below, extent, title)
     dark = below.mean() < 128
     draw_lines(drawn, polygons, colors="yellow" if dark else "tab:blue", linewidths=width, rasterized=True)
@@ -155,10 +157,12 @@ def _draw(
     return finish([drawn], save)[0]
 
 
-def _slide(sdata: SpatialData) -> str:
-    """The H&E, else the nuclear stain."""
+def _slide(sdata: SpatialData, image: str | None) -> Image:
+    """The image that is named, else the H&E, else the nuclear stain, which may lie in several images."""
+    if image is not None:
+        return open_image(sdata, image)
     try:
-        return _sample.find_he(sdata)
+        return open_image(sdata, _sample.find_he(sdata))
     except (KeyError, ValueError):
-        keys, _ = _sample.find_nuclear(sdata, None, None)
-        return keys if isinstance(keys, str) else keys[0]
+        keys, channel = _sample.find_nuclear(sdata, None, None)
+        return open_image(sdata, keys, channels=[channel])

@@ -67,6 +67,11 @@ class Panel:
         named = (key for key in frames if self.color in obsm_names(adata, key))
         return next(named, next((key for key in frames if self.color.startswith(f"{key}:")), None))
 
+    def like(self, other: Panel) -> None:
+        """Take over the outlines of another panel of the same sample, if they are of the same rows."""
+        if (self.rows.shapes, self.rows.table) == (other.rows.shapes, other.rows.table):
+            self.polygons = other.polygons
+
     def view(self, extent: Extent) -> None:
         """Settle what part of the slide is shown; refuse one where no region lies."""
         import shapely
@@ -103,8 +108,8 @@ def _find(
     sdata: SpatialData, color: str | None, regions: str | None, layer: str | None
 ) -> tuple[Rows, AnnData | None, Any]:
     """The regions, their table, and the values of the colour where they are no column of the table."""
-    if color is not None and (regions is None or regions in sdata.tables):
-        rows, adata = rows_with(sdata, color, regions, layer)
+    if color is not None and regions is None:
+        rows, adata = rows_with(sdata, color, None, layer)
     else:
         rows = rows_of(sdata, _usual_regions(sdata) if regions is None else regions)
         adata = None if rows.table is None else sdata.tables[rows.table]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sthist import _sample
+from sthist._messages import listed
 from sthist._sample.elements import region_geometry
 from sthist._sample.samples import samples_of
 from sthist._sample.verbs import verb
@@ -114,7 +115,11 @@ def regions(
     several = isinstance(sdata, Mapping)
     samples = samples_of(sdata)
     panels = [[Panel(each.name, each.data, name, regions, layer) for name in names] for each in samples]
+    if palette is not None and all(panel.is_number or panel.color is None for row in panels for panel in row):
+        raise ValueError(f"palette= gives colours of classes, and {listed(map(str, names))} hold numbers: pass cmap=.")
     for row in panels:
+        for panel in row[1:]:
+            panel.like(row[0])
         extent = _extent(row, within)
         for panel in row:
             panel.view(extent)

@@ -8,6 +8,7 @@ import numpy as np
 
 from sthist import _sample, scale
 from sthist._sample.elements import is_missing
+from sthist._tables.rows import placed_um
 from sthist.pl._base import SMALL_PX, dots_of_boxes, usual_width
 from sthist.tiles._regions.raster import rasterize
 
@@ -51,15 +52,7 @@ class Outlines:
 
     def polygons(self, rows: np.ndarray) -> np.ndarray:
         """Some of them in µm, (n,) geometries; circles with 64 corners."""
-        import shapely
-
-        geometry = self._geometry[rows]
-        if self._radii is not None:
-            geometry = shapely.buffer(geometry, self._radii[rows], quad_segs=16)
-        if np.array_equal(self._matrix, np.eye(3)):
-            return np.asarray(geometry)
-        matrix = self._matrix
-        return np.asarray(shapely.transform(geometry, lambda places: places @ matrix[:2, :2].T + matrix[:2, 2]))
+        return placed_um(self._geometry[rows], None if self._radii is None else self._radii[rows], self._matrix)
 
     def at(self, x: float, y: float, reach_um: float) -> int | None:
         """The region at a point, of several the last, as it lies on top; else the nearest within reach."""
